@@ -1,0 +1,1 @@
+"""Light curves in: files or objects -> clean -> windows -> packed store -> batches -> masks."""

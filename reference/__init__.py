@@ -1,0 +1,1 @@
+"""AstroCo in plain PyTorch: the truth that every kernel is checked against."""
