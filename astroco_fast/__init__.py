@@ -4,7 +4,9 @@
 >>> model = af.AstroCo.from_preset("S")
 """
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -13,3 +15,26 @@ __version__ = "0.1.0"
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "kernels" / "__init__.py").is_file() and (_checkout / "reference" / "__init__.py").is_file():
     __path__.append(str(_checkout))
+
+# What users import is loaded when first used, so that `astroco --help` need not wait for torch.
+_LAZY = {
+    "AstroCo": "astroco_fast.model",
+    "AstroCoConfig": "astroco_fast.config",
+    "AstroCoOutput": "astroco_fast.reference",
+    "Layout": "astroco_fast.layout",
+    "backend": "astroco_fast.ops",
+    "set_backend": "astroco_fast.ops",
+}
+__all__ = ["AstroCo", "AstroCoConfig", "AstroCoOutput", "Layout", "__version__", "backend", "set_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'astroco_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,83 @@
+"""BatchNorm over the real points of a batch (paper, section 3: BatchNorm1d in the convolutional sublayer)."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class MaskedBatchNorm1d(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` whose statistics leave padding out: as if only the real rows had been given.
+
+    The state_dict, momentum and epsilon are those of `nn.BatchNorm1d`. With a single real row the running variance
+    takes the biased (zero) variance, where PyTorch refuses; with none, the running statistics stay.
+
+    Attributes:
+        group: the process group over which training statistics are synchronised; None keeps them local.
+    """
+
+    group: Any = None
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Normalise rows.
+
+        Args:
+            x: (N, D), floating point.
+            valid: (N,) bool, True at real rows; None: all are real. What the other rows hold never matters.
+
+        Returns:
+            (N, D), float32 (float64 if x is), zero at rows that are not real before scale and shift are applied.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if valid is not None:
+            x = x.masked_fill(~valid[:, None], 0)
+        mean, var = self._batch_statistics(x, valid) if self.training else (self.running_mean, self.running_var)
+        assert mean is not None
+        assert var is not None
+        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+
+    def _batch_statistics(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (D,) over the real rows; updates the running statistics."""
+        real = x.new_tensor(float(x.shape[0])) if valid is None else valid.sum().to(x.dtype)
+        total = self._all_ranks(torch.cat([x.sum(0), real[None]]))
+        count = total[-1].detach().clamp_min(1)
+        mean = total[:-1] / count
+        deviation = x - mean  # two passes: E[x^2] - E[x]^2 would cancel
+        if valid is not None:
+            deviation = deviation.masked_fill(~valid[:, None], 0)
+        var = self._all_ranks(deviation.square().sum(0)) / count
+        self._update_running(total[-1].detach(), mean.detach(), var.detach())
+        return mean, var
+
+    @torch.no_grad()
+    def _update_running(self, real: Tensor, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        step = self.momentum * (real > 0).to(mean.dtype)
+        unbiased = var * (real / (real - 1).clamp_min(1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step.to(self.running_mean.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), step.to(self.running_var.dtype))
+        self.num_batches_tracked.add_(1)
+
+    def _all_ranks(self, local: Tensor) -> Tensor:
+        return local if self.group is None else _SumOverRanks.apply(local, self.group)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over the ranks of a group; so is the gradient, since each rank's output depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx, local, group):  # type: ignore[no-untyped-def, override]
+        ctx.group = group
+        total = local.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        total = grad.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
