@@ -10,8 +10,7 @@ Either way a window's real points are its first positions. A mask with holes or 
 form on the way in and undone on the way out: where the padding stands never matters.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,13 +75,17 @@ class Layout:
         index: (n,) int64, packed only: the flat position b*T + t of each real row. None: row r is position r.
         source: (n,) int64: the flat position each row has in the caller's tensors. It differs from `index` where the
             caller's mask has holes.
+        positions: (B, T) bool: which positions of the windows hold real points.
+        valid: (N,) bool: which rows are real points; None if all are (known on the host).
         full: every row is a real point and every position has one (known on the host).
     """
 
     batch: int
     length: int
     lengths: Tensor
+    positions: Tensor
     rows: int
+    valid: Tensor | None = None
     index: Tensor | None = None
     source: Tensor | None = None
     full: bool = False
@@ -90,8 +93,8 @@ class Layout:
     @staticmethod
     def padded(lengths: Tensor, length: int) -> "Layout":
         """Every position is a row. Args: lengths (B,) integers on the activations' device; length T."""
-        batch = lengths.shape[0]
-        return Layout(batch, length, lengths.to(torch.int64), batch * length)
+        batch, positions = lengths.shape[0], _prefix_mask(lengths, length)
+        return Layout(batch, length, lengths.to(torch.int64), positions, batch * length, positions.flatten())
 
     @staticmethod
     def packed(
@@ -115,10 +118,13 @@ class Layout:
         rows = real if capacity is None else capacity
         if rows < real:
             raise ValueError(f"Layout.packed: capacity {rows} is below the {real} real points")
+        positions = _prefix_mask(lengths, length)
+        index = positions.flatten().nonzero().squeeze(1).to(device)
+        lengths, positions = lengths.to(device), positions.to(device)
         if rows == real == batch * length:
-            return Layout(batch, length, lengths.to(device), rows, full=True)
-        index = _prefix_mask(lengths, length).flatten().nonzero().squeeze(1).to(device)
-        return Layout(batch, length, lengths.to(device), rows, index, index)
+            return Layout(batch, length, lengths, positions, rows, full=True)
+        valid = None if rows == real else torch.arange(rows, device=device) < real
+        return Layout(batch, length, lengths, positions, rows, valid, index, index)
 
     @staticmethod
     def from_mask(mask: Tensor) -> "Layout":
@@ -131,30 +137,13 @@ class Layout:
         if torch.compiler.is_compiling():
             order = torch.argsort(~mask, dim=1, stable=True)  # real points first
             source = (order + length * torch.arange(batch, device=mask.device)[:, None]).flatten()
-            return Layout(batch, length, mask.sum(1), batch * length, source=source)
+            return replace(Layout.padded(mask.sum(1), length), source=source)
         host = mask.to("cpu", torch.bool)
         lengths = host.sum(1)
         layout = Layout.packed(lengths, length, mask.device)
         if torch.equal(host, _prefix_mask(lengths, length)):
             return layout
-        source = host.flatten().nonzero().squeeze(1).to(mask.device)
-        return Layout(batch, length, layout.lengths, layout.rows, layout.index, source)
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(B, T) bool: which positions of the windows hold real points."""
-        return _prefix_mask(self.lengths, self.length)
-
-    @cached_property
-    def valid(self) -> Tensor | None:
-        """(N,) bool: which rows are real points; None if all are."""
-        if self.full:
-            return None
-        if self.index is None:
-            return self.positions.flatten()
-        if self.index.shape[0] == self.rows:
-            return None
-        return torch.arange(self.rows, device=self.index.device) < self.index.shape[0]
+        return replace(layout, source=host.flatten().nonzero().squeeze(1).to(mask.device))
 
     def enter(self, values: Tensor) -> Tensor:
         """The caller's (B, T, ...) to rows (N, ...). Filler rows are zero."""

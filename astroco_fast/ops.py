@@ -1,7 +1,7 @@
 """The encoder's ops, and which backend runs each.
 
 An op is a piece of the paper, cut the same in every backend. The caller's choice of backend comes first
-(`backend(...)`, then `set_backend`, then the environment variable `ASTROCO_BACKEND`), else the best that device and
+(`backend(...)` or `set_backend`, or at start the environment variable `ASTROCO_BACKEND`), else the best that device and
 dtype allow. What the chosen backend can't do goes to the reference, op by op; `astroco doctor` shows what runs where
 and why.
 """
@@ -9,7 +9,6 @@ and why.
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from contextvars import ContextVar
 from types import ModuleType
 from typing import NamedTuple
 
@@ -25,8 +24,8 @@ OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "m
 # By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py.
 BACKENDS: dict[str, ModuleType] = {"reference": _reference}
 
-_for_process: str | None = None
-_for_context: ContextVar[str | None] = ContextVar("astroco_backend", default=None)
+# The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
+_choice: str | None = os.environ.get("ASTROCO_BACKEND") or None
 
 
 class Selection(NamedTuple):
@@ -42,28 +41,28 @@ def set_backend(name: str | None) -> None:
     Raises:
         UserError: no such backend.
     """
-    global _for_process
-    _for_process = None if name is None else _known(name, "set_backend")
+    global _choice
+    _choice = None if name is None else _known(name, "set_backend")
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose the backend within a `with` block (and this thread or task).
+    """Choose the backend within a `with` block, for the whole process.
 
     Raises:
         UserError: no such backend.
     """
-    token = _for_context.set(_known(name, "backend"))
+    global _choice
+    before, _choice = _choice, _known(name, "backend")
     try:
         yield
     finally:
-        _for_context.reset(token)
+        _choice = before
 
 
 def select(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> Selection:
     """The backend that runs `op` on tensors of this device and dtype."""
-    chosen = _for_context.get() or _for_process or os.environ.get("ASTROCO_BACKEND") or None
-    candidates = BACKENDS if chosen is None else [_known(chosen, "ASTROCO_BACKEND")]
+    candidates = BACKENDS if _choice is None else [_known(_choice, "ASTROCO_BACKEND")]
     reasons: dict[str, str] = {}
     for name in candidates:
         reason = BACKENDS[name].unsupported(op, device, dtype, training)
