@@ -20,7 +20,7 @@ def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tenso
         is).
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    error = prediction.to(dtype) - target.to(dtype)
-    is_role = torch.stack([role == code for code in (1, 2, 3)], dim=-1)  # (B, T, 3)
-    squared = error.square()[..., None].where(is_role, error.new_zeros(())).sum(1)
-    return squared, is_role.sum(1).to(dtype)
+    # Masked before it is squared: a NaN at a point that is not probed must not reach the gradient either.
+    error = (prediction.to(dtype) - target.to(dtype)).masked_fill(role == 0, 0)
+    is_role = torch.stack([role == code for code in (1, 2, 3)], dim=-1).to(dtype)  # (B, T, 3)
+    return (error.square()[..., None] * is_role).sum(1), is_role.sum(1)

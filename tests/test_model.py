@@ -1,0 +1,120 @@
+"""AstroCo as users meet it: equal to the reference, saved, loaded, compiled."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import astroco_fast as af
+from astroco_fast.errors import UserError
+from astroco_fast.reference import ReferenceAstroCo
+from tests.windows import make_windows
+
+ABLATIONS = [{}, {"convolution": False}, {"gate": False}, {"mix": False}]
+
+
+def tiny(**overrides: object) -> af.AstroCo:
+    return af.AstroCo.from_preset("tiny", **{"width": 16, "heads": 2, "dropout": 0.0, **overrides})
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_same_state_dict_and_outputs_as_the_reference(ablation: dict[str, bool]) -> None:
+    fast = tiny(**ablation)
+    slow = ReferenceAstroCo(fast.config)
+    assert list(slow.state_dict()) == list(fast.state_dict())
+    slow.load_state_dict(fast.state_dict())
+    w = make_windows([12, 5, 0], 12)
+    for a, b in zip(
+        fast(w.time, w.mag, w.err, w.mask, hidden=w.hidden),
+        slow(w.time, w.mag, w.err, w.mask, hidden=w.hidden),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_outputs_have_the_shapes_promised() -> None:
+    w = make_windows([12, 5], 12)
+    out = tiny()(w.time, w.mag, w.err, w.mask)
+    assert [tuple(x.shape) for x in out] == [(2, 12, 16), (2, 16), (2, 12)]
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in out)
+
+
+def test_non_contiguous_inputs_give_the_same() -> None:
+    w = make_windows([12, 5, 9, 9], 24)
+    model = tiny().eval()
+    sliced = model(w.time[::2, :12], w.mag[::2, :12], w.err[::2, :12], w.mask[::2, :12])
+    copied = model(*(x[::2, :12].clone() for x in (w.time, w.mag, w.err, w.mask)))
+    assert torch.equal(sliced.embedding, copied.embedding)
+    expanded = model(w.time[:1, :12].expand(3, 12), w.mag[:1, :12].expand(3, 12), w.err[:1, :12].expand(3, 12))
+    assert torch.equal(expanded.embedding[0], expanded.embedding[2])
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_save_and_load(tmp_path: Path, ablation: dict[str, bool]) -> None:
+    model = tiny(hide="magnitude", **ablation).eval()
+    model.save_pretrained(tmp_path / "m", notes="Trained on nothing.")
+    loaded = af.AstroCo.from_pretrained(tmp_path / "m")
+    assert loaded.config == model.config
+    assert not loaded.training
+    w = make_windows([12], 12)
+    assert torch.equal(loaded(w.time, w.mag, w.err).embedding, model(w.time, w.mag, w.err).embedding)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "Trained on nothing." in card
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+
+
+def damage_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: damage_config(f, model="Bert"), "not an AstroCo configuration"),
+        (lambda f: damage_config(f, format=99), "upgrade astroco_fast"),
+        (lambda f: damage_config(f, wings=2), "config.json: unknown model setting 'wings'"),
+        (lambda f: damage_config(f, width=32), "does not hold this model's weights"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "does not hold this model's weights"),
+    ],
+)
+def test_broken_folders_are_named(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    tiny().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        af.AstroCo.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/such/folder"])
+def test_a_folder_that_is_not_there(source: str) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        af.AstroCo.from_pretrained(source)
+
+
+def test_autocast_is_respected() -> None:
+    model = tiny().eval()
+    w = make_windows([12, 7], 12)
+    exact = model(w.time, w.mag, w.err, w.mask).embedding
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(w.time, w.mag, w.err, w.mask).embedding
+    difference = (rounded.float() - exact).abs().max()
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph() -> None:
+    model = tiny().eval()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    w = make_windows([12, 7, 0], 12)
+    holes = w.mask & (torch.rand(3, 12) < 0.7)
+    for arguments in ({"mask": w.mask}, {"mask": holes}, {"lengths": w.lengths}):
+        expected = model(w.time, w.mag, w.err, hidden=w.hidden, **arguments)
+        got = compiled(w.time, w.mag, w.err, hidden=w.hidden, **arguments)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
