@@ -1,0 +1,61 @@
+# Every target needs nothing but make and Python 3.10 or newer: it sets up its own environment first.
+#
+#   make test        the default tests
+#   make test-slow   the tests that `make test` leaves out
+#   make lint        ruff, ruff format --check, mypy
+#   make bench       who is how fast, on this machine
+#   make env         only set up .venv
+#   make clean       remove what was made here, .venv and demo/ included
+#
+# Which Python the environment is made with: make test PYTHON=python3.12
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Test processes and ranks run side by side: one thread each, or they wait for one another.
+test test-slow: export OMP_NUM_THREADS ?= 1
+
+# The package as it is once installed, for mypy, which cannot be told that its folders lie apart.
+TYPED := build/typed
+
+# The stamp bears the version, so that another PYTHON makes the environment anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+READY := $(VENV)/.ready-$(VERSION)
+
+.PHONY: help env test test-slow lint bench clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+env: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "make: Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)/astroco_fast
+	ln -s $(CURDIR)/astroco_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(TYPED)/astroco_fast/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache .
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""`astroco NAME ...`: the package's commands under one name.
+
+`astroco NAME` and `python -m astroco_fast.NAME` are the same. Nothing is imported before a command is chosen, so help
+comes at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "doctor": "what this machine has, and which op runs where and why",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named by the first argument with the others.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+
+    Returns:
+        The command's exit status; 2 for a name that is none of the commands.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(_help(), file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        from astroco_fast import __version__
+
+        print(f"astroco_fast {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"astroco: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"astroco_fast.{name}").main(rest)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: astroco COMMAND ...",
+            "       astroco COMMAND --help",
+            "       astroco --version",
+            "",
+            "commands:",
+            *lines,
+        ]
+    )

@@ -1,0 +1,131 @@
+"""Wheel, editable install and bare checkout: each gives the whole package, from any directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"astroco_fast": "astroco_fast", "kernels": "astroco_fast/kernels", "reference": "astroco_fast/reference"}
+
+# Specs are enough: importing the reference itself would load torch, each time.
+WHERE = """
+import importlib.util, json
+import astroco_fast
+names = ("astroco_fast", "astroco_fast.kernels", "astroco_fast.reference")
+print(json.dumps([importlib.util.find_spec(name).origin for name in names]))
+"""
+
+
+def python_files(root: Path) -> set[str]:
+    return {
+        str(Path(FOLDERS[folder]) / path.relative_to(root / folder))
+        for folder in FOLDERS
+        for path in (root / folder).rglob("*.py")
+    }
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """What a command prints, in an environment that says nothing about Python beyond what is given."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def bare_environment(folder: Path) -> Path:
+    """A new environment that sees this one's packages, but not the `astroco_fast` that may be installed in it.
+
+    The packages are linked rather than put on the path as they lie, or pip would find that installation and, in its
+    place, take it away.
+
+    Returns:
+        The folder of its programs.
+    """
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    entries = {entry.name: entry for folder in packages for entry in Path(folder).iterdir()}
+    for name, entry in entries.items():
+        if "astroco" not in name:
+            (site / name).symlink_to(entry)
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that a build leaves nothing behind in the real checkout."""
+    copy = tmp_path_factory.mktemp("work") / "checkout"
+    copy.mkdir()
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out)
+    run(sys.executable, "-m", "pip", "wheel", *options, checkout, cwd=out)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable", "bare"])
+def installed(
+    request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """How the package is there, and the programs of an environment where it is."""
+    programs = bare_environment(tmp_path_factory.mktemp(request.param) / "environment")
+    if request.param != "bare":
+        what = [request.getfixturevalue("wheel")] if request.param == "wheel" else ["--editable", checkout]
+        options = ("--no-deps", "--no-build-isolation", "--no-index")
+        run(programs / "python", "-m", "pip", "install", *options, *what, cwd=programs)
+    return request.param, programs
+
+
+def test_every_part_is_found_from_any_directory(installed: tuple[str, Path], checkout: Path, tmp_path: Path) -> None:
+    kind, programs = installed
+    for cwd in (tmp_path, checkout, checkout / "kernels"):
+        environment = {"PYTHONPATH": str(checkout)} if kind == "bare" else {}
+        files = [Path(file) for file in json.loads(run(programs / "python", "-c", WHERE, cwd=cwd, **environment))]
+        if kind == "wheel" and cwd != checkout:
+            package = files[0].parent
+            assert programs.parent in package.parents
+            assert files == [package / "__init__.py", *(package / p / "__init__.py" for p in ("kernels", "reference"))]
+        else:  # a checkout in the working directory hides an installed wheel: then all of it must come from there
+            assert files == [checkout / p / "__init__.py" for p in ("astroco_fast", "kernels", "reference")]
+
+
+def test_a_bare_checkout_needs_no_path_in_its_root(checkout: Path, tmp_path: Path) -> None:
+    programs = bare_environment(tmp_path / "environment")
+    assert str(checkout) in run(programs / "python", "-c", WHERE, cwd=checkout)
+
+
+def test_the_wheel_holds_every_source_and_no_foreign_name(wheel: Path, checkout: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in names} == {"astroco_fast"}
+    assert {name for name in names if name.endswith(".py")} == python_files(checkout)
+    assert "astroco_fast/py.typed" in names
+
+
+def test_the_command_helps_without_loading_torch(installed: tuple[str, Path], checkout: Path, tmp_path: Path) -> None:
+    kind, programs = installed
+    if kind == "bare":
+        assert "commands:" in run(programs / "python", "-m", "astroco_fast", "--help", cwd=checkout)
+    else:
+        assert "commands:" in run(programs / "astroco", "--help", cwd=tmp_path)
+    script = "import sys; from astroco_fast.cli import main; main(['--help']); print('torch' in sys.modules)"
+    loaded = run(programs / "python", "-c", script, cwd=checkout)
+    assert loaded.splitlines()[-1] == "False"
