@@ -1,0 +1,237 @@
+"""Batches of windows, assembled by vectorised indexing of the store, and the thread that makes them ahead of time."""
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from astroco_fast.data.masking import EVALUATION_EPOCH, draw_roles
+from astroco_fast.data.windows import WindowTable, random_windows
+from astroco_fast.errors import UserError
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Points(Protocol):
+    """The part of a store that batches need: flattened points (P,) of light curves, and where each begins."""
+
+    @property
+    def time(self) -> Float64Array: ...
+    @property
+    def mag(self) -> Float32Array: ...
+    @property
+    def err(self) -> Float32Array: ...
+    @property
+    def offsets(self) -> Int64Array: ...
+
+
+@dataclass
+class Batch:
+    """B windows padded to T positions; the real points of each come first. Everything is zero at padding.
+
+    time: float32 (B, T), days, zero-mean over the window's real points (centred in float64).
+    mag: float32 (B, T), what the model sees: centred as `target`, random points replaced, nothing hidden yet.
+    err: float32 (B, T), magnitudes.
+    target: float32 (B, T), the true magnitude, zero-mean over the window's real points (centred in float64).
+    role: uint8 (B, T), 0 where not probed, else `HIDDEN`, `RANDOM` or `UNCHANGED`.
+    lengths: int64 (B,), real points.
+    index: int64 (B,), the window's place in the table; -1 for an empty slot.
+    """
+
+    time: Float32Array
+    mag: Float32Array
+    err: Float32Array
+    target: Float32Array
+    role: npt.NDArray[np.uint8]
+    lengths: Int64Array
+    index: Int64Array
+
+
+class WindowBatches:
+    """Makes batches of a store's windows, masks drawn.
+
+    Args:
+        store: the points; memory maps are read where needed, and never copied whole.
+        table: the windows, of `size` points at most.
+        size: T, the width of every batch.
+        seed: of the masks and of random windows.
+        random: redraw where windows begin, each training epoch (`random_windows`). Evaluation's windows stay.
+
+    Raises:
+        UserError: a window of the table is longer than `size`.
+    """
+
+    def __init__(self, store: Points, table: WindowTable, size: int, seed: int, random: bool = False) -> None:
+        if len(table) and table.length.max() > size:
+            raise UserError(f"windows of {table.length.max()} points do not fit the window size {size}")
+        # As plain arrays: indexing an np.memmap costs a Python-level view each time.
+        self._time, self._mag, self._err = (np.asarray(points) for points in (store.time, store.mag, store.err))
+        self._offsets = np.asarray(store.offsets)
+        self._table = table
+        self._size = size
+        self._seed = seed
+        self._random = random
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def assemble(self, indices: npt.ArrayLike, epoch: int) -> Batch:
+        """Gather windows, centre them, and draw their masks. What it returns is the caller's: nothing is shared.
+
+        Args:
+            indices: integers (B,), windows of the table, in any order; -1 is an empty slot (all padding, length 0).
+            epoch: with the seed and the index, names the masks; 0 for evaluation.
+
+        Raises:
+            IndexError: an index outside the table.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        if len(index) and not (-1 <= index.min() and index.max() < len(self._table)):
+            raise IndexError(f"window indices must be -1 to {len(self._table) - 1}, not {index.min()} to {index.max()}")
+        start, lengths = self._place(index, epoch)
+        real = np.arange(self._size) < lengths[:, None]
+        time, mag, err = self._gather(start, lengths)
+        target = _centred(mag, real, lengths)
+        draw = draw_roles(lengths, index, self._size, self._seed, epoch)
+        shown = target.copy()
+        shown[draw.row, draw.position] = target[draw.row, draw.source]
+        return Batch(_centred(time, real, lengths), shown, err * real, target, draw.role, lengths, index)
+
+    def _place(self, index: Int64Array, epoch: int) -> tuple[Int64Array, Int64Array]:
+        """First point and number of points, int64 (B,) each; empty slots have length 0."""
+        taken = index >= 0
+        start, lengths = np.zeros_like(index), np.zeros_like(index)
+        if self._random and epoch != EVALUATION_EPOCH:
+            windows = random_windows(self._table, self._offsets, self._size, self._seed, epoch, index[taken])
+            start[taken], lengths[taken] = windows.start, windows.length
+        else:
+            start[taken], lengths[taken] = self._table.start[index[taken]], self._table.length[index[taken]]
+        return start, lengths
+
+    def _gather(self, start: Int64Array, lengths: Int64Array) -> tuple[Float64Array, Float32Array, Float32Array]:
+        """Points (B, T) of the windows; padding repeats a window's last point, so that every value is a finite one."""
+        offset = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
+        offset += start[:, None]
+        # "clip" only spares numpy a pass of checks: every index is in range.
+        return (
+            self._time.take(offset, mode="clip"),
+            self._mag.take(offset, mode="clip"),
+            self._err.take(offset, mode="clip"),
+        )
+
+
+def _centred(values: npt.NDArray[Any], real: npt.NDArray[np.bool_], lengths: Int64Array) -> Float32Array:
+    """Values (B, T) less their mean over the real points, in float64, as float32; zero at padding."""
+    values = np.where(real, values, 0.0)
+    mean = values.sum(axis=1) / np.maximum(lengths, 1)
+    values -= np.where(real, mean[:, None], 0.0)
+    return values.astype(np.float32)
+
+
+class Prefetcher(Generic[Result]):
+    """Results made ahead by one background thread, in order: iterate, and `close` (or use `with`) when done early.
+
+    `wait_seconds` is how long the consumer has waited for results so far.
+
+    Made by `prefetch`.
+    """
+
+    def __init__(self, items: Iterable[Item], work: Callable[[Item], Result], depth: int) -> None:
+        self.wait_seconds = 0.0
+        self._queue: queue.Queue[_Outcome[Result]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        # The thread holds no reference to this object, so that dropping the object, or leaving the interpreter, stops
+        # the thread. It is a daemon because the interpreter waits for other threads before it runs any finaliser.
+        thread = threading.Thread(
+            target=_produce, args=(items, work, self._queue, self._stopped), name="astroco-prefetch", daemon=True
+        )
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, self._stopped)
+        thread.start()
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def __next__(self) -> Result:
+        if self._stopped.is_set():
+            raise StopIteration
+        before = time.perf_counter()
+        outcome = self._queue.get()
+        self.wait_seconds += time.perf_counter() - before
+        if outcome.last:
+            self.close()
+            if outcome.error is not None:
+                raise outcome.error
+            raise StopIteration
+        return outcome.value  # type: ignore[return-value]  # only the last outcome has no value
+
+    def __enter__(self) -> "Prefetcher[Result]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and drop what it had made; waits for the result it is at. May be called twice."""
+        self._finalizer()
+
+
+def prefetch(items: Iterable[Item], work: Callable[[Item], Result], depth: int = 3) -> Prefetcher[Result]:
+    """Compute `work(item)` for each item, in order, in one background thread, at most `depth` results ahead.
+
+    An exception in `work` or in `items` is raised in the consumer, after the results that came before it.
+
+    Args:
+        items: taken one by one in the background thread.
+        work: for batches, `lambda indices: batches.assemble(indices, epoch)`; numpy lets other threads run meanwhile.
+        depth: bound of the queue, 1 or more.
+    """
+    if depth < 1:
+        raise ValueError(f"the depth of prefetching must be at least 1, not {depth}")
+    return Prefetcher(items, work, depth)
+
+
+@dataclass
+class _Outcome(Generic[Result]):
+    value: Result | None = None
+    last: bool = False
+    error: BaseException | None = None
+
+
+def _produce(
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    results: "queue.Queue[_Outcome[Result]]",
+    stopped: threading.Event,
+) -> None:
+    try:
+        for item in items:
+            result = work(item)
+            if stopped.is_set():
+                return
+            results.put(_Outcome(value=result))
+            if stopped.is_set():
+                return
+        results.put(_Outcome(last=True))
+    except BaseException as error:  # whatever it is, it is the consumer's
+        results.put(_Outcome(last=True, error=error))
+
+
+def _shut_down(thread: threading.Thread, results: "queue.Queue[Any]", stopped: threading.Event) -> None:
+    stopped.set()
+    # A thread blocked on a full queue needs room to see the flag; after it, the thread puts one result at most.
+    while thread.is_alive():
+        try:
+            results.get_nowait()
+        except queue.Empty:
+            thread.join(timeout=0.01)

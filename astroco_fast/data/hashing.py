@@ -1,0 +1,81 @@
+"""A counter-based random generator: the draw for (stream, seed, epoch, window, position) needs no state.
+
+Every random decision of the pipeline is `hash64` of the numbers that name it. So it is the same whatever the rank, the
+batch, the device, the order of work or the point a run was resumed at, and on every machine: the hash is integer
+arithmetic modulo 2^64 alone.
+
+The hash chains SplitMix64's finaliser (Steele, Lea and Flood 2014) over the counters c1, c2, ...:
+
+    h <- 0;  for each c:  h <- finalise((h xor c) + 0x9e3779b97f4a7c15)
+    finalise(z):  z ^= z >> 30;  z *= 0xbf58476d1ce4e5b9;  z ^= z >> 27;  z *= 0x94d049bb133111eb;  z ^= z >> 31
+
+With one counter 0, 1, 2 ... times the added constant it is SplitMix64 itself. Each step is a bijection of the last
+counter, so draws that differ in the last counter alone never collide.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
+
+# The first counter says what a draw is for, so that no two uses ever share a draw.
+STREAM_MASK = 1
+STREAM_SOURCE = 2
+STREAM_ORDER = 3
+STREAM_WINDOW = 4
+STREAM_SIMULATION = 5
+
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
+_TO_UNIT = 2.0**-53
+
+
+def hash64(*counters: Any) -> UInt64Array:
+    """Hash integers to 64 uniform bits.
+
+    Args:
+        counters: integers or integer arrays of shapes that broadcast; negative ones count modulo 2^64. The order of
+            the counters matters. Putting the array that varies fastest last is the cheapest.
+
+    Returns:
+        uint64 array of the broadcast shape (of shape () if all counters are plain integers).
+    """
+    state: Any = np.uint64(0)
+    with np.errstate(over="ignore"):  # numpy warns of wrapping for scalars, and wrapping is meant
+        for counter in counters:
+            state = _finalise((state ^ _as_uint64(counter)) + _INCREMENT)
+    return np.asarray(state, dtype=np.uint64)
+
+
+def uniform(bits: UInt64Array) -> npt.NDArray[np.float64]:
+    """Uniform float64 numbers in [0, 1) of 64 random bits each: the 53 high bits, exactly."""
+    return (bits >> np.uint64(11)).astype(np.float64) * _TO_UNIT
+
+
+def normal(bits: UInt64Array, more_bits: UInt64Array) -> npt.NDArray[np.float64]:
+    """Standard normal float64 numbers of two independent sets of random bits of one shape (Box-Muller)."""
+    radius = np.sqrt(-2.0 * np.log1p(-uniform(bits)))
+    return radius * np.cos(2.0 * np.pi * uniform(more_bits))
+
+
+def _as_uint64(counter: Any) -> Any:
+    if isinstance(counter, int):
+        return np.uint64(counter & 0xFFFFFFFFFFFFFFFF)
+    array = np.asarray(counter)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"hash64 takes integers, not {array.dtype}")
+    return array.astype(np.uint64, copy=False)
+
+
+def _finalise(z: Any) -> Any:
+    """SplitMix64's finaliser; `z` is fresh, so that arrays are worked on in place."""
+    z ^= z >> _SHIFT_1
+    z *= _MULTIPLIER_1
+    z ^= z >> _SHIFT_2
+    z *= _MULTIPLIER_2
+    z ^= z >> _SHIFT_3
+    return z
