@@ -1,0 +1,125 @@
+"""Drop what is not a measurement, and count what was dropped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.errors import UserError
+
+NOT_FINITE = "points: not finite"
+NO_FLUX = "points: flux not positive"
+SENTINEL = "points: sentinel value"
+BAD_ERROR = "points: error not positive"
+SHORT_POINTS = "points: in curves that are too short"
+SHORT_CURVES = "curves: too few points"
+
+# No calendar in use counts more days than this (JD is 2.5 million), and no curve lasts 2,700 years: beyond, the column
+# is in seconds, or mixes JD with MJD.
+LATEST_TIME = 1e7
+LONGEST_CURVE = 1e6
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """What counts as a measurement, and as a light curve.
+
+    Args:
+        min_points: curves with fewer good points than this are dropped.
+        sentinel: a magnitude this large in absolute value, or an error this large, stands for "no measurement"
+            (surveys write -99, 99.999, -999, 9999 ...).
+    """
+
+    min_points: int = 10
+    sentinel: float = 90.0
+
+    def __post_init__(self) -> None:
+        if self.min_points < 1:
+            raise UserError(f"clean.min_points must be at least 1, not {self.min_points}")
+        if not self.sentinel > 0:
+            raise UserError(f"clean.sentinel must be positive, not {self.sentinel}")
+
+
+def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBatch, Counter[str]]:
+    """Drop bad points, sort each curve by time, drop curves left with too few points.
+
+    Points with equal times are kept, in the order in which they came. A point bad in several ways is counted once,
+    under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
+
+    Returns:
+        The clean curves, and how many points and curves were dropped by reason (this module's constants).
+
+    Raises:
+        UserError: the times of a curve that is kept are not days (says which curve and where it comes from).
+    """
+    config = config or CleanConfig()
+    dropped: Counter[str] = Counter()
+    good = np.ones(batch.n_points, dtype=bool)
+    for reason, bad in (
+        (NO_FLUX, np.isposinf(batch.mag)),
+        (NOT_FINITE, ~(np.isfinite(batch.time) & np.isfinite(batch.mag) & np.isfinite(batch.err))),
+        (SENTINEL, (np.abs(batch.mag) >= config.sentinel) | (batch.err >= config.sentinel)),
+        (BAD_ERROR, ~(batch.err > 0)),
+    ):
+        dropped[reason] = int(np.count_nonzero(bad & good))
+        good &= ~bad
+    kept = batch.select_points(good)
+    short = kept.lengths < config.min_points
+    dropped[SHORT_CURVES] = int(np.count_nonzero(short))
+    dropped[SHORT_POINTS] = int(kept.lengths[short].sum())
+    kept = sort_by_time(kept.select(~short))
+    _check_times(kept)
+    return kept, +dropped
+
+
+def sort_by_time(batch: CurveBatch) -> CurveBatch:
+    """Sort the points of each curve by time; equal times keep their order."""
+    if batch.n_points < 2:
+        return batch
+    in_order = np.diff(batch.time) >= 0
+    first_points = batch.offsets[1:-1]
+    in_order[first_points[(first_points > 0) & (first_points < batch.n_points)] - 1] = True
+    if in_order.all():
+        return batch
+    curve = np.repeat(np.arange(len(batch)), batch.lengths)
+    order = np.lexsort((batch.time, curve))  # a stable sort
+    return CurveBatch(
+        ids=batch.ids,
+        band=batch.band,
+        label=batch.label,
+        offsets=batch.offsets,
+        time=batch.time[order],
+        mag=batch.mag[order],
+        err=batch.err[order],
+        source=batch.source,
+    )
+
+
+def _check_times(batch: CurveBatch) -> None:
+    """Curves are sorted and have at least one point each."""
+    if not len(batch):
+        return
+    first, last = batch.time[batch.offsets[:-1]], batch.time[batch.offsets[1:] - 1]
+    _reject(
+        batch,
+        np.maximum(np.abs(first), np.abs(last)) > LATEST_TIME,
+        f"is beyond {LATEST_TIME:.0e} days; convert to days (MJD, JD ...), or name another column by --columns.time",
+    )
+    _reject(
+        batch,
+        last - first > LONGEST_CURVE,
+        "lie millennia apart: JD and MJD may be mixed; bring all times to one zero, or remove the wrong rows",
+    )
+
+
+def _reject(batch: CurveBatch, absurd: NDArray[np.bool_], why: str) -> None:
+    if absurd.any():
+        i = int(np.argmax(absurd))
+        first, last = batch.time[batch.offsets[i]], batch.time[batch.offsets[i + 1] - 1]
+        raise UserError(
+            f"{batch.source or 'curves'}: light curve {batch.ids[i]!r}: time {first:.10g} to {last:.10g} {why}"
+        )

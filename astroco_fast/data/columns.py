@@ -1,0 +1,129 @@
+"""Which column of a table is the time, the magnitude, the error, the star's id, the band and the label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from astroco_fast.errors import UserError
+
+# In order of preference: where a table has several, the first is taken.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "time": ("mjd", "hjd", "hmjd", "jd", "bjd", "time", "t", "midpointMjdTai"),
+    "mag": ("mag", "magnitude", "psfMag", "m"),
+    "err": ("err", "magerr", "errmag", "mag_err", "e_mag", "sigma", "error", "psfMagErr"),
+    "flux": ("flux", "psfFlux"),
+    "flux_err": ("flux_err", "fluxerr", "psfFluxErr", "e_flux", "flux_error", "err", "error", "sigma"),
+    "id": ("id", "objectid", "newID", "sourceid", "star_id", "ID", "object_id", "source_id"),
+    "band": ("band", "filter", "passband"),
+    "label": ("label", "class", "Class"),
+}
+_MEANING = {"mag": "magnitude", "err": "error", "flux_err": "flux error"}
+_MOST_NAMES_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names chosen by the user; what is left out is found by its usual names.
+
+    Args:
+        time: column of times, in days.
+        mag: column of magnitudes.
+        err: column of magnitude errors (one standard deviation).
+        id: column of star ids.
+        band: column of bands; a light curve is one (id, band).
+        label: column of classes.
+        flux: column of fluxes, to be turned into magnitudes; needs a zero point.
+        flux_err: column of flux errors.
+        zero_point: magnitude of unit flux; when given, fluxes are read: mag = zero_point - 2.5 log10(flux).
+    """
+
+    time: str | None = None
+    mag: str | None = None
+    err: str | None = None
+    id: str | None = None
+    band: str | None = None
+    label: str | None = None
+    flux: str | None = None
+    flux_err: str | None = None
+    zero_point: float | None = None
+
+
+def resolve(
+    names: Sequence[str], columns: Columns | None = None, source: str = "table", *, need_id: bool = True
+) -> dict[str, str]:
+    """Find the column of each role among a table's column names.
+
+    An explicit choice wins; else the first alias that matches exactly; else the first that matches but for case and
+    surrounding blanks.
+
+    Returns:
+        role -> column name, with the roles `time`, `mag` and `err` (or `time`, `flux` and `flux_err` when `columns`
+        has a zero point), and `id`, `band`, `label` where present.
+
+    Raises:
+        UserError: a column is missing (says what was found, what was tried, and how to name it), or fluxes come
+            without a zero point.
+    """
+    columns = columns or Columns()
+    value, error = ("mag", "err") if columns.zero_point is None else ("flux", "flux_err")
+    _check_flux_choice(columns, source)
+    found = {}
+    for role in ("time", value, error, "id", "band", "label"):
+        name = find(role, names, getattr(columns, role), source)
+        if name is not None:
+            found[role] = name
+        elif role in ("time", value, error) or (role == "id" and need_id):
+            raise UserError(_missing(role, names, source))
+    return found
+
+
+def find(role: str, names: Sequence[str], chosen: str | None, source: str = "table") -> str | None:
+    """The column of one role, or None; see `resolve`.
+
+    Raises:
+        UserError: the chosen column does not exist.
+    """
+    if chosen is not None:
+        if chosen not in names:
+            raise UserError(f"{source}: no column {chosen!r}, asked for by columns.{role}; found: {listed(names)}")
+        return chosen
+    present = set(names)
+    for alias in ALIASES[role]:
+        if alias in present:
+            return alias
+    folded = {name.strip().lower(): name for name in reversed(names)}
+    for alias in ALIASES[role]:
+        if alias.lower() in folded:
+            return folded[alias.lower()]
+    return None
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message, cut short where they are many."""
+    shown = [str(name) for name in names]
+    more = len(shown) - _MOST_NAMES_SHOWN
+    return ", ".join(shown[:_MOST_NAMES_SHOWN]) + (f", and {more} more" if more > 0 else "") if shown else "none"
+
+
+def _check_flux_choice(columns: Columns, source: str) -> None:
+    if columns.zero_point is None and (columns.flux is not None or columns.flux_err is not None):
+        raise UserError(f"{source}: fluxes need a zero point to become magnitudes: give columns.zero_point too")
+    if columns.zero_point is not None and (columns.mag is not None or columns.err is not None):
+        raise UserError(
+            f"{source}: columns.zero_point says that fluxes are read, but columns.mag or columns.err is given too; "
+            "use columns.flux and columns.flux_err, or leave the zero point out"
+        )
+
+
+def _missing(role: str, names: Sequence[str], source: str) -> str:
+    message = (
+        f"{source}: no {_MEANING.get(role, role)} column; found: {listed(names)}; tried: {', '.join(ALIASES[role])}; "
+        f"name it with --columns.{role} NAME"
+    )
+    flux = find("flux", names, None) if role == "mag" else None
+    if flux is not None:
+        message += f", or give --columns.zero_point to read the fluxes in {flux!r}"
+    if role == "err":
+        message += " (a table without errors needs such a column added: the model uses it)"
+    return message

@@ -1,0 +1,138 @@
+"""The one form in which light curves travel: a batch of curves, their points laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from astroco_fast.errors import UserError
+
+
+@dataclass
+class CurveBatch:
+    """n light curves with P points in all. Curve i owns the points `offsets[i]:offsets[i + 1]`.
+
+    Attributes:
+        ids: (n,) object array of str, the stars' names; bands of one star share it.
+        band: (n,) object array of str, "" where unknown.
+        label: (n,) object array of str, the class of the star, "" where unknown.
+        offsets: (n + 1,) int64, from 0 to P, never falling.
+        time: (P,) float64, days.
+        mag: (P,) float32, magnitudes. +inf says that the flux was not positive.
+        err: (P,) float32, magnitudes, one standard deviation.
+        source: where the curves come from, for messages.
+
+    Raises:
+        UserError: the arrays do not fit together.
+    """
+
+    ids: NDArray[np.object_]
+    band: NDArray[np.object_]
+    label: NDArray[np.object_]
+    offsets: NDArray[np.int64]
+    time: NDArray[np.float64]
+    mag: NDArray[np.float32]
+    err: NDArray[np.float32]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        self.ids, self.band, self.label = (np.asarray(a, dtype=object) for a in (self.ids, self.band, self.label))
+        self.offsets = np.asarray(self.offsets, dtype=np.int64)
+        self.time = np.asarray(self.time, dtype=np.float64)
+        self.mag, self.err = to_float32(self.mag), to_float32(self.err)
+        n, points = len(self.ids), len(self.time)
+        if not (len(self.band) == len(self.label) == len(self.offsets) - 1 == n):
+            raise UserError(f"{self.source or 'curves'}: ids, band, label and offsets disagree on the number of curves")
+        if not (len(self.mag) == len(self.err) == points == self.offsets[-1]) or self.offsets[0] != 0:
+            raise UserError(f"{self.source or 'curves'}: time, mag, err and offsets disagree on the number of points")
+        if n and self.lengths.min() < 0:
+            raise UserError(f"{self.source or 'curves'}: offsets must not fall")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_points(self) -> int:
+        """P, the number of points of all curves together."""
+        return len(self.time)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) int64, points per curve."""
+        return np.diff(self.offsets)
+
+    def select(self, keep: NDArray[np.bool_]) -> CurveBatch:
+        """The curves where `keep` (n,) is True, in order."""
+        if keep.all():
+            return self
+        points = np.repeat(keep, self.lengths)
+        return CurveBatch(
+            ids=self.ids[keep],
+            band=self.band[keep],
+            label=self.label[keep],
+            offsets=offsets_of(self.lengths[keep]),
+            time=self.time[points],
+            mag=self.mag[points],
+            err=self.err[points],
+            source=self.source,
+        )
+
+    def select_points(self, keep: NDArray[np.bool_]) -> CurveBatch:
+        """The same n curves with only the points where `keep` (P,) is True; a curve may be left empty."""
+        if keep.all():
+            return self
+        kept_before = np.concatenate([[0], np.cumsum(keep)])
+        return CurveBatch(
+            ids=self.ids,
+            band=self.band,
+            label=self.label,
+            offsets=kept_before[self.offsets],
+            time=self.time[keep],
+            mag=self.mag[keep],
+            err=self.err[keep],
+            source=self.source,
+        )
+
+    @classmethod
+    def from_arrays(cls, curves: Sequence[ArrayLike], ids: Sequence[str], source: str = "") -> CurveBatch:
+        """A batch of (L, 3) arrays with columns time (days), magnitude, error; band and label unknown.
+
+        Raises:
+            UserError: an array has another shape, or is not made of numbers.
+        """
+        arrays = []
+        for name, curve in zip(ids, curves, strict=True):
+            try:
+                array = np.asarray(curve, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{source}: light curve {name!r} is not an array of numbers: {error}") from error
+            if array.ndim != 2 or array.shape[1] != 3:
+                wanted = "(L, 3), with columns time, magnitude, error"
+                raise UserError(f"{source}: light curve {name!r} has shape {array.shape}; give it the shape {wanted}")
+            arrays.append(array)
+        points = np.concatenate([*arrays, np.empty((0, 3))])
+        unknown = np.full(len(arrays), "", dtype=object)
+        return cls(
+            ids=np.array(list(ids), dtype=object),
+            band=unknown,
+            label=unknown.copy(),
+            offsets=offsets_of(np.array([len(array) for array in arrays], dtype=np.int64)),
+            time=np.ascontiguousarray(points[:, 0]),
+            mag=to_float32(points[:, 1]),
+            err=to_float32(points[:, 2]),
+            source=source,
+        )
+
+
+def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
+    """(n + 1,) int64 offsets of curves of these (n,) lengths laid end to end."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def to_float32(values: ArrayLike) -> NDArray[np.float32]:
+    """Cast to contiguous float32; what is too large for it becomes infinite, and so is found by the cleaning."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(values, dtype=np.float32)

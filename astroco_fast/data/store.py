@@ -1,0 +1,205 @@
+"""The packed store: light curves on disk, memory-mapped, with a manifest that proves them whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.errors import UserError
+
+FORMAT = "astroco-store"
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CURVES = "curves.parquet"
+# Little-endian whatever the machine, so that a store can be copied anywhere.
+POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("err.f32", "<f4")}
+OFFSETS = ("offsets.i64", "<i8")
+FILES = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0], CURVES)
+_AGAIN = "remove the folder and convert again"
+_HASH_BLOCK = 4 << 20
+_CURVES_A_BATCH = 2048
+
+
+class Store:
+    """A converted set of n light curves with P points, opened by `Store.open`; curve i owns points
+    `offsets[i]:offsets[i + 1]`, sorted by time.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`.
+        digest: one hash of the contents of all files, to tell stores apart.
+        time: (P,) float64 days; memory-mapped, read-only, as are the next three.
+        mag: (P,) float32 magnitudes.
+        err: (P,) float32 magnitudes.
+        offsets: (n + 1,) int64.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.digest = digest_of(manifest["files"])
+        self.time: NDArray[np.float64] = self._map(*POINT_FILES["time"])
+        self.mag: NDArray[np.float32] = self._map(*POINT_FILES["mag"])
+        self.err: NDArray[np.float32] = self._map(*POINT_FILES["err"])
+        self.offsets: NDArray[np.int64] = self._map(*OFFSETS)
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = True) -> Store:
+        """Open a store. Sizes are always compared with the manifest; `verify` compares checksums too (reads it all).
+
+        Raises:
+            UserError: not a store, made by a newer version, or not as it was written.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        for name in FILES:
+            _check_file(path / name, manifest["files"].get(name), verify)
+        store = cls(path, manifest)
+        counts = manifest["counts"]
+        if len(store.offsets) != counts["curves"] + 1 or len(store.time) != counts["points"]:
+            raise UserError(f"{path / MANIFEST}: its counts are not those of the files; {_AGAIN}")
+        return store
+
+    @staticmethod
+    def is_store(path: str | Path) -> bool:
+        """Whether a folder is a store (of any version, whole or not), by its manifest."""
+        try:
+            content = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and content.get("format") == FORMAT
+
+    @property
+    def n_curves(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def n_points(self) -> int:
+        return len(self.time)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the curves are simulated rather than observed."""
+        return bool(self.manifest["provenance"].get("simulated", False))
+
+    @cached_property
+    def ids(self) -> NDArray[np.object_]:
+        """(n,) object array of str."""
+        return self._text("id")
+
+    @cached_property
+    def bands(self) -> NDArray[np.object_]:
+        """(n,) object array of str, "" where unknown."""
+        return self._text("band")
+
+    @cached_property
+    def labels(self) -> NDArray[np.object_]:
+        """(n,) object array of str, "" where unknown."""
+        return self._text("label")
+
+    @cached_property
+    def star_hash(self) -> NDArray[np.uint64]:
+        """(n,) uint64, as `split.star_hash` of the ids."""
+        return np.asarray(self._column("star_hash").to_numpy(), dtype=np.uint64)
+
+    def batches(self) -> Iterator[CurveBatch]:
+        """The curves again, copied into memory some at a time."""
+        for first in range(0, self.n_curves, _CURVES_A_BATCH):
+            last = min(first + _CURVES_A_BATCH, self.n_curves)
+            points = slice(int(self.offsets[first]), int(self.offsets[last]))
+            yield CurveBatch(
+                ids=self.ids[first:last],
+                band=self.bands[first:last],
+                label=self.labels[first:last],
+                offsets=self.offsets[first : last + 1] - self.offsets[first],
+                time=np.array(self.time[points]),
+                mag=np.array(self.mag[points]),
+                err=np.array(self.err[points]),
+                source=str(self.path),
+            )
+
+    def _map(self, name: str, dtype: str) -> Any:
+        return np.memmap(self.path / name, dtype=dtype, mode="r")
+
+    def _column(self, name: str) -> Any:
+        return pyarrow.parquet.read_table(self.path / CURVES, columns=[name])[name]
+
+    def _text(self, name: str) -> NDArray[np.object_]:
+        return np.asarray(self._column(name).to_numpy(), dtype=object)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store of a version known here.
+
+    Raises:
+        UserError: no such folder, no manifest, not a store's manifest, or a newer schema.
+    """
+    file = path / MANIFEST
+    if not path.exists():
+        raise UserError(f"{path}: no such store; make one with: astroco convert INPUT {path}")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{file}: not there, so this is no store; make one with: astroco convert INPUT OUTPUT"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); {_AGAIN}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{file}: not the manifest of a store; make one with: astroco convert INPUT OUTPUT")
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or not all(k in manifest for k in ("counts", "files", "provenance", "report")):
+        raise UserError(f"{file}: incomplete; {_AGAIN}")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{file}: made by a newer version (schema {version}, known here: {SCHEMA_VERSION}); "
+            "upgrade with: pip install -U astroco_fast"
+        )
+    return manifest
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, as the manifest records them."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hex hash of the names and checksums of a manifest's files."""
+    text = "\n".join(f"{name} {files[name]['sha256']}" for name in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def curve_schema() -> Any:
+    """Columns of `curves.parquet`, one row a light curve."""
+    text = [(name, pa.string()) for name in ("id", "band", "label")]
+    return pa.schema([*text, ("n_points", pa.int64()), ("star_hash", pa.uint64())])
+
+
+def _check_file(path: Path, recorded: Mapping[str, Any] | None, verify: bool) -> None:
+    if recorded is None:
+        raise UserError(f"{path.parent / MANIFEST}: does not list {path.name}; {_AGAIN}")
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the store; {_AGAIN}")
+    size = path.stat().st_size
+    if size != recorded["bytes"]:
+        raise UserError(f"{path}: has {size} bytes, {recorded['bytes']} were written; {_AGAIN}")
+    if verify and _sha256(path) != recorded["sha256"]:
+        raise UserError(f"{path}: its content has changed since it was written (checksum); {_AGAIN}")
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            total.update(block)
+    return total.hexdigest()
