@@ -1,0 +1,225 @@
+"""Embeddings of light curves: one vector a curve, with its id.
+
+A curve longer than a window is cut into sequential windows, and its vector is the mean of their embeddings weighted by
+their points: the mean over all of its points. As a command: `astroco embed IN OUT --model FOLDER`.
+"""
+
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from astroco_fast import commands
+from astroco_fast.data.batches import WindowBatches
+from astroco_fast.data.clean import CleanConfig, clean
+from astroco_fast.data.columns import Columns
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.masking import EVALUATION_EPOCH
+from astroco_fast.data.readers import is_curve_list, read_curves
+from astroco_fast.data.windows import window_table
+from astroco_fast.errors import UserError
+
+
+def embed(
+    model: nn.Module,
+    curves: Any,
+    *,
+    batch_size: int = 256,
+    columns: Columns | None = None,
+    band: str | None = None,
+    min_points: int = 1,
+) -> Any:
+    """Embed light curves with a model in memory.
+
+    Args:
+        model: an encoder with AstroCo's call and `config.window`; used in evaluation mode, on its device.
+        curves: whatever `astroco_fast.data.readers.read_curves` takes: a list of (L, 3) arrays with columns time
+            (days), magnitude, uncertainty; a pandas, Arrow or astropy table; the path of a file, a folder or a store.
+        batch_size: windows a forward pass.
+        columns: which columns hold what; default by alias.
+        band: only this band.
+        min_points: curves with fewer good points have no embedding.
+
+    Returns:
+        For a list of arrays: float32 (n, D), row i for curve i; NaN where a curve has too few good points, with a
+        warning that counts them. For everything else: a pandas frame with the columns id, band, label, n_points and
+        embedding (a float32 array (D,) each), without the curves that have too few good points.
+
+    Raises:
+        UserError: input that cannot be read, or nothing left of it; see `read_curves`.
+    """
+    dropped: Counter[str] = Counter()
+    tables = list(embed_tables(model, curves, dropped, batch_size, columns, band, min_points))
+    if is_curve_list(curves):
+        return _aligned(tables, len(curves), model)
+    if not tables:
+        raise UserError(f"no light curve left to embed{_because(dropped)}")
+    return pa.Table.from_batches(tables).to_pandas()
+
+
+def embed_tables(
+    model: nn.Module,
+    curves: Any,
+    dropped: Counter[str],
+    batch_size: int = 256,
+    columns: Columns | None = None,
+    band: str | None = None,
+    min_points: int = 1,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of `embed` as Arrow batches, in bounded memory; adds to `dropped` what was left out, by reason."""
+    config = CleanConfig(min_points=min_points)
+    was_training = model.training
+    model.eval()
+    try:
+        for raw in read_curves(curves, columns or Columns(), band):
+            batch, reasons = clean(raw, config)
+            dropped.update(reasons)
+            if len(batch):
+                yield _table(batch, embed_batch(model, batch, batch_size))
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def embed_batch(model: nn.Module, curves: CurveBatch, batch_size: int = 256) -> NDArray[np.float32]:
+    """Embeddings (n, D) of n clean light curves, none of them empty; the model is taken as it is (mode, device)."""
+    size = model.config.window
+    device = next(model.parameters()).device
+    table = window_table(curves.offsets, size)
+    batches = WindowBatches(curves, table, size, seed=0)
+    total: NDArray[np.float64] | None = None
+    for first in range(0, len(table), batch_size):
+        windows = np.arange(first, min(first + batch_size, len(table)))
+        batch = batches.assemble(windows, EVALUATION_EPOCH)
+        time, mag, err = (torch.from_numpy(x).to(device) for x in (batch.time, batch.target, batch.err))
+        out = model(time, mag, err, centered=True, lengths=torch.from_numpy(batch.lengths))
+        vectors = out.embedding.double().cpu().numpy()
+        if total is None:
+            total = np.zeros((len(curves), vectors.shape[1]))
+        np.add.at(total, table.curve[windows], vectors * batch.lengths[:, None])
+    assert total is not None
+    return (total / curves.lengths[:, None]).astype(np.float32)
+
+
+def _table(curves: CurveBatch, vectors: NDArray[np.float32]) -> pa.RecordBatch:
+    columns = {
+        "id": pa.array(curves.ids, pa.string()),
+        "band": pa.array(curves.band, pa.string()),
+        "label": pa.array(curves.label, pa.string()),
+        "n_points": pa.array(curves.lengths),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDArray[np.float32]:
+    """Rows put back to the places of the list's items, whose ids are their places."""
+    out = np.full((n, model.config.width), np.nan, dtype=np.float32)
+    for table in tables:
+        rows = [int(place) for place in table.column("id").to_pylist()]
+        out[rows] = table.column("embedding").flatten().to_numpy().reshape(len(rows), -1)
+    missing = int(np.isnan(out[:, 0]).sum())
+    if missing:
+        warnings.warn(f"{missing} of {n} light curves have too few good points: their rows are NaN", stacklevel=3)
+    return out
+
+
+def _because(dropped: Counter[str]) -> str:
+    return f"; dropped {', '.join(f'{count} {reason}' for reason, count in dropped.items())}" if dropped else ""
+
+
+@dataclass
+class EmbedConfig:
+    """Embed light curves.
+
+    Args:
+        source: table or folder of light curves (CSV, Parquet, FITS), or a store.
+        out: Parquet file to write: id, band, label, n_points, embedding, a row a light curve.
+        model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
+        batch_size: windows a forward pass.
+        band: only this band.
+        columns: which columns hold what; default by alias.
+        min_points: curves with fewer good points are left out, and counted.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
+    """
+
+    source: str
+    out: str
+    model: str
+    batch_size: int = 256
+    band: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    min_points: int = 1
+    device: str = "auto"
+
+
+def write_embeddings(config: EmbedConfig) -> int:
+    """Run the command; gives the number of light curves embedded. The file appears once it is whole."""
+    from astroco_fast.model import AstroCo
+
+    if config.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
+    out = Path(config.out)
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}")
+    model = AstroCo.from_pretrained(config.model).to(_device(config.device))
+    dropped: Counter[str] = Counter()
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    writer, rows = None, 0
+    try:
+        tables = embed_tables(
+            model, config.source, dropped, config.batch_size, config.columns, config.band, config.min_points
+        )
+        with tqdm(desc="embed", unit=" curves", disable=None) as progress:
+            for table in tables:
+                writer = writer or pq.ParquetWriter(partial, table.schema)
+                writer.write_batch(table)
+                rows += table.num_rows
+                progress.update(table.num_rows)
+        if writer is None:
+            raise UserError(f"{config.source}: no light curve left to embed{_because(dropped)}")
+        writer.close()
+        partial.replace(out)
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    print(f"{out}: {rows} light curves, {model.config.width} numbers each{_because(dropped)}")
+    return rows
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `astroco embed`."""
+
+    def body() -> int:
+        write_embeddings(commands.parse(EmbedConfig, "astroco embed", "Embed light curves.", argv, ("source", "out")))
+        return 0
+
+    return commands.run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
