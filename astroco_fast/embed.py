@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from astroco_fast import commands
+from astroco_fast.config import AstroCoConfig
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.clean import CleanConfig, clean
 from astroco_fast.data.columns import Columns
@@ -95,7 +96,7 @@ def embed_tables(
 @torch.inference_mode()
 def embed_batch(model: nn.Module, curves: CurveBatch, batch_size: int = 256) -> NDArray[np.float32]:
     """Embeddings (n, D) of n clean light curves, none of them empty; the model is taken as it is (mode, device)."""
-    size = model.config.window
+    size = _config(model).window
     device = next(model.parameters()).device
     table = window_table(curves.offsets, size)
     batches = WindowBatches(curves, table, size, seed=0)
@@ -126,7 +127,7 @@ def _table(curves: CurveBatch, vectors: NDArray[np.float32]) -> pa.RecordBatch:
 
 def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDArray[np.float32]:
     """Rows put back to the places of the list's items, whose ids are their places."""
-    out = np.full((n, model.config.width), np.nan, dtype=np.float32)
+    out = np.full((n, _config(model).width), np.nan, dtype=np.float32)
     for table in tables:
         rows = [int(place) for place in table.column("id").to_pylist()]
         out[rows] = table.column("embedding").flatten().to_numpy().reshape(len(rows), -1)
@@ -134,6 +135,10 @@ def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDAr
     if missing:
         warnings.warn(f"{missing} of {n} light curves have too few good points: their rows are NaN", stacklevel=3)
     return out
+
+
+def _config(model: nn.Module) -> AstroCoConfig:
+    return cast(AstroCoConfig, model.config)
 
 
 def _because(dropped: Counter[str]) -> str:

@@ -15,6 +15,7 @@ from astroco_fast.config import AstroCoConfig
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.layout import Layout
 from astroco_fast.reference import AstroCoOutput, ReferenceAstroCo
+from astroco_fast.reference.model import Block
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -47,13 +48,15 @@ class AstroCo(ReferenceAstroCo):
             x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
             yield x
             for block in self.blocks:
+                assert isinstance(block, Block)
                 x = ops.attention(block.attention, x, layout)
                 if block.convolution is not None:
                     x = ops.convolution(block.convolution, x, layout)
                 x = ops.feed_forward(block.feed_forward, x, layout)
                 yield x
 
-        return self.output(*ops.mix_pool(self.mix_pool, states(), layout), layout)
+        mixed, embedding = ops.mix_pool(self.mix_pool, states(), layout)
+        return self.output(mixed, embedding, layout)
 
     def embed(self, curves: Any, batch_size: int = 256) -> Any:
         """One vector a light curve; see `astroco_fast.embed.embed`."""

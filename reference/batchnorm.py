@@ -19,7 +19,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
     group: Any = None
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalise rows.
 
         Args:
@@ -70,14 +70,14 @@ class _SumOverRanks(torch.autograd.Function):
     """Sum over the ranks of a group; so is the gradient, since each rank's output depends on every rank's input."""
 
     @staticmethod
-    def forward(ctx, local, group):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, local, group):  # type: ignore[no-untyped-def]
         ctx.group = group
         total = local.clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         total = grad.contiguous().clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None

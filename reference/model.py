@@ -109,7 +109,8 @@ class ReferenceAstroCo(nn.Module):
                 x = block(x, layout)
                 yield x
 
-        return self.output(*self.mix_pool(states(), layout), layout)
+        mixed, embedding = self.mix_pool(states(), layout)
+        return self.output(mixed, embedding, layout)
 
     def output(self, mixed: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
         """Reconstruction head, and rows back to the caller's (B, T)."""
