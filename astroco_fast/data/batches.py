@@ -76,12 +76,15 @@ class WindowBatches:
         if len(table) and table.length.max() > size:
             raise UserError(f"windows of {table.length.max()} points do not fit the window size {size}")
         # As plain arrays: indexing an np.memmap costs a Python-level view each time.
-        self._time, self._mag, self._err = (np.asarray(points) for points in (store.time, store.mag, store.err))
-        self._offsets = np.asarray(store.offsets)
+        self._time: Float64Array = np.asarray(store.time)
+        self._mag: Float32Array = np.asarray(store.mag)
+        self._err: Float32Array = np.asarray(store.err)
+        self._offsets: Int64Array = np.asarray(store.offsets)
         self._table = table
         self._size = size
         self._seed = seed
         self._random = random
+        _keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -97,16 +100,24 @@ class WindowBatches:
             IndexError: an index outside the table.
         """
         index = np.asarray(indices, dtype=np.int64)
-        if len(index) and not (-1 <= index.min() and index.max() < len(self._table)):
+        if len(index) and not (index.min() >= -1 and index.max() < len(self._table)):
             raise IndexError(f"window indices must be -1 to {len(self._table) - 1}, not {index.min()} to {index.max()}")
         start, lengths = self._place(index, epoch)
-        real = np.arange(self._size) < lengths[:, None]
+        real = (np.arange(self._size) < lengths[:, None]).astype(np.float64)
         time, mag, err = self._gather(start, lengths)
         target = _centred(mag, real, lengths)
         draw = draw_roles(lengths, index, self._size, self._seed, epoch)
         shown = target.copy()
         shown[draw.row, draw.position] = target[draw.row, draw.source]
-        return Batch(_centred(time, real, lengths), shown, err * real, target, draw.role, lengths, index)
+        return Batch(
+            _centred(time, real, lengths),
+            shown,
+            np.multiply(err, real, dtype=np.float32),
+            target,
+            draw.role,
+            lengths,
+            index,
+        )
 
     def _place(self, index: Int64Array, epoch: int) -> tuple[Int64Array, Int64Array]:
         """First point and number of points, int64 (B,) each; empty slots have length 0."""
@@ -131,12 +142,24 @@ class WindowBatches:
         )
 
 
-def _centred(values: npt.NDArray[Any], real: npt.NDArray[np.bool_], lengths: Int64Array) -> Float32Array:
-    """Values (B, T) less their mean over the real points, in float64, as float32; zero at padding."""
-    values = np.where(real, values, 0.0)
-    mean = values.sum(axis=1) / np.maximum(lengths, 1)
-    values -= np.where(real, mean[:, None], 0.0)
-    return values.astype(np.float32)
+def _keep_freed_memory() -> None:
+    """Have the C library keep freed memory of a batch's size, rather than give it back to the system each time.
+
+    glibc returns blocks above a threshold at once, and the page faults of getting them anew cost a third of a batch's
+    time. Freeing one larger block, never touched, raises the threshold for good. Harmless elsewhere.
+    """
+    np.empty(30 << 20, dtype=np.uint8)
+
+
+def _centred(values: npt.NDArray[Any], real: Float64Array, lengths: Int64Array) -> Float32Array:
+    """Values (B, T) less their mean over the real points, in float64, as float32; zero at padding.
+
+    `real` (B, T) is 1 at real points and 0 at padding: multiplying is several times faster than selecting.
+    """
+    exact = np.multiply(values, real, dtype=np.float64)
+    mean = exact.sum(axis=1) / np.maximum(lengths, 1)
+    exact -= mean[:, None] * real
+    return exact.astype(np.float32)
 
 
 class Prefetcher(Generic[Result]):

@@ -65,31 +65,31 @@ def draw_roles(
     Raises:
         ValueError: a length above the width, or a width above 65536.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
+    points: Int64Array = np.asarray(lengths).astype(np.int64, copy=False)
     window_index = np.asarray(window_index, dtype=np.int64)
-    if width > MAX_WIDTH or (len(lengths) and lengths.max() > width):
+    if width > MAX_WIDTH or (len(points) and points.max() > width):
         raise ValueError(
-            f"windows of up to {lengths.max(initial=0)} points do not fit a width of {width} (<= {MAX_WIDTH})"
+            f"windows of up to {points.max(initial=0)} points do not fit a width of {width} (<= {MAX_WIDTH})"
         )
-    hidden, random, unchanged = role_counts(lengths)
-    if width == 0 or len(lengths) == 0:
+    hidden, random, unchanged = role_counts(points)
+    if width == 0 or len(points) == 0:
         empty = np.zeros(0, dtype=np.int64)
-        return MaskDraw(np.zeros((len(lengths), width), dtype=np.uint8), empty, empty, empty)
+        return MaskDraw(np.zeros((len(points), width), dtype=np.uint8), empty, empty, empty)
 
-    keys = _sort_keys(lengths, window_index, width, seed, epoch)
+    keys = _sort_keys(points, window_index, width, seed, epoch)
     ranked = np.sort(keys, axis=1)
     # The points of lowest key are random, the next unchanged, the next hidden. Comparing every key with the three
     # bounds replaces a scatter by rank. There is a key at each bound, since fewer points are probed than there are.
-    rows = np.arange(len(lengths))
+    rows = np.arange(len(points))
     role = (keys < ranked[rows, hidden + random + unchanged][:, None]).view(np.uint8)  # HIDDEN, so far
     role += (keys < ranked[rows, random + unchanged][:, None]).view(np.uint8) * np.uint8(UNCHANGED - HIDDEN)
     role -= (keys < ranked[rows, random][:, None]).view(np.uint8) * np.uint8(UNCHANGED - RANDOM)
 
     row, rank = np.nonzero(np.arange(random.max()) < random[:, None])
     position = (ranked[row, rank] & _POSITION_MASK).astype(np.int64)
-    others = lengths[row] - 1
+    others = points[row] - 1
     step = hash64(STREAM_SOURCE, seed, epoch, window_index[row], position) % others.astype(np.uint64)
-    source = (position + 1 + step.astype(np.int64)) % lengths[row]
+    source = (position + 1 + step.astype(np.int64)) % points[row]
     return MaskDraw(role, row, position, source)
 
 
