@@ -86,7 +86,7 @@ def find(role: str, names: Sequence[str], chosen: str | None, source: str = "tab
     """
     if chosen is not None:
         if chosen not in names:
-            raise UserError(f"{source}: no column {chosen!r}, asked for by columns.{role}; found: {listed(names)}")
+            raise UserError(f"{source}: no column {chosen!r}, asked for by --columns.{role}; found: {listed(names)}")
         return chosen
     present = set(names)
     for alias in ALIASES[role]:
@@ -108,11 +108,11 @@ def listed(names: Iterable[object]) -> str:
 
 def _check_flux_choice(columns: Columns, source: str) -> None:
     if columns.zero_point is None and (columns.flux is not None or columns.flux_err is not None):
-        raise UserError(f"{source}: fluxes need a zero point to become magnitudes: give columns.zero_point too")
+        raise UserError(f"{source}: fluxes need a zero point to become magnitudes: give --columns.zero_point too")
     if columns.zero_point is not None and (columns.mag is not None or columns.err is not None):
         raise UserError(
-            f"{source}: columns.zero_point says that fluxes are read, but columns.mag or columns.err is given too; "
-            "use columns.flux and columns.flux_err, or leave the zero point out"
+            f"{source}: --columns.zero_point means fluxes, but --columns.mag or --columns.err is given too: "
+            "use --columns.flux and --columns.flux_err, or leave the zero point out"
         )
 
 

@@ -100,11 +100,16 @@ def convert(
                 return _report_of(out, "finished an interrupted conversion")
             if partial.batches:
                 notes.append(f"resumed after {partial.curves:,} curves")
-            _write(opened, partial, clean, progress)
-            report = _report(opened.name, out, partial)
-            if not partial.curves:
-                partial.discard()
-                raise UserError(_nothing_left(report, clean))
+            try:
+                _write(opened, partial, clean, progress)
+                report = _report(opened.name, out, partial)
+                if not partial.curves:
+                    raise UserError(_nothing_left(report, clean))
+            except UserError:
+                # A step on disk may be of use yet (a file that could not be read for a moment); less is litter.
+                if not partial.steps:
+                    partial.discard()
+                raise
             partial.finish(_manifest(report, plan, provenance))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error}") from error
@@ -164,8 +169,8 @@ def _keys(hashes: NDArray[np.uint64], bands: NDArray[np.object_]) -> NDArray[np.
 
 def _conflict(batch: CurveBatch, i: int) -> str:
     return (
-        f"{batch.source or 'light curves'}: id {batch.ids[i]!r} has two light curves in band {batch.band[i]!r}; a light "
-        "curve is one (id, band): name the band's column with --columns.band, or remove or merge one of them"
+        f"{batch.source or 'light curves'}: id {batch.ids[i]!r} has two light curves in band {batch.band[i]!r}; a "
+        "light curve is one (id, band): name the band's column with --columns.band, or remove or merge one of them"
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from astroco_fast.data.curves import CurveBatch, to_float32
-from astroco_fast.data.layout import BandFilter, Layout, photometry
+from astroco_fast.data.fields import BandFilter, MappedTable, photometry
 from astroco_fast.data.metadata import StarTable
 from astroco_fast.data.split import star_hash
 from astroco_fast.data.values import to_numbers, to_objects
@@ -34,11 +34,11 @@ class PointSource:
     """Light curves of one or more tables with one point a row; one batch a partition, stars in no special order."""
 
     def __init__(
-        self, layouts: Sequence[Layout], band: str | None, stars: StarTable | None, name: str, identity: Any
+        self, tables: Sequence[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
     ) -> None:
         self.name = name
         self.identity = identity
-        self._layouts = layouts
+        self._tables = tables
         self._band = band
         self._stars = stars
 
@@ -67,24 +67,26 @@ class PointSource:
                 rows += points.num_rows
                 waiting.append(points)
                 if cutter is None and rows > BUFFER_POINTS:
-                    cutter = stack.enter_context(_Cutter(folder, sum(layout.table.rows for layout in self._layouts)))
+                    cutter = stack.enter_context(_Cutter(folder, sum(mapped.table.rows for mapped in self._tables)))
                 while cutter is not None and waiting:
                     cutter.add(waiting.pop(0))
         wanted.check(self.name)
         if cutter is None:
-            return [waiting]
+            return [waiting] if waiting else []
         done.write_text(json.dumps({"partitions": cutter.n}))
         return _files(folder, cutter.n)
 
     def _points(self, wanted: BandFilter) -> Iterator[Any]:
-        for layout in self._layouts:
-            for first_row, batch in layout.table.batches(layout.columns, _READ_ROWS):
-                yield read_points(batch, first_row, layout, wanted, self._stars)
+        for mapped in self._tables:
+            for first_row, batch in mapped.table.batches(mapped.columns, _READ_ROWS):
+                yield read_points(batch, first_row, mapped, wanted, self._stars)
 
 
-def read_points(batch: Any, first_row: int, layout: Layout, wanted: BandFilter, stars: StarTable | None = None) -> Any:
+def read_points(
+    batch: Any, first_row: int, mapped: MappedTable, wanted: BandFilter, stars: StarTable | None = None
+) -> Any:
     """The points of a record batch in one form: columns id, band, label (text), time (float64), mag, err (float32)."""
-    ids, bands, labels = (layout.text(role, batch, first_row) for role in ("id", "band", "label"))
+    ids, bands, labels = (mapped.text(role, batch, first_row) for role in ("id", "band", "label"))
     if stars is not None:
         bands, labels = stars.complete(ids, bands, labels)
     mask = wanted.mask(bands)
@@ -93,10 +95,10 @@ def read_points(batch: Any, first_row: int, layout: Layout, wanted: BandFilter, 
         rows, keep = np.flatnonzero(mask), pa.array(mask)
         batch, ids, bands, labels = (a.filter(keep) for a in (batch, ids, bands, labels))
     numbers = {
-        role: to_numbers(layout.roles[role].array(batch), layout.place(role, first_row), rows)
-        for role in ("time", layout.value, layout.error)
+        role: to_numbers(mapped.roles[role].array(batch), mapped.place(role, first_row), rows)
+        for role in ("time", mapped.value, mapped.error)
     }
-    mag, err = photometry(numbers[layout.value], numbers[layout.error], layout.zero_point)
+    mag, err = photometry(numbers[mapped.value], numbers[mapped.error], mapped.zero_point)
     return pa.RecordBatch.from_arrays(
         [ids, bands, labels, pa.array(numbers["time"]), pa.array(to_float32(mag)), pa.array(to_float32(err))],
         names=["id", "band", "label", "time", "mag", "err"],
@@ -148,7 +150,7 @@ def _label_of_star(
         name, one, other = words["id"][star[given][i]], labels[label[given][i]], labels[chosen[star[given][i]]]
         raise UserError(
             f"{source}: id {name!r} has two labels, {one!r} and {other!r}; keep one of them, "
-            "or name another column by columns.label"
+            "or name another column by --columns.label"
         )
     return np.asarray(labels[chosen], dtype=object)
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from astroco_fast.data.columns import Columns, find
-from astroco_fast.data.layout import Field, Layout
+from astroco_fast.data.fields import Field, MappedTable
 from astroco_fast.data.split import star_hash
 from astroco_fast.data.tables import open_table
 from astroco_fast.errors import UserError
@@ -44,14 +44,14 @@ class StarTable:
             name = find(role, names, None) if getattr(columns, role) not in names else getattr(columns, role)
             if name is not None:
                 roles[role] = name
-        layout = Layout(table, {role: Field(name, name, None, False) for role, name in roles.items()})
+        mapped = MappedTable(table, {role: Field(name, name, None, False) for role, name in roles.items()})
         known: dict[str, dict[str, int]] = {"band": {"": 0}, "label": {"": 0}}
         hashes: list[NDArray[np.uint64]] = []
         codes: dict[str, list[NDArray[np.int32]]] = {"band": [], "label": []}
-        for first_row, batch in table.batches(layout.columns, _ROWS):
-            hashes.append(star_hash(layout.text("id", batch, first_row).to_pylist()))
+        for first_row, batch in table.batches(mapped.columns, _ROWS):
+            hashes.append(star_hash(mapped.text("id", batch, first_row).to_pylist()))
             for role, mapping in known.items():
-                text = layout.text(role, batch, first_row).to_pylist()
+                text = mapped.text(role, batch, first_row).to_pylist()
                 codes[role].append(np.array([mapping.setdefault(value, len(mapping)) for value in text], np.int32))
         self._words = {role: pa.array(list(mapping), type=pa.string()) for role, mapping in known.items()}
         self._index(path, np.concatenate(hashes), {role: np.concatenate(parts) for role, parts in codes.items()})
@@ -62,7 +62,7 @@ class StarTable:
         hashes = star_hash(stars.dictionary.to_pylist())
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         found = self._hashes[at] == hashes
-        filled = []
+        filled: list[Any] = []
         for role, given in (("band", bands), ("label", labels)):
             if given is None:
                 filled.append(None)
@@ -86,5 +86,5 @@ class StarTable:
                 one, other = (self._words[role][int(values[j])].as_py() for j in (i, i + 1))
                 rows = sorted(int(order[j]) + 1 for j in (i, i + 1))
                 raise UserError(
-                    f"{path}: rows {rows[0]} and {rows[1]} give one id two {role}s, {one!r} and {other!r}; keep one of them"
+                    f"{path}: rows {rows[0]} and {rows[1]} give one id two {role}s, {one!r} and {other!r}; keep one"
                 )

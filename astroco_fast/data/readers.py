@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.layout import BandFilter, Layout, open_layout
+from astroco_fast.data.fields import BandFilter, MappedTable, map_table
 from astroco_fast.data.long import PointSource
 from astroco_fast.data.metadata import NAME as METADATA
 from astroco_fast.data.metadata import StarTable
 from astroco_fast.data.nested import RowSource
-from astroco_fast.data.objects import is_curve_list, layout_of_object
+from astroco_fast.data.objects import is_curve_list, map_object
 from astroco_fast.data.store import Store
 from astroco_fast.data.tables import SUFFIXES, open_table
 from astroco_fast.errors import UserError
@@ -70,9 +70,9 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         source = [source]
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
         return _open_paths([Path(item) for item in source], columns, band)
-    layout = layout_of_object(source, columns, fixed_id="0")
-    if layout is not None:
-        return _table_source([layout], band, None, layout.table.name, None)
+    mapped = map_object(source, columns, fixed_id="0")
+    if mapped is not None:
+        return _table_source([mapped], band, None, mapped.table.name, None)
     if is_curve_list(source):
         return _open_list(source, columns, band)
     if isinstance(source, Iterable):
@@ -86,12 +86,12 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
         return _StoreSource(Store.open(paths[0]), band)
     files = [file for path in paths for file in _expand(path)]
     metadata = [path / METADATA for path in paths if (path / METADATA).is_file()]
-    layouts = [open_layout(open_table(file), columns) for file in files]
-    stars = StarTable(metadata[0], layouts[0].roles["id"].name, columns) if metadata else None
+    tables = [map_table(open_table(file), columns) for file in files]
+    stars = StarTable(metadata[0], tables[0].roles["id"].name, columns) if metadata else None
     if len(metadata) > 1:
         raise UserError(f"{metadata[1]}: only one folder with {METADATA} can be read at a time; read them one by one")
     identity = [_identity(file) for file in [*files, *metadata]]
-    return _table_source(layouts, band, stars, name, identity)
+    return _table_source(tables, band, stars, name, identity)
 
 
 def _expand(path: Path) -> list[Path]:
@@ -118,21 +118,23 @@ def _identity(file: Path) -> dict[str, Any]:
     return {"path": str(file.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 
 
-def _table_source(layouts: list[Layout], band: str | None, stars: StarTable | None, name: str, identity: Any) -> Source:
-    first = layouts[0]
-    for layout in layouts:
-        if layout.star_a_row != first.star_a_row:
-            one, other = (first, layout) if first.star_a_row else (layout, first)
+def _table_source(
+    tables: list[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
+) -> Source:
+    first = tables[0]
+    for mapped in tables:
+        if mapped.star_a_row != first.star_a_row:
+            one, other = (first, mapped) if first.star_a_row else (mapped, first)
             raise UserError(
                 f"{one.table.name} has a light curve a row but {other.table.name} has a point a row; convert them apart"
             )
-        if band is not None and "band" not in layout.roles and stars is None:
+        if band is not None and "band" not in mapped.roles and stars is None:
             raise UserError(
-                f"{layout.table.name}: band {band!r} is asked for, but there is no band column; "
+                f"{mapped.table.name}: band {band!r} is asked for, but there is no band column; "
                 "name it with --columns.band, or leave the band out"
             )
     kind = RowSource if first.star_a_row else PointSource
-    return kind(layouts, band, stars, name, identity)
+    return kind(tables, band, stars, name, identity)
 
 
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
@@ -140,8 +142,8 @@ def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
         raise UserError("the list of light curves is empty")
     if isinstance(items[0], CurveBatch):
         return _BatchSource(items, band)
-    layouts = [layout_of_object(item, columns, fixed_id=str(i)) for i, item in enumerate(items)]
-    tables = [layout for layout in layouts if layout is not None]
+    mapped_items = [map_object(item, columns, fixed_id=str(i)) for i, item in enumerate(items)]
+    tables = [mapped for mapped in mapped_items if mapped is not None]
     if len(tables) == len(items):
         return _table_source(tables, band, None, f"list of {len(items)} tables", None)
     if tables:

@@ -81,22 +81,25 @@ class ParquetTable:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        with _readable(self.name):
-            self._file = pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER)
-        self.schema = self._file.schema_arrow
-        self.rows = self._file.metadata.num_rows
+        self._path = path
+        # The file is opened again to read it: a catalogue may have more files than a process can hold open.
+        with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
+            self.schema = file.schema_arrow
+            metadata = file.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        self.rows = metadata.num_rows
+        self._group_rows = [group.num_rows for group in groups]
+        self._values: dict[str, int] = {}
+        for i in range(metadata.num_columns):
+            top = metadata.schema.column(i).path.split(".", 1)[0]
+            self._values.setdefault(top, sum(group.column(i).num_values for group in groups))
 
     def points_per_row(self, column: str) -> float:
-        metadata = self._file.metadata
-        leaves = [i for i in range(metadata.num_columns) if _top(metadata.schema.column(i).path) == column]
-        if not leaves or not self.rows:
-            return 1.0
-        groups = [metadata.row_group(g).column(leaves[0]).num_values for g in range(metadata.num_row_groups)]
-        return sum(groups) / self.rows
+        return self._values.get(column, self.rows) / max(self.rows, 1)
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         first = 0
-        for group, in_group in enumerate(self._group_rows()):
+        for group, in_group in enumerate(self._group_rows):
             pieces = -(-in_group // rows)
             if skip >= pieces:
                 skip -= pieces
@@ -108,15 +111,14 @@ class ParquetTable:
             first += in_group
 
     def pieces(self, rows: int) -> int | None:
-        return sum(-(-in_group // rows) for in_group in self._group_rows())
-
-    def _group_rows(self) -> list[int]:
-        metadata = self._file.metadata
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        return sum(-(-in_group // rows) for in_group in self._group_rows)
 
     def _group(self, group: int, names: Sequence[str], rows: int) -> Iterator[Any]:
-        with _readable(self.name):
-            yield from self._file.iter_batches(batch_size=rows, row_groups=[group], columns=list(names))
+        with (
+            _readable(self.name),
+            pyarrow.parquet.ParquetFile(self._path, buffer_size=_PARQUET_BUFFER) as file,
+        ):
+            yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=list(names))
 
 
 class CsvTable:
@@ -250,7 +252,3 @@ def arrow_array(values: Any) -> Any:
         return pa.array(array.tolist(), type=pa.string())
     cells = [np.asarray(c, dtype=c.dtype.newbyteorder("=")) if isinstance(c, np.ndarray) else c for c in array]
     return pa.array(cells)
-
-
-def _top(path: str) -> str:
-    return path.split(".", 1)[0]

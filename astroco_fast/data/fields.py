@@ -92,7 +92,7 @@ class BandFilter:
 
 
 @dataclass
-class Layout:
+class MappedTable:
     """A table and the place of each role in it.
 
     `fixed_id` names the only star of a table without an id column.
@@ -131,7 +131,7 @@ class Layout:
         return to_text(self.roles[role].array(batch), self.place(role, first_row), required=role == "id")
 
 
-def open_layout(table: Table, columns: Columns, fixed_id: str | None = None) -> Layout:
+def map_table(table: Table, columns: Columns, fixed_id: str | None = None) -> MappedTable:
     """Find each role's column; see `columns.resolve`.
 
     Raises:
@@ -140,15 +140,15 @@ def open_layout(table: Table, columns: Columns, fixed_id: str | None = None) -> 
     known = fields(table.schema)
     names = resolve(list(known), columns, table.name, need_id=fixed_id is None)
     roles = {role: known[name] for role, name in names.items()}
-    layout = Layout(table, roles, columns.zero_point, fixed_id)
-    for role in (layout.value, layout.error):
-        if roles[role].listed != layout.star_a_row:
-            one, other = ("lists", "single values") if layout.star_a_row else ("single values", "lists")
+    mapped = MappedTable(table, roles, columns.zero_point, fixed_id)
+    for role in (mapped.value, mapped.error):
+        if roles[role].listed != mapped.star_a_row:
+            one, other = ("lists", "single values") if mapped.star_a_row else ("single values", "lists")
             raise UserError(
                 f"{table.name}: column {roles['time'].name!r} holds {one} but {roles[role].name!r} holds {other}; "
-                f"name the right ones by columns.time and columns.{role}"
+                f"name the right ones by --columns.time and --columns.{role}"
             )
-    return layout
+    return mapped
 
 
 def photometry(
