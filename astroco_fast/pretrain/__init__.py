@@ -1,0 +1,48 @@
+"""`astroco pretrain`: pretrain an encoder by masked reconstruction, on one process or many.
+
+python -m astroco_fast.pretrain                                             # tiny, on a simulated survey
+torchrun --nproc_per_node 4 -m astroco_fast.pretrain --preset S --data survey.parquet
+"""
+
+import sys
+from collections.abc import Sequence
+
+from astroco_fast.commands import parse, run
+from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.exits import DIVERGED, INTERRUPTED, Diverged, Interrupted
+from astroco_fast.pretrain.signals import StopRequest
+from astroco_fast.pretrain.start import pretrain
+
+__all__ = ["PretrainConfig", "TrainConfig", "main", "pretrain"]
+
+_DESCRIPTION = (
+    "Pretrain an encoder by masked reconstruction of light curves. Without any argument: the preset 'tiny' on a "
+    "simulated survey. SIGTERM, SIGINT and SIGUSR1 save and exit with status 75; the same command then goes on."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
+    return run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
+    with StopRequest() as stop:
+        ranks = Ranks.start(config.train.device)
+        try:
+            status = pretrain(config, ranks, stop)
+        except Diverged as error:
+            _say(ranks, f"diverged: {error}")
+            status = DIVERGED
+        except Interrupted:
+            _say(ranks, "interrupted before training began: the same command goes on")
+            status = INTERRUPTED
+        ranks.close()
+        return status
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_first:
+        print(f"astroco: {text}", file=sys.stderr)

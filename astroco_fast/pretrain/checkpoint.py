@@ -1,0 +1,174 @@
+"""Checkpoints that a kill at any moment cannot spoil.
+
+    checkpoints/step-00000120/   model.safetensors, config.json, README.md   the model, as `save_pretrained` writes it
+                                 live.safetensors     with EMA only: the weights in training; the model is their average
+                                 optimizer.safetensors
+                                 state.json           where the run stood (`State`)
+                                 manifest.json        SHA-256 of each of these files
+    checkpoints/last, best       symbolic links to such folders
+
+A checkpoint is written under a temporary name, every file and folder is flushed to disk, and only then it is renamed
+and the links are replaced, each in one atomic call. So `last` always leads to a complete checkpoint; should a disk
+spoil it later, the manifest tells, and the newest whole one is taken.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from astroco_fast.errors import UserError
+
+MANIFEST, STATE = "manifest.json", "state.json"
+LAST, BEST = "last", "best"
+_TEMPORARY = ".writing-"
+_DOOMED = ".removing-"
+
+
+class CheckpointFolder:
+    """A run's `checkpoints/`. Only rank 0 writes to it."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Args: the folder; how many checkpoints to keep besides those that `best` needs."""
+        self.folder = folder
+        self.keep = keep
+
+    def next_name(self, step: int) -> str:
+        """A name for a checkpoint of this step that no checkpoint has yet."""
+        name, again = f"step-{step:08d}", 0
+        while (self.folder / name).exists():
+            again += 1
+            name = f"step-{step:08d}-{again}"
+        return name
+
+    def write(
+        self, name: str, state: dict[str, Any], write_tensors: Callable[[Path], None], needed: str | None = None
+    ) -> None:
+        """Write a checkpoint, point `last` to it, and remove old ones.
+
+        Args:
+            name: from `next_name`.
+            state: goes to state.json.
+            write_tensors: writes the other files into the folder it is given.
+            needed: another checkpoint to keep.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        temporary = self.folder / f"{_TEMPORARY}{name}"
+        temporary.mkdir()
+        write_tensors(temporary)
+        (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        files = sorted(path for path in temporary.iterdir())
+        manifest = {"files": {path.name: _sha256(path) for path in files}}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in [*files, temporary / MANIFEST, temporary]:
+            _flush(path)
+        os.rename(temporary, self.folder / name)
+        _flush(self.folder)
+        self.link(LAST, name)
+        self._prune({name, needed})
+
+    def link(self, link: str, name: str) -> None:
+        """Point `last` or `best` to a checkpoint, in one atomic step."""
+        temporary = self.folder / f"{_TEMPORARY}{link}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name)
+        os.replace(temporary, self.folder / link)
+        _flush(self.folder)
+
+    def target(self, link: str) -> str | None:
+        """The checkpoint that `last` or `best` points to; None if there is no such link."""
+        path = self.folder / link
+        return os.readlink(path) if path.is_symlink() else None
+
+    def names(self) -> list[str]:
+        """All checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p.name for p in self.folder.iterdir() if p.name.startswith("step-")), key=_age)
+
+    def newest(self) -> tuple[str, dict[str, Any]] | None:
+        """The newest whole checkpoint and its state; None if the run has not saved any.
+
+        Warns on stderr when it is not the last one that was written.
+
+        Raises:
+            UserError: there are checkpoints, but none is whole.
+        """
+        names = self.names()
+        order = list(dict.fromkeys([name for name in (self.target(LAST),) if name] + names[::-1]))
+        problems = []
+        for name in order:
+            try:
+                state = self.read_state(name)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                print(f"astroco: warning: {problems[0]}; going on from {name}", file=sys.stderr)
+            return name, state
+        if problems:
+            raise UserError(
+                f"{self.folder}: none of {len(problems)} checkpoints is whole ({problems[0]}); "
+                "remove the folder to start again, or choose another --out"
+            )
+        return None
+
+    def read_state(self, name: str) -> dict[str, Any]:
+        """The state of a checkpoint, every file of which is as it was written.
+
+        Raises:
+            UserError: a file is missing or changed; names it.
+        """
+        folder = self.folder / name
+        try:
+            files = json.loads((folder / MANIFEST).read_text())["files"]
+            for file, digest in files.items():
+                if _sha256(folder / file) != digest:
+                    raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
+            state = json.loads((folder / STATE).read_text())
+        except OSError as error:
+            raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error
+        return dict(state)
+
+    def _prune(self, needed: set[str | None]) -> None:
+        names = self.names()
+        needed |= {self.target(LAST), self.target(BEST), *names[-self.keep :]}
+        for name in set(names) - needed:
+            doomed = self.folder / f"{_DOOMED}{name}"
+            os.rename(self.folder / name, doomed)  # so that a half-removed folder never looks like a checkpoint
+            shutil.rmtree(doomed)
+
+    def _remove_leftovers(self) -> None:
+        """What a kill left behind."""
+        for path in self.folder.iterdir():
+            if path.name.startswith((_TEMPORARY, _DOOMED)):
+                path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def _age(name: str) -> tuple[int, ...]:
+    """step-00000120-1 -> (120, 1)."""
+    return tuple(int(part) for part in name.split("-")[1:] if part.isdecimal())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,167 @@
+"""The settings of a pretraining run, and which of them may change when it is resumed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from astroco_fast.data.clean import CleanConfig
+from astroco_fast.data.columns import Columns
+from astroco_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the paper's where it says.
+
+    Args:
+        epochs: passes over the training windows at most. Default: until early stopping; 12 on simulated data.
+        max_steps: stop after this many optimiser steps, if that comes first.
+        global_batch: windows of one optimiser step, whatever the number of ranks.
+        micro_batch: windows of one forward pass of one rank; smaller needs less memory. Gradients accumulate exactly,
+            but BatchNorm normalises each forward pass by itself. Default: 32 on a CPU, the rank's whole share on a GPU.
+        learning_rate: AdamW's. Default: the preset's.
+        weight_decay: AdamW's, for matrices and convolutions; biases, normalisations and mixing weights have none.
+        betas: AdamW's.
+        warmup_steps: the learning rate rises linearly over these first steps, then stays. Default: 100; 20 on simulated
+            data.
+        clip_norm: gradients of a larger norm are scaled down to it; null: never.
+        ema_decay: keep an exponential moving average of the weights, evaluate it, and save it as the model; null: no.
+        loss: batch = root of the mean squared error over all probed points of the global batch; curve = the paper's
+            Eq. (3), a root for each window, then their mean.
+        sync_batchnorm: BatchNorm statistics over all ranks rather than each rank's own.
+        precision: bf16 = autocast with float32 parameters.
+        windows: sequential = a curve is cut at every window's length; random = each window starts anywhere in its
+            curve, redrawn every epoch. Evaluation is always on sequential windows.
+        patience: stop after this many evaluations in a row without a better validation RMSE.
+        evaluate_every: steps between evaluations. Default: at the end of each epoch.
+        evaluate_windows: evaluate on this many validation windows at most. Default: all.
+        log_every: steps that one line of metrics.jsonl sums up.
+        checkpoint_minutes: save at least this often; every evaluation saves as well.
+        checkpoint_every: save after this many steps as well. Default: only as above.
+        keep: checkpoints kept besides the best one.
+        max_bad_steps: stop after this many steps in a row whose loss or gradient is not finite (each is skipped).
+        tensorboard: also write TensorBoard files to the run's folder.
+        device: auto = a GPU if there is one.
+    """
+
+    epochs: int | None = None
+    max_steps: int | None = None
+    global_batch: int = 256
+    micro_batch: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int | None = None
+    clip_norm: float | None = 1.0
+    ema_decay: float | None = None
+    loss: Literal["batch", "curve"] = "batch"
+    sync_batchnorm: bool = False
+    precision: Literal["bf16", "fp32"] = "bf16"
+    windows: Literal["sequential", "random"] = "sequential"
+    patience: int = 20
+    evaluate_every: int | None = None
+    evaluate_windows: int | None = None
+    log_every: int = 10
+    checkpoint_minutes: float = 10.0
+    checkpoint_every: int | None = None
+    keep: int = 2
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        at_least_one = ("epochs", "global_batch", "micro_batch", "patience", "evaluate_every", "evaluate_windows")
+        for name in (*at_least_one, "max_steps", "log_every", "checkpoint_every", "keep", "max_bad_steps"):
+            self._require(name, lambda value: value >= 1, "at least 1")
+        for name in ("learning_rate", "clip_norm", "checkpoint_minutes"):
+            self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
+        for name in ("weight_decay", "warmup_steps"):
+            self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
+        self._require("ema_decay", lambda value: 0 < value < 1, "between 0 and 1")
+        self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)")
+
+    def _require(self, name: str, holds: Any, what: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise UserError(f"train.{name} must be {what}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain an encoder by masked reconstruction.
+
+    Args:
+        preset: which model: tiny, S, L, S-no-conv, S-no-gate, S-no-mix, or another that `astroco_fast.presets` names.
+        data: light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a simulated
+            survey.
+        band: take only this band.
+        out: the run's folder; if it holds an unfinished run with the same settings, that goes on. Default:
+            runs/PRESET-DATA.
+        seed: of weights, masks, order, dropout, and the simulated survey.
+        columns: the table's columns, where they are not found by their usual names.
+        clean: what counts as a measurement.
+        model: changes to the preset's model settings, such as --model.layers 2.
+        train: how to train.
+    """
+
+    preset: str = "tiny"
+    data: str | None = None
+    band: str | None = None
+    out: str | None = None
+    seed: int = 0
+    columns: Columns = field(default_factory=Columns)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, got {self.seed}")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the run trains on a simulated survey."""
+        return self.data is None
+
+    def resolve(self, learning_rate: float) -> "PretrainConfig":
+        """With the defaults that depend on other settings filled in; `micro_batch` stays, it depends on the machine."""
+        name = "simulated" if self.data is None else Path(self.data).absolute().name.split(".")[0]
+        train = replace(
+            self.train,
+            epochs=self.train.epochs or (12 if self.simulated else 1000),
+            learning_rate=self.train.learning_rate or learning_rate,
+            warmup_steps=self._warmup(),
+        )
+        return replace(self, out=self.out or f"runs/{self.preset}-{name}", train=train)
+
+    def _warmup(self) -> int:
+        if self.train.warmup_steps is not None:
+            return self.train.warmup_steps
+        return 20 if self.simulated else 100
+
+    def to_dict(self) -> dict[str, Any]:
+        """As YAML and JSON types; the inverse of what `--config` reads."""
+        values = asdict(self)
+        values["train"]["betas"] = list(values["train"]["betas"])
+        return values
+
+
+# A resumed run may change these: they stop, show or save the computation, and do not alter it ...
+FREE = {"out", "data"}  # the store's digest stands for the data
+FREE |= {f"train.{name}" for name in ("epochs", "max_steps", "patience", "evaluate_every", "max_bad_steps")}
+FREE |= {f"train.{name}" for name in ("log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard")}
+# ... and these with a word of warning: the global batch is the same, but not to the last bit.
+MACHINE = {"train.micro_batch", "train.device"}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings in which two configurations (`to_dict`) differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after or (key in old) != (key in new):
+            found.append(prefix + key)
+    return found

@@ -1,0 +1,179 @@
+"""Which windows a step takes, and this rank's share of them, ready for the model.
+
+All of it is a function of (seed, epoch, position in the epoch): where a run was stopped, and on how many ranks it goes
+on, changes nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from astroco_fast.data.batches import Batch, Prefetcher, WindowBatches, prefetch
+from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
+from astroco_fast.data.split import TRAIN, VALIDATION, split_of
+from astroco_fast.data.store import Store
+from astroco_fast.data.windows import epoch_order, window_table
+from astroco_fast.errors import UserError
+
+Indices = NDArray[np.int64]
+EMPTY = -1  # a slot without a window
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One optimiser step's windows.
+
+    Attributes:
+        epoch: from 1.
+        position: of this global batch in its epoch, from 0.
+        is_last: the epoch ends with it.
+        windows: (n,) the global batch, as window numbers of the store.
+        micro: this rank's share, a `Batch` for each forward pass; equally many on every rank.
+        assembly_seconds: processor time it took to assemble them.
+    """
+
+    epoch: int
+    position: int
+    is_last: bool
+    windows: Indices
+    micro: list[Batch]
+    assembly_seconds: float
+
+
+def micro_batches(windows: Indices, rank: int, world: int, size: int | None) -> list[Indices]:
+    """A rank's share of a global batch, cut in pieces of at most `size` (None: one piece) and nearly equal lengths.
+
+    Every rank gets as many pieces of the same lengths; ranks that are a window short have an `EMPTY` slot.
+    """
+    slots = -(-len(windows) // world)
+    share = np.full(slots, EMPTY, dtype=np.int64)
+    mine = windows[rank::world]
+    share[: len(mine)] = mine
+    return np.array_split(share, -(-slots // (size or slots)))
+
+
+class TrainingData:
+    """The training and validation windows of a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        size: int,
+        seed: int,
+        global_batch: int,
+        micro_batch: int | None,
+        band: str | None = None,
+        random_windows: bool = False,
+        evaluate_windows: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Args: the store, points of a window (T), and the settings of the same names.
+
+        Raises:
+            UserError: the store has no curve of that band, or a split is left without a window.
+        """
+        self.store = store
+        self.table = window_table(store.offsets, size)
+        split = split_of(store.star_hash)[self.table.curve]
+        chosen = self._of_band(band)[self.table.curve]
+        self.train = np.flatnonzero((split == TRAIN) & chosen)
+        self.validation = np.flatnonzero((split == VALIDATION) & chosen)
+        for name, windows in (("training", self.train), ("validation", self.validation)):
+            if len(windows) == 0:
+                raise UserError(
+                    f"no star of {store.n_curves} light curves falls into the {name} part "
+                    "(80/10/10 % by the star's id); give data of more stars"
+                )
+        if evaluate_windows is not None:
+            order = epoch_order(len(self.validation), seed, 0)
+            self.validation = np.sort(self.validation[order[:evaluate_windows]])
+        self.seed, self.global_batch, self.micro_batch = seed, global_batch, micro_batch
+        self.rank, self.world = rank, world
+        self._sequential = WindowBatches(store, self.table, size, seed)
+        self._training = WindowBatches(store, self.table, size, seed, random=random_windows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch, the short last one included."""
+        return -(-len(self.train) // self.global_batch)
+
+    def steps(self, epoch: int, position: int) -> Prefetcher[StepBatches]:
+        """Batches from a place in an epoch on, without end, assembled ahead of their use by a thread."""
+        return prefetch(self._places(epoch, position), lambda place: self._assemble(*place))
+
+    def _places(self, epoch: int, position: int) -> Iterator[tuple[int, int, Indices]]:
+        while True:
+            windows = self.train[epoch_order(len(self.train), self.seed, epoch)]
+            for place in range(position, self.steps_per_epoch):
+                yield epoch, place, windows[place * self.global_batch : (place + 1) * self.global_batch]
+            epoch, position = epoch + 1, 0
+
+    def _assemble(self, epoch: int, position: int, windows: Indices) -> StepBatches:
+        start = time.thread_time()
+        micro = [
+            self._training.assemble(indices, epoch)
+            for indices in micro_batches(windows, self.rank, self.world, self.micro_batch)
+        ]
+        is_last = position == self.steps_per_epoch - 1
+        return StepBatches(epoch, position, is_last, windows, micro, time.thread_time() - start)
+
+    def evaluation(self) -> Prefetcher[Batch]:
+        """This rank's share of the validation windows, under the masks of evaluation; as many batches on every rank."""
+        size = self.micro_batch or 256
+        pieces = micro_batches(self.validation, self.rank, self.world, size)
+        return prefetch(pieces, lambda indices: self._sequential.assemble(indices, EVALUATION_EPOCH))
+
+    def curves_of(self, windows: Indices | list[int]) -> list[str]:
+        """The ids of the light curves that windows come from."""
+        return [str(self.store.ids[curve]) for curve in self.table.curve[np.asarray(windows, dtype=np.int64)]]
+
+    def _of_band(self, band: str | None) -> NDArray[np.bool_]:
+        if band is None:
+            return np.ones(self.store.n_curves, dtype=bool)
+        bands = np.asarray(self.store.bands)
+        if not (bands == band).any():
+            found = ", ".join(sorted(set(map(str, bands)))[:20])
+            raise UserError(f"no light curve of band {band!r}; the data have: {found}")
+        return bands == band
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A `Batch` as tensors on the model's device; `lengths` stays on the CPU, where the model wants it."""
+
+    time: Tensor
+    mag: Tensor
+    err: Tensor
+    target: Tensor
+    role: Tensor
+    lengths: Tensor
+
+    def inputs(self) -> tuple[tuple[Tensor, ...], dict[str, object]]:
+        """The model's positional and keyword arguments."""
+        keywords = {"hidden": self.role == HIDDEN, "centered": True, "lengths": self.lengths}
+        return (self.time, self.mag, self.err), keywords
+
+
+def upload(batch: Batch, device: torch.device) -> DeviceBatch:
+    """Copy a batch to the device, without waiting for it."""
+
+    def copy(array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    return DeviceBatch(
+        time=copy(batch.time),
+        mag=copy(batch.mag),
+        err=copy(batch.err),
+        target=copy(batch.target),
+        role=copy(batch.role),
+        lengths=torch.from_numpy(batch.lengths),
+    )

@@ -1,0 +1,131 @@
+"""One process or many: who I am, sums over ranks, and a way to fail together.
+
+Nothing here knows about models. Without torchrun there is no process group, and every collective is the identity.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain.exits import Interrupted
+
+T = TypeVar("T")
+
+# A rank that dies is noticed at once (its connections close); this bounds the wait for one that is alive and busy,
+# such as rank 0 while it converts a survey.
+PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank: 0 <= rank < world.
+        world: the number of processes.
+        device: where this rank computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str) -> "Ranks":
+        """Join the other ranks (torchrun's environment variables say where), or stand alone.
+
+        Args:
+            device: "cpu", "cuda" or "auto" (a GPU if there is one). GPUs talk through nccl, CPUs through gloo.
+
+        Raises:
+            UserError: no GPU where one is asked for, or more ranks than GPUs.
+        """
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("train.device is cuda, but PyTorch sees no GPU here; use --train.device cpu")
+        use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if use_gpu:
+            local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+            if local_world > gpus:
+                raise UserError(
+                    f"{local_world} ranks but {gpus} GPU(s): nccl needs one for each; "
+                    f"start with --nproc_per_node {gpus}, or use --train.device cpu"
+                )
+            torch.cuda.set_device(local_rank)
+        if "RANK" in os.environ:
+            # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
+        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and speaks."""
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave the group, once every rank has come here."""
+        if dist.is_initialized():
+            self.barrier()
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.any(False)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place. The result has the same bits on every rank."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank (a small collective on the CPU)."""
+        return bool(self.sum(torch.tensor([float(flag)])).item()) if self.world > 1 else flag
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (picklable), in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def everywhere(self, body: Callable[[], T]) -> T:
+        """Run something that may fail on all ranks; if it fails on one, all raise.
+
+        Raises:
+            UserError, Interrupted: the first rank's that raised it. An `OSError` counts as a user's (a full disk ...).
+            RuntimeError: another rank hit something unexpected; that rank raises the original.
+        """
+        value, error = None, None
+        try:
+            value = body()
+        except Exception as caught:
+            error = UserError(" ".join(str(caught).split())) if isinstance(caught, OSError) else caught
+        self._raise_together(error)
+        return value  # type: ignore[return-value]
+
+    def first(self, body: Callable[[], T]) -> T:
+        """Run something that may fail on rank 0 alone, the others waiting; all get its (picklable) result or error."""
+        result = self.everywhere(lambda: body() if self.is_first else None)
+        return self.gather(result)[0]  # type: ignore[return-value]
+
+    def _raise_together(self, error: Exception | None) -> None:
+        told = error if error is None or isinstance(error, UserError | Interrupted) else repr(error)
+        if self.world > 1 and error is not None and isinstance(error, UserError):
+            told = UserError(str(error))  # subclasses may not unpickle from their message alone
+        for rank, other in enumerate(self.gather(told)):
+            if rank == self.rank and error is not None:
+                raise error
+            if isinstance(other, Exception):
+                raise other
+            if other is not None:
+                raise RuntimeError(f"rank {rank} failed: {other}")

@@ -1,0 +1,78 @@
+"""RMSE and R2 over the whole validation split, by role.
+
+Sums run over all windows of the split and all ranks, in float64, before any ratio is taken: no average of averages.
+
+R2 = 1 - SS_res / SS_tot. SS_tot is about each window's own mean of the points in question (all probed ones, or those of
+one role). The trivial answer, for comparison, is the window's mean: zero, since windows are centred.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from astroco_fast import ops
+from astroco_fast.data.batches import Batch
+from astroco_fast.pretrain.data import TrainingData, upload
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.objective import ROLES
+from astroco_fast.pretrain.trainer import Trainer
+
+GROUPS = ("all", *ROLES)
+RESIDUAL, TOTAL, TRIVIAL, POINTS = range(4)  # rows of the table of sums; a column for each of GROUPS
+
+
+def evaluate(trainer: Trainer, data: TrainingData, ranks: Ranks, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Metrics of `trainer.evaluated` on the validation split; the same on every rank.
+
+    Args:
+        trainer, data, ranks: of the run.
+        stop: whether this rank was asked to stop; looked at between batches.
+
+    Returns:
+        rmse, r2 and trivial_rmse (all probed points), the same with _hidden, _random and _unchanged appended, and the
+        number of windows; None if stopped. A figure over no points is None.
+    """
+    model = trainer.evaluated.eval()
+    table = np.zeros((4, len(GROUPS)))
+    with data.evaluation() as batches, torch.inference_mode():
+        for batch in batches:
+            if ranks.any(stop()):
+                return None
+            on_device = upload(batch, ranks.device)
+            positional, keywords = on_device.inputs()
+            with trainer.autocast():
+                prediction = model(*positional, **keywords).reconstruction
+            squared, _ = ops.masked_loss(prediction, on_device.target, on_device.role)
+            residual = squared.double().sum(0).cpu().numpy()
+            table[RESIDUAL] += [residual.sum(), *residual]
+            table[TOTAL:] += target_sums(batch)
+    reduced = ranks.sum(torch.from_numpy(table).to(ranks.device)).cpu().numpy()
+    return {**metrics(reduced), "windows": len(data.validation)}
+
+
+def target_sums(batch: Batch) -> NDArray[np.float64]:
+    """Sums that need no model, (3, 4): SS_tot, sum of squares and number of points, for each of `GROUPS`."""
+    target = batch.target.astype(np.float64)
+    columns = []
+    for member in (batch.role > 0, *(batch.role == code for code in range(1, len(GROUPS)))):
+        values = np.where(member, target, 0.0)
+        count, squares = member.sum(1), np.square(values).sum(1)
+        mean = values.sum(1) / np.maximum(count, 1)
+        spread = np.square(np.where(member, target - mean[:, None], 0.0)).sum(1)
+        columns.append([spread.sum(), squares.sum(), count.sum()])
+    return np.array(columns).T
+
+
+def metrics(table: NDArray[np.float64]) -> dict[str, float | None]:
+    """Ratios from sums, (4, 4)."""
+    found: dict[str, float | None] = {}
+    for column, group in enumerate(GROUPS):
+        residual, total, trivial, points = table[:, column].tolist()
+        suffix = "" if group == "all" else f"_{group}"
+        found[f"rmse{suffix}"] = (residual / points) ** 0.5 if points else None
+        found[f"r2{suffix}"] = 1 - residual / total if total else None
+        found[f"trivial_rmse{suffix}"] = (trivial / points) ** 0.5 if points else None
+    return found

@@ -1,0 +1,117 @@
+"""The run's folder: whether the same run goes on in it, and the facts about it that are written down."""
+
+import json
+import os
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import astroco_fast
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain.checkpoint import CheckpointFolder
+from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
+from astroco_fast.pretrain.data import TrainingData
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.log import Console
+from astroco_fast.pretrain.state import State
+from astroco_fast.pretrain.trainer import Trainer
+
+CONFIG, SUMMARY, ENVIRONMENT = "config.yaml", "summary.json", "environment.json"
+
+
+def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> None:
+    """Make the folder this run's, or see that it is already (rank 0).
+
+    Raises:
+        UserError: it holds another run, one with other settings; names them.
+    """
+    if checkpoints.names():
+        try:
+            before = yaml.safe_load((folder / CONFIG).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{folder / CONFIG}: cannot be read; put it back, or choose another --out") from error
+        changed = set(differences(before, config.to_dict())) - FREE
+        if changed - MACHINE:
+            raise UserError(
+                f"{folder} holds a run with other settings ({', '.join(sorted(changed - MACHINE))}); "
+                f"to go on with it use --config {folder / CONFIG}, else choose another --out"
+            )
+        if changed:
+            console.say(
+                f"Note: {', '.join(sorted(changed))} changed: the run goes on, but not to the last bit as before."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+
+def begin(folder: Path, ranks: Ranks) -> None:
+    """The run is not finished, and starts (again) here: what environment.json says of each start (rank 0)."""
+    (folder / SUMMARY).unlink(missing_ok=True)
+    path = folder / ENVIRONMENT
+    try:
+        starts = json.loads(path.read_text())["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        starts = []
+    starts.append(environment(ranks))
+    replace_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def write_summary(folder: Path, reason: str, state: State, data: TrainingData, trainer: Trainer) -> None:
+    """Write summary.json, which also says that the run is finished, and why (rank 0)."""
+    summary = {
+        "finished": reason,
+        "step": state.step,
+        "epochs": state.epoch - 1 if state.position == 0 else state.epoch,
+        "windows_seen": state.windows_seen,
+        "skipped_steps": state.bad_steps,
+        "seconds": state.seconds,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "simulated": data.store.simulated,
+        "light_curves": data.store.n_curves,
+        "training_windows": len(data.train),
+        "validation_windows": len(data.validation),
+        "best_checkpoint": "checkpoints/best",
+        "best": state.best,
+    }
+    replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def environment(ranks: Ranks) -> dict[str, Any]:
+    """What this process runs on."""
+    gpu = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "ranks": ranks.world,
+        "device": str(ranks.device.type),
+        "gpu": gpu,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "astroco_fast": astroco_fast.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,46 @@
+"""From what the user gave to an open store: as it is, converted, or simulated. Rank 0 works, the others wait."""
+
+from pathlib import Path
+
+from astroco_fast.data.convert import convert
+from astroco_fast.data.store import Store
+from astroco_fast.pretrain.config import PretrainConfig
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.log import Console
+from astroco_fast.pretrain.signals import StopRequest
+
+SIMULATED_STARS = 2000
+
+
+def open_data(config: PretrainConfig, folder: Path, ranks: Ranks, console: Console, stop: StopRequest) -> Store:
+    """The store of the run's light curves; one made here is kept in `folder`/store.
+
+    Raises:
+        UserError: the data cannot be read; the same on all ranks.
+        Interrupted: a signal came while rank 0 converted.
+    """
+
+    def prepare() -> Path:
+        with stop.immediate():
+            return _prepare(config, folder / "store", console)
+
+    path = ranks.first(prepare)
+    return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first))
+
+
+def _prepare(config: PretrainConfig, own: Path, console: Console) -> Path:
+    if config.data is None:
+        console.say(f"No --data given: simulating a survey of {SIMULATED_STARS} stars.")
+        from astroco_fast.data.simulate import simulate_survey
+
+        curves = simulate_survey(SIMULATED_STARS, config.seed)
+        provenance = {"simulated": True, "stars": SIMULATED_STARS, "seed": config.seed}
+        convert(curves, own, columns=config.columns, band=config.band, clean=config.clean, provenance=provenance)
+        return own
+    if Store.is_store(config.data):
+        return Path(config.data)
+    report = convert(
+        config.data, own, columns=config.columns, band=config.band, clean=config.clean, progress=console.speaks
+    )
+    console.say(str(report))
+    return own

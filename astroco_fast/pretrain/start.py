@@ -1,0 +1,119 @@
+"""From a configuration to a loop that is ready to run: new, or where it was left."""
+
+from pathlib import Path
+
+import torch
+
+from astroco_fast import presets
+from astroco_fast.data.store import Store
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain import folder
+from astroco_fast.pretrain.checkpoint import BEST, CheckpointFolder
+from astroco_fast.pretrain.config import PretrainConfig
+from astroco_fast.pretrain.data import TrainingData
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.exits import DONE
+from astroco_fast.pretrain.flops import matmul_rate
+from astroco_fast.pretrain.log import Console, Log
+from astroco_fast.pretrain.loop import Loop, limit_reached
+from astroco_fast.pretrain.signals import StopRequest
+from astroco_fast.pretrain.source import open_data
+from astroco_fast.pretrain.state import State
+from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.weights import load_weights
+
+CPU_MICRO_BATCH = 32
+
+
+def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
+    """Run a configuration to its end, or to a signal.
+
+    Args:
+        config: as the user gave it.
+        ranks: this process's place among them.
+        stop: whether a signal asked to stop.
+
+    Returns:
+        The exit status: `exits.DONE`, or `exits.INTERRUPTED` with everything saved.
+
+    Raises:
+        UserError: bad input or configuration; the same on all ranks.
+        Diverged: too many steps in a row were not finite.
+    """
+    console = Console(ranks.is_first)
+    model_config = presets.configure(config.preset, config.model)
+    config = config.resolve(presets.preset(config.preset).learning_rate)
+    train, out = config.train, Path(str(config.out))
+    checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
+    ranks.first(lambda: folder.claim(out, config, checkpoints, console))
+    store = open_data(config, out, ranks, console, stop)
+    data = TrainingData(
+        store,
+        size=model_config.window,
+        seed=config.seed,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
+        band=config.band,
+        random_windows=train.windows == "random",
+        evaluate_windows=train.evaluate_windows,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    torch.manual_seed(config.seed)
+    trainer = Trainer(presets.build(config.preset, **config.model), train, ranks, config.seed)
+    state, saved = resume(checkpoints, trainer, store, ranks, console)
+    reason = limit_reached(state, train)
+    if reason is not None and ranks.first((out / folder.SUMMARY).exists):
+        console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
+        return DONE
+    ranks.first(lambda: folder.begin(out, ranks))
+    _introduce(console, config, data, trainer, state)
+    rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
+    with ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard)) as log:
+        console.start(_total_steps(config, data), state.step)
+        return Loop(config, ranks, stop, data, trainer, state, saved, checkpoints, log, rate).run()
+
+
+def resume(
+    checkpoints: CheckpointFolder, trainer: Trainer, store: Store, ranks: Ranks, console: Console
+) -> tuple[State, str | None]:
+    """Load the newest checkpoint into the trainer; a new run's state, and no name, if there is none.
+
+    Raises:
+        UserError: none of the checkpoints is whole, or they are of other data or another model.
+    """
+    found = ranks.first(checkpoints.newest)
+    if found is None:
+        return State(), None
+    name, saved = found
+    if saved["store"] != store.digest:
+        raise UserError(
+            f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"
+        )
+    ranks.everywhere(lambda: load_weights(trainer, checkpoints.folder / name))
+    state = State.from_dict(saved["state"])
+    if state.best_checkpoint is not None and ranks.is_first and (checkpoints.folder / state.best_checkpoint).exists():
+        checkpoints.link(BEST, state.best_checkpoint)
+    if saved["ranks"] != ranks.world:
+        console.say(
+            f"Note: {saved['ranks']} ranks before, {ranks.world} now: the same global batches, but other last bits."
+        )
+    console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
+    return state, name
+
+
+def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer, state: State) -> None:
+    ranks, train = trainer.ranks, config.train
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"
+    console.say(
+        f"Pretraining {config.preset} ({parameters:,} parameters) on {curves}: {len(data.train):,} windows to train, "
+        f"{len(data.validation):,} to validate; {train.global_batch} a step, {data.steps_per_epoch} steps an epoch, "
+        f"at most {train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {train.precision}. "
+        f"Run folder: {config.out}"
+    )
+
+
+def _total_steps(config: PretrainConfig, data: TrainingData) -> int:
+    steps = (config.train.epochs or 0) * data.steps_per_epoch
+    return steps if config.train.max_steps is None else min(steps, config.train.max_steps)
