@@ -243,8 +243,6 @@ def _produce(
             if stopped.is_set():
                 return
             results.put(_Outcome(value=result))
-            if stopped.is_set():
-                return
         results.put(_Outcome(last=True))
     except BaseException as error:  # whatever it is, it is the consumer's
         results.put(_Outcome(last=True, error=error))
@@ -252,8 +250,9 @@ def _produce(
 
 def _shut_down(thread: threading.Thread, results: "queue.Queue[Any]", stopped: threading.Event) -> None:
     stopped.set()
-    # A thread blocked on a full queue needs room to see the flag; after it, the thread puts one result at most.
-    while thread.is_alive():
+    # A thread blocked on a full queue needs room to see the flag; after that, it puts one result at most. The garbage
+    # collector may call this from the thread itself, which is then not blocked and will see the flag.
+    while thread.is_alive() and thread is not threading.current_thread():
         try:
             results.get_nowait()
         except queue.Empty:
