@@ -114,7 +114,9 @@ class ReferenceAstroCo(nn.Module):
 
     def output(self, mixed: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
         """Reconstruction head, and rows back to the caller's (B, T)."""
-        reconstruction = self.head(mixed).squeeze(-1)
+        # Outside autocast: bfloat16 would round the magnitudes, by 0.01 where a star is 3 from its mean.
+        with torch.autocast(mixed.device.type, enabled=False):
+            reconstruction = self.head(mixed.to(self.head.weight.dtype)).squeeze(-1)
         return AstroCoOutput(layout.leave(mixed), embedding, layout.leave(reconstruction))
 
     @staticmethod

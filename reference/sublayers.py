@@ -47,8 +47,9 @@ class InputEmbed(nn.Module):
         if hidden is not None:
             for name in self.hide:
                 fields[name] = fields[name].masked_fill(hidden, 0)
-        photometry = self.photometry(torch.stack([fields["magnitude"], fields["uncertainty"]], dim=-1))
-        x = torch.cat([photometry, self.sinusoids(fields["time"]).to(photometry.dtype)], dim=-1)
+        with torch.autocast(time.device.type, enabled=False):  # bfloat16 would round the magnitudes
+            photometry = self.photometry(torch.stack([fields["magnitude"], fields["uncertainty"]], dim=-1))
+        x = torch.cat([photometry, self.sinusoids(fields["time"])], dim=-1)
         return self.norm(F.gelu(self.fuse(x)))
 
     def sinusoids(self, time: Tensor) -> Tensor:

@@ -118,3 +118,20 @@ def test_compiles_as_one_graph() -> None:
         got = compiled(w.time, w.mag, w.err, hidden=w.hidden, **arguments)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_does_not_round_magnitudes() -> None:
+    """On the way in, two magnitudes that bfloat16 can't tell apart stay apart; on the way out there are no steps."""
+    model = tiny().eval()
+    time, err = torch.linspace(-9, 9, 64)[None], torch.full((1, 64), 0.05)
+    mag = torch.linspace(3.0, 3.004, 64)[None]  # within one bfloat16 step
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = model.input_embed.photometry(torch.stack([mag, err], -1))  # what autocast would do
+        assert len(rows[0].unique(dim=0)) < 3
+        seen = []
+        hook = model.input_embed.photometry.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        out = model(time, mag, err, centered=True)
+        hook.remove()
+    assert len(seen[0].unique(dim=0)) == 64
+    assert out.reconstruction.dtype == torch.float32
+    assert (out.reconstruction != out.reconstruction.bfloat16().float()).any()
