@@ -1,0 +1,38 @@
+"""Convert in a process of its own, with small steps, and kill it at a chosen place.
+
+convert_child.py SOURCE OUT FUNCTION COUNT: on entering the COUNT+1st call of FUNCTION (or a call whose last argument
+is a path named COUNT), the process is killed as if by `kill -9`.
+"""
+
+import os
+import signal
+import sys
+from operator import attrgetter
+
+from astroco_fast.data import convert, long, nested, partial
+
+# As in test_convert.SMALL: the killed conversion is resumed there.
+nested.BATCH_POINTS, partial.STEP_POINTS = 100, 150
+long.BUFFER_POINTS, long.PARTITION_POINTS, long._READ_ROWS = 50, 100, 100
+MODULES = {"long": long, "partial": partial}
+
+
+def kill_at(name: str, count: str) -> None:
+    module, *path, last = name.split(".")
+    owner = attrgetter(".".join(path))(MODULES[module]) if path else MODULES[module]
+    real = getattr(owner, last)
+    calls = 0
+
+    def killing(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls - 1 == int(count) if count.isdigit() else os.path.basename(args[-1]) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(owner, last, killing)
+
+
+source, out, *place = sys.argv[1:]
+kill_at(*place)
+convert.convert(source, out)

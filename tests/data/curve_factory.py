@@ -1,0 +1,83 @@
+"""Small light curves, and the tables that hold them, for the tests of the data modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from astroco_fast.data.curves import CurveBatch, offsets_of
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def make_batch(n=5, seed=0, lengths=None, first=0, bands=("V",)):
+    """n curves with times sorted, good magnitudes and errors; ids star-<number>."""
+    rng = np.random.default_rng([seed, first])
+    lengths = rng.integers(10, 40, n) if lengths is None else np.asarray(lengths)
+    offsets = offsets_of(lengths)
+    time = rng.uniform(50_000, 58_000, offsets[-1])
+    curve = np.repeat(np.arange(n), lengths)
+    return CurveBatch(
+        ids=np.array([f"star-{first + i}" for i in range(n)], dtype=object),
+        band=np.array([bands[i % len(bands)] for i in range(n)], dtype=object),
+        label=np.array([("RRab", "EW", "")[i % 3] for i in range(n)], dtype=object),
+        offsets=offsets,
+        time=time[np.lexsort((time, curve))],
+        mag=rng.normal(15, 1, len(time)).astype(np.float32),
+        err=rng.uniform(0.01, 0.2, len(time)).astype(np.float32),
+        source="test",
+    )
+
+
+def as_long(batch):
+    """One row a point."""
+    star = np.repeat(np.arange(len(batch)), batch.lengths)
+    return pd.DataFrame(
+        {
+            "id": batch.ids[star],
+            "band": batch.band[star],
+            "label": batch.label[star],
+            "mjd": batch.time,
+            "mag": batch.mag,
+            "err": batch.err,
+        }
+    )
+
+
+def as_nested(batch):
+    """One row a light curve, an Arrow table with list columns."""
+    lists = {
+        name: pa.ListArray.from_arrays(pa.array(batch.offsets, pa.int32()), pa.array(values))
+        for name, values in (("mjd", batch.time), ("mag", batch.mag), ("err", batch.err))
+    }
+    return pa.table({"id": batch.ids, "band": batch.band, "label": batch.label, **lists})
+
+
+def write_nested(batch, path, **options):
+    pq.write_table(as_nested(batch), path, **options)
+    return path
+
+
+def gather(batches):
+    """(id, band) -> (label, time, mag, err), whatever the order of curves and the size of batches."""
+    found = {}
+    for batch in batches:
+        for i in range(len(batch)):
+            points = slice(batch.offsets[i], batch.offsets[i + 1])
+            key = (batch.ids[i], batch.band[i])
+            assert key not in found
+            found[key] = (batch.label[i], batch.time[points], batch.mag[points], batch.err[points])
+    return found
+
+
+def assert_same_curves(one, other, rtol=0.0):
+    one, other = gather(one), gather(other)
+    assert one.keys() == other.keys()
+    for key, (label, *arrays) in one.items():
+        assert label == other[key][0]
+        for ours, theirs in zip(arrays, other[key][1:], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=0)

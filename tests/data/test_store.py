@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+
+from astroco_fast.data.convert import convert
+from astroco_fast.data.split import star_hash
+from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store
+from astroco_fast.errors import UserError
+from tests.data.curve_factory import assert_same_curves, make_batch, write_nested
+
+
+@pytest.fixture
+def batch():
+    return make_batch(7)
+
+
+@pytest.fixture
+def path(batch, tmp_path):
+    write_nested(batch, tmp_path / "curves.parquet")
+    convert(tmp_path / "curves.parquet", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def edit(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest.update(changes)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_store_holds_the_curves(path, batch):
+    store = Store.open(path)
+    assert (store.n_curves, store.n_points) == (7, batch.n_points)
+    for name in ("time", "mag", "err", "offsets"):
+        array = getattr(store, name)
+        np.testing.assert_array_equal(array, getattr(batch, name))
+        assert array.dtype == getattr(batch, name).dtype
+        assert isinstance(array, np.memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    for name, expected in (("ids", batch.ids), ("bands", batch.band), ("labels", batch.label)):
+        assert getattr(store, name).tolist() == expected.tolist()
+    np.testing.assert_array_equal(store.star_hash, star_hash(batch.ids))
+    assert store.star_hash.dtype == np.uint64
+    assert not store.simulated
+    assert_same_curves(store.batches(), [batch])
+
+
+def test_manifest_says_what_the_store_is(path, batch):
+    manifest = Store.open(path).manifest
+    assert (manifest["format"], manifest["schema_version"]) == ("astroco-store", SCHEMA_VERSION)
+    assert manifest["counts"] == {"curves": 7, "points": batch.n_points, "dropped": {}}
+    assert set(manifest["files"]) == set(FILES) == {p.name for p in path.iterdir()} - {"manifest.json"}
+    (source,) = manifest["provenance"]["plan"]["source"]
+    assert source["path"].endswith("curves.parquet")
+    assert source["bytes"] > 0
+
+
+def test_digest_follows_the_content(path, batch, tmp_path):
+    write_nested(batch, tmp_path / "copy.parquet")
+    convert(tmp_path / "copy.parquet", tmp_path / "same")
+    batch.mag[3] += 1
+    write_nested(batch, tmp_path / "other.parquet")
+    convert(tmp_path / "other.parquet", tmp_path / "other")
+    digest = Store.open(path).digest
+    assert Store.open(tmp_path / "same").digest == digest
+    assert Store.open(tmp_path / "other").digest != digest
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_changed_byte_is_found(path, name):
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: its content has changed .*convert again"):
+        Store.open(path)
+    Store.open(path, verify=False)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_or_missing_file_is_found(path, name, verify):
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{name}: has {len(content) - 1} bytes, {len(content)} were written"):
+        Store.open(path, verify)
+    (path / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: missing from the store"):
+        Store.open(path, verify)
+
+
+def test_newer_schema_says_to_upgrade(path):
+    edit(path, schema_version=SCHEMA_VERSION + 1, counts={"renamed": 1})
+    with pytest.raises(
+        UserError, match=r"manifest\.json: made by a newer version \(schema 2, known here: 1\); upgrade"
+    ):
+        Store.open(path)
+    assert Store.is_store(path)
+
+
+def test_manifest_that_does_not_fit(path):
+    edit(path, counts={"curves": 8, "points": 1, "dropped": {}})
+    with pytest.raises(UserError, match="counts are not those of the files"):
+        Store.open(path)
+    edit(path, files={})
+    with pytest.raises(UserError, match=r"does not list time\.f64"):
+        Store.open(path)
+    for text, message in (("{", "cannot be read"), ("[]", "not the manifest"), ('{"format": "x"}', "not the manifest")):
+        (path / "manifest.json").write_text(text)
+        assert not Store.is_store(path)
+        with pytest.raises(UserError, match=message):
+            Store.open(path)
+    (path / "manifest.json").write_text('{"format": "astroco-store"}')
+    with pytest.raises(UserError, match="incomplete"):
+        Store.open(path)
+
+
+def test_what_is_no_store(path, tmp_path):
+    (path / "manifest.json").unlink()
+    (tmp_path / "file").write_text("x")
+    for place, message in (
+        (path, "is no store"),
+        (tmp_path / "file", "is no store"),
+        (tmp_path / "no", "no such store"),
+    ):
+        assert not Store.is_store(place)
+        with pytest.raises(UserError, match=message):
+            Store.open(place)
