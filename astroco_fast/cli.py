@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "pretrain": "pretrain an encoder by masked reconstruction",
+    "embed": "light curves to vectors, one row a light curve",
+    "convert": "light curves of any format to a packed store",
+    "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",
     "doctor": "what this machine has, and which op runs where and why",
 }
 

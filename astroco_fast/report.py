@@ -1,0 +1,223 @@
+"""`astroco report RUN`: plots of a pretraining run, in its folder `plots/`.
+
+- training.png: loss and RMSE of training and validation, RMSE and R2 by role, and the trivial answer.
+- reconstructions.png: light curves of the validation split, their probed points by role, and what the best model makes
+  of them. Six windows, from among the best reconstructed to among the worst.
+- layer_mix.png: how much each layer counts in the best model's output.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from astroco_fast import commands, plots
+from astroco_fast.data.batches import Batch, WindowBatches
+from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
+from astroco_fast.data.store import Store
+from astroco_fast.errors import UserError
+from astroco_fast.model import AstroCo
+from astroco_fast.pretrain.data import TrainingData, upload
+
+# Better reconstructed than this share of windows.
+RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
+CANDIDATES = 256  # windows that are reconstructed, to rank them
+SHOWN_POINTS = 100  # of a window; more can't be told apart
+
+
+@dataclass
+class ReportConfig:
+    """Draw the plots of a run.
+
+    Args:
+        run: the run's folder.
+        data: the run's light curves, as a store, if they have been moved.
+    """
+
+    run: str
+    data: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw a run's plots and print where they are.
+
+    Returns:
+        0, or 2 where the folder holds no run, or its data are gone.
+    """
+
+    def body() -> int:
+        config = commands.parse(ReportConfig, "astroco report", "Draw the plots of a run.", argv, positional=("run",))
+        for path in plot_run(Path(config.run), config.data):
+            print(path)
+        return 0
+
+    return commands.run(body)
+
+
+def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
+    """Draw a run's plots, as far as the run has come: models are drawn once there is a checkpoint.
+
+    Args:
+        folder: of the run, in progress or finished.
+        data: the store of its light curves, if it is no longer where the run found it.
+
+    Returns:
+        The PNG files, in the run's folder `plots/`.
+
+    Raises:
+        UserError: not a run, its data are gone, or matplotlib is missing.
+    """
+    folder = Path(folder)
+    config, metrics = read_config(folder), read_metrics(folder)
+    store = _open_store(folder, config, data)
+    title = f"preset {config['preset']} on {_name(store, config)}"
+    train, validation = ([line for line in metrics if line["split"] == split] for split in ("train", "validation"))
+    with plots.drawing():
+        figures = {"training": plots.training_curves(train, validation, title)}
+        checkpoint = next((c for c in ("best", "last") if (folder / "checkpoints" / c).is_dir()), None)
+        if checkpoint is not None:
+            model = AstroCo.from_pretrained(folder / "checkpoints" / checkpoint)
+            windows = reconstruct(model, store, config)
+            what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
+            figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")
+            if model.config.mix:
+                weights = model.state_dict()["mix_pool.logits"].softmax(0).numpy()
+                figures["layer_mix"] = plots.layer_mix(weights, f"Layer mix: {title}")
+        (folder / "plots").mkdir(exist_ok=True)
+        paths = {folder / "plots" / f"{name}.png": figure for name, figure in figures.items()}
+        for path, figure in paths.items():
+            figure.savefig(path)
+    return list(paths)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's resolved settings.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, its --out") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not {"preset", "seed", "train"} <= config.keys():
+        raise UserError(f"{path}: not the settings of a run; give the folder of a run, its --out")
+    return config
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl.
+
+    Raises:
+        UserError: there are none yet, or one is damaged; names it.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "split" not in record:
+            raise UserError(f"{path}, line {number}: not a line of metrics; remove it")
+        records.append(record)
+    if not records:
+        raise UserError(f"{path}: no metrics yet; let the run take some steps first")
+    return records
+
+
+def reconstruct(model: AstroCo, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:
+    """Validation windows with evaluation's masks, and the model's answer to them.
+
+    Of `CANDIDATES` windows spread over the split, those at `RANKS` of the R2 at hidden points, best first.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        store: the run's light curves.
+        config: the run's settings.
+    """
+    data = TrainingData(
+        store,
+        size=model.config.window,
+        seed=config["seed"],
+        global_batch=1,
+        micro_batch=None,
+        band=config.get("band"),
+        evaluate_windows=config["train"].get("evaluate_windows"),
+    )
+    chosen = _candidates(data.table.length, data.validation, model.config.window)
+    batch = WindowBatches(store, data.table, model.config.window, config["seed"]).assemble(chosen, EVALUATION_EPOCH)
+    positional, keywords = upload(batch, torch.device("cpu")).inputs()
+    with torch.inference_mode():
+        predicted = model(*positional, **keywords).reconstruction.numpy()
+    quality = r2_hidden(batch, predicted)
+    order = np.argsort(quality, kind="stable")
+    windows = []
+    for rank in RANKS[: len(order)]:
+        row = int(order[round(rank * (len(order) - 1))])
+        points = slice(0, min(SHOWN_POINTS, int(batch.lengths[row])))
+        curve = int(data.table.curve[batch.index[row]])
+        name = "  ".join(filter(None, (store.ids[curve], store.labels[curve], store.bands[curve])))
+        score = f"$R^2$ = ${quality[row]:.2f}$"
+        windows.append(
+            plots.Reconstruction(
+                title=f"{name}   hidden points: {score}, better than {rank:.0%} of windows",
+                time=batch.time[row, points],
+                mag=batch.target[row, points],
+                err=batch.err[row, points],
+                shown=batch.mag[row, points],
+                role=batch.role[row, points],
+                predicted=predicted[row, points],
+            )
+        )
+    return windows
+
+
+def r2_hidden(batch: Batch, predicted: NDArray[np.float32]) -> NDArray[np.float64]:
+    """R2 at the hidden points of each window, (B,); minus infinity where there is no spread to explain."""
+    hidden = batch.role == HIDDEN
+    target = batch.target.astype(np.float64)
+    mean = (target * hidden).sum(1) / np.maximum(hidden.sum(1), 1)
+    residual = (np.square(target - predicted) * hidden).sum(1)
+    total = (np.square(target - mean[:, None]) * hidden).sum(1)
+    return np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), -np.inf)
+
+
+def _candidates(lengths: NDArray[np.int32], windows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Windows spread evenly over those at least half full, or, if there are too few of these, over the longest."""
+    half_full = windows[lengths[windows] >= size / 2]
+    if len(half_full) < len(RANKS):
+        half_full = windows[np.argsort(-lengths[windows], kind="stable")[: len(RANKS)]]
+    return half_full[np.unique(np.linspace(0, len(half_full) - 1, CANDIDATES).astype(np.int64))]
+
+
+def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -> Store:
+    """The store that the run made for itself, else the one that it was given."""
+    places = [Path(place) for place in (data, folder / "store", config.get("data")) if place is not None]
+    for place in places[:1] if data is not None else places:
+        if Store.is_store(place):
+            return Store.open(place, verify=False)
+    raise UserError(f"{places[0] if data is not None else places[-1]}: not a store; give the run's with --data STORE")
+
+
+def _name(store: Store, config: dict[str, Any]) -> str:
+    where = "a SIMULATED survey" if store.simulated else Path(config.get("data") or store.path).absolute().stem
+    return f"{where} ({store.n_curves:,} light curves)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

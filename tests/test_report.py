@@ -1,0 +1,253 @@
+"""Plots of a run: what they show is what the run holds."""
+
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from astroco_fast import AstroCo, plots, report
+from astroco_fast.data.batches import Batch
+from astroco_fast.data.convert import convert
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
+from astroco_fast.data.split import split_of
+from astroco_fast.data.store import Store
+from astroco_fast.errors import MissingExtraError, UserError
+
+pytest.importorskip("matplotlib")
+
+STARS, POINTS = 150, 60
+CONFIG = {"preset": "tiny", "data": None, "seed": 3, "band": None, "train": {"evaluate_windows": None}}
+TRAIN = [
+    {"split": "train", "step": step, "loss": 0.3 - step / 1000, "rmse": 0.31 - step / 1000} for step in (10, 20, 30)
+]
+VALIDATION = [
+    {
+        "split": "validation",
+        "step": step,
+        "rmse": 0.2,
+        "r2": 0.3,
+        "trivial_rmse": 0.25,
+        "rmse_hidden": 0.21,
+        "r2_hidden": 0.25,
+        "trivial_rmse_hidden": 0.26,
+        "rmse_random": 0.24,
+        "r2_random": 0.1,
+        "rmse_unchanged": 0.1,
+        "r2_unchanged": 0.9,
+    }
+    for step in (15, 30)
+]
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pixels, to save time."""
+    monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
+
+
+def survey() -> CurveBatch:
+    """Sines of many periods, seen twice a night in three seasons."""
+    rng = np.random.default_rng(0)
+    nights = np.concatenate([np.arange(10.0) * 3 + season for season in (0, 200, 400)])
+    time = 55000.25 + np.sort(np.concatenate([nights, nights + 0.02]))
+    period = rng.uniform(20, 90, STARS)[:, None]
+    mag = 15 + 0.3 * np.sin(2 * np.pi * time / period) + rng.normal(0, 0.02, (STARS, POINTS))
+    return CurveBatch(
+        ids=np.array([f"star-{i}" for i in range(STARS)], dtype=object),
+        band=np.array(["V"] * STARS, dtype=object),
+        label=np.array(["sine"] * STARS, dtype=object),
+        offsets=np.arange(STARS + 1, dtype=np.int64) * POINTS,
+        time=np.tile(time, STARS),
+        mag=mag.ravel().astype(np.float32),
+        err=np.full(STARS * POINTS, 0.02, dtype=np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("data") / "store"
+    convert([survey()], folder, provenance={"simulated": True})
+    return Store.open(folder)
+
+
+@pytest.fixture(scope="module")
+def model() -> AstroCo:
+    return AstroCo.from_preset("tiny", window=POINTS).eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path, store: Store, model: AstroCo) -> Path:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": str(store.path)}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*TRAIN, *VALIDATION]))
+    model.save_pretrained(tmp_path / "checkpoints" / "best")
+    return tmp_path
+
+
+def lines(axes: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(run)]) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["training.png", "reconstructions.png", "layer_mix.png"]
+    for path in paths:
+        assert path.parent == run / "plots"
+        head = path.read_bytes()[:24]
+        assert head.startswith(b"\x89PNG")
+        assert min(struct.unpack(">II", head[16:24])) > 150
+
+
+def test_a_run_without_a_checkpoint_shows_its_curves(run: Path) -> None:
+    for file in (run / "checkpoints" / "best").iterdir():
+        file.unlink()
+    (run / "checkpoints" / "best").rmdir()
+    assert [path.name for path in report.plot_run(run)] == ["training.png"]
+
+
+def test_a_model_without_a_mix_has_no_mix_to_show(run: Path) -> None:
+    AstroCo.from_preset("tiny", window=POINTS, mix=False).save_pretrained(run / "checkpoints" / "best")
+    assert [path.stem for path in report.plot_run(run)] == ["training", "reconstructions"]
+
+
+def test_training_curves_show_the_metrics_and_the_trivial_answer() -> None:
+    with plots.drawing():
+        figure = plots.training_curves(TRAIN, VALIDATION, "title")
+    loss, rmse, r2 = figure.axes
+    np.testing.assert_allclose(lines(loss)["training loss"].get_xydata(), [[10, 0.29], [20, 0.28], [30, 0.27]])
+    np.testing.assert_allclose(lines(loss)["training RMSE, smoothed"].get_ydata(), [0.30, 0.29, 0.28])
+    np.testing.assert_allclose(lines(loss)["validation, all probed"].get_xydata(), [[15, 0.2], [30, 0.2]])
+    assert lines(loss)["trivial answer: the window's mean"].get_ydata()[0] == 0.25
+    assert lines(rmse)["trivial answer: the window's mean"].get_ydata()[0] == 0.26
+    for role, (best, r2_best) in {"hidden": (0.21, 0.25), "random": (0.24, 0.1), "unchanged": (0.1, 0.9)}.items():
+        assert set(lines(rmse)[role].get_ydata()) == {best}
+        assert set(lines(r2)[role].get_ydata()) == {r2_best}
+
+
+def test_smoothing_keeps_a_constant_and_the_mean_of_noise() -> None:
+    noise = np.random.default_rng(0).normal(5, 1, 4000)
+    smooth = plots._smooth(noise)
+    assert smooth.shape == noise.shape
+    assert abs(smooth.mean() - noise.mean()) < 0.01
+    assert smooth.std() < 0.15
+    np.testing.assert_allclose(plots._smooth(np.full(500, 0.2)), 0.2)
+
+
+def test_reconstructions_hold_the_stores_points_and_the_models_answer(store: Store, model: AstroCo) -> None:
+    windows = report.reconstruct(model, store, CONFIG)
+    assert len(windows) == 6
+    ids = list(store.ids)
+    scores = []
+    for window in windows:
+        name, label, band = window.title.split()[:3]
+        assert (label, band) == ("sine", "V")
+        curve = ids.index(name)
+        points = slice(store.offsets[curve], store.offsets[curve + 1])
+        mag = store.mag[points].astype(np.float64)
+        np.testing.assert_allclose(window.mag, mag - mag.mean(), atol=1e-6)
+        np.testing.assert_allclose(np.diff(window.time), np.diff(store.time[points]), atol=1e-4)
+        np.testing.assert_array_equal(window.err, store.err[points])
+        assert set(np.flatnonzero(window.shown != window.mag)) <= set(np.flatnonzero(window.role == RANDOM))
+        assert [(window.role == role).sum() for role in (HIDDEN, RANDOM, UNCHANGED)] == [18, 6, 6]
+        hidden = window.role == HIDDEN
+        spread = np.square(window.mag[hidden] - window.mag[hidden].mean()).sum()
+        scores.append(1 - np.square(window.mag - window.predicted)[hidden].sum() / spread)
+        assert f"{scores[-1]:.2f}" in window.title
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_reconstructions_come_from_the_validation_split_alone(store: Store, model: AstroCo) -> None:
+    part = {name for name, split in zip(store.ids, split_of(store.star_hash), strict=True) if split == 1}
+    assert {window.title.split()[0] for window in report.reconstruct(model, store, CONFIG)} <= part
+
+
+def test_panels_have_bright_above_and_every_role_in_the_legend(store: Store, model: AstroCo) -> None:
+    with plots.drawing():
+        figure = plots.reconstructions(report.reconstruct(model, store, CONFIG), "title")
+    assert len(figure.axes) == 6
+    for axes in figure.axes:
+        bottom, top = axes.get_ylim()
+        assert bottom > top
+        assert lines(axes)["reconstruction"].get_xdata().size == 30
+        assert lines(axes)["hidden: true"].get_xdata().size == 18
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "200", "400"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "visible",
+        "hidden: true",
+        "random: true",
+        "unchanged: true",
+        "random: as the model saw it",
+        "reconstruction",
+    ]
+
+
+def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    for name in ("training_curves", "reconstructions", "layer_mix"):
+        draw = getattr(plots, name)
+        monkeypatch.setattr(plots, name, lambda *args, draw=draw: titles.append(args[-1]) or draw(*args))
+    report.plot_run(run)
+    assert len(titles) == 3
+    assert all("SIMULATED" in title for title in titles)
+
+
+def test_layer_mix_bars_are_the_weights() -> None:
+    weights = np.array([0.1, 0.2, 0.7])
+    with plots.drawing():
+        (axes,) = plots.layer_mix(weights, "title").axes
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], weights)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["input", "block 1", "block 2"]
+
+
+def test_r2_of_hidden_points_by_hand() -> None:
+    zeros = np.zeros((3, 4), dtype=np.float32)
+    role = np.array([[HIDDEN, HIDDEN, RANDOM, 0], [HIDDEN, HIDDEN, 0, 0], [0, 0, 0, 0]], dtype=np.uint8)
+    target = np.array([[1, 3, 9, 9], [2, 2, 9, 9], [1, 2, 3, 4]], dtype=np.float32)
+    batch = Batch(zeros, zeros, zeros, target, role, np.array([4, 4, 4]), np.arange(3))
+    predicted = np.array([[1, 2, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
+    # squared errors 0 and 1 about a spread of 1 + 1; no spread; nothing hidden
+    np.testing.assert_array_equal(report.r2_hidden(batch, predicted), [0.5, -np.inf, -np.inf])
+
+
+def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"astroco_fast\[plots\]"):
+        report.plot_run(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.yaml", None, r"config\.yaml: cannot be read"),
+        ("config.yaml", "preset: [", r"config\.yaml: not YAML"),
+        ("config.yaml", "preset: tiny", r"config\.yaml: not the settings of a run"),
+        ("config.yaml", yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}), "/nowhere/store: not a store.*--data"),
+        ("metrics.jsonl", None, r"metrics\.jsonl: no metrics yet"),
+        ("metrics.jsonl", '{"split": "train"}\n{"spl', r"metrics\.jsonl, line 2: not a line of metrics"),
+        ("metrics.jsonl", "[]", r"metrics\.jsonl, line 1: not a line of metrics"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_one_line(
+    run: Path, file: str, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / file).unlink()
+    if text is not None:
+        (run / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        report.plot_run(run)
+    assert report.main([str(run)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+
+
+def test_moved_data_can_be_pointed_to(run: Path, store: Store) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}))
+    assert len(report.plot_run(run, store.path)) == 3
