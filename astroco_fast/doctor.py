@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 import astroco_fast
 from astroco_fast import commands, ops
+from astroco_fast.text import rows
 
 PACKAGES = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "jsonargparse")
 # By extra, the package that it brings.
@@ -58,16 +59,16 @@ def report() -> Iterator[str]:
     yield f"system {platform.system()} {platform.release()} {platform.machine()}"
     yield ""
     yield "packages"
-    yield from _rows((name, _version(name) or "absent") for name in PACKAGES)
+    yield from rows((name, _version(name) or "absent") for name in PACKAGES)
     yield ""
     yield "extras"
-    yield from _rows((extra, _extra(extra, package)) for extra, package in EXTRAS.items())
+    yield from rows((extra, _extra(extra, package)) for extra, package in EXTRAS.items())
     yield ""
     yield "devices"
-    yield from _rows(_devices())
+    yield from rows(_devices())
     yield ""
     yield "distributed training"
-    yield from _rows((name, "available" if there else "absent") for name, there in _communication().items())
+    yield from rows((name, "available" if there else "absent") for name, there in _communication().items())
     yield ""
     yield from _backends()
 
@@ -147,16 +148,8 @@ def _backends() -> Iterator[str]:
         table.append((op, *(selection.backend for selection in chosen.values())))
         for name, selection in chosen.items():
             reasons |= {f"{op} on {name} not by {other}": reason for other, reason in selection.reasons.items()}
-    yield from _rows(table)
-    yield from _rows(reasons.items())
-
-
-def _rows(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Rows of text as aligned columns, indented."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+    yield from rows(table)
+    yield from rows(reasons.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`astroco report RUN`: plots of a pretraining run, in its folder `plots/`.
+"""`astroco report RUN`: the best evaluation of a pretraining run as a table, and plots in its folder `plots/`.
 
 - training.png: loss and RMSE of training and validation, RMSE and R2 by role, and the trivial answer.
 - reconstructions.png: light curves of the validation split, their probed points by role, and what the best model makes
@@ -25,6 +25,7 @@ from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
 from astroco_fast.pretrain.data import TrainingData, upload
+from astroco_fast.text import rows
 
 # Better reconstructed than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
@@ -34,7 +35,7 @@ SHOWN_POINTS = 100  # of a window; more can't be told apart
 
 @dataclass
 class ReportConfig:
-    """Draw the plots of a run.
+    """What a run has reached.
 
     Args:
         run: the run's folder.
@@ -46,16 +47,17 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw a run's plots and print where they are.
+    """Print a run's best evaluation, draw its plots and print where they are.
 
     Returns:
         0, or 2 where the folder holds no run, or its data are gone.
     """
 
     def body() -> int:
-        config = commands.parse(ReportConfig, "astroco report", "Draw the plots of a run.", argv, positional=("run",))
-        for path in plot_run(Path(config.run), config.data):
-            print(path)
+        description = "Show what a pretraining run has reached: its best evaluation, and plots."
+        config = commands.parse(ReportConfig, "astroco report", description, argv, positional=("run",))
+        paths = plot_run(Path(config.run), config.data)
+        print("\n".join([*evaluation_table(read_metrics(Path(config.run))), "", *map(str, paths)]))
         return 0
 
     return commands.run(body)
@@ -138,6 +140,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not records:
         raise UserError(f"{path}: no metrics yet; let the run take some steps first")
     return records
+
+
+def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """The best evaluation as lines of text: RMSE (magnitudes) and R2 by role, beside the trivial answer's RMSE."""
+    evaluations = [line for line in metrics if line["split"] == "validation"]
+    if not evaluations:
+        return ["no evaluation yet"]
+    best = [line for line in evaluations if line.get("best")] or evaluations
+    chosen = best[-1]
+    table: list[tuple[str, ...]] = [("probed points", "RMSE (mag)", "window's mean", "R2")]
+    for role in ("all", *plots.ROLES):
+        names = (name if role == "all" else f"{name}_{role}" for name in ("rmse", "trivial_rmse", "r2"))
+        found = [chosen.get(name) for name in names]
+        table.append((role, *("-" if value is None else f"{value:.4f}" for value in found)))
+    return [f"validation at step {chosen['step']}, the best of {len(evaluations)} evaluations", *rows(table)]
 
 
 def reconstruct(model: AstroCo, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:

@@ -95,7 +95,16 @@ def lines(axes: Any) -> dict[str, Any]:
 
 def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(run)]) == 0
-    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    table, _, files = capsys.readouterr().out.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "validation",
+        "probed",
+        "all",
+        "hidden",
+        "random",
+        "unchanged",
+    ]
+    paths = [Path(line) for line in files.splitlines()]
     assert [path.name for path in paths] == ["training.png", "reconstructions.png", "layer_mix.png"]
     for path in paths:
         assert path.parent == run / "plots"
@@ -196,6 +205,17 @@ def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch
     report.plot_run(run)
     assert len(titles) == 3
     assert all("SIMULATED" in title for title in titles)
+
+
+def test_the_table_is_of_the_best_evaluation() -> None:
+    worse = {**VALIDATION[0], "step": 45, "rmse": 0.5, "best": False}
+    best = {**VALIDATION[0], "step": 31, "rmse": 0.125, "r2_random": None, "best": True}
+    title, _, everything, _, random, _ = report.evaluation_table([*TRAIN, *VALIDATION, best, worse])
+    assert "step 31" in title
+    assert "4 evaluations" in title
+    assert everything.split() == ["all", "0.1250", "0.2500", "0.3000"]
+    assert random.split() == ["random", "0.2400", "-", "-"]
+    assert report.evaluation_table(TRAIN) == ["no evaluation yet"]
 
 
 def test_layer_mix_bars_are_the_weights() -> None:
