@@ -1,5 +1,6 @@
-# Every target needs nothing but make and Python 3.10 or newer: it sets up its own environment first.
+# `make demo` and `make test` need nothing but make and Python 3.10 or newer: each sets up its own environment first.
 #
+#   make demo        train a tiny model on a simulated survey with two ranks, evaluate, embed, plot: demo/
 #   make test        the default tests
 #   make test-slow   the tests that `make test` leaves out
 #   make lint        ruff, ruff format --check, mypy
@@ -15,7 +16,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Test processes and ranks run side by side: one thread each, or they wait for one another.
-test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow demo: export OMP_NUM_THREADS ?= 1
 
 # The package as it is once installed, for mypy, which cannot be told that its folders lie apart.
 TYPED := build/typed
@@ -24,7 +25,7 @@ TYPED := build/typed
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 READY := $(VENV)/.ready-$(VERSION)
 
-.PHONY: help env test test-slow lint bench clean
+.PHONY: help env test test-slow lint bench demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -55,6 +56,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# A finished run is not trained again, an interrupted one goes on.
+demo: $(READY)
+	$(BIN)/torchrun --standalone --nproc_per_node 2 -m astroco_fast.pretrain --out demo/run
+	$(BIN)/astroco embed demo/run/store demo/embeddings.parquet --model demo/run/checkpoints/best
+	$(BIN)/astroco report demo/run
+	@echo "On SIMULATED light curves. Embeddings: demo/embeddings.parquet; the run and its plots: demo/run"
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

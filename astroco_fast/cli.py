@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "pretrain an encoder by masked reconstruction",
     "embed": "light curves to vectors, one row a light curve",
     "convert": "light curves of any format to a packed store",
+    "simulate": "a simulated survey of variable stars",
     "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",
     "doctor": "what this machine has, and which op runs where and why",
 }
