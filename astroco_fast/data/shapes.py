@@ -148,7 +148,7 @@ def _fourier_series(kind: Int64Array, period: Float64Array, draws: StarDraws) ->
     for label, values in _SPECTRA.items():
         spectrum[label] = values
     amplitude = spectrum[kind]
-    order = np.arange(_HARMONICS)
+    order = np.arange(_HARMONICS, dtype=np.float64)
     # Less asymmetric stars fall off faster with order.
     amplitude = amplitude * draws.between("asymmetry", 0.75, 1.05)[:, None] ** order
     # Fading is slow and brightening fast where all phases are pi, a falling sawtooth of brightness. A lead by each
@@ -164,7 +164,7 @@ def _fourier_series(kind: Int64Array, period: Float64Array, draws: StarDraws) ->
     amplitude[:, 1:] *= np.where(cepheid, 1 - 0.55 * bump, 1.0)[:, None]
     lead = np.where(kind == _T2CEP, draws.between("lead of type II", -1.5, 1.0), lead)
     lead = lead + 0.12 * draws.gaussian("lead")
-    phase: Float64Array = np.pi + lead[:, None] * order
+    phase = np.pi + lead[:, None] * order
 
     angle = 2 * np.pi * np.arange(96) / 96
     curve = np.zeros((n, 96))

@@ -157,7 +157,7 @@ def _usable_nights(seed: int) -> npt.NDArray[np.bool_]:
 
 def _from_full_moon(night: Int64Array) -> Float64Array:
     """Days to the nearest full moon, -14.8 to 14.8."""
-    return (night + 0.5 * _LUNATION) % _LUNATION - 0.5 * _LUNATION
+    return (night.astype(np.float64) + 0.5 * _LUNATION) % _LUNATION - 0.5 * _LUNATION
 
 
 def _errors(
