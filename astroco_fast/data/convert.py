@@ -94,7 +94,9 @@ def convert(
         return _already_there(out, plan)
     try:
         with PartialStore(out, plan).opened() as partial:
-            notes = ["earlier progress with another input or other options was discarded"] if partial.discarded else []
+            notes = list(opened.notes)
+            if partial.discarded:
+                notes.append("earlier progress was discarded: it has another input or other options, or is damaged")
             if partial.complete:
                 partial.publish()
                 return _report_of(out, "finished an interrupted conversion")

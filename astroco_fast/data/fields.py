@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from astroco_fast.data.columns import Columns, listed, resolve
+from astroco_fast.data.columns import Columns, resolve
+from astroco_fast.data.columns import listed as listed_names
 from astroco_fast.data.tables import Table, is_list
 from astroco_fast.data.values import Place, constant_text, to_text
 from astroco_fast.errors import UserError
@@ -20,12 +21,13 @@ _MOST_BANDS_KEPT = 1000
 
 @dataclass(frozen=True)
 class Field:
-    """A column, or one field of a column of structs or of lists of structs."""
+    """A column, or one field of a column of structs or of lists of structs; `kind` is the Arrow type of its values."""
 
     name: str
     column: str
     sub: str | None
     listed: bool
+    kind: Any
 
     def array(self, batch: Any) -> Any:
         """The values of a column that holds one value a row."""
@@ -49,20 +51,25 @@ def fields(schema: Any) -> dict[str, Field]:
 
     Fields of a nested column are known as `column.field`, and as `field` where no other column has that name.
     """
-    named = {f.name: Field(f.name, f.name, None, is_list(f.type)) for f in schema}
+    named = {f.name: Field(f.name, f.name, None, is_list(f.type), _value_type(f.type)) for f in schema}
     short: dict[str, list[Field]] = {}
     for column in schema:
         in_list = is_list(column.type)
-        kind = column.type.value_type if in_list else column.type
-        if pa.types.is_struct(kind):
-            for sub in kind:
-                found = Field(f"{column.name}.{sub.name}", column.name, sub.name, in_list or is_list(sub.type))
+        structs = _value_type(column.type)
+        if pa.types.is_struct(structs):
+            for sub in structs:
+                name, listed = f"{column.name}.{sub.name}", in_list or is_list(sub.type)
+                found = Field(name, column.name, sub.name, listed, _value_type(sub.type))
                 named[found.name] = found
                 short.setdefault(sub.name, []).append(found)
     for name, candidates in short.items():
         if len(candidates) == 1:
             named.setdefault(name, candidates[0])
     return named
+
+
+def _value_type(kind: Any) -> Any:
+    return kind.value_type if is_list(kind) else kind
 
 
 @dataclass
@@ -87,7 +94,7 @@ class BandFilter:
         """Raises UserError where the wanted band never came."""
         if self.wanted is not None and not self.matched and self.seen:
             raise UserError(
-                f"{source}: no light curve in band {self.wanted!r}; bands found: {listed(sorted(self.seen))}"
+                f"{source}: no light curve in band {self.wanted!r}; bands found: {listed_names(sorted(self.seen))}"
             )
 
 
@@ -124,6 +131,16 @@ class MappedTable:
     def place(self, role: str, first_row: int) -> Place:
         return Place(self.table.name, self.roles[role].name, first_row)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the table's form."""
+        if self.roles["time"].kind != pa.float32():
+            return []
+        return [
+            f"{self.table.name}: times in {self.roles['time'].name!r} are single precision: "
+            "an MJD of 58000 is known to no better than 6 minutes; float64 is better"
+        ]
+
     def text(self, role: str, batch: Any, first_row: int) -> Any:
         """(rows,) Arrow string array of `id`, `band` or `label`; "" where the table has no such column."""
         if role not in self.roles:
@@ -141,6 +158,9 @@ def map_table(table: Table, columns: Columns, fixed_id: str | None = None) -> Ma
     names = resolve(list(known), columns, table.name, need_id=fixed_id is None)
     roles = {role: known[name] for role, name in names.items()}
     mapped = MappedTable(table, roles, columns.zero_point, fixed_id)
+    twice = [name for name in mapped.columns if table.schema.names.count(name) > 1]
+    if twice:
+        raise UserError(f"{table.name}: has more than one column {twice[0]!r}; rename or remove one of them")
     for role in (mapped.value, mapped.error):
         if roles[role].listed != mapped.star_a_row:
             one, other = ("lists", "single values") if mapped.star_a_row else ("single values", "lists")

@@ -44,7 +44,7 @@ class StarTable:
             name = find(role, names, None) if getattr(columns, role) not in names else getattr(columns, role)
             if name is not None:
                 roles[role] = name
-        mapped = MappedTable(table, {role: Field(name, name, None, False) for role, name in roles.items()})
+        mapped = MappedTable(table, {role: Field(name, name, None, False, None) for role, name in roles.items()})
         known: dict[str, dict[str, int]] = {"band": {"": 0}, "label": {"": 0}}
         hashes: list[NDArray[np.uint64]] = []
         codes: dict[str, list[NDArray[np.int32]]] = {"band": [], "label": []}

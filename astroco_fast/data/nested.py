@@ -30,6 +30,7 @@ class RowSource:
     ) -> None:
         self.name = name
         self.identity = identity
+        self.notes = [note for mapped in tables for note in mapped.notes]
         self._tables = tables
         self._band = band
         self._stars = stars

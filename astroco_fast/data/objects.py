@@ -12,6 +12,7 @@ import pyarrow as pa
 from astroco_fast.data.columns import Columns, resolve
 from astroco_fast.data.fields import MappedTable, map_table
 from astroco_fast.data.tables import MemoryTable, arrow_array
+from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
 _NAME_KEYS = ("label", "LABEL", "OBJECT", "TARGETID", "targetid", "object")
@@ -59,6 +60,9 @@ def _is_frame(source: Any) -> bool:
 
 def _of_frame(frame: Any) -> Any:
     """An Arrow table of a pandas frame, its named index included. Columns of mixed types become text."""
+    if not frame.columns.is_unique:
+        names = ", ".join(map(str, frame.columns[frame.columns.duplicated()].unique()))
+        raise UserError(f"DataFrame: has more than one column {names}; rename or remove one of them")
     try:
         return pa.Table.from_pandas(frame)
     except (pa.ArrowException, TypeError):

@@ -58,7 +58,7 @@ class PartialStore:
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
             if not self._take_up():
-                self.discarded = any(self.path.iterdir())
+                self.discarded = self.complete or (self._work / "plan.json").exists()
                 self._start()
             yield self
 

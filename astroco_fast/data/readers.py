@@ -28,12 +28,13 @@ _ARRAYS_A_BATCH = 2048
 class Source(Protocol):
     """Light curves that can be read from the start, in batches that are the same each time.
 
-    `name` is for messages. `identity` is plain data that says which input this is (None: cannot be told), so that an
-    interrupted conversion is resumed with the same input only.
+    `name` is for messages; `notes` tell what the user should know of the input. `identity` is plain data that says
+    which input this is (None: cannot be told), so that an interrupted conversion is resumed with the same input only.
     """
 
     name: str
     identity: Any
+    notes: list[str]
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
         """Read, leaving out the first `skip` batches. `spill` is a folder for temporary files: what it holds from an
@@ -172,6 +173,7 @@ class _BatchSource:
     identity: Any = None
 
     def __init__(self, batches: Iterable[CurveBatch], band: str | None) -> None:
+        self.notes: list[str] = []
         self._batches = batches
         self._band = band
 

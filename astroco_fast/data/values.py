@@ -66,7 +66,10 @@ def to_text(array: Any, place: Place, *, required: bool = False) -> Any:
     if pa.types.is_floating(kind):
         array = _float_text(array)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        array = pc.cast(pc.cast(array, pa.binary()), pa.string())
+        try:
+            array = pc.cast(pc.cast(array, pa.binary()), pa.string())
+        except pa.ArrowInvalid as error:
+            raise place.error("its bytes are no UTF-8 text") from error
     elif pa.types.is_nested(kind):
         raise place.error(f"one value a row is needed, but it holds {kind}")
     text = pc.fill_null(pc.cast(array, pa.string()), "")

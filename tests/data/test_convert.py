@@ -80,6 +80,20 @@ def test_report_counts_what_was_dropped_and_is_saved(tmp_path):
         assert part in text
 
 
+def test_times_in_single_precision_are_noted(tmp_path):
+    for kind in (as_long, as_nested):
+        frame = kind(make_batch(3))
+        single = frame.astype({"mjd": "float32"}) if kind is as_long else with_single_times(frame)
+        assert convert(frame, tmp_path / f"{kind.__name__}-double").notes == []
+        (note,) = convert(single, tmp_path / kind.__name__).notes
+        assert "'mjd' are single precision" in note
+
+
+def with_single_times(table):
+    place = table.schema.get_field_index("mjd")
+    return table.set_column(place, "mjd", table["mjd"].cast(pa.list_(pa.float32()), safe=False))
+
+
 def test_nothing_left_prints_the_counts_and_leaves_nothing(tmp_path):
     batch = make_batch(3, lengths=[20, 5, 5])
     batch.mag[:20] = -99

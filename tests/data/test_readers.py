@@ -308,6 +308,7 @@ LONG = "id,mjd,mag,err,label\na,1,15,0.1,EW\na,2,15,0.1,EW\n"
         (LONG + "a,3,15\n", r"a\.csv: cannot be read: CSV parse error: .*Expected 5 columns, got 3"),
         (LONG + ",3,15,0.1,EW\n", r"a\.csv: column 'id', row 3: no value"),
         ("", r"a\.csv: the file is empty"),
+        ("id,mjd,mag,err,mag\na,1,2,3,4\n", r"a\.csv: has more than one column 'mag'"),
         ("1,2,3\n4,5,6\n", r"a\.csv: no time column; found: 1, 2, 3; tried: mjd, hjd"),
         ("id,mjd,mag\na,1,2\n", r"a\.csv: no error column"),
     ],
@@ -336,6 +337,8 @@ def frame_with(**columns):
         (frame_with(mjd=pd.to_datetime(["2020-01-01", "2020-01-02"])), r"column 'mjd': numbers are needed.*days"),
         (frame_with(mag=[True, False]), r"column 'mag': numbers are needed, but it holds bool"),
         (frame_with(id=["a", None]), r"column 'id', row 2: no value"),
+        (frame_with(id=[b"a", b"\xff"]), r"column 'id': its bytes are no UTF-8 text"),
+        (frame_with().rename(columns={"err": "mag"}), r"more than one column mag"),
         (frame_with(mjd=[[1.0, 2.0], [1.0]]), r"column 'mjd' holds lists but 'mag' holds single values"),
     ],
 )
