@@ -211,7 +211,7 @@ def _contact(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array
     power = draws.between("sharpness", 2.0, 3.4)[star]
     ratio = draws.between("depth ratio", 0.7, 1.0)[star]
     dip = np.abs(np.cos(angle)) ** power * np.where(np.cos(angle) < 0, ratio, 1.0)
-    unequal_maxima = 0.02 * draws.gaussian("unequal maxima")
+    unequal_maxima = 0.03 * stars.amplitude * draws.gaussian("unequal maxima")
     return stars.amplitude[star] * (dip - 0.4) + unequal_maxima[star] * np.sin(angle)
 
 
