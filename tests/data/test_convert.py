@@ -20,7 +20,8 @@ from astroco_fast.errors import UserError
 from tests.data.curve_factory import SHARED, as_long, as_nested, assert_same_curves, make_batch, write_nested
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real light curves are not beside this checkout")
-CHILD = Path(__file__).with_name("convert_child.py")
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = [sys.executable, "-m", "tests.data.convert_child"]
 # Small enough that the small inputs of these tests take several steps.
 SMALL = {
     (nested, "BATCH_POINTS"): 100,
@@ -230,8 +231,8 @@ def test_killed_conversion_goes_on_to_the_same_bytes(tmp_path, kind, kill, small
     else:
         as_long(batch).sample(frac=1, random_state=1).to_parquet(source)
     convert(source, tmp_path / "whole")
-    words = [sys.executable, str(CHILD), str(source), str(tmp_path / "store"), *map(str, KILLS[kill])]
-    killed = subprocess.run(words, capture_output=True, text=True, cwd=CHILD.parents[2], check=False)
+    words = [*CHILD, *map(str, (source, tmp_path / "store", *KILLS[kill]))]
+    killed = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "store").exists()
     report = convert(source, tmp_path / "store")
