@@ -220,10 +220,12 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "kill"),
-    [(kind, kill) for kind in ("nested", "long") for kill in KILLS if kind == "long" or "long" not in kill],
-)
+# The end of a conversion knows nothing of the kind of table.
+KILLED = [("nested", kill) for kill in KILLS if "long" not in kill]
+KILLED += [("long", kill) for kill in KILLS if "step" in kill or "long" in kill]
+
+
+@pytest.mark.parametrize(("kind", "kill"), KILLED)
 def test_killed_conversion_goes_on_to_the_same_bytes(tmp_path, kind, kill, small_steps):
     batch, source = make_batch(60), tmp_path / "in.parquet"
     if kind == "nested":
