@@ -141,7 +141,7 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
 
 def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
     """Weights (L + 1,) of the input and of each block's output in the mixed sequence, as bars; they add up to 1."""
-    figure = _new_figure(1.6 + 0.9 * max(4, len(weights)), 4)
+    figure = _new_figure(1.6 + 0.9 * max(6, len(weights)), 4)
     axes = figure.subplots()
     names = ["input"] + [f"block {i}" for i in range(1, len(weights))]
     bars = axes.bar(names, weights, color=[GREY] + [BLUE] * (len(weights) - 1), width=0.7)
@@ -149,7 +149,7 @@ def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
     axes.axhline(1 / len(weights), color=BLACK, linestyle="--", linewidth=1, label="equal weights (the start)")
     axes.margins(y=0.2)
     axes.set_ylabel("share in the layer mix")
-    axes.set_title(title)
+    figure.suptitle(title, fontsize="medium")
     axes.legend(loc="upper left")
     return figure
 
