@@ -21,9 +21,11 @@ test test-slow demo: export OMP_NUM_THREADS ?= 1
 # The package as it is once installed, for mypy, which cannot be told that its folders lie apart.
 TYPED := build/typed
 
-# The stamp bears the version, so that another PYTHON makes the environment anew.
+# The stamps bear the version, so that another PYTHON makes the environment anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help env test test-slow lint bench demo clean
 
@@ -32,13 +34,16 @@ help:
 
 env: $(READY)
 
-$(READY): requirements-dev.lock pyproject.toml
+$(LOCKED): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "make: Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(INSTALL) -r requirements-dev.lock
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: $(READY)
