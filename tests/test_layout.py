@@ -8,11 +8,11 @@ from astroco_fast import Layout
 LENGTHS = torch.tensor([5, 0, 3, 7])
 
 
-@pytest.fixture(params=["padded", "packed", "capacity"])
+@pytest.fixture(params=["padded", "packed", "snug", "capacity"])
 def layout(request: pytest.FixtureRequest) -> Layout:
     if request.param == "padded":
         return Layout.padded(LENGTHS, 7)
-    return Layout.packed(LENGTHS, 7, capacity=19 if request.param == "capacity" else None)
+    return Layout.packed(LENGTHS, 7, capacity={"packed": None, "snug": 15, "capacity": 19}[request.param])
 
 
 def real_positions() -> torch.Tensor:
@@ -47,8 +47,19 @@ def test_gradients_of_pad_and_unpad(layout: Layout) -> None:
 
 def test_row_counts_are_known_on_the_host() -> None:
     assert Layout.padded(LENGTHS, 7).rows == 28
-    assert Layout.packed(LENGTHS, 7).rows == 15
+    assert Layout.packed(LENGTHS, 7, capacity=15).rows == 15
     assert Layout.packed(LENGTHS, 7, capacity=19).rows == 19
+    assert Layout.packed(LENGTHS, 7).rows == 28  # never more than all positions
+
+
+def test_shapes_repeat_from_batch_to_batch() -> None:
+    rows = {Layout.packed(torch.randint(1, 201, (32,)), 200).rows for _ in range(100)}
+    assert len(rows) < 30
+    assert all(n % 128 == 0 for n in rows)
+    assert Layout.packed(torch.tensor([100, 100]), 200).rows == 256
+
+
+def test_a_full_batch_is_known_as_such() -> None:
     assert Layout.packed(torch.tensor([7, 7]), 7).full
 
 
@@ -67,8 +78,8 @@ def test_a_mask_with_holes_is_closed_up_and_restored(mask: str, rows: list[int])
     values = torch.tensor([[10.0, 11.0, 12.0, 13.0]])
     layout = Layout.from_mask(bits)
     inside = layout.enter(values)
-    assert inside.tolist() == [10.0 + r for r in rows]
-    assert layout.pad(inside)[0, : len(rows)].tolist() == inside.tolist()
+    assert inside.tolist() == [10.0 + r for r in rows] + [0.0] * (layout.rows - len(rows))
+    assert layout.pad(inside)[0, : len(rows)].tolist() == inside[: len(rows)].tolist()
     assert torch.equal(layout.leave(inside), values * bits)
 
 

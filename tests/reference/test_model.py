@@ -64,7 +64,7 @@ def test_padding_never_leaks(train: bool, ablation: dict[str, Any]) -> None:
 @pytest.mark.parametrize("train", [False, True])
 def test_padded_and_packed_layouts_are_equal(train: bool) -> None:
     w = make_windows([20, 0, 31, 5], 31)
-    layouts = [Layout.padded(w.lengths, 31), Layout.packed(w.lengths, 31), Layout.packed(w.lengths, 31, capacity=80)]
+    layouts = [Layout.padded(w.lengths, 31), *(Layout.packed(w.lengths, 31, capacity=rows) for rows in (56, 80, None))]
     outputs, gradients = [], []
     for layout in layouts:
         m = model(train)

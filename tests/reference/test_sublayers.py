@@ -95,7 +95,7 @@ def test_attention_equals_torch_multihead_attention() -> None:
     ours, theirs = Attention(D, 2, 0.0).double(), nn.MultiheadAttention(D, 2, batch_first=True, dtype=torch.float64)
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
     theirs.out_proj.load_state_dict(ours.out.state_dict())
-    layout = Layout.packed(torch.tensor([6, 3]), 6)
+    layout = Layout.packed(torch.tensor([6, 3]), 6, capacity=9)
     windows = torch.randn(2, 6, D, dtype=torch.float64)
     attended, _ = theirs(windows, windows, windows, key_padding_mask=~layout.positions)
     x = layout.unpad(windows)
@@ -134,7 +134,7 @@ def test_hidden_fields_are_hidden_and_the_others_seen(hide: tuple[str, ...], bli
 
 
 def test_layer_mix_is_a_softmax_over_input_and_layers() -> None:
-    mix, layout = LayerMix(2), Layout.packed(torch.tensor([3, 0, 1]), 3)
+    mix, layout = LayerMix(2), Layout.packed(torch.tensor([3, 0, 1]), 3, capacity=4)
     states = [torch.randn(4, D) for _ in range(3)]
     sequence, pooled = mix(iter(states), layout)
     torch.testing.assert_close(sequence, (states[0] + states[1] + states[2]) / 3)  # uniform at the start
