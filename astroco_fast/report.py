@@ -29,7 +29,7 @@ from astroco_fast.text import rows
 
 # Better reconstructed than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
-CANDIDATES = 256  # windows that are reconstructed, to rank them
+CANDIDATES = 128  # windows that are reconstructed, to rank them
 SHOWN_POINTS = 100  # of a window; more can't be told apart
 
 
