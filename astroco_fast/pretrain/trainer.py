@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Trainer:
         self._averaged_buffers = [b for b in averaged if b.is_floating_point()]
         self._forward: nn.Module = model
         if ranks.world > 1:
-            self._forward = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._forward = _data_parallel(model)
         assert config.learning_rate is not None
         assert config.warmup_steps is not None
         self.learning_rate, self.warmup_steps = config.learning_rate, config.warmup_steps
@@ -224,6 +225,13 @@ class Trainer:
         matrices = [p for p in self.parameters if p.dim() > 1]
         others = [p for p in self.parameters if p.dim() <= 1]
         return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+
+
+def _data_parallel(model: nn.Module) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # PyTorch 2.13 renames the argument; its new name does not exist in those before.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,75 @@
+"""Accidents, to be planned in a rank before its command runs: signals, kills and numbers that are not finite."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from astroco_fast import ops
+from astroco_fast.pretrain import main
+from astroco_fast.pretrain.data import TrainingData
+from astroco_fast.pretrain.trainer import Trainer
+
+Accident = Callable[[], None]
+
+
+def command(argv: Sequence[str], accident: tuple[Callable[..., None], tuple[Any, ...]] | None = None) -> int:
+    """`astroco pretrain ARGV`, with an accident (a function of this module, its arguments) under way."""
+    torch.set_num_threads(1)
+    if accident is not None:
+        plan, args = accident
+        plan(*args)
+    return main(argv)
+
+
+def this_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
+    """Signal a rank when it is at a place ("forward": a forward pass, "evaluation") for the count-th time, from 1."""
+    owner, name = {"forward": (Trainer, "_forward_backward"), "evaluation": (TrainingData, "evaluation")}[place]
+    _before(owner, name, count, lambda: os.kill(os.getpid(), number) if this_rank() == rank else None)
+
+
+def kill_at(call: str, count: int) -> None:
+    """End rank 0 without any warning, before the count-th `os.fsync`, `os.rename` or `os.replace`."""
+    _before(os, call, count, lambda: os.kill(os.getpid(), signal.SIGKILL) if this_rank() == 0 else None)
+
+
+def not_finite_at(steps: Sequence[int], rank: int, what: str = "loss") -> None:
+    """Make a rank's squared errors NaN, or its gradient infinite, in these steps (from 0)."""
+    take_step, loss, forward_backward = Trainer.step, ops.masked_loss, Trainer._forward_backward
+    now = {"bad": False}
+
+    def step(self: Trainer, batches: Any, number: int, **keywords: Any) -> Any:
+        now["bad"] = number in steps and this_rank() == rank
+        return take_step(self, batches, number, **keywords)
+
+    def masked_loss(*args: Any) -> Any:
+        squared, count = loss(*args)
+        if now["bad"] and what == "loss" and torch.is_grad_enabled():
+            squared = squared * torch.tensor([float("nan")] + [1.0] * (len(squared) - 1))[:, None]
+        return squared, count
+
+    def poisoned(self: Trainer, *args: Any, **keywords: Any) -> Any:
+        result = forward_backward(self, *args, **keywords)
+        if now["bad"] and what == "gradient":
+            self.parameters[0].grad.fill_(float("inf"))
+        return result
+
+    Trainer.step, ops.masked_loss, Trainer._forward_backward = step, masked_loss, poisoned  # type: ignore[method-assign]
+
+
+def _before(owner: Any, name: str, count: int, action: Callable[[], Any]) -> None:
+    original, calls = getattr(owner, name), {"n": 0}
+
+    def replacement(*args: Any, **keywords: Any) -> Any:
+        calls["n"] += 1
+        if calls["n"] == count:
+            action()
+        return original(*args, **keywords)
+
+    setattr(owner, name, replacement)

@@ -1,0 +1,111 @@
+"""N ranks, with accumulation and unequal shares, give the gradient of one process with the whole batch."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from astroco_fast import presets
+from astroco_fast.data.batches import WindowBatches
+from astroco_fast.data.store import Store
+from astroco_fast.data.windows import window_table
+from astroco_fast.pretrain.config import TrainConfig
+from astroco_fast.pretrain.data import StepBatches, micro_batches, upload
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.trainer import Trainer
+from tests.pretrain.ranks import on_ranks
+
+WINDOW = 24
+WINDOWS = np.arange(3, 14)  # 11 windows: 2 ranks get 6 and 5; 3 ranks 4, 4 and 3
+SMALL = {"width": 16, "heads": 2, "layers": 2, "kernel": 4, "window": WINDOW, "dropout": 0.0}
+
+
+def build(convolution: bool) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return presets.build("tiny", **SMALL, convolution=convolution).double()
+
+
+def assembler(path: Path) -> WindowBatches:
+    store = Store.open(path, verify=False)
+    return WindowBatches(store, window_table(store.offsets, WINDOW), WINDOW, seed=1)
+
+
+def whole_batch(path: Path, loss: str, convolution: bool) -> tuple[float, dict[str, Tensor]]:
+    """The loss as it is defined and its gradient, by one forward pass over all windows."""
+    model = build(convolution).train()
+    batch = upload(assembler(path).assemble(WINDOWS, 1), torch.device("cpu"))
+    positional, keywords = batch.inputs()
+    prediction = model(*positional, **keywords).reconstruction
+    probed = batch.role > 0
+    squared = (prediction - batch.target.double()).square().where(probed, torch.zeros(()).double())
+    if loss == "batch":
+        value = (squared.sum() / probed.sum()).sqrt()
+    else:
+        some = probed.any(1)
+        value = (squared.sum(1)[some] / probed.sum(1)[some]).sqrt().mean()
+    value.backward()
+    return value.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def by_trainer(path: str, loss: str, convolution: bool, micro: int) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss and gradient that the trainer hands to the optimiser on this rank."""
+    torch.set_num_threads(1)
+    ranks = Ranks.start("cpu")
+    settings = {"learning_rate": 1e-3, "warmup_steps": 0, "clip_norm": None, "precision": "fp32"}
+    config = TrainConfig(loss=loss, sync_batchnorm=True, **settings)
+    trainer = Trainer(build(convolution), config, ranks, seed=0)
+    gradients = {}
+
+    def keep() -> None:
+        gradients.update({name: p.grad.numpy().copy() for name, p in trainer.model.named_parameters()})
+
+    trainer.optimizer.step = keep
+    batches = assembler(Path(path))
+    share = [batches.assemble(piece, 1) for piece in micro_batches(WINDOWS, ranks.rank, ranks.world, micro)]
+    result = trainer.step(StepBatches(1, 0, True, WINDOWS, share, 0.0), 0, wishes=[])
+    assert result is not None
+    assert result.applied
+    norm = math.sqrt(sum(float(np.square(gradient).sum()) for gradient in gradients.values()))
+    assert result.grad_norm == pytest.approx(norm, rel=1e-9)
+    ranks.close()
+    return result.loss, gradients
+
+
+@pytest.mark.parametrize("loss", ["batch", "curve"])
+@pytest.mark.parametrize("world", [None, 2, 3])
+@pytest.mark.parametrize(
+    ("convolution", "micro"),
+    [
+        (True, 100),  # one pass a rank, BatchNorm synchronised and in training mode
+        (False, 3),  # accumulation; without the convolution there is no BatchNorm, which sees each pass by itself
+    ],
+)
+def test_gradient_is_that_of_the_whole_batch(loss, world, convolution, micro, store, tmp_path):
+    value, gradient = whole_batch(store, loss, convolution)
+    assert all(g is not None and g.abs().max() > 0 for name, g in gradient.items() if "bias" not in name)
+    ended = on_ranks(world, by_trainer, str(store), loss, convolution, micro, tmp_path=tmp_path)
+    for rank in ended:
+        assert rank.code == 0, rank.err
+        found_value, found = rank.value
+        assert found_value == pytest.approx(value, rel=1e-12)
+        for name, expected in gradient.items():
+            scale = expected.abs().max().item() + 1e-6
+            np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-10 * scale, err_msg=name)
+
+
+def test_the_test_can_fail(store):
+    """Averaging the ranks' own losses, the usual mistake, is far off."""
+    model = build(False).train()
+    batches, losses = assembler(store), []
+    for piece in micro_batches(WINDOWS, 0, 1, 6):
+        batch = upload(batches.assemble(piece, 1), torch.device("cpu"))
+        positional, keywords = batch.inputs()
+        error = model(*positional, **keywords).reconstruction - batch.target
+        losses.append(error[batch.role > 0].square().mean().sqrt())
+    torch.stack(losses).mean().backward()
+    _, gradient = whole_batch(store, "batch", False)
+    name, wrong = next((n, p.grad) for n, p in model.named_parameters() if n.endswith("head.weight"))
+    assert (wrong - gradient[name]).abs().max() > 1e-3 * gradient[name].abs().max()
