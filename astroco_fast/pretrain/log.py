@@ -13,6 +13,7 @@ was stopped and resumed.
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -54,8 +55,12 @@ class MetricsFile:
         self.size = size
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line; it reaches the file at once."""
-        line = json.dumps(record).encode() + b"\n"
+        """Append a line; it reaches the file at once. What is not finite becomes null: JSON has no word for it."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        line = json.dumps(finite).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         self.size += len(line)

@@ -4,6 +4,7 @@ import math
 import time
 from pathlib import Path
 
+from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import BEST, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.data import StepBatches, TrainingData
@@ -199,8 +200,21 @@ class Loop:
             if not self.evaluate(is_extra=True):
                 return self.interrupted()
         self.ranks.first(lambda: write_summary(self.out, reason, state, self.data, self.trainer))
+        if self.train.plots and self.ranks.is_first:
+            self.draw()
         self.log.console.say(f"Finished: {reason}. The best model is {self.out / 'checkpoints' / BEST}.")
         return DONE
+
+    def draw(self) -> None:
+        """Plot the run; a run without plots is a finished run all the same."""
+        from astroco_fast.report import plot_run
+
+        try:
+            plots = plot_run(self.out, data=self.data.store.path)
+        except UserError as error:
+            self.log.console.say(f"No plots: {error}")
+        else:
+            self.log.console.say(f"Plots: {', '.join(map(str, plots))}")
 
 
 def limit_reached(state: State, train: TrainConfig) -> str | None:

@@ -44,6 +44,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
     model_config = presets.configure(config.preset, config.model)
     config = config.resolve(presets.preset(config.preset).learning_rate)
     train, out = config.train, Path(str(config.out))
+    assert train.global_batch is not None
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
     ranks.first(lambda: folder.claim(out, config, checkpoints, console))
     store = open_data(config, out, ranks, console, stop)

@@ -37,6 +37,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(store: Path) -> list[str]:
     """Flags of a run of a few steps; --out is still to be given."""
-    train = {"global_batch": 40, "micro_batch": 12, "warmup_steps": 3, "log_every": 2, "epochs": 2, "device": "cpu"}
+    train = {
+        "global_batch": 40,
+        "micro_batch": 12,
+        "warmup_steps": 3,
+        "log_every": 2,
+        "epochs": 2,
+        "device": "cpu",
+        "plots": "false",
+    }
     flags = [text for name, value in train.items() for text in (f"--train.{name}", str(value))]
     return ["--preset", "tiny", "--data", str(store), *TINY, *flags]

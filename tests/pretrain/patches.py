@@ -63,6 +63,11 @@ def not_finite_at(steps: Sequence[int], rank: int, what: str = "loss") -> None:
     Trainer.step, ops.masked_loss, Trainer._forward_backward = step, masked_loss, poisoned  # type: ignore[method-assign]
 
 
+def pretend_gpus(count: int) -> None:
+    """Let PyTorch say that this machine has so many GPUs."""
+    torch.cuda.is_available, torch.cuda.device_count = lambda: count > 0, lambda: count
+
+
 def _before(owner: Any, name: str, count: int, action: Callable[[], Any]) -> None:
     original, calls = getattr(owner, name), {"n": 0}
 

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# Children are forked from a server that has imported PyTorch once (optimisers import the rest): a rank starts in milliseconds.
+# Children are forked from a server that has imported PyTorch once, what optimisers import late included: a rank starts
+# in milliseconds.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain", "tests.pretrain.patches"])
 TIMEOUT = 120

@@ -1,0 +1,67 @@
+"""The order of windows, and how a global batch is shared out."""
+
+import numpy as np
+import pytest
+
+from astroco_fast.data.split import split_of
+from astroco_fast.data.store import Store
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain.data import EMPTY, TrainingData, micro_batches
+
+
+@pytest.mark.parametrize("n", [1, 5, 40, 41])
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [None, 1, 4, 100])
+def test_shares_are_complete_and_alike(n, world, size):
+    windows = np.arange(100, 100 + n)
+    shares = [micro_batches(windows, rank, world, size) for rank in range(world)]
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # as many passes, of the same lengths, on all ranks
+    assert all(len(piece) <= (size or n) for piece in shares[0])
+    taken = np.concatenate([piece for share in shares for piece in share])
+    assert sorted(taken[taken != EMPTY]) == windows.tolist()
+    assert (taken == EMPTY).sum() < world
+
+
+def training_data(store, **place: int) -> TrainingData:
+    return TrainingData(Store.open(store), size=24, seed=7, global_batch=32, micro_batch=8, **place)
+
+
+def steps(store, count: int, epoch: int = 1, position: int = 0, **place: int):
+    data = training_data(store, **place)
+    with data.steps(epoch, position) as batches:
+        return data, [next(batches) for _ in range(count)]
+
+
+def test_an_epoch_takes_each_training_window_once(store):
+    data, taken = steps(store, training_data(store).steps_per_epoch + 1)
+    epoch, after = taken[:-1], taken[-1]
+    windows = np.concatenate([step.windows for step in epoch])
+    assert sorted(windows) == data.train.tolist()
+    assert [step.is_last for step in epoch] == [False] * (len(epoch) - 1) + [True]
+    assert (after.epoch, after.position) == (2, 0)
+    assert after.windows.tolist() != epoch[0].windows.tolist()
+    splits = split_of(data.store.star_hash)[data.table.curve]
+    assert set(splits[data.train]) == {0}
+    assert set(splits[data.validation]) == {1}
+
+
+def test_order_and_masks_depend_on_neither_ranks_nor_the_start(store):
+    _, alone = steps(store, 7)
+    _, later = steps(store, 3, alone[4].epoch, alone[4].position)
+    for rank in range(2):
+        _, shared = steps(store, 7, rank=rank, world=2)
+        for one, other in [*zip(alone, shared, strict=True), *zip(alone[4:], later, strict=True)]:
+            assert one.windows.tolist() == other.windows.tolist()
+            rows = {int(index): row for batch in one.micro for index, row in zip(batch.index, batch.mag, strict=True)}
+            for batch in other.micro:
+                for index, row in zip(batch.index, batch.mag, strict=True):
+                    assert index == EMPTY or np.array_equal(rows[int(index)], row)
+
+
+def test_too_few_stars(tmp_path):
+    from astroco_fast.data.convert import convert
+
+    curve = np.stack([np.arange(20.0), np.full(20, 15.0), np.full(20, 0.1)], axis=1)
+    convert([curve], tmp_path / "store")
+    with pytest.raises(UserError, match="more stars"):
+        TrainingData(Store.open(tmp_path / "store"), size=24, seed=0, global_batch=8, micro_batch=None)

@@ -1,0 +1,82 @@
+"""Ranks that fail together, whichever of them it is."""
+
+import os
+
+import pytest
+
+from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.exits import Interrupted
+from tests.pretrain.ranks import on_ranks
+
+
+def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
+    """What this rank raises when one rank does."""
+    ranks = Ranks.start("cpu")
+
+    def body() -> int:
+        if ranks.rank == rank:
+            errors = {
+                "user": UserError("your mistake"),
+                "extra": MissingExtraError("package", "extra", "purpose"),
+                "disk": OSError(28, "No space left on device", "file"),
+                "interrupted": Interrupted(),
+                "bug": KeyError("bug"),
+            }
+            raise errors[kind]
+        return ranks.rank
+
+    try:
+        (ranks.first if first else ranks.everywhere)(body)
+    except Exception as error:
+        caught = type(error).__name__, str(error)
+    else:
+        caught = "", ""
+    ranks.close()
+    return caught
+
+
+@pytest.mark.parametrize(("rank", "first"), [(1, False), (0, True)])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("user", "your mistake"),
+        ("extra", "pip install 'astroco_fast[extra]'"),
+        ("disk", "No space left on device"),
+        ("interrupted", ""),
+    ],
+)
+def test_what_one_rank_meets_all_raise(rank, first, kind, text, tmp_path):
+    for ended in on_ranks(2, fail_on, rank, kind, first, tmp_path=tmp_path):
+        name, message = ended.value
+        assert name == "Interrupted" if kind == "interrupted" else name in ("UserError", "MissingExtraError")
+        assert text in message
+
+
+def test_a_bug_keeps_its_traceback_and_the_others_do_not_wait(tmp_path):
+    values = [ended.value for ended in on_ranks(3, fail_on, 1, "bug", False, tmp_path=tmp_path)]
+    assert values[1] == ("KeyError", "'bug'")
+    assert values[0] == values[2] == ("RuntimeError", "rank 1 failed: KeyError('bug')")
+
+
+def gather_and_first() -> tuple[list[int], str, bool, bool]:
+    ranks = Ranks.start("cpu")
+    found = ranks.gather(ranks.rank * 10), ranks.first(lambda: f"from {ranks.rank}")
+    flags = ranks.any(ranks.rank == ranks.world - 1), ranks.any(False)
+    ranks.close()
+    return (*found, *flags)
+
+
+@pytest.mark.parametrize("world", [None, 1, 2])
+def test_collectives(world, tmp_path):
+    for ended in on_ranks(world, gather_and_first, tmp_path=tmp_path):
+        assert ended.value == ([0, 10][: world or 1], "from 0", True, False)
+
+
+def test_alone_there_is_no_process_group():
+    import torch.distributed
+
+    assert "RANK" not in os.environ
+    ranks = Ranks.start("cpu")
+    assert (ranks.rank, ranks.world, ranks.is_first) == (0, 1, True)
+    assert not torch.distributed.is_initialized()
