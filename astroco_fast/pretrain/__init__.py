@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from astroco_fast.commands import parse, run
+from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.exits import DIVERGED, INTERRUPTED, Diverged, Interrupted
+from astroco_fast.pretrain.exits import BAD_INPUT, DIVERGED, INTERRUPTED, Diverged, Interrupted
 from astroco_fast.pretrain.signals import StopRequest
 from astroco_fast.pretrain.start import pretrain
 
@@ -39,7 +40,10 @@ def _main(argv: Sequence[str] | None) -> int:
         except Interrupted:
             _say(ranks, "interrupted before training began: the same command goes on")
             status = INTERRUPTED
-        ranks.close()
+        except UserError as error:
+            _say(ranks, f"error: {error}")
+            status = BAD_INPUT
+        ranks.close()  # not after any other exception: the other ranks know nothing of it
         return status
 
 

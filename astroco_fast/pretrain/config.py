@@ -142,7 +142,7 @@ class PretrainConfig:
 
 
 # A resumed run may change these: they stop, show or save the computation, and do not alter it ...
-FREE = {"out", "data"}  # the store's digest stands for the data
+FREE = {"out"}
 FREE |= {f"train.{name}" for name in ("epochs", "max_steps", "patience", "evaluate_every", "max_bad_steps")}
 FREE |= {
     f"train.{name}" for name in ("log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard", "plots")

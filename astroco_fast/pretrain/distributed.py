@@ -72,13 +72,9 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the group, once every rank has come here."""
-        if dist.is_initialized():
-            self.barrier()
-            dist.destroy_process_group()
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
         self.any(False)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place. The result has the same bits on every rank."""

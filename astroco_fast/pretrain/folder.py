@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import astroco_fast
+from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
 from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
@@ -25,18 +26,24 @@ from astroco_fast.pretrain.trainer import Trainer
 CONFIG, SUMMARY, ENVIRONMENT = "config.yaml", "summary.json", "environment.json"
 
 
-def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> None:
+def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
     """Make the folder this run's, or see that it is already (rank 0).
+
+    Returns:
+        Whether the run has saved anything there, and so goes on.
 
     Raises:
         UserError: it holds another run, one with other settings; names them.
     """
-    if checkpoints.names():
+    goes_on = bool(checkpoints.names())
+    if goes_on:
         try:
             before = yaml.safe_load((folder / CONFIG).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{folder / CONFIG}: cannot be read; put it back, or choose another --out") from error
         changed = set(differences(before, config.to_dict())) - FREE
+        if config.data is not None and Store.is_store(config.data):
+            changed -= {"data"}  # it may have moved; whether it holds the same light curves, its digest tells
         if changed - MACHINE:
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(sorted(changed - MACHINE))}); "
@@ -48,6 +55,7 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
             )
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    return goes_on
 
 
 def begin(folder: Path, ranks: Ranks) -> None:

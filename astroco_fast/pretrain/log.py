@@ -25,14 +25,16 @@ from tqdm import tqdm
 
 from astroco_fast.errors import MissingExtraError, UserError
 
-# Shares are of the wall time since the last line. `share_data` is the wait for batches and their upload; `mfu` is an
-# estimate (flops.py); `memory_gb` is the process's peak (GPU memory on a GPU).
+# Shares are of the wall time since the last line, rank 0's. `share_data` is the wait for windows and their upload;
+# `share_assembly`, the processor time of the thread that makes them, comes on top of the others; `mfu` is an estimate
+# (flops.py); `memory_gb` is the process's peak (GPU memory on a GPU).
 TIMING = (
     "windows_per_s",
     "share_data",
     "share_model",
     "share_optimizer",
     "share_other",
+    "share_assembly",
     "mfu",
     "memory_gb",
     "seconds",

@@ -74,7 +74,7 @@ class Loop:
         if result is None:
             return False
         self.count(batches, result)
-        self.watch.add(batches, result, waited, time.perf_counter() - start)
+        self.watch.add(batches, result, waited)
         if self.state.step % self.train.log_every == 0 or batches.is_last:
             self.write_training_line(batches.epoch, result.learning_rate)
         stop, save = result.votes
@@ -127,6 +127,7 @@ class Loop:
         if is_best:
             state.best = record
         self.log.write({**record, "seconds": time.monotonic() - start})
+        self.watch.resume()
         if not is_extra:
             self.save(is_best)
         elif is_best:
@@ -181,6 +182,7 @@ class Loop:
 
         self.ranks.first(write)
         self.saved_at, self.saved = time.monotonic(), name
+        self.watch.resume()
 
     def interrupted(self) -> int:
         """Save and leave, to go on another time."""

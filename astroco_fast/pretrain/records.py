@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import time
 from typing import Any
 
 import torch
@@ -17,24 +18,33 @@ class Stopwatch:
     """Where the time of the steps since the last line went. Evaluations and checkpoints are not counted.
 
     Attributes:
-        seconds: by what was done: "data", "model", "optimizer", and "total", in which the rest is everything else.
+        seconds: by what was done: "data" (waiting for windows, and their upload), "model", "optimizer"; "assembly" of
+            windows, which goes on beside these in a thread; and "total", in which the rest is everything else.
         points, pairs: real points of the windows, and real points squared by window.
     """
 
     def __init__(self) -> None:
         self.reset()
+        self.resume()
 
     def reset(self) -> None:
         """Begin another line."""
-        self.seconds = {"data": 0.0, "model": 0.0, "optimizer": 0.0, "total": 0.0}
+        self.seconds = dict.fromkeys(("data", "model", "optimizer", "assembly", "total"), 0.0)
         self.windows, self.points, self.pairs = 0, 0.0, 0.0
 
-    def add(self, batches: StepBatches, result: StepResult, waited: float, total: float) -> None:
-        """Count a step. Args: its windows and result; seconds waited for the windows, and seconds in all."""
+    def resume(self) -> None:
+        """Do not count the time since the last step."""
+        self._lap = time.perf_counter()
+
+    def add(self, batches: StepBatches, result: StepResult, waited: float) -> None:
+        """Count a step, and all that was done since the last one. Args: seconds waited for its windows."""
+        now = time.perf_counter()
+        self.seconds["total"] += now - self._lap
+        self._lap = now
         self.seconds["data"] += waited + result.data_seconds
         self.seconds["model"] += result.model_seconds
         self.seconds["optimizer"] += result.optimizer_seconds
-        self.seconds["total"] += total
+        self.seconds["assembly"] += batches.assembly_seconds
         self.windows += len(batches.windows)
         self.points += result.work[0]
         self.pairs += result.work[1]
@@ -47,6 +57,7 @@ class Stopwatch:
             "windows_per_s": self.windows / total,
             **shares,
             "share_other": 1 - sum(shares.values()),
+            "share_assembly": self.seconds["assembly"] / total,
             "mfu": training_flops(trainer.model, self.points, self.pairs) / total / rate,
             "memory_gb": peak_memory(trainer.ranks.device) / 1e9,
         }

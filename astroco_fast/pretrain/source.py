@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from astroco_fast.data.convert import convert
+from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
 from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.distributed import Ranks
@@ -12,8 +13,15 @@ from astroco_fast.pretrain.signals import StopRequest
 SIMULATED_STARS = 2000
 
 
-def open_data(config: PretrainConfig, folder: Path, ranks: Ranks, console: Console, stop: StopRequest) -> Store:
+def open_data(
+    config: PretrainConfig, folder: Path, goes_on: bool, ranks: Ranks, console: Console, stop: StopRequest
+) -> Store:
     """The store of the run's light curves; one made here is kept in `folder`/store.
+
+    Args:
+        config, ranks, console, stop: of the run.
+        folder: the run's.
+        goes_on: whether the run has begun already, and so has its store.
 
     Raises:
         UserError: the data cannot be read; the same on all ranks.
@@ -22,6 +30,8 @@ def open_data(config: PretrainConfig, folder: Path, ranks: Ranks, console: Conso
 
     def prepare() -> Path:
         with stop.immediate():
+            if goes_on and Store.is_store(folder / "store") and not Store.is_store(config.data or ""):
+                return folder / "store"
             return _prepare(config, folder / "store", console)
 
     path = ranks.first(prepare)
@@ -31,8 +41,6 @@ def open_data(config: PretrainConfig, folder: Path, ranks: Ranks, console: Conso
 def _prepare(config: PretrainConfig, own: Path, console: Console) -> Path:
     if config.data is None:
         console.say(f"No --data given: simulating a survey of {SIMULATED_STARS} stars.")
-        from astroco_fast.data.simulate import simulate_survey
-
         curves = simulate_survey(SIMULATED_STARS, config.seed)
         provenance = {"simulated": True, "stars": SIMULATED_STARS, "seed": config.seed}
         convert(curves, own, columns=config.columns, band=config.band, clean=config.clean, provenance=provenance)

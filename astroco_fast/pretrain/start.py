@@ -46,8 +46,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
     train, out = config.train, Path(str(config.out))
     assert train.global_batch is not None
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
-    ranks.first(lambda: folder.claim(out, config, checkpoints, console))
-    store = open_data(config, out, ranks, console, stop)
+    goes_on = ranks.first(lambda: folder.claim(out, config, checkpoints, console))
+    store = open_data(config, out, goes_on, ranks, console, stop)
     data = TrainingData(
         store,
         size=model_config.window,

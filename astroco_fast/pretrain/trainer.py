@@ -22,6 +22,7 @@ from astroco_fast.pretrain.config import TrainConfig
 from astroco_fast.pretrain.data import DeviceBatch, StepBatches, upload
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.objective import Sums, loss_and_factor, part, sums
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 
 _STREAM = 1000  # of the counter-based generator; the data's streams have small numbers
 
@@ -67,11 +68,11 @@ class Trainer:
         """Args: a model built alike on every rank, settings with defaults filled in, the ranks, the run's seed."""
         self.model = model.to(ranks.device)
         self.config, self.ranks, self.seed = config, ranks, seed
+        self.average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
         if config.sync_batchnorm and ranks.world > 1:
             for module in model.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.group = dist.group.WORLD  # type: ignore[assignment]
-        self.average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
+                if isinstance(module, MaskedBatchNorm1d):
+                    module.group = dist.group.WORLD
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
         # Synchronised running statistics are the same on every rank already.

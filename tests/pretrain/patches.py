@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from astroco_fast import ops
+from astroco_fast.data.partial import PartialStore
 from astroco_fast.pretrain import main
 from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.trainer import Trainer
@@ -29,8 +30,13 @@ def this_rank() -> int:
 
 
 def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
-    """Signal a rank when it is at a place ("forward": a forward pass, "evaluation") for the count-th time, from 1."""
-    owner, name = {"forward": (Trainer, "_forward_backward"), "evaluation": (TrainingData, "evaluation")}[place]
+    """Signal a rank when it is at a place for the count-th time, from 1."""
+    places = {
+        "forward": (Trainer, "_forward_backward"),
+        "evaluation": (TrainingData, "evaluation"),
+        "conversion": (PartialStore, "append"),
+    }
+    owner, name = places[place]
     _before(owner, name, count, lambda: os.kill(os.getpid(), number) if this_rank() == rank else None)
 
 

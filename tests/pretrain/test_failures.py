@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from astroco_fast.data.convert import convert
 from tests.pretrain.patches import command, not_finite_at, pretend_gpus
 from tests.pretrain.ranks import Ended, on_ranks
 from tests.pretrain.test_resume import expected, outcome, unbroken
@@ -112,10 +113,32 @@ def test_other_data_are_noticed(arguments, tmp_path):
     assert [rank.code for rank in on_ranks(None, command, argv, tmp_path=tmp_path)] == [0]
     table = "id,mjd,mag,err\n" + "".join(f"s{i // 20},{i},1{i % 7},0.1\n" for i in range(2000))
     (tmp_path / "other.csv").write_text(table)
-    line = [*argv, "--data", str(tmp_path / "other.csv")]
-    ended = on_ranks(2, command, line, tmp_path=tmp_path)
-    assert [rank.code for rank in ended] == [2, 2]
-    assert "not the light curves" in ended[0].err
+    line = one_line(on_ranks(2, command, [*argv, "--data", str(tmp_path / "other.csv")], tmp_path=tmp_path), 2)
+    assert "other settings (data)" in line
+    convert(tmp_path / "other.csv", tmp_path / "other")
+    line = one_line(on_ranks(2, command, [*argv, "--data", str(tmp_path / "other")], tmp_path=tmp_path), 2)
+    assert "not the light curves" in line
+
+
+def test_a_store_may_move(arguments, store, tmp_path):
+    argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "1"]
+    assert [rank.code for rank in on_ranks(None, command, argv, tmp_path=tmp_path)] == [0]
+    shutil.copytree(store, tmp_path / "moved")
+    moved = [*argv, "--data", str(tmp_path / "moved"), "--train.max_steps", "2"]
+    assert [rank.code for rank in on_ranks(None, command, moved, tmp_path=tmp_path)] == [0]
+
+
+def test_a_run_keeps_the_store_that_it_made(arguments, tmp_path):
+    """Its light curves are those it began with, whatever has become of the file since."""
+    table = "id,mjd,mag,err\n" + "".join(f"s{i // 20},{i},1{i % 7},0.1\n" for i in range(2000))
+    (tmp_path / "survey.csv").write_text(table)
+    argv = [*arguments, "--data", str(tmp_path / "survey.csv"), "--out", str(tmp_path / "run"), "--train.max_steps"]
+    (ended,) = on_ranks(None, command, [*argv, "1"], tmp_path=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "kept" in ended.out  # the report of the conversion
+    (tmp_path / "survey.csv").unlink()
+    (again,) = on_ranks(None, command, [*argv, "2"], tmp_path=tmp_path)
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

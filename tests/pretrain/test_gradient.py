@@ -19,7 +19,7 @@ from astroco_fast.pretrain.trainer import Trainer
 from tests.pretrain.ranks import on_ranks
 
 WINDOW = 24
-WINDOWS = np.arange(3, 14)  # 11 windows: 2 ranks get 6 and 5; 3 ranks 4, 4 and 3
+ELEVEN = range(3, 14)  # 2 ranks get 6 and 5 windows; 3 ranks 4, 4 and 3
 SMALL = {"width": 16, "heads": 2, "layers": 2, "kernel": 4, "window": WINDOW, "dropout": 0.0}
 
 
@@ -33,10 +33,10 @@ def assembler(path: Path) -> WindowBatches:
     return WindowBatches(store, window_table(store.offsets, WINDOW), WINDOW, seed=1)
 
 
-def whole_batch(path: Path, loss: str, convolution: bool) -> tuple[float, dict[str, Tensor]]:
+def whole_batch(path: Path, loss: str, convolution: bool, windows: range) -> tuple[float, dict[str, Tensor]]:
     """The loss as it is defined and its gradient, by one forward pass over all windows."""
     model = build(convolution).train()
-    batch = upload(assembler(path).assemble(WINDOWS, 1), torch.device("cpu"))
+    batch = upload(assembler(path).assemble(windows, 1), torch.device("cpu"))
     positional, keywords = batch.inputs()
     prediction = model(*positional, **keywords).reconstruction
     probed = batch.role > 0
@@ -50,7 +50,9 @@ def whole_batch(path: Path, loss: str, convolution: bool) -> tuple[float, dict[s
     return value.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def by_trainer(path: str, loss: str, convolution: bool, micro: int) -> tuple[float, dict[str, np.ndarray]]:
+def by_trainer(
+    path: str, loss: str, convolution: bool, micro: int, windows: range
+) -> tuple[float, dict[str, np.ndarray]]:
     """The loss and gradient that the trainer hands to the optimiser on this rank."""
     torch.set_num_threads(1)
     ranks = Ranks.start("cpu")
@@ -64,8 +66,8 @@ def by_trainer(path: str, loss: str, convolution: bool, micro: int) -> tuple[flo
 
     trainer.optimizer.step = keep
     batches = assembler(Path(path))
-    share = [batches.assemble(piece, 1) for piece in micro_batches(WINDOWS, ranks.rank, ranks.world, micro)]
-    result = trainer.step(StepBatches(1, 0, True, WINDOWS, share, 0.0), 0, wishes=[])
+    share = [batches.assemble(piece, 1) for piece in micro_batches(np.array(windows), ranks.rank, ranks.world, micro)]
+    result = trainer.step(StepBatches(1, 0, True, np.array(windows), share, 0.0), 0, wishes=[])
     assert result is not None
     assert result.applied
     norm = math.sqrt(sum(float(np.square(gradient).sum()) for gradient in gradients.values()))
@@ -77,16 +79,17 @@ def by_trainer(path: str, loss: str, convolution: bool, micro: int) -> tuple[flo
 @pytest.mark.parametrize("loss", ["batch", "curve"])
 @pytest.mark.parametrize("world", [None, 2, 3])
 @pytest.mark.parametrize(
-    ("convolution", "micro"),
+    ("convolution", "micro", "windows"),
     [
-        (True, 100),  # one pass a rank, BatchNorm synchronised and in training mode
-        (False, 3),  # accumulation; without the convolution there is no BatchNorm, which sees each pass by itself
+        (True, 100, ELEVEN),  # one pass a rank, BatchNorm synchronised and in training mode
+        (False, 3, ELEVEN),  # accumulation; without the convolution there is no BatchNorm, which sees each pass alone
+        (True, 100, range(5, 6)),  # one window: the other ranks have none
     ],
 )
-def test_gradient_is_that_of_the_whole_batch(loss, world, convolution, micro, store, tmp_path):
-    value, gradient = whole_batch(store, loss, convolution)
+def test_gradient_is_that_of_the_whole_batch(loss, world, convolution, micro, windows, store, tmp_path):
+    value, gradient = whole_batch(store, loss, convolution, windows)
     assert all(g is not None and g.abs().max() > 0 for name, g in gradient.items() if "bias" not in name)
-    ended = on_ranks(world, by_trainer, str(store), loss, convolution, micro, tmp_path=tmp_path)
+    ended = on_ranks(world, by_trainer, str(store), loss, convolution, micro, windows, tmp_path=tmp_path)
     for rank in ended:
         assert rank.code == 0, rank.err
         found_value, found = rank.value
@@ -100,12 +103,12 @@ def test_the_test_can_fail(store):
     """Averaging the ranks' own losses, the usual mistake, is far off."""
     model = build(False).train()
     batches, losses = assembler(store), []
-    for piece in micro_batches(WINDOWS, 0, 1, 6):
+    for piece in micro_batches(np.array(ELEVEN), 0, 1, 6):
         batch = upload(batches.assemble(piece, 1), torch.device("cpu"))
         positional, keywords = batch.inputs()
         error = model(*positional, **keywords).reconstruction - batch.target
         losses.append(error[batch.role > 0].square().mean().sqrt())
     torch.stack(losses).mean().backward()
-    _, gradient = whole_batch(store, "batch", False)
+    _, gradient = whole_batch(store, "batch", False, ELEVEN)
     name, wrong = next((n, p.grad) for n, p in model.named_parameters() if n.endswith("head.weight"))
     assert (wrong - gradient[name]).abs().max() > 1e-3 * gradient[name].abs().max()

@@ -61,7 +61,7 @@ def expected(unbroken: dict[Any, dict[str, Any]], world: int | None, argv: list[
         (None, EMA, (signal_at, ("evaluation", 2))),
         (2, EMA, (signal_at, ("forward", 4, 1))),  # only rank 1 is told
         (2, [], (signal_at, ("evaluation", 1, 1))),
-        (2, ["--train.loss", "curve", "--train.sync_batchnorm", "true"], (signal_at, ("forward", 9, 0))),
+        (2, [*EMA, "--train.loss", "curve", "--train.sync_batchnorm", "true"], (signal_at, ("forward", 9, 0))),
         (2, ["--train.windows", "random", "--train.precision", "fp32"], (signal_at, ("forward", 7, 0))),
     ],
 )
@@ -72,6 +72,16 @@ def test_stopped_by_a_signal(world, flags, accident, arguments, unbroken, tmp_pa
     assert not (tmp_path / "stopped" / "summary.json").exists()
     assert run(world, stopped, tmp_path) == [0] * (world or 1)
     assert outcome(tmp_path / "stopped") == expected(unbroken, world, argv, tmp_path)
+
+
+def test_stopped_while_it_converts(arguments, tmp_path):
+    curves = "id,mjd,mag,err\n" + "".join(f"s{i // 20},{i},1{i % 7},0.1\n" for i in range(2000))
+    (tmp_path / "survey.csv").write_text(curves)
+    argv = [*arguments, "--data", str(tmp_path / "survey.csv"), "--out", str(tmp_path / "run")]
+    stopped = on_ranks(2, command, argv, (signal_at, ("conversion", 1)), tmp_path=tmp_path)
+    assert [rank.code for rank in stopped] == [75, 75]
+    assert "before training began" in stopped[0].err
+    assert run(2, [*argv, "--train.max_steps", "1"], tmp_path) == [0, 0]
 
 
 @pytest.mark.slow

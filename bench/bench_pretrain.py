@@ -1,0 +1,68 @@
+"""What a training step of AstroCo-S costs besides the model and the optimiser: data, masks, metrics, logging.
+
+pytest bench/bench_pretrain.py --benchmark-only -s
+
+The real loop is run under cProfile. Everything in a step outside of forward and backward passes and the optimiser
+counts as overhead, and so does all processor time of the thread that assembles windows, though it runs beside them.
+On the real light curves beside the checkout where they are there, else on a simulated survey.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import pstats
+from pathlib import Path
+
+import pytest
+
+from astroco_fast.data.convert import convert
+from astroco_fast.data.simulate import simulate_survey
+from astroco_fast.pretrain import main
+
+CATALINA = Path(__file__).resolve().parents[2] / "shared" / "data" / "catalina.parquet"
+STEPS, WINDOWS = 6, 64  # a fourth of the usual batch: what a step costs whatever its size counts four times as much
+TARGET = 0.03
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "store"
+    if CATALINA.exists():
+        convert(CATALINA, out)
+    else:
+        convert(simulate_survey(5000, seed=0), out, provenance={"simulated": True})
+    return out
+
+
+def cumulative(stats: pstats.Stats, file: str, function: str) -> float:
+    """Seconds in a function and all that it calls."""
+    found = [entry[3] for (path, _, name), entry in stats.stats.items() if name == function and path.endswith(file)]
+    assert len(found) == 1, f"{function} of {file} is not where the profile looks for it"
+    return found[0]
+
+
+def test_overhead(benchmark, store, tmp_path):
+    """Under 3 % of a step."""
+    out = tmp_path / "run"
+    steps = {"max_steps": STEPS, "log_every": 1, "global_batch": WINDOWS, "evaluate_windows": 1, "plots": "false"}
+    flags = [text for name, value in steps.items() for text in (f"--train.{name}", str(value))]
+    profile = cProfile.Profile()
+    argv = ["--preset", "S", "--data", str(store), "--out", str(out), "--train.device", "cpu", *flags]
+    assert benchmark.pedantic(lambda: profile.runcall(main, argv), rounds=1) == 0
+    stats = pstats.Stats(profile)
+    step = cumulative(stats, "pretrain/loop.py", "step")
+    parts = {
+        "forward and backward": cumulative(stats, "pretrain/trainer.py", "_forward_backward"),
+        "optimiser": cumulative(stats, "pretrain/trainer.py", "_apply"),
+    }
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assembly = sum(line["share_assembly"] for line in train) / len(train)
+    parts |= {"the rest of the step": step - sum(parts.values()), "assembly (a thread)": assembly * step}
+    print(f"\nAstroCo-S, {STEPS} steps of {WINDOWS} windows, {step / STEPS:.2f} s a step")
+    for name, seconds in parts.items():
+        print(f"  {name:<24}{1e3 * seconds / STEPS:10.2f} ms{100 * seconds / step:9.3f} %")
+    overhead = (parts["the rest of the step"] + parts["assembly (a thread)"]) / step
+    benchmark.extra_info["overhead"] = overhead
+    assert overhead < TARGET
