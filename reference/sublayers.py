@@ -16,6 +16,18 @@ from astroco_fast.layout import Layout
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 
 
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` whose result is float32 at least.
+
+    Under autocast every GPU does that, but CPUs would give the bfloat16 that came in, and from the first layer on the
+    whole residual stream would be rounded to 8 bits.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (N, D) to rows (N, D)."""
+        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
 class InputEmbed(nn.Module):
     """x(0) from photometry and time (paper, section 3, input).
 
@@ -28,7 +40,7 @@ class InputEmbed(nn.Module):
         self.time_base, self.hide = time_base, hide
         self.photometry = nn.Linear(2, width // 2)
         self.fuse = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:
         """Embed points.
@@ -73,7 +85,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Rows (N, D) to rows (N, D)."""
@@ -95,13 +107,13 @@ class Convolution(nn.Module):
 
     def __init__(self, width: int, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = LayerNorm(width)
         self.pointwise_in = nn.Linear(width, 2 * width)
         self.depthwise = nn.Parameter(torch.empty(width, kernel).uniform_(-(kernel**-0.5), kernel**-0.5))
         self.batch_norm = MaskedBatchNorm1d(width)
         self.pointwise_out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Rows (N, D) to rows (N, D)."""
@@ -126,7 +138,7 @@ class FeedForward(nn.Module):
         self.w_gate = nn.Linear(width, expansion * width)
         self.w_out = nn.Linear(expansion * width, width)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Rows (N, D) to rows (N, D)."""
@@ -141,7 +153,7 @@ class PlainFeedForward(nn.Module):
         self.w_in = nn.Linear(width, expansion * width)
         self.w_out = nn.Linear(expansion * width, width)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Rows (N, D) to rows (N, D)."""

@@ -135,3 +135,21 @@ def test_autocast_does_not_round_magnitudes() -> None:
     assert len(seen[0].unique(dim=0)) == 64
     assert out.reconstruction.dtype == torch.float32
     assert (out.reconstruction != out.reconstruction.bfloat16().float()).any()
+
+
+def test_residual_stream_stays_float32_under_autocast() -> None:
+    model = tiny().eval()
+    w = make_windows([12, 7], 12)
+    seen = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+        for name, module in model.named_modules()
+        if "norm" in name
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(w.time, w.mag, w.err, w.mask)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(hooks) == 11
+    assert {output for _, output in seen} == {torch.float32}
+    assert out.sequence.dtype == out.embedding.dtype == torch.float32
