@@ -4,11 +4,11 @@ A curve longer than a window is cut into sequential windows, and its vector is t
 their points: the mean over all of its points. As a command: `astroco embed IN OUT --model FOLDER`.
 """
 
-import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +29,11 @@ from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.masking import EVALUATION_EPOCH
 from astroco_fast.data.readers import is_curve_list, read_curves
+from astroco_fast.data.seen import Seen
+from astroco_fast.data.split import star_hash
 from astroco_fast.data.windows import window_table
 from astroco_fast.errors import UserError
+from astroco_fast.files import whole_file
 
 
 def embed(
@@ -59,7 +62,7 @@ def embed(
         embedding (a float32 array (D,) each), without the curves that have too few good points.
 
     Raises:
-        UserError: input that cannot be read, or nothing left of it; see `read_curves`.
+        UserError: input that cannot be read, an (id, band) that comes twice, or nothing left; see `read_curves`.
     """
     dropped: Counter[str] = Counter()
     tables = list(embed_tables(model, curves, dropped, batch_size, columns, band, min_points))
@@ -81,10 +84,12 @@ def embed_tables(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of `embed` as Arrow batches, in bounded memory; adds to `dropped` what was left out, by reason."""
     config = CleanConfig(min_points=min_points)
+    seen = Seen()
     was_training = model.training
     model.eval()
     try:
         for raw in read_curves(curves, columns or Columns(), band):
+            seen.check(raw, star_hash(raw.ids))
             batch, reasons = clean(raw, config)
             dropped.update(reasons)
             if len(batch):
@@ -122,7 +127,8 @@ def _table(curves: CurveBatch, vectors: NDArray[np.float32]) -> pa.RecordBatch:
         "n_points": pa.array(curves.lengths),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
     }
-    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    metadata = {"simulated": "true"} if curves.simulated else None
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns), metadata=metadata)
 
 
 def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDArray[np.float32]:
@@ -151,7 +157,7 @@ class EmbedConfig:
 
     Args:
         source: table or folder of light curves (CSV, Parquet, FITS), or a store.
-        out: Parquet file to write: id, band, label, n_points, embedding, a row a light curve.
+        out: Parquet file to write: id, band, label, n_points, embedding, a row a light curve; replaced if it exists.
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
         batch_size: windows a forward pass.
         band: only this band.
@@ -177,30 +183,23 @@ def write_embeddings(config: EmbedConfig) -> int:
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}")
+    if out.exists() and Path(config.source).exists() and out.samefile(config.source):
+        raise UserError(f"{out}: holds the light curves; choose another output")
     model = AstroCo.from_pretrained(config.model).to(_device(config.device))
     dropped: Counter[str] = Counter()
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    writer, rows = None, 0
-    try:
-        tables = embed_tables(
+    rows = 0
+    with whole_file(out) as partial, ExitStack() as stack:
+        writer = None
+        progress = stack.enter_context(tqdm(desc="embed", unit=" curves", disable=None))
+        for table in embed_tables(
             model, config.source, dropped, config.batch_size, config.columns, config.band, config.min_points
-        )
-        with tqdm(desc="embed", unit=" curves", disable=None) as progress:
-            for table in tables:
-                writer = writer or pq.ParquetWriter(partial, table.schema)
-                writer.write_batch(table)
-                rows += table.num_rows
-                progress.update(table.num_rows)
+        ):
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
+            writer.write_batch(table)
+            rows += table.num_rows
+            progress.update(table.num_rows)
         if writer is None:
             raise UserError(f"{config.source}: no light curve left to embed{_because(dropped)}")
-        writer.close()
-        partial.replace(out)
-    finally:
-        if writer is not None:
-            writer.close()
-        partial.unlink(missing_ok=True)
     print(f"{out}: {rows} light curves, {model.config.width} numbers each{_because(dropped)}")
     return rows
 

@@ -1,6 +1,5 @@
 """`astroco simulate OUT`: a simulated survey of variable stars, as a table or as a packed store."""
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.simulate import SURVEY, Float64Array, simulate_portions
 from astroco_fast.errors import UserError
+from astroco_fast.files import whole_file
 
 _SCHEMA = pa.schema(
     [
@@ -61,6 +61,8 @@ def _simulate(argv: Sequence[str] | None) -> int:
     )
     if config.stars < 1:
         raise UserError(f"--stars must be at least 1, not {config.stars}")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"--seed must be a whole number from 0 to 2^63 - 1, not {config.seed}")
     output = Path(config.output)
     if output.suffix == ".parquet":
         points = write_table(output, config.stars, config.seed)
@@ -87,23 +89,16 @@ def write_table(path: Path, n_stars: int, seed: int) -> int:
     """
     if path.exists():
         raise UserError(f"{path} exists already: remove it, or choose another name")
-    partial = path.with_name(path.name + ".partial")
     schema = _SCHEMA.with_metadata({"simulated": "true", "seed": str(seed)})
     points = 0
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for batch, period in _shown(n_stars, seed):
-                offsets = pa.array(batch.offsets.astype(np.int32))
-                lists = [pa.ListArray.from_arrays(offsets, pa.array(v)) for v in (batch.time, batch.mag, batch.err)]
-                survey = pa.repeat(pa.scalar(SURVEY), len(batch))
-                texts = [pa.array(batch.ids), survey, pa.array(batch.band), pa.array(batch.label)]
-                writer.write_table(pa.table([*texts, pa.array(period), *lists], schema=schema))
-                points += batch.n_points
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for batch, period in _shown(n_stars, seed):
+            offsets = pa.array(batch.offsets.astype(np.int32))
+            lists = [pa.ListArray.from_arrays(offsets, pa.array(v)) for v in (batch.time, batch.mag, batch.err)]
+            survey = pa.repeat(pa.scalar(SURVEY), len(batch))
+            texts = [pa.array(batch.ids), survey, pa.array(batch.band), pa.array(batch.label)]
+            writer.write_table(pa.table([*texts, pa.array(period), *lists], schema=schema))
+            points += batch.n_points
     return points
 
 

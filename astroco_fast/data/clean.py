@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,16 +87,7 @@ def sort_by_time(batch: CurveBatch) -> CurveBatch:
         return batch
     curve = np.repeat(np.arange(len(batch)), batch.lengths)
     order = np.lexsort((batch.time, curve))  # a stable sort
-    return CurveBatch(
-        ids=batch.ids,
-        band=batch.band,
-        label=batch.label,
-        offsets=batch.offsets,
-        time=batch.time[order],
-        mag=batch.mag[order],
-        err=batch.err[order],
-        source=batch.source,
-    )
+    return replace(batch, time=batch.time[order], mag=batch.mag[order], err=batch.err[order])
 
 
 def _check_times(batch: CurveBatch) -> None:

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import astroco_fast
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.clean import clean as clean_batch
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.partial import PartialStore
 from astroco_fast.data.readers import Source, open_source
+from astroco_fast.data.seen import Seen
 from astroco_fast.data.split import star_hash
 from astroco_fast.data.store import Store, read_manifest
 from astroco_fast.errors import UserError
 
-_READ_CURVES, _READ_POINTS = "read curves", "read points"
+_READ_CURVES, _READ_POINTS, _SIMULATED = "read curves", "read points", "simulated curves"
 _BAND = "band: "
 
 
@@ -38,6 +37,7 @@ class ConversionReport:
         kept: `curves` and `points` in the store.
         dropped: reason -> how many ("points: ..." or "curves: ...").
         bands: band -> curves kept ("" where unknown).
+        simulated: whether any of the curves read is simulated.
         notes: what happened on the way (resumed, earlier progress discarded, already there).
     """
 
@@ -47,11 +47,12 @@ class ConversionReport:
     kept: dict[str, int]
     dropped: dict[str, int]
     bands: dict[str, int]
+    simulated: bool = False
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [("read", self.read), ("kept", self.kept)]
-        lines = [f"{self.source} -> {self.out}"]
+        lines = [f"{self.source} -> {self.out}{', SIMULATED light curves' * self.simulated}"]
         lines += [f"  {name:<42}{n['curves']:>12,} curves{n['points']:>16,} points" for name, n in rows]
         lines += [f"  dropped {reason:<34}{count:>12,}" for reason, count in sorted(self.dropped.items())]
         if set(self.bands) - {""}:
@@ -80,8 +81,9 @@ def convert(
         columns: the user's choice of columns.
         band: convert only this band.
         clean: what counts as a measurement.
-        provenance: plain facts to keep in the manifest (`simulated`: True, a seed ...). For a source that is not
-            files they also say which source it is; without them such a conversion cannot be resumed.
+        provenance: plain facts to keep in the manifest (a seed ...), besides whether any curve is `simulated`, which
+            the curves themselves say. For a source that is not files they also say which source it is; without them
+            such a conversion cannot be resumed.
         progress: show a progress bar, on a terminal.
 
     Raises:
@@ -112,68 +114,29 @@ def convert(
                 if not partial.steps:
                     partial.discard()
                 raise
-            partial.finish(_manifest(report, plan, provenance))
+            partial.finish(_manifest(report, plan, {"simulated": report.simulated, **(provenance or {})}))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error}") from error
     report.notes = notes
     return report
 
 
-class _KeySet:
-    """64-bit keys seen so far, 8 bytes each: sorted runs, merged when the last has grown as long as the one before."""
-
-    def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []
-
-    def add(self, keys: NDArray[np.uint64]) -> int | None:
-        """Add keys; returns the position of one that was there before, or stands twice in `keys`."""
-        order = np.argsort(keys, kind="stable")
-        run = keys[order]
-        repeated = np.zeros(len(keys), dtype=bool)
-        repeated[1:] = run[1:] == run[:-1]
-        for other in self._runs:
-            at = np.minimum(np.searchsorted(other, run), len(other) - 1)
-            repeated |= other[at] == run
-        if repeated.any():
-            return int(order[np.argmax(repeated)])
-        if len(run):
-            self._runs.append(run)
-        while len(self._runs) > 1 and len(self._runs[-2]) <= len(self._runs[-1]):
-            last = self._runs.pop()
-            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]))
-        return None
-
-
 def _write(source: Source, partial: PartialStore, clean: CleanConfig, progress: bool) -> None:
-    seen = _KeySet()
-    for table in partial.recorded_rows():
-        seen.add(_keys(table["star_hash"].to_numpy(), np.asarray(table["band"].to_numpy(), dtype=object)))
+    seen = Seen()
+    for rows in partial.recorded_rows():
+        seen.add_rows(rows)
     with tqdm(desc="converting", unit=" curves", initial=partial.curves, disable=None if progress else True) as shown:
         for batch in source.batches(partial.batches, partial.spill, progress):
             hashes = star_hash(batch.ids)
-            twice = seen.add(_keys(hashes, batch.band))
-            if twice is not None:
-                raise UserError(_conflict(batch, twice))
+            seen.check(batch, hashes)
             kept, dropped = clean_batch(batch, clean)
             counts = Counter({_READ_CURVES: len(batch), _READ_POINTS: batch.n_points})
+            if batch.simulated:
+                counts[_SIMULATED] = len(batch)
             bands, n = np.unique(kept.band.astype(str), return_counts=True)
             counts.update({_BAND + band: int(count) for band, count in zip(bands.tolist(), n, strict=True)})
             partial.append(kept, hashes if len(kept) == len(batch) else star_hash(kept.ids), counts + dropped)
             shown.update(len(batch))
-
-
-def _keys(hashes: NDArray[np.uint64], bands: NDArray[np.object_]) -> NDArray[np.uint64]:
-    """One key an (id, band)."""
-    names, which = np.unique(bands.astype(str), return_inverse=True)
-    with np.errstate(over="ignore"):
-        return hashes * np.uint64(0x9E3779B97F4A7C15) + star_hash(names.tolist())[which]
-
-
-def _conflict(batch: CurveBatch, i: int) -> str:
-    return (
-        f"{batch.source or 'light curves'}: id {batch.ids[i]!r} has two light curves in band {batch.band[i]!r}; a "
-        "light curve is one (id, band): name the band's column with --columns.band, or remove or merge one of them"
-    )
 
 
 def _plan(
@@ -214,6 +177,7 @@ def _report(name: str, out: Path, partial: PartialStore) -> ConversionReport:
         kept={"curves": partial.curves, "points": partial.points},
         dropped={reason: n for reason, n in counts.items() if reason.startswith(("points: ", "curves: "))},
         bands={key.removeprefix(_BAND): n for key, n in counts.items() if key.startswith(_BAND)},
+        simulated=counts[_SIMULATED] > 0,
     )
 
 
@@ -222,12 +186,12 @@ def _report_of(out: Path, note: str) -> ConversionReport:
     return ConversionReport(**read_manifest(out)["report"], out=str(out), notes=[note])
 
 
-def _manifest(report: ConversionReport, plan: dict[str, Any], provenance: dict[str, Any] | None) -> dict[str, Any]:
+def _manifest(report: ConversionReport, plan: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     """Without times of day or names of this machine's own, so that one input gives one manifest."""
     saved = {name: value for name, value in asdict(report).items() if name not in ("out", "notes")}
     return {
         "counts": {**report.kept, "dropped": report.dropped},
-        "provenance": {"simulated": False, **(provenance or {}), "plan": plan},
+        "provenance": {**provenance, "plan": plan},
         "report": saved,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ class CurveBatch:
         mag: (P,) float32, magnitudes. +inf says that the flux was not positive.
         err: (P,) float32, magnitudes, one standard deviation.
         source: where the curves come from, for messages.
+        simulated: whether these are simulated rather than observed light curves; goes with them wherever they go.
 
     Raises:
         UserError: the arrays do not fit together.
@@ -37,6 +38,7 @@ class CurveBatch:
     mag: NDArray[np.float32]
     err: NDArray[np.float32]
     source: str = ""
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         self.ids, self.band, self.label = (np.asarray(a, dtype=object) for a in (self.ids, self.band, self.label))
@@ -69,7 +71,8 @@ class CurveBatch:
         if keep.all():
             return self
         points = np.repeat(keep, self.lengths)
-        return CurveBatch(
+        return replace(
+            self,
             ids=self.ids[keep],
             band=self.band[keep],
             label=self.label[keep],
@@ -77,7 +80,6 @@ class CurveBatch:
             time=self.time[points],
             mag=self.mag[points],
             err=self.err[points],
-            source=self.source,
         )
 
     def select_points(self, keep: NDArray[np.bool_]) -> CurveBatch:
@@ -85,15 +87,12 @@ class CurveBatch:
         if keep.all():
             return self
         kept_before = np.concatenate([[0], np.cumsum(keep)])
-        return CurveBatch(
-            ids=self.ids,
-            band=self.band,
-            label=self.label,
+        return replace(
+            self,
             offsets=kept_before[self.offsets],
             time=self.time[keep],
             mag=self.mag[keep],
             err=self.err[keep],
-            source=self.source,
         )
 
     @classmethod

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from astroco_fast.data.curves import CurveBatch, to_float32
 from astroco_fast.data.fields import BandFilter, MappedTable, photometry
 from astroco_fast.data.metadata import StarTable
+from astroco_fast.data.seen import two_labels
 from astroco_fast.data.split import star_hash
+from astroco_fast.data.tables import is_simulated
 from astroco_fast.data.values import to_numbers, to_objects
 from astroco_fast.errors import UserError
 
@@ -47,8 +50,9 @@ class PointSource:
         with ExitStack() as stack:
             if spill is None:
                 spill = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
+            simulated = any(is_simulated(mapped.table) for mapped in self._tables)
             for partition in self._partitions(spill, progress)[skip:]:
-                yield group_points(_load(partition), self.name)
+                yield replace(group_points(_load(partition), self.name), simulated=simulated)
 
     def _partitions(self, folder: Path, progress: bool) -> list[Path] | list[list[Any]]:
         """Files of a table that was cut, or all of a small table. A cut that was finished before is used again."""
@@ -149,10 +153,7 @@ def _label_of_star(
     if conflict.any():
         i = int(np.argmax(conflict))
         name, one, other = words["id"][star[given][i]], labels[label[given][i]], labels[chosen[star[given][i]]]
-        raise UserError(
-            f"{source}: id {name!r} has two labels, {one!r} and {other!r}; keep one of them, "
-            "or name another column by --columns.label"
-        )
+        raise UserError(two_labels(source, name, one, other))
     return np.asarray(labels[chosen], dtype=object)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from astroco_fast.data.curves import CurveBatch, offsets_of, to_float32
 from astroco_fast.data.fields import BandFilter, MappedTable, photometry
 from astroco_fast.data.long import group_points
 from astroco_fast.data.metadata import StarTable
+from astroco_fast.data.tables import is_simulated
 from astroco_fast.data.values import to_numbers, to_objects, to_text
 from astroco_fast.errors import UserError
 
@@ -46,8 +48,9 @@ class RowSource:
             if pieces is not None and skip >= pieces:
                 skip -= pieces
                 continue
+            simulated = is_simulated(mapped.table)
             for first_row, batch in mapped.table.batches(mapped.columns, rows, skip):
-                yield curves_of_rows(batch, first_row, mapped, wanted, self._stars)
+                yield replace(curves_of_rows(batch, first_row, mapped, wanted, self._stars), simulated=simulated)
             skip = 0
         if read_all:
             wanted.check(self.name)

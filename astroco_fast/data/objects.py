@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from astroco_fast.data.columns import Columns, resolve
 from astroco_fast.data.fields import MappedTable, map_table
-from astroco_fast.data.tables import MemoryTable, arrow_array
+from astroco_fast.data.tables import SURVEY, MemoryTable, arrow_array
 from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
@@ -42,7 +42,7 @@ def map_object(source: Any, columns: Columns, fixed_id: str) -> MappedTable | No
     else:
         return None
     # Only what is needed: other columns may hold what has no place in a table (coordinates, images ...).
-    needed = dict.fromkeys(resolve(names, columns, kind, need_id=False).values())
+    needed = dict.fromkeys([*resolve(names, columns, kind, need_id=False).values(), *({SURVEY} & set(names))])
     table = pa.table({name: arrow_array(_plain(get(name))) for name in needed})
     return map_table(MemoryTable(table, kind), columns, fixed_id=_name(source) or fixed_id)
 

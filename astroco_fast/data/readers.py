@@ -62,6 +62,8 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
     """Recognise what kind of input this is; see `read_curves` for what is taken."""
     columns = columns or Columns()
     if isinstance(source, str | Path):
+        if source == "":
+            raise UserError("the path of the light curves is empty; name a file or a folder")
         source = [source]
     if isinstance(source, Store):
         return _StoreSource(source, band)

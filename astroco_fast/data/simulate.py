@@ -96,6 +96,7 @@ def simulate_stars(stars: Int64Array, seed: int) -> tuple[CurveBatch, Float64Arr
         mag=(mag + err * noise).astype(np.float32),
         err=err.astype(np.float32),
         source="simulated survey",
+        simulated=True,
     )
     return batch, variables.period
 

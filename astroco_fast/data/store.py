@@ -26,6 +26,7 @@ POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("
 OFFSETS = ("offsets.i64", "<i8")
 FILES = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0], CURVES)
 _AGAIN = "remove the folder and convert again"
+_SECTIONS = ("counts", "files", "provenance", "report")
 _HASH_BLOCK = 4 << 20
 _CURVES_A_BATCH = 2048
 
@@ -72,12 +73,14 @@ class Store:
 
     @staticmethod
     def is_store(path: str | Path) -> bool:
-        """Whether a folder is a store (of any version, whole or not), by its manifest."""
+        """Whether a folder is a store (of any version, whole or not), by its manifest, or else by its points."""
+        path = Path(path)
         try:
-            content = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
+            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and content.get("format") == FORMAT
+            content = None
+        points = path / POINT_FILES["time"][0]
+        return points.is_file() or (isinstance(content, dict) and content.get("format") == FORMAT)
 
     @property
     def n_curves(self) -> int:
@@ -126,6 +129,7 @@ class Store:
                 mag=np.array(self.mag[points]),
                 err=np.array(self.err[points]),
                 source=str(self.path),
+                simulated=self.simulated,
             )
 
     def _map(self, name: str, dtype: str) -> Any:
@@ -142,7 +146,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a store of a version known here.
 
     Raises:
-        UserError: no such folder, no manifest, not a store's manifest, or a newer schema.
+        UserError: no such folder, no manifest, not a store's manifest, a newer schema, or a damaged one.
     """
     file = path / MANIFEST
     if not path.exists():
@@ -150,6 +154,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if Store.is_store(path):
+            raise UserError(f"{file}: missing, so this store is not whole; {_AGAIN}") from None
         raise UserError(
             f"{file}: not there, so this is no store; make one with: astroco convert INPUT OUTPUT"
         ) from None
@@ -158,14 +164,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file}: not the manifest of a store; make one with: astroco convert INPUT OUTPUT")
     version = manifest.get("schema_version")
-    if not isinstance(version, int) or not all(k in manifest for k in ("counts", "files", "provenance", "report")):
+    if not isinstance(version, int) or not all(k in manifest for k in _SECTIONS):
         raise UserError(f"{file}: incomplete; {_AGAIN}")
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{file}: made by a newer version (schema {version}, known here: {SCHEMA_VERSION}); "
             "upgrade with: pip install -U astroco_fast"
         )
+    if _damaged(manifest):
+        raise UserError(f"{file}: damaged; {_AGAIN}")
     return manifest
+
+
+def _damaged(manifest: dict[str, Any]) -> bool:
+    """Whether the sections of a manifest are not in the form in which they are written."""
+    if not all(isinstance(manifest[name], dict) for name in _SECTIONS):
+        return True
+    counts = [manifest["counts"].get(name) for name in ("curves", "points")]
+    files = [entry if isinstance(entry, dict) else {} for entry in manifest["files"].values()]
+    sizes, hashes = ([entry.get(key) for entry in files] for key in ("bytes", "sha256"))
+    return not (all(isinstance(n, int) for n in counts + sizes) and all(isinstance(text, str) for text in hashes))
 
 
 def describe_file(path: Path) -> dict[str, Any]:

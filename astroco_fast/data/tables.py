@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,13 @@ _CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _PARQUET = (".parquet", ".pq")
 _FITS = (".fits", ".fit", ".fits.gz")
 SUFFIXES = _CSV + _PARQUET + _FITS
+
+# Of a damaged table astropy only warns, or raises errors of many kinds.
+_FITS_DAMAGE = "File may have been truncated|Error validating header"
+
+# The column that names the survey, and how a simulated one is called there and in a file's metadata.
+SURVEY, _SIMULATED = "survey", "simulated"
+_SURVEY_ROWS = 1_000_000
 
 
 class Table(Protocol):
@@ -67,12 +75,33 @@ def open_table(path: Path) -> Table:
     raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
 
 
+def is_simulated(table: Table) -> bool:
+    """Whether a table says that its light curves are simulated, as those of `astroco simulate` do.
+
+    It says so in its metadata (`simulated: true`) or, where a program has lost these, in any row of its column `survey`
+    ("simulated").
+    """
+    if (table.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
+        return True
+    if SURVEY not in table.schema.names:
+        return False
+    columns = (batch.column(0) for _, batch in table.batches([SURVEY], _SURVEY_ROWS))
+    return any(pc.any(pc.equal(_as_text(column), _SIMULATED)).as_py() for column in columns)
+
+
+def _as_text(column: Any) -> Any:
+    """A column of text as it is, of anything else as no text at all."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return column.cast(pa.string()) if is_text else pa.nulls(len(column), pa.string())
+
+
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Tell the reader's own complaints in one line that names the file."""
+def _readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
+    """Tell the reader's own complaints, of these kinds besides the usual ones, in one line that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *complaints) as error:
         raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -175,13 +204,14 @@ class FitsTable:
         except ImportError as error:
             raise MissingExtraError("astropy", "fits", f"reading {path}") from error
         self.name = str(path)
-        with _readable(self.name):
+        with _readable(self.name, Exception), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=_FITS_DAMAGE)
             # The file stays open: rows are mapped into memory and read when they are needed.
             self._file = fits.open(path, memmap=True)
-        tables = [hdu for hdu in self._file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+            tables = [hdu for hdu in self._file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+            self._data: Any = tables[0].data if tables else None
         if not tables:
             raise UserError(f"{path}: there is no table in this FITS file")
-        self._data = tables[0].data
         self._names = list(tables[0].columns.names)
         self.rows = len(self._data)
         self.schema = self._slice(self._names, 0, 1).schema
@@ -200,7 +230,7 @@ class FitsTable:
         return -(-self.rows // rows)
 
     def _slice(self, names: Sequence[str], first: int, last: int) -> Any:
-        with _readable(self.name):
+        with _readable(self.name, Exception):
             arrays = [arrow_array(self._data[name][first:last]) for name in names]
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
 

@@ -298,19 +298,6 @@ def test_a_store_converts_into_a_store_of_one_band(tmp_path):
     assert_same_curves(Store.open(tmp_path / "one").batches(), [batch.select(batch.band == "I")])
 
 
-def test_seen_keys_are_found_in_any_order():
-    rng = np.random.default_rng(0)
-    keys = rng.permutation(5000).astype(np.uint64)
-    seen = module._KeySet()
-    for part in np.array_split(keys, 60):
-        assert seen.add(part) is None
-    assert len(seen._runs) < 12
-    for i in (0, 2500, 4999):
-        fresh = np.arange(10_000, 10_005, dtype=np.uint64)
-        fresh[3] = keys[i]
-        assert seen.add(fresh) == 3
-
-
 def test_command(tmp_path, capsys):
     batch = make_batch(6, bands=("V", "I"))
     frame = as_long(batch).rename(columns={"mjd": "when", "mag": "brightness"})

@@ -105,9 +105,13 @@ def test_manifest_that_does_not_fit(path):
     edit(path, files={})
     with pytest.raises(UserError, match=r"does not list time\.f64"):
         Store.open(path)
+    for damage in ({"files": [1]}, {"files": {"mag.f32": {}}}, {"counts": None}, {"counts": {}}, {"provenance": "x"}):
+        edit(path, **damage)
+        with pytest.raises(UserError, match=r"manifest\.json: damaged; remove the folder and convert again"):
+            Store.open(path)
     for text, message in (("{", "cannot be read"), ("[]", "not the manifest"), ('{"format": "x"}', "not the manifest")):
         (path / "manifest.json").write_text(text)
-        assert not Store.is_store(path)
+        assert Store.is_store(path), "its points are still there"
         with pytest.raises(UserError, match=message):
             Store.open(path)
     (path / "manifest.json").write_text('{"format": "astroco-store"}')
@@ -116,13 +120,20 @@ def test_manifest_that_does_not_fit(path):
 
 
 def test_what_is_no_store(path, tmp_path):
-    (path / "manifest.json").unlink()
     (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
     for place, message in (
-        (path, "is no store"),
+        (tmp_path / "folder", "is no store"),
         (tmp_path / "file", "is no store"),
         (tmp_path / "no", "no such store"),
     ):
         assert not Store.is_store(place)
         with pytest.raises(UserError, match=message):
             Store.open(place)
+
+
+def test_a_store_without_its_manifest_is_a_damaged_store(path):
+    (path / "manifest.json").unlink()
+    assert Store.is_store(path)
+    with pytest.raises(UserError, match=r"manifest\.json: missing, so this store is not whole; remove the folder"):
+        Store.open(path)

@@ -1,0 +1,108 @@
+"""What must not come twice: two light curves of one (id, band), two labels of one star."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.split import star_hash
+from astroco_fast.errors import UserError
+
+# Keys, rising, and the number of each.
+Run = tuple[NDArray[np.uint64], NDArray[np.int32]]
+
+
+class Seen:
+    """The light curves that came so far, in about 24 bytes each: their hashes, and their labels as numbers."""
+
+    def __init__(self) -> None:
+        self._curves = _Keys()
+        self._labels = _Keys()
+        self._words: dict[str, int] = {"": 0}
+
+    def check(self, batch: CurveBatch, hashes: NDArray[np.uint64]) -> None:
+        """Add the light curves of a batch, whose (n,) `split.star_hash` is given.
+
+        Raises:
+            UserError: an (id, band) has come before, or a star with another label.
+        """
+        twice = self._curves.add(_curve_keys(hashes, batch.band))
+        if twice is not None:
+            raise UserError(
+                f"{batch.source or 'light curves'}: id {batch.ids[twice[0]]!r} has two light curves in band "
+                f"{batch.band[twice[0]]!r}; a light curve is one (id, band): name the band's column with "
+                "--columns.band, or remove or merge one of them"
+            )
+        labelled = np.flatnonzero(batch.label != "")
+        other = self._labels.add(hashes[labelled], self._numbers(batch.label[labelled]))
+        if other is not None:
+            i, number = int(labelled[other[0]]), other[1]
+            raise UserError(two_labels(batch.source, batch.ids[i], batch.label[i], list(self._words)[number]))
+
+    def add_rows(self, rows: Any) -> None:
+        """Add light curves that were checked before: an Arrow table with the columns of a store's `curves.parquet`."""
+        hashes = rows["star_hash"].to_numpy()
+        band, label = (np.asarray(rows[name].to_numpy(), dtype=object) for name in ("band", "label"))
+        self._curves.add(_curve_keys(hashes, band))
+        self._labels.add(hashes[label != ""], self._numbers(label[label != ""]))
+
+    def _numbers(self, labels: NDArray[np.object_]) -> NDArray[np.int32]:
+        names, which = np.unique(labels.astype(str), return_inverse=True)
+        known = [self._words.setdefault(name, len(self._words)) for name in names.tolist()]
+        return np.array(known, dtype=np.int32)[which]
+
+
+def two_labels(source: str, star: str, one: str, other: str) -> str:
+    """The message for a star with two labels."""
+    return (
+        f"{source or 'light curves'}: id {star!r} has two labels, {one!r} and {other!r}; keep one of them, "
+        "or name another column by --columns.label"
+    )
+
+
+class _Keys:
+    """64-bit keys, each with a number: sorted runs, merged when the last has grown as long as the one before.
+
+    Without numbers no key may come twice; with them it may, with the same number.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+
+    def add(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32] | None = None) -> tuple[int, int] | None:
+        """Add (n,) keys; returns the position of one that may not come, and the number it came with before."""
+        order = np.argsort(keys, kind="stable")
+        run = keys[order]
+        values = np.zeros(len(keys), dtype=np.int32) if numbers is None else numbers[order]
+        before = np.full(len(keys), -1, dtype=np.int64)
+        repeated = run[1:] == run[:-1]
+        before[1:][repeated] = values[:-1][repeated]
+        for other, other_values in self._runs:
+            at = np.minimum(np.searchsorted(other, run), len(other) - 1)
+            before = np.where(other[at] == run, other_values[at], before)
+        wrong = before >= 0 if numbers is None else (before >= 0) & (before != values)
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            return int(order[i]), int(before[i])
+        fresh = before < 0
+        if fresh.any():
+            self._runs.append((run[fresh], values[fresh]))
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= len(self._runs[-1][0]):
+            self._runs.append(_merged(self._runs.pop(), self._runs.pop()))
+        return None
+
+
+def _merged(one: Run, other: Run) -> Run:
+    keys, values = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+    order = np.argsort(keys, kind="stable")
+    return keys[order], values[order]
+
+
+def _curve_keys(hashes: NDArray[np.uint64], bands: NDArray[np.object_]) -> NDArray[np.uint64]:
+    """One key an (id, band)."""
+    names, which = np.unique(bands.astype(str), return_inverse=True)
+    with np.errstate(over="ignore"):
+        return hashes * np.uint64(0x9E3779B97F4A7C15) + star_hash(names.tolist())[which]

@@ -1,0 +1,33 @@
+"""Files that are whole or absent."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from astroco_fast.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; the file gets the name `path` when the block ends without an error.
+
+    Whatever ends the block early leaves `path` as it was. A second process that writes to the same `path` has a
+    temporary name of its own; the one that ends last wins.
+
+    Raises:
+        UserError: `path` is a folder, or cannot be written (an `OSError` in the block).
+    """
+    if not path.name or path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; make it")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        why = " ".join((error.strerror or str(error)).split())
+        raise UserError(f"{path}: cannot be written: {why}") from error
+    finally:
+        partial.unlink(missing_ok=True)
