@@ -1,12 +1,15 @@
 """What every command shares: parsing flags and YAML into dataclasses, and one clear line for a user's mistake."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from astroco_fast import settings
 from astroco_fast.errors import UserError
 
 BAD_INPUT = 2
@@ -25,8 +28,13 @@ def run(body: Callable[[], int]) -> int:
         return body()
     except UserError as error:
         if is_rank_zero():
-            print(f"astroco: error: {error}", file=sys.stderr)
+            print(f"astroco: error: {_one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _one_line(message: str) -> str:
+    """What a message quotes of a file may break lines, or be no text at all."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
 
 
 def parse(
@@ -42,18 +50,38 @@ def parse(
     by place, without a flag, and must be `str`.
 
     Raises:
-        UserError: an unknown key or flag, or a value of the wrong type; names it.
+        UserError: an unknown key or flag, a value of the wrong type, or a file that is no YAML; names it.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
     for name in positional:
         parser.add_argument(name, type=str)
     parser.add_class_arguments(config_class, skip=set(positional))
+    words = sys.argv[1:] if argv is None else list(argv)
+    files = {file: settings.read(file, config_class) for file in _config_files(words)}
     try:
-        parsed = parser.parse_args(None if argv is None else list(argv))
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
-        raise UserError(f"{' '.join(str(error).split())} (see {prog} --help)") from error
+        raise UserError(f"{_explain(str(error), config_class, files)} (see {prog} --help)") from error
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)
     return config_class(**values)
+
+
+def _config_files(words: Sequence[str]) -> list[str]:
+    """The values of `--config FILE` and `--config=FILE`."""
+    apart = [value for flag, value in pairwise(words) if flag == "--config"]
+    return apart + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+
+
+def _explain(message: str, config_class: type, files: dict[str, dict[str, Any]]) -> str:
+    """The parser's complaint in one line; of a wrong type, in our own words, with the file that it stands in."""
+    message = " ".join(message.split())
+    wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message)
+    wanted = wrong and settings.wanted(wrong[1], config_class)
+    if not wrong or not wanted:
+        return message
+    key, value = wrong.groups()
+    place = next((f"{file}: {key}" for file, content in files.items() if settings.find(key, content) == value), None)
+    return f"{place or '--' + key} must be {wanted}, not {value!r}"

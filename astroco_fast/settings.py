@@ -1,0 +1,90 @@
+"""Files of settings, and what they may hold, for messages that name the file and the setting."""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from astroco_fast.errors import UserError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def read(path: str | Path, config_class: type) -> dict[str, Any]:
+    """The settings in a YAML file, of which each is a field of the dataclass, or of a dataclass in it.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or has an unknown setting; names it.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}{_line(error)}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings, such as 'seed: 1'; --print_config shows how such a file looks")
+    known = dict(_kinds(config_class))
+    for name in _names(content, known):
+        if name not in known:
+            like = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {like[0]!r}?" if like else "--print_config shows all"
+            raise UserError(f"{path}: unknown setting {name!r}; {hint}")
+    return content
+
+
+def wanted(name: str, config_class: type) -> str | None:
+    """What the setting of this dotted name must be, in words; None where there is no such setting."""
+    kind = dict(_kinds(config_class)).get(name)
+    return None if kind is None else _words(kind)
+
+
+def find(name: str, content: Mapping[str, Any]) -> str | None:
+    """The value of the setting of this dotted name, as text; None if it is not there."""
+    value: Any = content
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return str(value)
+
+
+def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of each setting, groups of settings included."""
+    hints = get_type_hints(config_class)
+    for field in fields(config_class):
+        kind = hints[field.name]
+        yield prefix + field.name, kind
+        if is_dataclass(kind):
+            yield from _kinds(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+
+def _names(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names that a file sets, those in dictionaries without fixed keys left out."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(value, Mapping) and is_dataclass(known.get(name)):
+            yield from _names(value, known, f"{name}.")
+
+
+def _words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is tuple:
+        return f"a list [{', '.join(map(_words, parts))}]"
+    return _WORDS.get(kind, "a group of settings")
+
+
+def _line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark is not None else ""
