@@ -124,13 +124,13 @@ class Layout:
         rows = min(-(-real // ROW_MULTIPLE) * ROW_MULTIPLE, batch * length) if capacity is None else capacity
         if rows < real:
             raise ValueError(f"Layout.packed: capacity {rows} is below the {real} real points")
-        positions = _prefix_mask(lengths, length)
-        index = positions.flatten().nonzero().squeeze(1).to(device)
-        lengths, positions = lengths.to(device), positions.to(device)
+        on_device = _upload(lengths, device)
+        positions = _prefix_mask(on_device, length)
         if rows == real == batch * length:
-            return Layout(batch, length, lengths, positions, rows, full=True)
+            return Layout(batch, length, on_device, positions, rows, full=True)
+        index = _upload(_prefix_mask(lengths, length).flatten().nonzero().squeeze(1), device)
         valid = None if rows == real else torch.arange(rows, device=device) < real
-        return Layout(batch, length, lengths, positions, rows, valid, index, index)
+        return Layout(batch, length, on_device, positions, rows, valid, index, index)
 
     @staticmethod
     def from_mask(mask: Tensor) -> "Layout":
@@ -184,6 +184,13 @@ class Layout:
     def _fill(self, rows: Tensor) -> Tensor:
         missing = self.rows - rows.shape[0]
         return rows if missing == 0 else torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
+
+
+def _upload(values: Tensor, device: torch.device | str | None) -> Tensor:
+    """CPU values on a device, without waiting for it: from pageable memory a GPU's copy would."""
+    if device is None or torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _prefix_mask(lengths: Tensor, length: int) -> Tensor:

@@ -39,7 +39,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
     def _batch_statistics(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (D,) over the real rows; updates the running statistics."""
-        real = x.new_tensor(float(x.shape[0])) if valid is None else valid.sum().to(x.dtype)
+        real = x.new_full((), x.shape[0]) if valid is None else valid.sum().to(x.dtype)
         total = self._all_ranks(torch.cat([x.sum(0), real[None]]))
         count = total[-1].detach().clamp_min(1)
         mean = total[:-1] / count

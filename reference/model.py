@@ -89,13 +89,18 @@ class ReferenceAstroCo(nn.Module):
             `AstroCoOutput`.
 
         Raises:
-            ValueError: a tensor's shape differs from time's, or both mask and lengths are given.
+            ValueError: a tensor's shape differs from time's, mask or hidden is not bool, both mask and lengths are
+                given, or the parameters were cast to half precision.
         """
+        dtype = self.head.weight.dtype
+        if dtype not in (torch.float32, torch.float64):  # BatchNorm, times and magnitudes would not survive it
+            raise ValueError(
+                f"AstroCo: parameters must stay float32, got {dtype}; for half precision use torch.autocast"
+            )
         layout = self._layout(time, mag, err, mask, hidden, lengths)
         rows = [layout.enter(values) for values in (time, mag, err)]
         if not centered:
             rows[:2] = [center(values, layout) for values in rows[:2]]
-        dtype = self.head.weight.dtype
         time, mag, err = (values.to(dtype) for values in rows)
         return self.encode(time, mag, err, None if hidden is None else layout.enter(hidden), layout)
 
@@ -131,6 +136,9 @@ class ReferenceAstroCo(nn.Module):
                 raise ValueError(
                     f"AstroCo: {name} must have time's shape {tuple(time.shape)}, got {tuple(value.shape)}"
                 )
+        for name, value in (("mask", mask), ("hidden", hidden)):
+            if value is not None and value.dtype != torch.bool:
+                raise ValueError(f"AstroCo: {name} must be bool, got {value.dtype}")
         if mask is not None and lengths is not None:
             raise ValueError("AstroCo: give mask or lengths, not both")
         if mask is not None:

@@ -158,12 +158,19 @@ def test_ablations_drop_what_they_say() -> None:
         ({"lengths": torch.tensor([1])}, r"lengths must be \(2,\)"),
         ({"lengths": torch.tensor([1, 5])}, "lengths must lie in 0..4"),
         ({"time": torch.zeros(8)}, r"time must be \(B, T\)"),
+        ({"hidden": torch.zeros(2, 4)}, "hidden must be bool, got torch.float32"),
+        ({"mask": torch.ones(2, 4, dtype=torch.uint8)}, "mask must be bool"),
     ],
 )
-def test_wrong_shapes_are_named(change: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
     arguments = {name: torch.zeros(2, 4) for name in ("time", "mag", "err")}
     with pytest.raises(ValueError, match=message):
         model()(**{**arguments, **change})
+
+
+def test_half_precision_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must stay float32, got torch.bfloat16; .* torch.autocast"):
+        model().bfloat16()(*(torch.zeros(1, 4) for _ in range(3)))
 
 
 def test_every_parameter_learns() -> None:
