@@ -209,9 +209,10 @@ class FitsTable:
             # The file stays open: rows are mapped into memory and read when they are needed.
             self._file = fits.open(path, memmap=True)
             tables = [hdu for hdu in self._file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
-            self._data: Any = tables[0].data if tables else None
-        if not tables:
+            data = [hdu.data for hdu in tables[:1]]
+        if not data:
             raise UserError(f"{path}: there is no table in this FITS file")
+        self._data = data[0]
         self._names = list(tables[0].columns.names)
         self.rows = len(self._data)
         self.schema = self._slice(self._names, 0, 1).schema
