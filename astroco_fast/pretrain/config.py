@@ -15,7 +15,7 @@ class TrainConfig:
     """How to train; the defaults are the paper's where it says.
 
     Args:
-        epochs: passes over the training windows at most. Default: until early stopping (1000); 8 without --data.
+        epochs: passes over the training windows at most. Default: until early stopping (1000); 6 without --data.
         max_steps: stop after this many optimiser steps, if that comes first.
         global_batch: windows of one optimiser step, whatever the number of ranks. Default: 256; 64 without --data.
         micro_batch: windows of one forward pass of one rank; smaller needs less memory. Gradients accumulate exactly,
@@ -91,7 +91,7 @@ class TrainConfig:
 
 USUAL: dict[str, Any] = {"epochs": 1000, "global_batch": 256, "warmup_steps": 100}
 # Without --data: enough to beat the trivial answer clearly, in under three minutes on two cores.
-FIRST_RUN: dict[str, Any] = {"epochs": 8, "global_batch": 64, "warmup_steps": 20}
+FIRST_RUN: dict[str, Any] = {"epochs": 6, "global_batch": 64, "warmup_steps": 20}
 
 
 @dataclass(frozen=True)

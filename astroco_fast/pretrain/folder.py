@@ -27,21 +27,23 @@ CONFIG, SUMMARY, ENVIRONMENT = "config.yaml", "summary.json", "environment.json"
 
 
 def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
-    """Make the folder this run's, or see that it is already (rank 0).
+    """Make the folder, or see that it is this run's already (rank 0). What it says of the run stays as it is.
 
     Returns:
         Whether the run has saved anything there, and so goes on.
 
     Raises:
-        UserError: it holds another run, one with other settings; names them.
+        UserError: it holds another run, one with other settings (names them), or something else, or cannot be made.
     """
-    goes_on = bool(checkpoints.names())
+    if Store.is_store(folder):
+        raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        goes_on = bool(checkpoints.names())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be the run's folder: {error.strerror}; choose another --out") from error
     if goes_on:
-        try:
-            before = yaml.safe_load((folder / CONFIG).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{folder / CONFIG}: cannot be read; put it back, or choose another --out") from error
-        changed = set(differences(before, config.to_dict())) - FREE
+        changed = set(differences(_settings(folder / CONFIG), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
             changed -= {"data"}  # it may have moved; whether it holds the same light curves, its digest tells
         if changed - MACHINE:
@@ -53,13 +55,26 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
             console.say(
                 f"Note: {', '.join(sorted(changed))} changed: the run goes on, but not to the last bit as before."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
     return goes_on
 
 
-def begin(folder: Path, ranks: Ranks) -> None:
-    """The run is not finished, and starts (again) here: what environment.json says of each start (rank 0)."""
+def _settings(path: Path) -> dict[str, Any]:
+    """What an earlier start has written of its settings."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
+    return settings
+
+
+def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
+    """The run is not finished, and starts (again) here: config.yaml, and a start in environment.json (rank 0).
+
+    Not earlier: a start that fails, for want of its data say, must leave an older run's folder as it was.
+    """
+    replace_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
     (folder / SUMMARY).unlink(missing_ok=True)
     path = folder / ENVIRONMENT
     try:

@@ -36,7 +36,7 @@ class Loop:
         log: Log,
         rate: float,
     ) -> None:
-        """Args: what `setup.py` has made; the checkpoint that holds the state as it is, if one does; the ranks'
+        """Args: what `start.py` has made; the checkpoint that holds the state as it is, if one does; the ranks'
         matrix-multiply rate, operations per second."""
         self.train, self.ranks, self.stop, self.data, self.trainer = config.train, ranks, stop, data, trainer
         self.state, self.checkpoints, self.log, self.rate = state, checkpoints, log, rate

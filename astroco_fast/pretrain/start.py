@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
     if reason is not None and ranks.first((out / folder.SUMMARY).exists):
         console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
         return DONE
-    ranks.first(lambda: folder.begin(out, ranks))
+    ranks.first(lambda: folder.begin(out, config, ranks))
     _introduce(console, config, data, trainer, state)
     rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
     with ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard)) as log:
@@ -93,8 +93,13 @@ def resume(
         )
     ranks.everywhere(lambda: load_weights(trainer, checkpoints.folder / name))
     state = State.from_dict(saved["state"])
-    if state.best_checkpoint is not None and ranks.is_first and (checkpoints.folder / state.best_checkpoint).exists():
-        checkpoints.link(BEST, state.best_checkpoint)
+
+    def point_to_best() -> None:
+        """As it was then: an evaluation since, at the end of a shorter run, or a kill may have left it elsewhere."""
+        if state.best_checkpoint is not None and (checkpoints.folder / state.best_checkpoint).exists():
+            checkpoints.link(BEST, state.best_checkpoint)
+
+    ranks.first(point_to_best)
     if saved["ranks"] != ranks.world:
         console.say(
             f"Note: {saved['ranks']} ranks before, {ranks.world} now: the same global batches, but other last bits."

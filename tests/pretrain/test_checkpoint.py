@@ -9,7 +9,7 @@ from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
 from tests.pretrain.ranks import on_ranks
 
-CALLS = ("fsync", "rename", "replace", "mkdir", "open", "symlink", "rmdir", "unlink")
+CALLS = ("fsync", "mkdir", "rename", "replace", "symlink", "unlink", "rmdir")
 
 
 def write(checkpoints: CheckpointFolder, step: int, needed: str | None = None) -> str:
