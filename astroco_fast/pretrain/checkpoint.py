@@ -21,9 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from astroco_fast.errors import UserError
 
 MANIFEST, STATE = "manifest.json", "state.json"
+FORMAT = 1  # of what a run saves in state.json
 LAST, BEST = "last", "best"
 _TEMPORARY = ".writing-"
 _DOOMED = ".removing-"
@@ -55,22 +58,27 @@ class CheckpointFolder:
             state: goes to state.json.
             write_tensors: writes the other files into the folder it is given.
             needed: another checkpoint to keep.
+
+        Raises:
+            UserError: the disk takes no more; the checkpoints before are as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
         temporary = self.folder / f"{_TEMPORARY}{name}"
-        temporary.mkdir()
-        write_tensors(temporary)
-        (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n")
-        files = sorted(path for path in temporary.iterdir())
-        manifest = {"files": {path.name: _sha256(path) for path in files}}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        for path in [*files, temporary / MANIFEST, temporary]:
-            _flush(path)
-        os.rename(temporary, self.folder / name)
-        _flush(self.folder)
-        self.link(LAST, name)
-        self._prune({name, needed})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            temporary.mkdir()
+            write_tensors(temporary)
+            _seal(temporary, state)
+            os.rename(temporary, self.folder / name)
+            _flush(self.folder)
+            self.link(LAST, name)
+            self._prune({name, needed})
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            why = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{self.folder / name}: cannot be written: {why}; the same command goes on from the checkpoint before"
+            ) from error
 
     def link(self, link: str, name: str) -> None:
         """Point `last` or `best` to a checkpoint, in one atomic step."""
@@ -150,6 +158,16 @@ class CheckpointFolder:
         for path in self.folder.iterdir():
             if path.name.startswith((_TEMPORARY, _DOOMED)):
                 path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def _seal(folder: Path, state: dict[str, Any]) -> None:
+    """Add the state, and a manifest of all files, to a checkpoint's tensors, and see all of it safe on disk."""
+    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+    files = sorted(path for path in folder.iterdir())
+    manifest = {"files": {path.name: _sha256(path) for path in files}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in [*files, folder / MANIFEST, folder]:
+        _flush(path)
 
 
 def _age(name: str) -> tuple[int, ...]:

@@ -123,8 +123,8 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
 
     def resolve(self, learning_rate: float) -> "PretrainConfig":
         """With the defaults that depend on other settings filled in; `micro_batch` stays, it depends on the machine."""

@@ -126,10 +126,17 @@ def environment(ranks: Ranks) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves either the old or the new one."""
+    """Write a file so that a kill leaves either the old or the new one.
+
+    Raises:
+        UserError: the disk takes it not.
+    """
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error
 
 
 def _cpu_name() -> str:

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,12 +44,18 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class MetricsFile:
-    """Append-only metrics.jsonl, cut back to what a checkpoint knew when a run goes on."""
+    """Append-only metrics.jsonl, cut back to what a checkpoint knew when a run goes on.
+
+    A line that the disk does not take waits for the next one: rank 0 must not end for it while the others compute. The
+    next checkpoint is where all ranks learn of a full disk, from `sync`.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         """Args: the file; its length in bytes as of the checkpoint, 0 for a new run."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._path = path
+        self._waiting = b""
+        self._file = path.open("ab", buffering=0)
         if self._file.tell() < size:
             raise UserError(
                 f"{path}: shorter than when the run was saved; put it back, or start again with another --out"
@@ -63,17 +70,34 @@ class MetricsFile:
             for key, value in record.items()
         }
         line = json.dumps(finite).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
         self.size += len(line)
+        self._waiting += line
+        with suppress(OSError):
+            self._write_out()
 
     def sync(self) -> None:
-        """Force the file to disk, before a checkpoint records its length."""
-        os.fsync(self._file.fileno())
+        """Force the file to disk, before a checkpoint records its length.
+
+        Raises:
+            UserError: the disk takes no more.
+        """
+        try:
+            self._write_out()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written: {error.strerror}; the same command goes on from the last checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
+        with suppress(OSError):
+            self._write_out()
         self._file.close()
+
+    def _write_out(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 class Console:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.checkpoint import BEST, CheckpointFolder
+from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.data import StepBatches, TrainingData
 from astroco_fast.pretrain.distributed import Ranks
@@ -170,7 +170,12 @@ class Loop:
 
         def write() -> None:
             state.metrics_bytes = self.log.flushed_size()
-            saved = {"format": 1, "store": self.data.store.digest, "ranks": self.ranks.world, "state": state.to_dict()}
+            saved = {
+                "format": FORMAT,
+                "store": self.data.store.digest,
+                "ranks": self.ranks.world,
+                "state": state.to_dict(),
+            }
             self.checkpoints.write(
                 name,
                 saved,

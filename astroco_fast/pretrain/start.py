@@ -8,7 +8,7 @@ from astroco_fast import presets
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import folder
-from astroco_fast.pretrain.checkpoint import BEST, CheckpointFolder
+from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.distributed import Ranks
@@ -87,6 +87,8 @@ def resume(
     if found is None:
         return State(), None
     name, saved = found
+    if saved.get("format") != FORMAT:
+        raise UserError(f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out")
     if saved["store"] != store.digest:
         raise UserError(
             f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.text import first_reason
 
 MODEL, LIVE, OPTIMIZER = "model.safetensors", "live.safetensors", "optimizer.safetensors"
 
@@ -44,7 +45,7 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
         file = folder / OPTIMIZER
         _load_optimizer(trainer, load_file(file))
     except (SafetensorError, RuntimeError, KeyError) as error:
-        raise UserError(f"{file}: does not fit this run's model: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file}: does not fit this run's model: {first_reason(error)}") from error
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
