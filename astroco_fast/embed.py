@@ -24,11 +24,10 @@ from tqdm import tqdm
 from astroco_fast import commands
 from astroco_fast.config import AstroCoConfig
 from astroco_fast.data.batches import WindowBatches
-from astroco_fast.data.clean import CleanConfig, clean
+from astroco_fast.data.clean import SHORT_CURVES, CleanConfig, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.masking import EVALUATION_EPOCH
-from astroco_fast.data.readers import is_curve_list, read_curves
+from astroco_fast.data.readers import ArraySource, Source, open_source
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.split import star_hash
 from astroco_fast.data.windows import window_table
@@ -59,28 +58,26 @@ def embed(
     Returns:
         For a list of arrays: float32 (n, D), row i for curve i; NaN where a curve has too few good points, with a
         warning that counts them. For everything else: a pandas frame with the columns id, band, label, n_points and
-        embedding (a float32 array (D,) each), without the curves that have too few good points.
+        embedding (a float32 array (D,) each), without the curves that have too few good points, with a warning that
+        counts them.
 
     Raises:
         UserError: input that cannot be read, an (id, band) that comes twice, or nothing left; see `read_curves`.
     """
     dropped: Counter[str] = Counter()
-    tables = list(embed_tables(model, curves, dropped, batch_size, columns, band, min_points))
-    if is_curve_list(curves):
+    source = open_source(curves, columns, band)
+    tables = list(embed_tables(model, source, dropped, batch_size, min_points))
+    if isinstance(source, ArraySource):
         return _aligned(tables, len(curves), model)
     if not tables:
         raise UserError(f"no light curve left to embed{_because(dropped)}")
+    if dropped[SHORT_CURVES]:
+        warnings.warn(f"left out of the embeddings{_because(dropped)}", stacklevel=2)
     return pa.Table.from_batches(tables).to_pandas()
 
 
 def embed_tables(
-    model: nn.Module,
-    curves: Any,
-    dropped: Counter[str],
-    batch_size: int = 256,
-    columns: Columns | None = None,
-    band: str | None = None,
-    min_points: int = 1,
+    model: nn.Module, source: Source, dropped: Counter[str], batch_size: int = 256, min_points: int = 1
 ) -> Iterator[pa.RecordBatch]:
     """The rows of `embed` as Arrow batches, in bounded memory; adds to `dropped` what was left out, by reason."""
     config = CleanConfig(min_points=min_points)
@@ -88,7 +85,7 @@ def embed_tables(
     was_training = model.training
     model.eval()
     try:
-        for raw in read_curves(curves, columns or Columns(), band):
+        for raw in source.batches():
             seen.check(raw, star_hash(raw.ids))
             batch, reasons = clean(raw, config)
             dropped.update(reasons)
@@ -108,8 +105,8 @@ def embed_batch(model: nn.Module, curves: CurveBatch, batch_size: int = 256) -> 
     total: NDArray[np.float64] | None = None
     for first in range(0, len(table), batch_size):
         windows = np.arange(first, min(first + batch_size, len(table)))
-        batch = batches.assemble(windows, EVALUATION_EPOCH)
-        time, mag, err = (torch.from_numpy(x).to(device) for x in (batch.time, batch.target, batch.err))
+        batch = batches.assemble(windows, epoch=None)
+        time, mag, err = (torch.from_numpy(x).to(device) for x in (batch.time, batch.mag, batch.err))
         out = model(time, mag, err, centered=True, lengths=torch.from_numpy(batch.lengths))
         vectors = out.embedding.double().cpu().numpy()
         if total is None:
@@ -134,10 +131,10 @@ def _table(curves: CurveBatch, vectors: NDArray[np.float32]) -> pa.RecordBatch:
 def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDArray[np.float32]:
     """Rows put back to the places of the list's items, whose ids are their places."""
     out = np.full((n, _config(model).width), np.nan, dtype=np.float32)
+    missing = n - sum(table.num_rows for table in tables)
     for table in tables:
         rows = [int(place) for place in table.column("id").to_pylist()]
         out[rows] = table.column("embedding").flatten().to_numpy().reshape(len(rows), -1)
-    missing = int(np.isnan(out[:, 0]).sum())
     if missing:
         warnings.warn(f"{missing} of {n} light curves have too few good points: their rows are NaN", stacklevel=3)
     return out
@@ -191,9 +188,8 @@ def write_embeddings(config: EmbedConfig) -> int:
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
         progress = stack.enter_context(tqdm(desc="embed", unit=" curves", disable=None))
-        for table in embed_tables(
-            model, config.source, dropped, config.batch_size, config.columns, config.band, config.min_points
-        ):
+        source = open_source(config.source, config.columns, config.band)
+        for table in embed_tables(model, source, dropped, config.batch_size, config.min_points):
             writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_batch(table)
             rows += table.num_rows

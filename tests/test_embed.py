@@ -68,6 +68,27 @@ def test_a_bad_curve_keeps_its_row(model: af.AstroCo, curves: list[Curve]) -> No
     np.testing.assert_allclose(vectors[[0, 2]], model.embed([curves[0], curves[2]]), rtol=1e-4, atol=1e-5)
 
 
+def test_lists_of_tables_and_files_are_not_lists_of_arrays(
+    model: af.AstroCo, curves: list[Curve], tmp_path: Path
+) -> None:
+    tables = [long_table([c]).assign(id=str(3 - i)) for i, c in enumerate(curves)]  # ids that look like places
+    expected = dict(zip("3210", model.embed(curves), strict=True))
+    for i, table in enumerate(tables):
+        table.to_csv(tmp_path / f"{i}.csv", index=False)
+    for given in (tables, [tmp_path / f"{i}.csv" for i in range(4)], [str(tmp_path / "*.csv")]):
+        frame = model.embed(given).set_index("id")
+        assert sorted(frame.index) == ["0", "1", "2", "3"]
+        for star, vector in frame["embedding"].items():
+            np.testing.assert_allclose(vector, expected[star], rtol=1e-4, atol=1e-5)
+
+
+def test_stars_left_out_of_a_table_are_counted(model: af.AstroCo, curves: list[Curve]) -> None:
+    frame = long_table(curves)
+    frame.loc[frame["id"] == "star1", "mag"] = np.nan
+    with pytest.warns(UserWarning, match="1 curves: too few points"):
+        assert len(model.embed(frame)) == 3
+
+
 def test_training_mode_is_restored(model: af.AstroCo, curves: list[Curve]) -> None:
     model.train()
     try:

@@ -89,12 +89,12 @@ class WindowBatches:
     def __len__(self) -> int:
         return len(self._table)
 
-    def assemble(self, indices: npt.ArrayLike, epoch: int) -> Batch:
+    def assemble(self, indices: npt.ArrayLike, epoch: int | None) -> Batch:
         """Gather windows, centre them, and draw their masks. What it returns is the caller's: nothing is shared.
 
         Args:
             indices: integers (B,), windows of the table, in any order; -1 is an empty slot (all padding, length 0).
-            epoch: with the seed and the index, names the masks; 0 for evaluation.
+            epoch: with the seed and the index, names the masks; 0 for evaluation; None: no masks, nothing is probed.
 
         Raises:
             IndexError: an index outside the table.
@@ -106,24 +106,21 @@ class WindowBatches:
         real = (np.arange(self._size) < lengths[:, None]).astype(np.float64)
         time, mag, err = self._gather(start, lengths)
         target = _centred(mag, real, lengths)
-        draw = draw_roles(lengths, index, self._size, self._seed, epoch)
         shown = target.copy()
-        shown[draw.row, draw.position] = target[draw.row, draw.source]
-        return Batch(
-            _centred(time, real, lengths),
-            shown,
-            np.multiply(err, real, dtype=np.float32),
-            target,
-            draw.role,
-            lengths,
-            index,
-        )
+        if epoch is None:
+            role = np.zeros(target.shape, dtype=np.uint8)
+        else:
+            draw = draw_roles(lengths, index, self._size, self._seed, epoch)
+            shown[draw.row, draw.position] = target[draw.row, draw.source]
+            role = draw.role
+        err = np.multiply(err, real, dtype=np.float32)
+        return Batch(_centred(time, real, lengths), shown, err, target, role, lengths, index)
 
-    def _place(self, index: Int64Array, epoch: int) -> tuple[Int64Array, Int64Array]:
+    def _place(self, index: Int64Array, epoch: int | None) -> tuple[Int64Array, Int64Array]:
         """First point and number of points, int64 (B,) each; empty slots have length 0."""
         taken = index >= 0
         start, lengths = np.zeros_like(index), np.zeros_like(index)
-        if self._random and epoch != EVALUATION_EPOCH:
+        if self._random and epoch is not None and epoch != EVALUATION_EPOCH:
             windows = random_windows(self._table, self._offsets, self._size, self._seed, epoch, index[taken])
             start[taken], lengths[taken] = windows.start, windows.length
         else:

@@ -153,7 +153,7 @@ def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
         raise UserError("a list of light curves must hold one kind of object, not arrays and tables together")
     if band is not None:
         raise UserError(f"band {band!r} is asked for, but arrays have no bands; leave the band out")
-    return _BatchSource(_ArrayBatches(items), None)
+    return ArraySource(items)
 
 
 class _ArrayBatches:
@@ -189,6 +189,13 @@ class _BatchSource:
                 yield batch if mask is None else batch.select(mask)
         if not skip:
             wanted.check(self.name)
+
+
+class ArraySource(_BatchSource):
+    """A list of (L, 3) arrays; the id of each is its place in the list."""
+
+    def __init__(self, items: Any) -> None:
+        super().__init__(_ArrayBatches(items), None)
 
 
 class _StoreSource(_BatchSource):

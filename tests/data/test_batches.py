@@ -234,3 +234,11 @@ def test_the_interpreter_can_leave_with_a_full_queue():
 def test_depth_must_be_positive():
     with pytest.raises(ValueError, match="depth"):
         prefetch([], lambda x: x, depth=0)
+
+
+def test_without_an_epoch_nothing_is_probed(batches):
+    """What embeddings are made of."""
+    plain, masked = batches.assemble([0, 1, -1], epoch=None), batches.assemble([0, 1, -1], epoch=0)
+    assert not plain.role.any()
+    np.testing.assert_array_equal(plain.mag, plain.target)
+    np.testing.assert_array_equal(plain.target, masked.target)
