@@ -57,7 +57,7 @@ def parse(
     for name in positional:
         parser.add_argument(name, type=str)
     parser.add_class_arguments(config_class, skip=set(positional))
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _config_first(sys.argv[1:] if argv is None else list(argv))
     files = {file: settings.read(file, config_class) for file in _config_files(words)}
     try:
         parsed = parser.parse_args(words)
@@ -67,6 +67,14 @@ def parse(
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)
     return config_class(**values)
+
+
+def _config_first(words: Sequence[str]) -> list[str]:
+    """The files before all other flags: the parser applies what comes later on top."""
+    chosen = {i + shift for i, word in enumerate(words[:-1]) if word == "--config" for shift in (0, 1)}
+    chosen |= {i for i, word in enumerate(words) if word.startswith("--config=")}
+    first = [word for i, word in enumerate(words) if i in chosen]
+    return first + [word for i, word in enumerate(words) if i not in chosen]
 
 
 def _config_files(words: Sequence[str]) -> list[str]:
