@@ -5,7 +5,8 @@
                                  optimizer.safetensors
                                  state.json           where the run stood (`State`)
                                  manifest.json        SHA-256 of each of these files
-    checkpoints/last, best       symbolic links to such folders
+    checkpoints/last, best       symbolic links to such folders (after a copy that follows links, copies of them, until
+                                 the next save makes links of them again)
 
 A checkpoint is written under a temporary name, every file and folder is flushed to disk, and only then it is renamed
 and the links are replaced, each in one atomic call. So `last` always leads to a complete checkpoint; should a disk
@@ -81,17 +82,31 @@ class CheckpointFolder:
             ) from error
 
     def link(self, link: str, name: str) -> None:
-        """Point `last` or `best` to a checkpoint, in one atomic step."""
-        temporary = self.folder / f"{_TEMPORARY}{link}"
+        """Point `last` or `best` to a checkpoint, in one atomic step.
+
+        Where a copy has put a folder in the link's place, that is moved away first; a kill just then leaves no link,
+        but every checkpoint.
+        """
+        path, temporary = self.folder / link, self.folder / f"{_TEMPORARY}{link}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name)
-        os.replace(temporary, self.folder / link)
+        doomed = self._set_aside(link) if path.is_dir() and not path.is_symlink() else None
+        os.replace(temporary, path)
         _flush(self.folder)
+        if doomed is not None:
+            shutil.rmtree(doomed)
 
     def target(self, link: str) -> str | None:
-        """The checkpoint that `last` or `best` points to; None if there is no such link."""
+        """The checkpoint that `last` or `best` points to, or is a copy of; None if there is none."""
         path = self.folder / link
-        return os.readlink(path) if path.is_symlink() else None
+        if path.is_symlink():
+            return os.readlink(path)
+        if not path.is_dir():
+            return None
+        manifest = _content(path / MANIFEST)
+        return next(
+            (n for n in self.names()[::-1] if manifest and manifest == _content(self.folder / n / MANIFEST)), None
+        )
 
     def names(self) -> list[str]:
         """All checkpoints, oldest first."""
@@ -149,9 +164,14 @@ class CheckpointFolder:
         names = self.names()
         needed |= {self.target(LAST), self.target(BEST), *names[-self.keep :]}
         for name in set(names) - needed:
-            doomed = self.folder / f"{_DOOMED}{name}"
-            os.rename(self.folder / name, doomed)  # so that a half-removed folder never looks like a checkpoint
-            shutil.rmtree(doomed)
+            shutil.rmtree(self._set_aside(name))
+
+    def _set_aside(self, name: str) -> Path:
+        """Free a folder's name before its content goes: a half-removed folder must not look like a checkpoint."""
+        doomed = self.folder / f"{_DOOMED}{name}"
+        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
+        os.rename(self.folder / name, doomed)
+        return doomed
 
     def _remove_leftovers(self) -> None:
         """What a kill left behind."""
@@ -173,6 +193,14 @@ def _seal(folder: Path, state: dict[str, Any]) -> None:
 def _age(name: str) -> tuple[int, ...]:
     """step-00000120-1 -> (120, 1)."""
     return tuple(int(part) for part in name.split("-")[1:] if part.isdecimal())
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's bytes; None if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _sha256(path: Path) -> str:
