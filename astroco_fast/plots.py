@@ -157,7 +157,7 @@ def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
 def _reconstruction(axes: "Axes", window: Reconstruction) -> None:
     mag, err, role, predicted = window.mag, window.err, window.role, window.predicted
     place = _side_by_side(axes, window.time)
-    axes.set_title(window.title, loc="left")
+    axes.set_title(window.title, loc="left", fontsize="small")
 
     def draw(at: NDArray[np.bool_], values: NDArray[Any], **style: Any) -> None:
         axes.plot(place[at], values[at], linestyle="none", **style)
