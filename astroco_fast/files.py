@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astroco_fast.errors import UserError
@@ -30,4 +30,5 @@ def whole_file(path: Path) -> Iterator[Path]:
         why = " ".join((error.strerror or str(error)).split())
         raise UserError(f"{path}: cannot be written: {why}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never made
+            partial.unlink(missing_ok=True)

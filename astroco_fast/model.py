@@ -16,6 +16,7 @@ from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.layout import Layout
 from astroco_fast.reference import AstroCoOutput, ReferenceAstroCo
 from astroco_fast.reference.model import Block
+from astroco_fast.text import first_reason
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -98,7 +99,7 @@ class AstroCo(ReferenceAstroCo):
         try:
             model.load_state_dict(load_file(weights))
         except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{weights}: does not hold this model's weights: {' '.join(str(error).split())}") from error
+            raise UserError(f"{weights}: does not hold this model's weights: {first_reason(error)}") from error
         return model.eval()
 
 

@@ -24,6 +24,7 @@ from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
+from astroco_fast.pretrain.checkpoint import STATE
 from astroco_fast.pretrain.data import TrainingData, upload
 from astroco_fast.text import rows
 
@@ -74,7 +75,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         The PNG files, in the run's folder `plots/`.
 
     Raises:
-        UserError: not a run, its data are gone, or matplotlib is missing.
+        UserError: not a run, its data are gone or others, the folder cannot be written, or matplotlib is missing.
     """
     folder = Path(folder)
     config, metrics = read_config(folder), read_metrics(folder)
@@ -85,6 +86,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         figures = {"training": plots.training_curves(train, validation, title)}
         checkpoint = next((c for c in ("best", "last") if (folder / "checkpoints" / c).is_dir()), None)
         if checkpoint is not None:
+            _check_digest(store, folder, folder / "checkpoints" / checkpoint)
             model = AstroCo.from_pretrained(folder / "checkpoints" / checkpoint)
             windows = reconstruct(model, store, config)
             what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
@@ -92,10 +94,13 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
             if model.config.mix:
                 weights = model.state_dict()["mix_pool.logits"].softmax(0).numpy()
                 figures["layer_mix"] = plots.layer_mix(weights, f"Layer mix: {title}")
-        (folder / "plots").mkdir(exist_ok=True)
         paths = {folder / "plots" / f"{name}.png": figure for name, figure in figures.items()}
-        for path, figure in paths.items():
-            figure.savefig(path)
+        try:
+            (folder / "plots").mkdir(exist_ok=True)
+            for path, figure in paths.items():
+                figure.savefig(path)
+        except OSError as error:
+            raise UserError(f"{folder / 'plots'}: cannot be written: {error.strerror or error}") from error
     return list(paths)
 
 
@@ -107,12 +112,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, its --out") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not {"preset", "seed", "train"} <= config.keys():
+    if (
+        not isinstance(config, dict)
+        or not {"preset", "seed"} <= config.keys()
+        or not isinstance(config.get("train"), dict)
+    ):
         raise UserError(f"{path}: not the settings of a run; give the folder of a run, its --out")
     return config
 
@@ -125,7 +134,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "metrics.jsonl"
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     records = []
@@ -134,7 +143,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict) or "split" not in record:
+        if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
             raise UserError(f"{path}, line {number}: not a line of metrics; remove it")
         records.append(record)
     if not records:
@@ -227,8 +236,20 @@ def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -
     places = [Path(place) for place in (data, folder / "store", config.get("data")) if place is not None]
     for place in places[:1] if data is not None else places:
         if Store.is_store(place):
-            return Store.open(place, verify=False)
+            return Store.open(place)
     raise UserError(f"{places[0] if data is not None else places[-1]}: not a store; give the run's with --data STORE")
+
+
+def _check_digest(store: Store, folder: Path, checkpoint: Path) -> None:
+    """Windows are known by their numbers in the store: in another one they are other windows."""
+    try:
+        trained_on = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["store"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint / STATE}: cannot be read; put it back, or remove {checkpoint}") from error
+    if trained_on != store.digest:
+        raise UserError(
+            f"{store.path}: not the light curves that {folder} was trained on; give the run's with --data STORE"
+        )
 
 
 def _name(store: Store, config: dict[str, Any]) -> str:

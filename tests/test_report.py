@@ -86,6 +86,7 @@ def run(tmp_path: Path, store: Store, model: AstroCo) -> Path:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": str(store.path)}))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*TRAIN, *VALIDATION]))
     model.save_pretrained(tmp_path / "checkpoints" / "best")
+    (tmp_path / "checkpoints" / "best" / "state.json").write_text(json.dumps({"store": store.digest}))
     return tmp_path
 
 
@@ -250,8 +251,14 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.Mo
         ("config.yaml", "preset: tiny", r"config\.yaml: not the settings of a run"),
         ("config.yaml", yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}), "/nowhere/store: not a store.*--data"),
         ("metrics.jsonl", None, r"metrics\.jsonl: no metrics yet"),
-        ("metrics.jsonl", '{"split": "train"}\n{"spl', r"metrics\.jsonl, line 2: not a line of metrics"),
+        ("metrics.jsonl", '{"split": "train", "step": 1}\n{"spl', r"metrics\.jsonl, line 2: not a line of metrics"),
         ("metrics.jsonl", "[]", r"metrics\.jsonl, line 1: not a line of metrics"),
+        ("metrics.jsonl", '{"split": "train"}', r"metrics\.jsonl, line 1: not a line of metrics"),
+        ("config.yaml", "preset: tiny\nseed: 0\ntrain: 7", r"config\.yaml: not the settings of a run"),
+        ("checkpoints/best/state.json", "{", r"best/state\.json: cannot be read"),
+        ("checkpoints/best/state.json", '{"store": "another"}', "not the light curves that .* was trained on.*--data"),
+        ("checkpoints/best/config.json", "{", r"best/config\.json: not JSON"),
+        ("checkpoints/best/model.safetensors", "{", r"best/model\.safetensors: does not hold this model's weights"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_one_line(

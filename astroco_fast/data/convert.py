@@ -116,7 +116,7 @@ def convert(
                 raise
             partial.finish(_manifest(report, plan, {"simulated": report.simulated, **(provenance or {})}))
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}") from error
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
     report.notes = notes
     return report
 

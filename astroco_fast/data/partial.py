@@ -161,7 +161,7 @@ class PartialStore:
 
     def _extend(self, name: str, values: NDArray[Any]) -> None:
         with (self.path / name).open("ab") as file:
-            values.tofile(file)
+            file.write(np.ascontiguousarray(values).data)
 
     def _table(self) -> Any:
         columns = {

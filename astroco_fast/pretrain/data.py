@@ -83,14 +83,15 @@ class TrainingData:
         self.store = store
         self.table = window_table(store.offsets, size)
         split = split_of(store.star_hash)[self.table.curve]
-        chosen = self._of_band(band)[self.table.curve]
+        chosen_curves = self._of_band(band)
+        chosen = chosen_curves[self.table.curve]
         self.train = np.flatnonzero((split == TRAIN) & chosen)
         self.validation = np.flatnonzero((split == VALIDATION) & chosen)
         for name, windows in (("training", self.train), ("validation", self.validation)):
             if len(windows) == 0:
                 raise UserError(
-                    f"no star of {store.n_curves} light curves falls into the {name} part "
-                    "(80/10/10 % by the star's id); give data of more stars"
+                    f"{store.path}: no star of {np.count_nonzero(chosen_curves)} light curves falls into the {name} "
+                    "part (80/10/10 % by the star's id); give data of more stars"
                 )
         if evaluate_windows is not None:
             order = epoch_order(len(self.validation), seed, 0)
@@ -140,8 +141,8 @@ class TrainingData:
             return np.ones(self.store.n_curves, dtype=bool)
         bands = np.asarray(self.store.bands)
         if not (bands == band).any():
-            found = ", ".join(sorted(set(map(str, bands)))[:20])
-            raise UserError(f"no light curve of band {band!r}; the data have: {found}")
+            found = ", ".join(sorted({str(name) or "(unknown)" for name in bands})[:20])
+            raise UserError(f"{self.store.path}: no light curve in band {band!r}; bands found: {found}")
         return bands == band
 
 
