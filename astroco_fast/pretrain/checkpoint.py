@@ -78,7 +78,7 @@ class CheckpointFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             why = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{self.folder / name}: cannot be written: {why}; the same command goes on from the checkpoint before"
+                f"{self.folder / name}: cannot be written: {why}; make room, and the same command goes on"
             ) from error
 
     def link(self, link: str, name: str) -> None:

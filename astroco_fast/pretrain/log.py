@@ -86,7 +86,7 @@ class MetricsFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot be written: {error.strerror}; the same command goes on from the last checkpoint"
+                f"{self._path}: cannot be written: {error.strerror}; make room, and the same command goes on"
             ) from error
 
     def close(self) -> None:
