@@ -1,5 +1,6 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and folders that one process has to itself."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,3 +33,33 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was never made
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """Hold an existing folder for this process; the lock ends with the process, however it ends.
+
+    Args:
+        folder: to be held; nothing is written to it.
+        busy: what to say, after the folder's name, if another process holds it.
+
+    Raises:
+        UserError: another process holds it. Where there are no such locks (Windows, some network disks), never.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: {busy}") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(handle)

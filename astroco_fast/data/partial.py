@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.store import CURVES, FILES, FORMAT, MANIFEST, OFFSETS, POINT_FILES, SCHEMA_VERSION, curve_schema
 from astroco_fast.data.store import describe_file as _describe
-from astroco_fast.errors import UserError
+from astroco_fast.files import held
 
 # Points between two records of progress: 16 bytes each, some dozen MB to write and to lose.
 STEP_POINTS = 1_000_000
@@ -56,7 +56,7 @@ class PartialStore:
     def opened(self) -> Iterator[PartialStore]:
         """Hold the folder for this process alone, with earlier progress taken up, or discarded."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
+        with held(self.path, "another process is converting into it; wait for it, or choose another output"):
             if not self._take_up():
                 self.discarded = self.complete or (self._work / "plan.json").exists()
                 self._start()
@@ -172,26 +172,6 @@ class PartialStore:
             "star_hash": np.concatenate(self._hashes),
         }
         return pa.table(columns, schema=curve_schema())
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no such lock
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"{folder}: another process is converting into it; wait for it, or choose another output"
-        ) from error
-    finally:
-        os.close(handle)
 
 
 def _cut(path: Path, size: int) -> None:

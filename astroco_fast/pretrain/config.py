@@ -1,7 +1,10 @@
 """The settings of a pretraining run, and which of them may change when it is resumed."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from glob import has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,7 +131,7 @@ class PretrainConfig:
 
     def resolve(self, learning_rate: float) -> "PretrainConfig":
         """With the defaults that depend on other settings filled in; `micro_batch` stays, it depends on the machine."""
-        name = "simulated" if self.data is None else Path(self.data).absolute().name.split(".")[0]
+        name = "simulated" if self.data is None else _data_name(self.data)
         defaults = FIRST_RUN if self.data is None else USUAL
         unset = {key: value for key, value in defaults.items() if getattr(self.train, key) is None}
         train = replace(self.train, **unset, learning_rate=self.train.learning_rate or learning_rate)
@@ -139,6 +142,12 @@ class PretrainConfig:
         values = asdict(self)
         values["train"]["betas"] = list(values["train"]["betas"])
         return values
+
+
+def _data_name(data: str) -> str:
+    """What to call light curves: the last part of their path that is no pattern, without endings."""
+    parts = Path(data).parts if Path(data).exists() else takewhile(lambda part: not has_magic(part), Path(data).parts)
+    return Path(os.path.abspath(Path(*parts))).name.strip(".").split(".")[0] or "data"
 
 
 # A resumed run may change these: they stop, show or save the computation, and do not alter it ...

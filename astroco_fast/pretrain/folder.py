@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 import yaml
 
 import astroco_fast
+from astroco_fast import files
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
@@ -26,24 +29,39 @@ from astroco_fast.pretrain.trainer import Trainer
 CONFIG, SUMMARY, ENVIRONMENT = "config.yaml", "summary.json", "environment.json"
 
 
-def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
-    """Make the folder, or see that it is this run's already (rank 0). What it says of the run stays as it is.
-
-    Returns:
-        Whether the run has saved anything there, and so goes on.
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it for this run alone (rank 0): two would mix their metrics and checkpoints.
 
     Raises:
-        UserError: it holds another run, one with other settings (names them), or something else, or cannot be made.
+        UserError: it is something else, cannot be made, or another process runs in it.
     """
     if Store.is_store(folder):
         raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        goes_on = bool(checkpoints.names())
     except OSError as error:
         raise UserError(f"{folder}: cannot be the run's folder: {error.strerror}; choose another --out") from error
+    with files.held(folder, "another process is training in it; wait for it, or choose another --out"):
+        yield
+
+
+def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
+    """See that the folder is new, or this run's already (rank 0). What it says of the run stays as it is.
+
+    A setting that it does not mention, of a later version, had what is now the default.
+
+    Returns:
+        Whether the run has saved anything there, and so goes on.
+
+    Raises:
+        UserError: it holds a run with other settings (names them), or what its settings were cannot be read.
+    """
+    goes_on = bool(checkpoints.names())
     if goes_on:
-        changed = set(differences(_settings(folder / CONFIG), config.to_dict())) - FREE
+        assert config.train.learning_rate is not None
+        defaults = PretrainConfig(data=config.data).resolve(config.train.learning_rate).to_dict()
+        changed = set(differences(_filled(_settings(folder / CONFIG), defaults), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
             changed -= {"data"}  # it may have moved; whether it holds the same light curves, its digest tells
         if changed - MACHINE:
@@ -67,6 +85,12 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
     return settings
+
+
+def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of what is not set, at every depth."""
+    both = {key for key in defaults if isinstance(defaults[key], dict) and isinstance(settings.get(key), dict)}
+    return {**defaults, **settings, **{key: _filled(settings[key], defaults[key]) for key in both}}
 
 
 def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
@@ -126,14 +150,17 @@ def environment(ranks: Ranks) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves either the old or the new one.
+    """Write a file so that a kill, or a power cut, leaves either the old or the new one.
 
     Raises:
         UserError: the disk takes it not.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(text)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error

@@ -4,7 +4,6 @@ import math
 import time
 from pathlib import Path
 
-from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.data import StepBatches, TrainingData
@@ -214,12 +213,12 @@ class Loop:
 
     def draw(self) -> None:
         """Plot the run; a run without plots is a finished run all the same."""
-        from astroco_fast.report import plot_run
-
         try:
+            from astroco_fast.report import plot_run
+
             plots = plot_run(self.out, data=self.data.store.path)
-        except UserError as error:
-            self.log.console.say(f"No plots: {error}")
+        except Exception as error:  # of whatever kind, from matplotlib and its back-ends
+            self.log.console.say(f"No plots: {' '.join(str(error).split()) or type(error).__name__}")
         else:
             self.log.console.say(f"Plots: {', '.join(map(str, plots))}")
 

@@ -1,5 +1,6 @@
 """From a configuration to a loop that is ready to run: new, or where it was left."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -43,14 +44,22 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
     console = Console(ranks.is_first)
     model_config = presets.configure(config.preset, config.model)
     config = config.resolve(presets.preset(config.preset).learning_rate)
-    train, out = config.train, Path(str(config.out))
+    out = Path(str(config.out))
+    with ExitStack() as until_the_end:
+        ranks.first(lambda: until_the_end.enter_context(folder.held(out)))
+        return _pretrain(config, model_config.window, out, ranks, stop, console)
+
+
+def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop: StopRequest, console: Console) -> int:
+    """`pretrain` with the defaults filled in, and the run's folder to itself."""
+    train = config.train
     assert train.global_batch is not None
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
     goes_on = ranks.first(lambda: folder.claim(out, config, checkpoints, console))
     store = open_data(config, out, goes_on, ranks, console, stop)
     data = TrainingData(
         store,
-        size=model_config.window,
+        size=window,
         seed=config.seed,
         global_batch=train.global_batch,
         micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
@@ -68,7 +77,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
         console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
         return DONE
     ranks.first(lambda: folder.begin(out, config, ranks))
-    _introduce(console, config, data, trainer, state)
+    _introduce(console, config, data, trainer)
     rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
     with ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard)) as log:
         console.start(_total_steps(config, data), state.step)
@@ -110,7 +119,7 @@ def resume(
     return state, name
 
 
-def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer, state: State) -> None:
+def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer) -> None:
     ranks, train = trainer.ranks, config.train
     parameters = sum(p.numel() for p in trainer.model.parameters())
     curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"

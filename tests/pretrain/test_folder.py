@@ -1,9 +1,18 @@
 """Run folders: copied, shared, full, of other versions, and their names."""
 
+import os
 import shutil
+import sys
+from typing import Any
 
-from astroco_fast.pretrain import main
+import pytest
+import yaml
+from safetensors import SafetensorError
+
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain import PretrainConfig, folder, main, weights
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
+from astroco_fast.pretrain.log import Console, MetricsFile
 from tests.pretrain.patches import command
 from tests.pretrain.ranks import on_ranks
 from tests.pretrain.test_checkpoint import write
@@ -37,3 +46,125 @@ def test_a_copied_link_still_names_its_checkpoint(tmp_path):
     copy.link(BEST, "step-00000003")
     assert (tmp_path / "b" / BEST).is_symlink()
     assert not list((tmp_path / "b").glob(".*"))
+
+
+def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
+    pytest.importorskip("fcntl")
+    argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "1"]
+    with folder.held(tmp_path / "run"):
+        for world in (None, 2):
+            ended = on_ranks(world, command, argv, tmp_path=tmp_path)
+            assert [rank.code for rank in ended] == [2] * (world or 1)
+            (line,) = ended[0].err.splitlines()
+            assert str(tmp_path / "run") in line
+            assert "another process" in line
+            assert ended[-1].err == "" or world is None
+    assert list((tmp_path / "run").iterdir()) == []
+    assert main(argv) == 0  # and it lets go of it
+
+
+def test_without_locks_a_run_goes_without(arguments, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with folder.held(tmp_path / "run"), folder.held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("when", ["weights", "metrics"])
+def test_a_full_disk_is_one_line(when, arguments, monkeypatch, capsys, tmp_path):
+    def no_tensors(*args: Any, **keywords: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def no_bytes(self: MetricsFile) -> None:
+        raise OSError(28, "No space left on device")
+
+    if when == "weights":
+        monkeypatch.setattr(weights, "save_file", no_tensors)
+    else:
+        monkeypatch.setattr(MetricsFile, "_write_out", no_bytes)
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert str(tmp_path / "run") in line
+    monkeypatch.undo()
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no such backend")])
+def test_plots_that_fail_do_not_fail_the_run(error, arguments, monkeypatch, capsys, tmp_path):
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def fail(*args: Any, **keywords: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(figure.Figure, "savefig", fail)
+    flags = ["--out", str(tmp_path / "run"), "--train.max_steps", "2", "--train.plots", "true"]
+    assert main([*arguments, *flags]) == 0
+    captured = capsys.readouterr()
+    assert "No plots: " in captured.out
+    assert str(error.args[-1]) in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "train: 3\n", "preset: [\n"])
+def test_settings_that_are_none_are_told(text, tmp_path):
+    out, config = tmp_path / "run", PretrainConfig().resolve(1e-3)
+    checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
+    write(checkpoints, 1)
+    (out / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        folder.claim(out, config, checkpoints, Console(speaks=True))
+
+
+def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
+    """The run began before the setting was there, so at what is now its default."""
+    out, config = tmp_path / "run", PretrainConfig().resolve(1e-3)
+    checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
+    write(checkpoints, 1)
+    values = config.to_dict()
+    del values["band"], values["train"]["sync_batchnorm"], values["columns"]["flux"]
+    (out / "config.yaml").write_text(yaml.safe_dump(values))
+    assert folder.claim(out, config, checkpoints, Console(speaks=True))
+    chosen = PretrainConfig(band="V").resolve(1e-3)
+    with pytest.raises(UserError, match=r"other settings \(band\)"):
+        folder.claim(out, chosen, checkpoints, Console(speaks=True))
+    del values["preset"]  # a setting of a model: nobody knows
+    values["model"] = {"layers": 3}
+    (out / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"other settings \(model.layers\)"):
+        folder.claim(out, config, checkpoints, Console(speaks=True))
+
+
+def test_small_files_are_on_disk_before_they_replace_others(monkeypatch, tmp_path):
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def noting(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(os, name, noting)
+    folder.replace_text(tmp_path / "file", "new\n")
+    assert calls[:2] == ["fsync", "replace"]
+    assert (tmp_path / "file").read_text() == "new\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("x/survey.parquet", "survey"),
+        ("x/survey", "survey"),
+        ("survey/*.csv", "survey"),
+        ("survey/part-[0-9].csv", "survey"),
+        ("survey/**/*.csv", "survey"),
+        (".", "here"),
+        ("..", "above"),
+        ("*.csv", "here"),
+        ("x/.hidden", "hidden"),
+        ("/", "data"),
+    ],
+)
+def test_the_name_of_a_run_folder(data, name, monkeypatch, tmp_path):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    assert PretrainConfig(data=data).resolve(1e-3).out == f"runs/tiny-{name}"
