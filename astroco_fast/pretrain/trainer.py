@@ -25,6 +25,7 @@ from astroco_fast.pretrain.objective import Sums, loss_and_factor, part, sums
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 
 _STREAM = 1000  # of the counter-based generator; the data's streams have small numbers
+_FEW = 8  # points of a window that nothing is learnt from
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Trainer:
         self._forward: nn.Module = model
         if ranks.world > 1:
             self._forward = _data_parallel(model)
+            self._settle_buckets()
         assert config.learning_rate is not None
         assert config.warmup_steps is not None
         self.learning_rate, self.warmup_steps = config.learning_rate, config.warmup_steps
@@ -151,6 +153,25 @@ class Trainer:
             optimizer_seconds=time.perf_counter() - start - data_seconds - model_seconds,
         )
 
+    def _settle_buckets(self) -> None:
+        """Have DDP choose its buckets before the first step, which a run that goes on takes with fresh buckets.
+
+        DDP sorts gradients into new buckets, by the order of their arrival, after its first backward pass. From three
+        ranks on, where a gradient lies decides in which order the ranks' shares are added, and so the sum's last bits:
+        a first step unlike the others would make a run depend on where it was stopped. So the first backward pass is
+        one of no account. Running statistics and gradients are put back; `step` seeds the random numbers.
+        """
+        saved = [buffer.clone() for buffer in self._buffers]
+        points = torch.zeros(1, _FEW, device=self.ranks.device)
+        flags, lengths = torch.zeros_like(points, dtype=torch.bool), torch.full((1,), _FEW)
+        self._forward.train()
+        with self.autocast():
+            output = self._forward(points, points, points, hidden=flags, centered=True, lengths=lengths)
+        output.reconstruction.sum().backward()
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._restore(saved)
+
     def _forward_backward(self, batch: DeviceBatch, is_last: bool) -> tuple[Tensor, Tensor]:
         """Add the gradient of a micro-batch's part; its sums and counts (B, 3). Ranks meet in the last one only."""
         positional, keywords = batch.inputs()
@@ -208,13 +229,19 @@ class Trainer:
         assert self.config.ema_decay is not None
         # Early on the average would be dominated by the random start: let it follow faster.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        old, new = self.average.state_dict().values(), self.model.state_dict().values()
-        for mean, value in zip(old, new, strict=True):
-            mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(means, values, 1 - decay)
+        for counter, value in pairs:
+            if not counter.is_floating_point():
+                counter.copy_(value)
 
     def _abandon(self, saved: list[Tensor]) -> None:
         """Undo what a step has done so far: gradients and running statistics."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._restore(saved)
+
+    def _restore(self, saved: list[Tensor]) -> None:
         for buffer, value in zip(self._buffers, saved, strict=True):
             buffer.copy_(value)
 
