@@ -4,13 +4,15 @@ python -m astroco_fast.pretrain                                             # ti
 torchrun --nproc_per_node 4 -m astroco_fast.pretrain --preset S --data survey.parquet
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from astroco_fast.commands import parse, run
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.distributed import Ranks
+from astroco_fast.pretrain.distributed import Ranks, SharedError
 from astroco_fast.pretrain.exits import BAD_INPUT, DIVERGED, INTERRUPTED, Diverged, Interrupted
 from astroco_fast.pretrain.signals import StopRequest
 from astroco_fast.pretrain.start import pretrain
@@ -41,6 +43,8 @@ def _main(argv: Sequence[str] | None) -> int:
             _say(ranks, "interrupted before training began: the same command goes on")
             status = INTERRUPTED
         except UserError as error:
+            if ranks.world > 1 and not isinstance(error, SharedError):
+                _leave_alone(ranks, error)
             _say(ranks, f"error: {error}")
             status = BAD_INPUT
         ranks.close()  # not after any other exception: the other ranks know nothing of it
@@ -50,3 +54,13 @@ def _main(argv: Sequence[str] | None) -> int:
 def _say(ranks: Ranks, text: str) -> None:
     if ranks.is_first:
         print(f"astroco: {text}", file=sys.stderr)
+
+
+def _leave_alone(ranks: Ranks, error: UserError) -> NoReturn:
+    """End this rank at once. The others know nothing of its error and may be in any collective: they must not be met.
+
+    Their connections to this rank close, so they fail, and torchrun ends what is left. Nor does this rank pass through
+    the end of the interpreter, which the threads of its group would survive.
+    """
+    print(f"astroco: error: rank {ranks.rank} of {ranks.world}: {error}", file=sys.stderr, flush=True)
+    os._exit(BAD_INPUT)

@@ -3,6 +3,7 @@
 Nothing here knows about models. Without torchrun there is no process group, and every collective is the identity.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from astroco_fast.pretrain.exits import Interrupted
 
 T = TypeVar("T")
 
-# A rank that dies is noticed at once (its connections close); this bounds the wait for one that is alive and busy,
-# such as rank 0 while it converts a survey.
-PATIENCE = timedelta(hours=24)
+# A rank that dies is noticed at once (its connections close). These bound the wait for one that does not answer: cut
+# off from the network, or busy, as rank 0 is while it converts a survey.
+USUAL_WAIT, LONG_WAIT = timedelta(minutes=30), timedelta(hours=24)
+
+
+class SharedError(UserError):
+    """A user's mistake that all ranks know of: each of them raises this."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Ranks:
         rank: 0 <= rank < world.
         world: the number of processes.
         device: where this rank computes.
+        patience: the group in which ranks wait long for one of them; None where there is one process.
     """
 
     rank: int
     world: int
     device: torch.device
+    patience: Any = None
 
     @classmethod
     def start(cls, device: str) -> "Ranks":
@@ -60,10 +67,14 @@ class Ranks:
                     f"start with --nproc_per_node {gpus}, or use --train.device cpu"
                 )
             torch.cuda.set_device(local_rank)
+            # For runs that can be repeated to the bit; not tried on a GPU yet.
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        patience = None
         if "RANK" in os.environ:
             # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
-        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=USUAL_WAIT)
+            patience = dist.new_group(backend="gloo", timeout=LONG_WAIT)
+        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), patience)
 
     @property
     def is_first(self) -> bool:
@@ -71,10 +82,16 @@ class Ranks:
         return self.rank == 0
 
     def close(self) -> None:
-        """Leave the group, once every rank has come here."""
-        self.any(False)
+        """Leave the group, once every rank has come here (rank 0 may still be drawing plots)."""
+        self._wait_long()
         if dist.is_initialized():
+            # A model under DDP is in a cycle of references, and holds the group: its threads must not outlive Python.
+            gc.collect()
             dist.destroy_process_group()
+
+    def _wait_long(self) -> None:
+        if self.patience is not None:
+            dist.barrier(group=self.patience)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place. The result has the same bits on every rank."""
@@ -94,34 +111,44 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def everywhere(self, body: Callable[[], T]) -> T:
+    def everywhere(self, body: Callable[[], T], *, is_long: bool = False) -> T:
         """Run something that may fail on all ranks; if it fails on one, all raise.
 
+        Args:
+            body: what to run; it must not meet other ranks.
+            is_long: it may take one rank hours.
+
         Raises:
-            UserError, Interrupted: the first rank's that raised it. An `OSError` counts as a user's (a full disk ...).
+            SharedError: a rank's `UserError`, or its `OSError` (a full disk ...); of the first rank that has one.
+            Interrupted: a rank's.
             RuntimeError: another rank hit something unexpected; that rank raises the original.
         """
         value, error = None, None
         try:
             value = body()
         except Exception as caught:
-            error = UserError(" ".join(str(caught).split())) if isinstance(caught, OSError) else caught
+            error = caught
+        if is_long:
+            self._wait_long()
         self._raise_together(error)
         return value  # type: ignore[return-value]
 
-    def first(self, body: Callable[[], T]) -> T:
-        """Run something that may fail on rank 0 alone, the others waiting; all get its (picklable) result or error."""
-        result = self.everywhere(lambda: body() if self.is_first else None)
+    def first(self, body: Callable[[], T], *, is_long: bool = False) -> T:
+        """`everywhere`, but on rank 0 alone, the others waiting; all get its (picklable) result or error."""
+        result = self.everywhere(lambda: body() if self.is_first else None, is_long=is_long)
         return self.gather(result)[0]  # type: ignore[return-value]
 
     def _raise_together(self, error: Exception | None) -> None:
-        told = error if error is None or isinstance(error, UserError | Interrupted) else repr(error)
-        if self.world > 1 and error is not None and isinstance(error, UserError):
-            told = UserError(str(error))  # subclasses may not unpickle from their message alone
+        told: Exception | str | None = None if error is None else repr(error)
+        if isinstance(error, UserError | OSError):
+            told = SharedError(" ".join(str(error).split()))
+        elif isinstance(error, Interrupted):
+            told = error
         for rank, other in enumerate(self.gather(told)):
-            if rank == self.rank and error is not None:
+            if rank == self.rank and isinstance(other, str):
+                assert error is not None
                 raise error
             if isinstance(other, Exception):
-                raise other
+                raise other from error
             if other is not None:
                 raise RuntimeError(f"rank {rank} failed: {other}")

@@ -34,8 +34,8 @@ def open_data(
                 return folder / "store"
             return _prepare(config, folder / "store", console)
 
-    path = ranks.first(prepare)
-    return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first))
+    path = ranks.first(prepare, is_long=True)
+    return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
 
 
 def _prepare(config: PretrainConfig, own: Path, console: Console) -> Path:

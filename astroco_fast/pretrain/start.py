@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from astroco_fast import presets
+from astroco_fast.config import AstroCoConfig
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import folder
@@ -42,8 +43,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
         Diverged: too many steps in a row were not finite.
     """
     console = Console(ranks.is_first)
-    model_config = presets.configure(config.preset, config.model)
-    config = config.resolve(presets.preset(config.preset).learning_rate)
+    model_config, config = ranks.everywhere(lambda: _resolve(config))
     out = Path(str(config.out))
     with ExitStack() as until_the_end:
         ranks.first(lambda: until_the_end.enter_context(folder.held(out)))
@@ -53,24 +53,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
 def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop: StopRequest, console: Console) -> int:
     """`pretrain` with the defaults filled in, and the run's folder to itself."""
     train = config.train
-    assert train.global_batch is not None
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
     goes_on = ranks.first(lambda: folder.claim(out, config, checkpoints, console))
     store = open_data(config, out, goes_on, ranks, console, stop)
-    data = TrainingData(
-        store,
-        size=window,
-        seed=config.seed,
-        global_batch=train.global_batch,
-        micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
-        band=config.band,
-        random_windows=train.windows == "random",
-        evaluate_windows=train.evaluate_windows,
-        rank=ranks.rank,
-        world=ranks.world,
-    )
+    data = ranks.everywhere(lambda: _training_data(store, config, window, ranks))
     torch.manual_seed(config.seed)
-    trainer = Trainer(presets.build(config.preset, **config.model), train, ranks, config.seed)
+    model = ranks.everywhere(lambda: presets.build(config.preset, **config.model))
+    trainer = Trainer(model, train, ranks, config.seed)
     state, saved = resume(checkpoints, trainer, store, ranks, console)
     reason = limit_reached(state, train)
     if reason is not None and ranks.first((out / folder.SUMMARY).exists):
@@ -81,7 +70,7 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
     rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
     with ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard)) as log:
         console.start(_total_steps(config, data), state.step)
-        return Loop(config, ranks, stop, data, trainer, state, saved, checkpoints, log, rate).run()
+        return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
 
 
 def resume(
@@ -96,13 +85,19 @@ def resume(
     if found is None:
         return State(), None
     name, saved = found
-    if saved.get("format") != FORMAT:
-        raise UserError(f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out")
-    if saved["store"] != store.digest:
-        raise UserError(
-            f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"
-        )
-    ranks.everywhere(lambda: load_weights(trainer, checkpoints.folder / name))
+
+    def load() -> None:
+        if saved.get("format") != FORMAT:
+            raise UserError(
+                f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out"
+            )
+        if saved["store"] != store.digest:
+            raise UserError(
+                f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"
+            )
+        load_weights(trainer, checkpoints.folder / name)
+
+    ranks.everywhere(load)
     state = State.from_dict(saved["state"])
 
     def point_to_best() -> None:
@@ -117,6 +112,28 @@ def resume(
         )
     console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
     return state, name
+
+
+def _resolve(config: PretrainConfig) -> tuple[AstroCoConfig, PretrainConfig]:
+    """The model's configuration, and the run's with its defaults filled in."""
+    return presets.configure(config.preset, config.model), config.resolve(presets.preset(config.preset).learning_rate)
+
+
+def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ranks) -> TrainingData:
+    train = config.train
+    assert train.global_batch is not None
+    return TrainingData(
+        store,
+        size=window,
+        seed=config.seed,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
+        band=config.band,
+        random_windows=train.windows == "random",
+        evaluate_windows=train.evaluate_windows,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
 
 
 def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer) -> None:

@@ -166,7 +166,9 @@ class Trainer:
         flags, lengths = torch.zeros_like(points, dtype=torch.bool), torch.full((1,), _FEW)
         self._forward.train()
         with self.autocast():
-            output = self._forward(points, points, points, hidden=flags, centered=True, lengths=lengths)
+            keywords = {"hidden": flags, "centered": True, "lengths": lengths}
+            # The model's first use: a backend that is not there is told once, for all ranks.
+            output = self.ranks.everywhere(lambda: self._forward(points, points, points, **keywords))
         output.reconstruction.sum().backward()
         for parameter in self.parameters:
             parameter.grad = None

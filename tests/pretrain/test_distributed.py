@@ -1,8 +1,11 @@
 """Ranks that fail together, whichever of them it is."""
 
 import os
+import time
+from datetime import timedelta
 
 import pytest
+from torch.distributed import distributed_c10d
 
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.pretrain.distributed import Ranks
@@ -49,7 +52,7 @@ def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
 def test_what_one_rank_meets_all_raise(rank, first, kind, text, tmp_path):
     for ended in on_ranks(2, fail_on, rank, kind, first, tmp_path=tmp_path):
         name, message = ended.value
-        assert name == "Interrupted" if kind == "interrupted" else name in ("UserError", "MissingExtraError")
+        assert name == ("Interrupted" if kind == "interrupted" else "SharedError")
         assert text in message
 
 
@@ -57,6 +60,22 @@ def test_a_bug_keeps_its_traceback_and_the_others_do_not_wait(tmp_path):
     values = [ended.value for ended in on_ranks(3, fail_on, 1, "bug", False, tmp_path=tmp_path)]
     assert values[1] == ("KeyError", "'bug'")
     assert values[0] == values[2] == ("RuntimeError", "rank 1 failed: KeyError('bug')")
+
+
+def wait_for_rank_0(is_long: bool) -> str:
+    """Rank 0 takes longer than the ranks usually wait."""
+    ranks = Ranks.start("cpu")
+    ranks.any(False)
+    distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
+    try:
+        return ranks.first(lambda: time.sleep(1.5) or "done", is_long=is_long)
+    except Exception as error:
+        return type(error).__name__
+
+
+def test_only_long_work_is_waited_for_long(tmp_path):
+    assert [ended.value for ended in on_ranks(2, wait_for_rank_0, True, tmp_path=tmp_path)] == ["done", "done"]
+    assert on_ranks(2, wait_for_rank_0, False, tmp_path=tmp_path)[1].value == "RuntimeError"
 
 
 def gather_and_first() -> tuple[list[int], str, bool, bool]:

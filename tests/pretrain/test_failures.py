@@ -3,12 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from astroco_fast import ops
 from astroco_fast.data.convert import convert
-from tests.pretrain.patches import command, not_finite_at, pretend_gpus
+from astroco_fast.errors import UserError
+from astroco_fast.pretrain.trainer import Trainer
+from tests.pretrain.patches import command, not_finite_at, pretend_gpus, this_rank
 from tests.pretrain.ranks import Ended, on_ranks
 from tests.pretrain.test_resume import expected, outcome, unbroken
 
@@ -91,12 +95,46 @@ CASES = [
 ]
 
 
+def choose_backend(name: str) -> None:
+    """As `ASTROCO_BACKEND` does."""
+    ops._choice = name
+
+
+def own_mistake(count: int, rank: int) -> None:
+    """Raise a `UserError` in the count-th forward pass of one rank; the others go on to their next collective."""
+    original, left = Trainer._forward_backward, [count]
+
+    def replacement(self: Trainer, *args: Any, **keywords: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0 and this_rank() == rank:
+            raise UserError("only mine")
+        return original(self, *args, **keywords)
+
+    Trainer._forward_backward = replacement  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(("spoil", "words"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_bad_input_ends_all_ranks(spoil, words, arguments, tmp_path):
     argv = spoil([*arguments, "--out", str(tmp_path / "run")], tmp_path)
     line = one_line(on_ranks(2, command, argv, tmp_path=tmp_path), 2)
     assert line.startswith("astroco: error: ")
     assert words in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_that_one_rank_alone_makes(rank, arguments, tmp_path):
+    """It says which rank it is, and waits for nobody."""
+    argv = [*arguments, "--out", str(tmp_path / "run")]
+    ended = on_ranks(2, command, argv, (own_mistake, (3, rank)), tmp_path=tmp_path)
+    assert ended[rank].code == 2
+    assert ended[rank].err == f"astroco: error: rank {rank} of 2: only mine\n"
+    assert ended[1 - rank].code == 1
+
+
+def test_an_unknown_backend_is_told_once(arguments, tmp_path):
+    argv = [*arguments, "--out", str(tmp_path / "run")]
+    line = one_line(on_ranks(2, command, argv, (choose_backend, ("nope",)), tmp_path=tmp_path), 2)
+    assert "nope" in line
 
 
 def test_other_settings_are_named(arguments, tmp_path):

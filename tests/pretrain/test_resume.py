@@ -63,7 +63,7 @@ def expected(unbroken: dict[Any, dict[str, Any]], world: int | None, argv: list[
         (2, [], (signal_at, ("evaluation", 1, 1))),
         (2, [*EMA, "--train.loss", "curve", "--train.sync_batchnorm", "true"], (signal_at, ("forward", 9, 0))),
         (2, ["--train.windows", "random", "--train.precision", "fp32"], (signal_at, ("forward", 7, 0))),
-        (3, ["--train.epochs", "1"], (signal_at, ("forward", 4, 2))),  # from 3 addends on the order of a sum shows in its last bits
+        (3, ["--train.epochs", "1"], (signal_at, ("forward", 4, 2))),  # a sum of 3 addends depends on their order
     ],
 )
 def test_stopped_by_a_signal(world, flags, accident, arguments, unbroken, tmp_path):
