@@ -129,6 +129,40 @@ def write_summary(folder: Path, reason: str, state: State, data: TrainingData, t
     replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
+def card_notes(state: State, data: TrainingData) -> str:
+    """For the model card of a checkpoint: what it was trained on, how far, and how good the run was at its best."""
+    kind = "SIMULATED light curves, not observed ones" if data.store.simulated else "light curves"
+    notes = (
+        f"Pretrained by masked reconstruction on {data.store.n_curves:,} {kind}. These are the weights of step "
+        f"{state.step:,}, after {state.windows_seen:,} windows."
+    )
+    best = state.best
+    if best is None:
+        return f"{notes} They have not been evaluated."
+    rows = [
+        f"| {name} | {_figure(best[f'rmse{suffix}'])} | {_figure(best[f'r2{suffix}'])} | "
+        f"{_figure(best[f'trivial_rmse{suffix}'])} |"
+        for name, suffix in (("all probed points", ""), ("hidden points", "_hidden"))
+    ]
+    return "\n".join(
+        [
+            notes,
+            "",
+            f"The run's best evaluation so far, at step {best['step']:,}, on {best['windows']:,} windows of validation "
+            "stars (magnitudes; the trivial answer is each window's mean):",
+            "",
+            "| | RMSE | R2 | RMSE of the trivial answer |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _figure(value: float | None) -> str:
+    """For a table; None where a figure is over no points."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def environment(ranks: Ranks) -> dict[str, Any]:
     """What this process runs on."""
     gpu = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
@@ -10,7 +11,7 @@ from astroco_fast.pretrain.data import StepBatches, TrainingData
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.evaluate import evaluate
 from astroco_fast.pretrain.exits import DONE, INTERRUPTED, Diverged
-from astroco_fast.pretrain.folder import write_summary
+from astroco_fast.pretrain.folder import card_notes, write_summary
 from astroco_fast.pretrain.log import Log
 from astroco_fast.pretrain.records import Stopwatch, describe_skipped, skipped_record, train_record
 from astroco_fast.pretrain.signals import StopRequest
@@ -19,31 +20,34 @@ from astroco_fast.pretrain.trainer import StepResult, Trainer
 from astroco_fast.pretrain.weights import save_weights
 
 
+@dataclass
 class Loop:
-    """A run in progress. Every rank takes the same decisions: they follow from sums over all ranks."""
+    """A run in progress. Every rank takes the same decisions: they follow from sums over all ranks.
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        ranks: Ranks,
-        stop: StopRequest,
-        data: TrainingData,
-        trainer: Trainer,
-        state: State,
-        saved: str | None,
-        checkpoints: CheckpointFolder,
-        log: Log,
-        rate: float,
-    ) -> None:
-        """Args: what `start.py` has made; the checkpoint that holds the state as it is, if one does; the ranks'
-        matrix-multiply rate, operations per second."""
-        self.train, self.ranks, self.stop, self.data, self.trainer = config.train, ranks, stop, data, trainer
-        self.state, self.checkpoints, self.log, self.rate = state, checkpoints, log, rate
-        self.out = Path(str(config.out))
-        self.notes = f"Pretrained on {data.store.n_curves} {'simulated ' * data.store.simulated}light curves."
+    Attributes:
+        config: the run's, with its defaults filled in.
+        ranks, stop, data, trainer, checkpoints, log: what it works with.
+        state: where it stands.
+        saved: the checkpoint that holds the state as it is; None if none does.
+        rate: the ranks' matrix-multiply rate together, operations per second.
+    """
+
+    config: PretrainConfig
+    ranks: Ranks
+    stop: StopRequest
+    data: TrainingData
+    trainer: Trainer
+    checkpoints: CheckpointFolder
+    log: Log
+    state: State
+    saved: str | None
+    rate: float
+
+    def __post_init__(self) -> None:
+        self.train, self.out = self.config.train, Path(str(self.config.out))
         self.watch = Stopwatch()
-        self.started = time.monotonic() - state.seconds
-        self.saved_at, self.saved = time.monotonic(), saved
+        self.saved_at = time.monotonic()
+        self.started = self.saved_at - self.state.seconds
 
     def run(self) -> int:
         """Steps and evaluations until a limit is reached (`DONE`) or a signal comes (`INTERRUPTED`).
@@ -178,7 +182,7 @@ class Loop:
             self.checkpoints.write(
                 name,
                 saved,
-                lambda folder: save_weights(self.trainer, folder, self.notes),
+                lambda folder: save_weights(self.trainer, folder, card_notes(state, self.data)),
                 needed=state.best_checkpoint,
             )
             if is_best:
