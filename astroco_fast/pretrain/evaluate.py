@@ -2,8 +2,8 @@
 
 Sums run over all windows of the split and all ranks, in float64, before any ratio is taken: no average of averages.
 
-R2 = 1 - SS_res / SS_tot. SS_tot is about each window's own mean of the points in question (all probed ones, or those of
-one role). The trivial answer, for comparison, is the window's mean: zero, since windows are centred.
+R2 = 1 - SS_res / SS_tot. SS_tot is about each window's own mean of its probed points: of all of them, for every role.
+The trivial answer, for comparison, is the window's mean: zero, since windows are centred.
 """
 
 from collections.abc import Callable
@@ -56,13 +56,12 @@ def evaluate(trainer: Trainer, data: TrainingData, ranks: Ranks, stop: Callable[
 def target_sums(batch: Batch) -> NDArray[np.float64]:
     """Sums that need no model, (3, 4): SS_tot, sum of squares and number of points, for each of `GROUPS`."""
     target = batch.target.astype(np.float64)
+    probed = batch.role > 0
+    mean = np.where(probed, target, 0.0).sum(1) / np.maximum(probed.sum(1), 1)
+    deviation = np.square(target - mean[:, None])
     columns = []
-    for member in (batch.role > 0, *(batch.role == code for code in range(1, len(GROUPS)))):
-        values = np.where(member, target, 0.0)
-        count, squares = member.sum(1), np.square(values).sum(1)
-        mean = values.sum(1) / np.maximum(count, 1)
-        spread = np.square(np.where(member, target - mean[:, None], 0.0)).sum(1)
-        columns.append([spread.sum(), squares.sum(), count.sum()])
+    for member in (probed, *(batch.role == code for code in range(1, len(GROUPS)))):
+        columns.append([deviation[member].sum(), np.square(target[member]).sum(), member.sum()])
     return np.array(columns).T
 
 

@@ -53,10 +53,11 @@ def by_hand(path: str) -> dict[str, float]:
             hidden = torch.from_numpy(batch.role == HIDDEN)
             mask = torch.arange(24) < int(batch.lengths[0])
             out = model(*tensors, mask[None], hidden=hidden, centered=True).reconstruction[0].numpy()
+        probed = [float(batch.target[0, i]) for i in range(24) if batch.role[0, i] in NAMES[""]]
+        mean = sum(probed) / len(probed) if probed else 0
         for name, roles in NAMES.items():
             where = [i for i in range(24) if batch.role[0, i] in roles]
             truth = [float(batch.target[0, i]) for i in where]
-            mean = sum(truth) / len(truth) if truth else 0
             residual[name] += sum((float(out[i]) - value) ** 2 for i, value in zip(where, truth, strict=True))
             total[name] += sum((value - mean) ** 2 for value in truth)
             trivial[name] += sum(value**2 for value in truth)
@@ -84,10 +85,10 @@ def test_one_window_by_hand():
     unused = np.zeros((1, 5), dtype=np.float32)
     batch = Batch(unused, unused, unused, target, role, np.array([4]), np.array([0]))
     total, trivial, points = target_sums(batch)
-    assert total.tolist() == [8.0, 2.0, 0.0, 0.0]  # of all probed points, about their mean 1; of the hidden, about 0
+    assert total.tolist() == [8.0, 4.0, 0.0, 4.0]  # about 1, the mean of all probed points; the hidden ones' is 0
     assert trivial.tolist() == [11.0, 2.0, 0.0, 9.0]
     assert points.tolist() == [3.0, 2.0, 0.0, 1.0]
-    found = metrics(np.array([[4.0, 4.0, 0.0, 0.0], total, trivial, points]))
-    assert found["r2"] == 0.5
-    assert found["rmse_hidden"] == 2**0.5
-    assert found["rmse_random"] is found["r2_random"] is found["r2_unchanged"] is None
+    found = metrics(np.array([[4.0, 3.0, 0.0, 1.0], total, trivial, points]))
+    assert (found["r2"], found["r2_hidden"], found["r2_unchanged"]) == (0.5, 0.25, 0.75)
+    assert found["rmse_hidden"] == 1.5**0.5
+    assert found["rmse_random"] is found["r2_random"] is None
