@@ -1,5 +1,6 @@
 """The command as users start it: plain python, and torchrun."""
 
+import contextlib
 import json
 import os
 import signal
@@ -58,6 +59,33 @@ def test_torchrun_stops_at_sigterm_and_goes_on(arguments, tmp_path):
     assert json.loads((out / "summary.json").read_text())["step"] == state["step"] + 3
     starts = json.loads((out / "environment.json").read_text())["starts"]
     assert [start["ranks"] for start in starts] == [2, 2]
+
+
+ORPHAN_MAKER = """
+import subprocess, sys
+with open(sys.argv[1], "w") as out, subprocess.Popen([sys.executable, *sys.argv[2:]], stdout=out) as rank:
+    print(rank.pid, flush=True)
+"""
+
+
+def test_a_rank_whose_torchrun_is_gone_saves_and_stops(arguments, tmp_path):
+    """Torchrun dies of a signal that it does not handle, SIGUSR1 among them, and leaves its ranks to themselves."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    flags = ["--out", str(out), "--train.epochs", "100000", "--train.patience", "99999"]
+    argv = [sys.executable, "-c", ORPHAN_MAKER, str(log), *COMMAND, *arguments, *flags]
+    run = {"stdout": subprocess.PIPE, "text": True, "env": {**environment(), "TORCHELASTIC_RUN_ID": "none"}}
+    with subprocess.Popen(argv, **run) as torchrun:
+        rank = int(torchrun.stdout.readline())
+        wait_for(out / "checkpoints" / "last", torchrun)
+        torchrun.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 60
+    try:
+        while "everything saved" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
 
 
 def test_the_best_checkpoint_is_a_model(arguments, tmp_path):
