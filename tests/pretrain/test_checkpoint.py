@@ -42,6 +42,7 @@ def save_and_die(folder: str, survived: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_of_a_save_loses_nothing(tmp_path):
     for survived in range(200):
         folder = tmp_path / str(survived)

@@ -30,6 +30,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_torchrun_stops_at_sigterm_and_goes_on(arguments, tmp_path):
     out = tmp_path / "run"
     argv = [

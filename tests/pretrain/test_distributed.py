@@ -39,14 +39,13 @@ def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
     return caught
 
 
-@pytest.mark.parametrize(("rank", "first"), [(1, False), (0, True)])
 @pytest.mark.parametrize(
-    ("kind", "text"),
+    ("rank", "first", "kind", "text"),
     [
-        ("user", "your mistake"),
-        ("extra", "pip install 'astroco_fast[extra]'"),
-        ("disk", "No space left on device"),
-        ("interrupted", ""),
+        (1, False, "user", "your mistake"),
+        (0, True, "extra", "pip install 'astroco_fast[extra]'"),
+        (1, False, "disk", "No space left on device"),
+        (0, True, "interrupted", ""),
     ],
 )
 def test_what_one_rank_meets_all_raise(rank, first, kind, text, tmp_path):
@@ -86,7 +85,7 @@ def gather_and_first() -> tuple[list[int], str, bool, bool]:
     return (*found, *flags)
 
 
-@pytest.mark.parametrize("world", [None, 1, 2])
+@pytest.mark.parametrize("world", [None, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_collectives(world, tmp_path):
     for ended in on_ranks(world, gather_and_first, tmp_path=tmp_path):
         assert ended.value == ([0, 10][: world or 1], "from 0", True, False)

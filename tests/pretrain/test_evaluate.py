@@ -70,7 +70,9 @@ def by_hand(path: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(("world", "micro"), [(None, 100), (None, 3), (2, 3), (3, 4)])
+@pytest.mark.parametrize(
+    ("world", "micro"), [(None, 100), (None, 3), (3, 4), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_is_the_same_as_by_hand_whatever_the_ranks_and_batches(world, micro, store, tmp_path):
     expected = by_hand(str(store))
     for rank in on_ranks(world, evaluated, str(store), micro, tmp_path=tmp_path):

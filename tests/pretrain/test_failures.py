@@ -121,7 +121,7 @@ def test_bad_input_ends_all_ranks(spoil, words, arguments, tmp_path):
     assert words in line
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_mistake_that_one_rank_alone_makes(rank, arguments, tmp_path):
     """It says which rank it is, and waits for nobody."""
     argv = [*arguments, "--out", str(tmp_path / "run")]
@@ -179,8 +179,15 @@ def test_a_run_keeps_the_store_that_it_made(arguments, tmp_path):
     assert again.code == 0, again.err
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("world", [None, 2])
+@pytest.mark.parametrize(
+    ("what", "world"),
+    [
+        ("loss", 2),
+        ("gradient", None),
+        pytest.param("loss", None, marks=pytest.mark.slow),
+        pytest.param("gradient", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_that_is_not_finite_is_skipped_everywhere(what, world, arguments, tmp_path):
     out, last = tmp_path / "run", (world or 1) - 1
     argv = [*arguments, "--out", str(out)]
@@ -208,7 +215,7 @@ def test_a_skipped_step_leaves_no_trace(arguments, unbroken, tmp_path):
         assert skipped[file] == before[file]
 
 
-@pytest.mark.parametrize("world", [None, 2])
+@pytest.mark.parametrize("world", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_many_in_a_row_are_a_divergence(world, arguments, tmp_path):
     argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_bad_steps", "3"]
     accident = (not_finite_at, ((1, 3, 4, 5), (world or 1) - 1))

@@ -76,8 +76,17 @@ def by_trainer(
     return result.loss, gradients
 
 
-@pytest.mark.parametrize("loss", ["batch", "curve"])
-@pytest.mark.parametrize("world", [None, 2, 3])
+@pytest.mark.parametrize(
+    ("loss", "world"),
+    [
+        ("batch", None),
+        ("batch", 3),
+        ("curve", 2),
+        pytest.param("batch", 2, marks=pytest.mark.slow),
+        pytest.param("curve", None, marks=pytest.mark.slow),
+        pytest.param("curve", 3, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("convolution", "micro", "windows"),
     [

@@ -12,6 +12,7 @@ from astroco_fast.pretrain.log import TIMING
 from tests.pretrain.patches import command, kill_at, signal_at
 from tests.pretrain.ranks import on_ranks
 
+SLOW = pytest.mark.slow
 EMA = ["--train.ema_decay", "0.9"]
 
 
@@ -55,14 +56,21 @@ def expected(unbroken: dict[Any, dict[str, Any]], world: int | None, argv: list[
 @pytest.mark.parametrize(
     ("world", "flags", "accident"),
     [
-        (None, [], (signal_at, ("forward", 1))),
+        pytest.param(None, [], (signal_at, ("forward", 1)), marks=SLOW),
         (None, [], (signal_at, ("forward", 8, 0, signal.SIGINT))),  # in the middle of a step
-        (None, EMA, (signal_at, ("forward", 21, 0, signal.SIGUSR1))),
-        (None, EMA, (signal_at, ("evaluation", 2))),
+        pytest.param(None, EMA, (signal_at, ("forward", 21, 0, signal.SIGUSR1)), marks=SLOW),
+        pytest.param(None, EMA, (signal_at, ("evaluation", 2)), marks=SLOW),
         (2, EMA, (signal_at, ("forward", 4, 1))),  # only rank 1 is told
-        (2, [], (signal_at, ("evaluation", 1, 1))),
-        (2, [*EMA, "--train.loss", "curve", "--train.sync_batchnorm", "true"], (signal_at, ("forward", 9, 0))),
-        (2, ["--train.windows", "random", "--train.precision", "fp32"], (signal_at, ("forward", 7, 0))),
+        pytest.param(2, [], (signal_at, ("evaluation", 1, 1)), marks=SLOW),
+        pytest.param(
+            2,
+            [*EMA, "--train.loss", "curve", "--train.sync_batchnorm", "true"],
+            (signal_at, ("forward", 9, 0)),
+            marks=SLOW,
+        ),
+        pytest.param(
+            2, ["--train.windows", "random", "--train.precision", "fp32"], (signal_at, ("forward", 7, 0)), marks=SLOW
+        ),
         (3, ["--train.epochs", "1"], (signal_at, ("forward", 4, 2))),  # a sum of 3 addends depends on their order
     ],
 )
@@ -101,7 +109,7 @@ def test_stopped_at_every_forward_pass(world, arguments, unbroken, tmp_path):
     assert outcome(tmp_path / "stopped") == expected(unbroken, world, argv, tmp_path)
 
 
-@pytest.mark.parametrize("world", [None, 2])
+@pytest.mark.parametrize("world", [None, pytest.param(2, marks=SLOW)])
 def test_stopped_by_max_steps_and_taken_further(world, arguments, unbroken, tmp_path):
     out = ["--out", str(tmp_path / "limited")]
     for limit in ("2", "5"):
@@ -115,9 +123,9 @@ def test_stopped_by_max_steps_and_taken_further(world, arguments, unbroken, tmp_
     ("call", "count"),
     [
         ("fsync", 9),
-        ("replace", 5),
-        pytest.param("rename", 2, marks=pytest.mark.slow),
-        pytest.param("replace", 6, marks=pytest.mark.slow),
+        pytest.param("replace", 5, marks=SLOW),
+        pytest.param("rename", 2, marks=SLOW),
+        pytest.param("replace", 6, marks=SLOW),
     ],
 )
 def test_killed_while_it_saves(call, count, arguments, unbroken, tmp_path):
