@@ -28,12 +28,12 @@ def run(body: Callable[[], int]) -> int:
         return body()
     except UserError as error:
         if is_rank_zero():
-            print(f"astroco: error: {_one_line(str(error))}", file=sys.stderr)
+            print(f"astroco: error: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _one_line(message: str) -> str:
-    """What a message quotes of a file may break lines, or be no text at all."""
+def one_line(message: str) -> str:
+    """A message without line breaks and control characters, which what it quotes of a file may hold."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
 
 

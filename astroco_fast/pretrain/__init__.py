@@ -5,14 +5,15 @@ torchrun --nproc_per_node 4 -m astroco_fast.pretrain --preset S --data survey.pa
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from astroco_fast.commands import parse, run
+from astroco_fast.commands import one_line, parse, run
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.distributed import Ranks, SharedError
+from astroco_fast.pretrain.distributed import Ranks, SharedError, meet
 from astroco_fast.pretrain.exits import BAD_INPUT, DIVERGED, INTERRUPTED, Diverged, Interrupted
 from astroco_fast.pretrain.signals import StopRequest
 from astroco_fast.pretrain.start import pretrain
@@ -27,13 +28,21 @@ _DESCRIPTION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
-    return run(lambda: _main(argv))
+    status = run(lambda: _main(argv))
+    if status and "TORCHELASTIC_RUN_ID" in os.environ:
+        # Torchrun ends all ranks once it sees one end: the others, on their way out too, keep their own status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return status
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
     with StopRequest() as stop:
-        ranks = Ranks.start(config.train.device)
+        try:
+            config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
+            ranks = Ranks.start(config.train.device)
+        except UserError:
+            meet()
+            raise
         try:
             status = pretrain(config, ranks, stop)
         except Diverged as error:
@@ -53,7 +62,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _say(ranks: Ranks, text: str) -> None:
     if ranks.is_first:
-        print(f"astroco: {text}", file=sys.stderr)
+        print(f"astroco: {one_line(text)}", file=sys.stderr)
 
 
 def _leave_alone(ranks: Ranks, error: UserError) -> NoReturn:
@@ -62,5 +71,6 @@ def _leave_alone(ranks: Ranks, error: UserError) -> NoReturn:
     Their connections to this rank close, so they fail, and torchrun ends what is left. Nor does this rank pass through
     the end of the interpreter, which the threads of its group would survive.
     """
-    print(f"astroco: error: rank {ranks.rank} of {ranks.world}: {error}", file=sys.stderr, flush=True)
+    text = one_line(f"error: rank {ranks.rank} of {ranks.world}: {error}")
+    print(f"astroco: {text}", file=sys.stderr, flush=True)
     os._exit(BAD_INPUT)

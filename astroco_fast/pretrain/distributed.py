@@ -152,3 +152,13 @@ class Ranks:
                 raise other from error
             if other is not None:
                 raise RuntimeError(f"rank {rank} failed: {other}")
+
+
+def meet() -> None:
+    """Wait for all ranks where no group has been made yet, because of an error that all of them find.
+
+    Torchrun ends all ranks once it sees one end, and rank 0, which tells the error, may be the last to find it.
+    """
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo", timeout=USUAL_WAIT)
+        dist.destroy_process_group()
