@@ -175,14 +175,14 @@ class EmbedConfig:
 
 def write_embeddings(config: EmbedConfig) -> int:
     """Run the command; gives the number of light curves embedded. The file appears once it is whole."""
-    from astroco_fast.model import AstroCo
+    from astroco_fast.pretrain.weights import load_model
 
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)
     if out.exists() and Path(config.source).exists() and out.samefile(config.source):
         raise UserError(f"{out}: holds the light curves; choose another output")
-    model = AstroCo.from_pretrained(config.model).to(_device(config.device))
+    model = load_model(config.model).to(_device(config.device))
     dropped: Counter[str] = Counter()
     rows = 0
     with whole_file(out) as partial, ExitStack() as stack:

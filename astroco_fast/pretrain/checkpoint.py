@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +148,11 @@ class CheckpointFolder:
             UserError: a file is missing or changed; names it.
         """
         folder = self.folder / name
+        check_files(folder)
         try:
-            files = json.loads((folder / MANIFEST).read_text())["files"]
-            for file, digest in files.items():
-                if _sha256(folder / file) != digest:
-                    raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
-            state = json.loads((folder / STATE).read_text())
-        except OSError as error:
-            raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error
-        return dict(state)
+            return dict(json.loads((folder / STATE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"checkpoint {folder}: {STATE} cannot be read") from error
 
     def _prune(self, needed: set[str | None]) -> None:
         names = self.names()
@@ -178,6 +172,27 @@ class CheckpointFolder:
         for path in self.folder.iterdir():
             if path.name.startswith((_TEMPORARY, _DOOMED)):
                 path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def check_files(folder: Path, names: Collection[str] | None = None) -> None:
+    """See that files of a checkpoint are as they were written.
+
+    Args:
+        folder: the checkpoint.
+        names: which files; by default all that its manifest lists.
+
+    Raises:
+        UserError: a file is missing or changed; names it.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for file, digest in files.items():
+            if (names is None or file in names) and _sha256(folder / file) != digest:
+                raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error
 
 
 def _seal(folder: Path, state: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astroco_fast.errors import UserError
+from astroco_fast.model import CONFIG_FILE, WEIGHTS_FILE, AstroCo
+from astroco_fast.pretrain.checkpoint import MANIFEST, check_files
 from astroco_fast.pretrain.trainer import Trainer
 from astroco_fast.text import first_reason
 
@@ -46,6 +48,17 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
         _load_optimizer(trainer, load_file(file))
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{file}: does not fit this run's model: {first_reason(error)}") from error
+
+
+def load_model(folder: str | Path) -> AstroCo:
+    """`AstroCo.from_pretrained`; a checkpoint's files are compared with its manifest first.
+
+    Raises:
+        UserError: no such folder, or a file that is missing, damaged or of another model.
+    """
+    if (Path(folder) / MANIFEST).is_file():
+        check_files(Path(folder), (CONFIG_FILE, WEIGHTS_FILE))
+    return AstroCo.from_pretrained(folder)
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
