@@ -1,0 +1,174 @@
+"""From a file of any kind to vectors: what a user does first, with every kind of table that is read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from astroco_fast import convert, embed, pretrain
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.simulate import simulate_survey
+from astroco_fast.data.store import Store
+from tests.data.curve_factory import SHARED, as_long, as_nested, assert_same_curves
+
+STARS, POINTS = 40, 30
+SMALL = """
+preset: tiny
+model: {width: 16, heads: 2, layers: 1, window: 40, kernel: 4}
+train: {max_steps: 2, global_batch: 16, plots: false, device: cpu}
+"""
+
+real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def survey() -> CurveBatch:
+    """Simulated stars with their first points."""
+    (batch,) = simulate_survey(STARS, seed=0)
+    return batch.select_points(np.arange(batch.n_points) - np.repeat(batch.offsets[:-1], batch.lengths) < POINTS)
+
+
+def nested(batch: CurveBatch, path: Path) -> None:
+    pq.write_table(as_nested(batch), path)
+
+
+def long_csv(batch: CurveBatch, path: Path) -> None:
+    """The points in any order, as an export from a database has them."""
+    as_long(batch).sample(frac=1, random_state=0).to_csv(path, index=False)
+
+
+def long_parquet(batch: CurveBatch, path: Path) -> None:
+    as_long(batch).to_parquet(path)
+
+
+def astromer(batch: CurveBatch, path: Path) -> None:
+    """Shards of points with the star's number alone; what else is known of it stands in metadata.parquet."""
+    path.mkdir()
+    points = as_long(batch).rename(columns={"err": "errmag"})
+    number = points["id"].str.removeprefix("sim-").astype(int)
+    points = points.assign(newID=number)[["newID", "mjd", "mag", "errmag"]]
+    for i in range(3):
+        points[number % 3 == i].to_parquet(path / f"shard_{i}.parquet")
+    stars = pd.DataFrame({"ID": "other", "newID": range(len(batch)), "Class": batch.label, "band": batch.band})
+    stars.iloc[::-1].to_parquet(path / "metadata.parquet")
+
+
+def long_fits(batch: CurveBatch, path: Path) -> None:
+    pytest.importorskip("astropy.table").Table.from_pandas(as_long(batch)).write(path)
+
+
+def nested_fits(batch: CurveBatch, path: Path) -> None:
+    """One row a star, arrays of varying lengths in the columns."""
+    table = pytest.importorskip("astropy.table").Table()
+    for name, values in (("id", batch.ids), ("band", batch.band), ("label", batch.label)):
+        table[name] = values.tolist()
+    for name, points in (("mjd", batch.time), ("mag", batch.mag), ("err", batch.err)):
+        column = np.empty(len(batch), dtype=object)
+        column[:] = np.split(points, batch.offsets[1:-1])
+        table[name] = column
+    table.write(path)
+
+
+FORMATS: dict[str, Callable[[CurveBatch, Path], None]] = {
+    "nested.parquet": nested,
+    "long.csv": long_csv,
+    "long.csv.gz": long_csv,
+    "long.parquet": long_parquet,
+    "astromer": astromer,
+    "long.fits": long_fits,
+    "nested.fits": nested_fits,
+}
+
+
+def numbered(batch: CurveBatch) -> CurveBatch:
+    """With ids as an Astromer folder has them."""
+    return replace(batch, ids=np.array([str(int(name.removeprefix("sim-"))) for name in batch.ids], dtype=object))
+
+
+def read_embeddings(path: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    return frame.assign(id=frame["id"].str.removeprefix("sim-").astype(int)).set_index("id").sort_index()
+
+
+def train(data: Path, out: Path, *flags: str) -> Path:
+    """Two steps; the run's folder."""
+    small = out.with_suffix(".yaml")
+    small.write_text(SMALL)
+    assert pretrain.main(["--config", str(small), "--data", str(data), "--out", str(out), *flags]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(survey: CurveBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one of the formats, converted on the way."""
+    folder = tmp_path_factory.mktemp("trained")
+    astromer(survey, folder / "astromer")
+    return train(folder / "astromer", folder / "run")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_holds_the_same_light_curves(name: str, survey: CurveBatch, trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / name
+    FORMATS[name](survey, source)
+    assert convert.main([str(source), str(tmp_path / "store")]) == 0
+    assert_same_curves(map(numbered, Store.open(tmp_path / "store").batches()), [numbered(survey)])
+    model = str(trained / "checkpoints" / "best")
+    for made_of, out in ((source, "direct"), (tmp_path / "store", "by store"), (trained / "store", "expected")):
+        assert embed.main([str(made_of), str(tmp_path / f"{out}.parquet"), "--model", model]) == 0
+    wanted = read_embeddings(tmp_path / "expected.parquet")
+    for out in ("direct", "by store"):
+        found = read_embeddings(tmp_path / f"{out}.parquet")
+        pd.testing.assert_frame_equal(found.drop(columns="embedding"), wanted.drop(columns="embedding"))
+        np.testing.assert_allclose(np.stack(found["embedding"]), np.stack(wanted["embedding"]), rtol=1e-4, atol=1e-5)
+
+
+def train_and_embed(source: Path, folder: Path, *flags: str) -> pd.DataFrame:
+    """The three commands on one input; the embeddings."""
+    assert convert.main([str(source), str(folder / "store"), *flags]) == 0
+    for data, out in ((source, "direct"), (folder / "store", "stored")):
+        train(data, folder / out, *flags)
+    digests = {Store.open(path).digest for path in (folder / "store", folder / "direct" / "store")}
+    assert len(digests) == 1
+    model = str(folder / "direct" / "checkpoints" / "best")
+    assert embed.main([str(source), str(folder / "out.parquet"), "--model", model, *flags]) == 0
+    return pd.read_parquet(folder / "out.parquet")
+
+
+@real_data
+@pytest.mark.parametrize(("band", "curves"), [("MACHO_R", 75), (None, 149)])
+def test_two_bands_of_real_stars(band: str | None, curves: int, tmp_path: Path) -> None:
+    frame = train_and_embed(SHARED / "macho.parquet", tmp_path, *(["--band", band] if band else []))
+    assert len(frame) == curves
+    assert set(frame["band"]) == ({band} if band else {"MACHO_B", "MACHO_R"})
+    assert np.isfinite(np.stack(frame["embedding"])).all()
+
+
+@real_data
+@pytest.mark.parametrize("name", ["long.csv", "astromer", "long.fits", "nested.fits"])
+def test_real_stars_in_other_formats(name: str, tmp_path: Path) -> None:
+    frame = next(pq.ParquetFile(SHARED / "catalina.parquet").iter_batches(60)).to_pandas()
+    lengths = frame["mjd"].map(len)
+    batch = CurveBatch(
+        ids=np.array([f"sim-{i}" for i in range(len(frame))], dtype=object),
+        band=frame["band"].to_numpy(),
+        label=frame["label"].to_numpy(),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        **{role: np.concatenate(frame[name]) for role, name in (("time", "mjd"), ("mag", "mag"), ("err", "err"))},
+    )
+    FORMATS[name](batch, tmp_path / name)
+    found = train_and_embed(tmp_path / name, tmp_path)
+    assert sorted(found["label"]) == sorted(frame["label"])
+    assert found["n_points"].sum() == lengths.sum()
