@@ -86,7 +86,7 @@ def _config_files(words: Sequence[str]) -> list[str]:
 def _explain(message: str, config_class: type, files: dict[str, dict[str, Any]]) -> str:
     """The parser's complaint in one line; of a wrong type, in our own words, with the file that it stands in."""
     message = " ".join(message.split())
-    wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message)
+    wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: ?(.*)', message)
     wanted = wrong and settings.wanted(wrong[1], config_class)
     if not wrong or not wanted:
         return message

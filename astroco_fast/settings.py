@@ -31,7 +31,9 @@ def read(path: str | Path, config_class: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings, such as 'seed: 1'; --print_config shows how such a file looks")
     known = dict(_kinds(config_class))
-    for name in _names(content, known):
+    for name, value in _settings(content, known):
+        if is_dataclass(known.get(name)) and not isinstance(value, Mapping):
+            raise UserError(f"{path}: {name} must be a group of settings, not {value!r}")
         if name not in known:
             like = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {like[0]!r}?" if like else "--print_config shows all"
@@ -65,13 +67,13 @@ def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _kinds(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
 
-def _names(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names that a file sets, those in dictionaries without fixed keys left out."""
+def _settings(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of all that a file sets, groups included, without what is in dictionaries of free keys."""
     for key, value in content.items():
         name = f"{prefix}{key}"
-        yield name
+        yield name, value
         if isinstance(value, Mapping) and is_dataclass(known.get(name)):
-            yield from _names(value, known, f"{name}.")
+            yield from _settings(value, known, f"{name}.")
 
 
 def _words(kind: Any) -> str:
