@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from astroco_fast.data.curves import CurveBatch, to_float32
 from astroco_fast.data.fields import BandFilter, MappedTable, photometry
-from astroco_fast.data.metadata import StarTable
+from astroco_fast.data.metadata import StarTable, TableSource
 from astroco_fast.data.seen import two_labels
 from astroco_fast.data.split import star_hash
 from astroco_fast.data.tables import is_simulated
@@ -33,18 +33,8 @@ _READ_ROWS = 250_000
 _DONE = "done.json"
 
 
-class PointSource:
+class PointSource(TableSource):
     """Light curves of one or more tables with one point a row; one batch a partition, stars in no special order."""
-
-    def __init__(
-        self, tables: Sequence[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
-    ) -> None:
-        self.name = name
-        self.identity = identity
-        self.notes = [note for mapped in tables for note in mapped.notes]
-        self._tables = tables
-        self._band = band
-        self._stars = stars
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
         with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,17 @@ class StarTable:
                 raise UserError(
                     f"{path}: rows {rows[0]} and {rows[1]} give one id two {role}s, {one!r} and {other!r}; keep one"
                 )
+
+
+class TableSource:
+    """What light curves are read from: one or more tables of one kind, perhaps beside a table of their stars."""
+
+    def __init__(
+        self, tables: Sequence[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
+    ) -> None:
+        self.name = name
+        self.identity = identity
+        self.notes = [note for mapped in tables for note in mapped.notes]
+        self._tables = tables
+        self._band = band
+        self._stars = stars

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from astroco_fast.data.curves import CurveBatch, offsets_of, to_float32
 from astroco_fast.data.fields import BandFilter, MappedTable, photometry
 from astroco_fast.data.long import group_points
-from astroco_fast.data.metadata import StarTable
+from astroco_fast.data.metadata import StarTable, TableSource
 from astroco_fast.data.tables import is_simulated
 from astroco_fast.data.values import to_numbers, to_objects, to_text
 from astroco_fast.errors import UserError
@@ -24,18 +24,8 @@ BATCH_POINTS = 500_000
 _MOST_ROWS = 16_384
 
 
-class RowSource:
+class RowSource(TableSource):
     """Light curves of one or more tables with one a row, in the tables' order."""
-
-    def __init__(
-        self, tables: Sequence[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
-    ) -> None:
-        self.name = name
-        self.identity = identity
-        self.notes = [note for mapped in tables for note in mapped.notes]
-        self._tables = tables
-        self._band = band
-        self._stars = stars
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
         wanted = BandFilter(self._band)
