@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.store import CURVES, FILES, FORMAT, MANIFEST, OFFSETS, POINT_FILES, SCHEMA_VERSION, curve_schema
 from astroco_fast.data.store import describe_file as _describe
-from astroco_fast.files import held
+from astroco_fast.files import flush, held
 
 # Points between two records of progress: 16 bytes each, some dozen MB to write and to lose.
 STEP_POINTS = 1_000_000
@@ -86,9 +86,9 @@ class PartialStore:
     def record(self) -> None:
         """Make all that was appended so far survive a kill."""
         pyarrow.parquet.write_table(self._table(), self._step_file(self.steps))
-        _sync(self._step_file(self.steps))
+        flush(self._step_file(self.steps))
         for name in (*(name for name, _ in POINT_FILES.values()), OFFSETS[0]):
-            _sync(self.path / name)
+            flush(self.path / name)
         self.steps += 1
         progress = {"batches": self.batches, "curves": self.curves, "points": self.points, "steps": self.steps}
         _write_json(self._work / "progress.json", {**progress, "counts": dict(self.counts)})
@@ -107,7 +107,7 @@ class PartialStore:
         with pyarrow.parquet.ParquetWriter(self.path / CURVES, curve_schema()) as writer:
             for table in self.recorded_rows():
                 writer.write_table(table)
-        _sync(self.path / CURVES)
+        flush(self.path / CURVES)
         manifest["files"] = {name: _describe(self.path / name) for name in FILES}
         _write_json(self.path / MANIFEST, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest})
         self.publish()
@@ -115,9 +115,9 @@ class PartialStore:
     def publish(self) -> None:
         """The last step: the folder gets its name."""
         shutil.rmtree(self._work, ignore_errors=True)
-        _sync(self.path)
+        flush(self.path)
         os.replace(self.path, self.out)
-        _sync(self.out.parent)
+        flush(self.out.parent)
 
     def discard(self) -> None:
         """Remove all that was written."""
@@ -180,14 +180,6 @@ def _cut(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a file at once: readers see the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
@@ -196,4 +188,4 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync(path.parent)
+    flush(path.parent)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.errors import UserError
+from astroco_fast.files import sha256
 
 FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
@@ -27,7 +28,6 @@ OFFSETS = ("offsets.i64", "<i8")
 FILES = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0], CURVES)
 _AGAIN = "remove the folder and convert again"
 _SECTIONS = ("counts", "files", "provenance", "report")
-_HASH_BLOCK = 4 << 20
 _CURVES_A_BATCH = 2048
 
 
@@ -188,7 +188,7 @@ def _damaged(manifest: dict[str, Any]) -> bool:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, as the manifest records them."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -211,13 +211,5 @@ def _check_file(path: Path, recorded: Mapping[str, Any] | None, verify: bool) ->
     size = path.stat().st_size
     if size != recorded["bytes"]:
         raise UserError(f"{path}: has {size} bytes, {recorded['bytes']} were written; {_AGAIN}")
-    if verify and _sha256(path) != recorded["sha256"]:
+    if verify and sha256(path) != recorded["sha256"]:
         raise UserError(f"{path}: its content has changed since it was written (checksum); {_AGAIN}")
-
-
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            total.update(block)
-    return total.hexdigest()

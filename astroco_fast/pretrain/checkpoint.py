@@ -13,7 +13,6 @@ and the links are replaced, each in one atomic call. So `last` always leads to a
 spoil it later, the manifest tells, and the newest whole one is taken.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from astroco_fast.errors import UserError
+from astroco_fast.files import flush, sha256
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 1  # of what a run saves in state.json
@@ -71,7 +71,7 @@ class CheckpointFolder:
             write_tensors(temporary)
             _seal(temporary, state)
             os.rename(temporary, self.folder / name)
-            _flush(self.folder)
+            flush(self.folder)
             self.link(LAST, name)
             self._prune({name, needed})
         except (OSError, SafetensorError) as error:
@@ -92,7 +92,7 @@ class CheckpointFolder:
         temporary.symlink_to(name)
         doomed = self._set_aside(link) if path.is_dir() and not path.is_symlink() else None
         os.replace(temporary, path)
-        _flush(self.folder)
+        flush(self.folder)
         if doomed is not None:
             shutil.rmtree(doomed)
 
@@ -187,7 +187,7 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         for file, digest in files.items():
-            if (names is None or file in names) and _sha256(folder / file) != digest:
+            if (names is None or file in names) and sha256(folder / file) != digest:
                 raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
     except OSError as error:
         raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
@@ -199,10 +199,10 @@ def _seal(folder: Path, state: dict[str, Any]) -> None:
     """Add the state, and a manifest of all files, to a checkpoint's tensors, and see all of it safe on disk."""
     (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
     files = sorted(path for path in folder.iterdir())
-    manifest = {"files": {path.name: _sha256(path) for path in files}}
+    manifest = {"files": {path.name: sha256(path) for path in files}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for path in [*files, folder / MANIFEST, folder]:
-        _flush(path)
+        flush(path)
 
 
 def _age(name: str) -> tuple[int, ...]:
@@ -216,20 +216,3 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

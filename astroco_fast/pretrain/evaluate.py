@@ -17,8 +17,8 @@ from astroco_fast import ops
 from astroco_fast.data.batches import Batch
 from astroco_fast.pretrain.data import TrainingData, upload
 from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.objective import ROLES
 from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.reference.loss import ROLES
 
 GROUPS = ("all", *ROLES)
 RESIDUAL, TOTAL, TRIVIAL, POINTS = range(4)  # rows of the table of sums; a column for each of GROUPS

@@ -13,8 +13,6 @@ once the sums are reduced, turns their total into the loss's gradient:
 import torch
 from torch import Tensor
 
-from astroco_fast.reference.loss import ROLES as ROLES  # the order of sums by role
-
 
 class Sums:
     """Positions in the vector of sums of a step or an interval, all float64.

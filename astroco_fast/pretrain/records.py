@@ -9,9 +9,10 @@ import torch
 
 from astroco_fast.pretrain.data import StepBatches, TrainingData
 from astroco_fast.pretrain.flops import training_flops
-from astroco_fast.pretrain.objective import ROLES, Sums
+from astroco_fast.pretrain.objective import Sums
 from astroco_fast.pretrain.state import State
 from astroco_fast.pretrain.trainer import StepResult, Trainer
+from astroco_fast.reference.loss import ROLES
 
 
 class Stopwatch:
