@@ -10,7 +10,8 @@ Either way a window's real points are its first positions. A mask with holes or 
 form on the way in and undone on the way out: where the padding stands never matters.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Layout:
         positions: (B, T) bool: which positions of the windows hold real points.
         valid: (N,) bool: which rows are real points; None if all are (known on the host).
         full: every row is a real point and every position has one (known on the host).
+        scratch: what backends derive from the layout, kept as long as the batch.
     """
 
     batch: int
@@ -94,6 +96,7 @@ class Layout:
     index: Tensor | None = None
     source: Tensor | None = None
     full: bool = False
+    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def padded(lengths: Tensor, length: int) -> "Layout":

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from astroco_fast import ops
 from astroco_fast.card import model_card
@@ -29,6 +29,13 @@ class AstroCo(ReferenceAstroCo):
     >>> out = model(time, mag, err, mask)                # (B, T) each; mask is True at real points
     >>> out.sequence, out.embedding, out.reconstruction  # (B, T, D), (B, D), (B, T)
     """
+
+    def __init__(self, config: AstroCoConfig) -> None:
+        super().__init__(config)
+        # A batch has one seed; the salt makes each dropout's draws its own, also when a block is recomputed in backward.
+        for salt, module in enumerate(self.modules()):
+            if isinstance(module, nn.Dropout):
+                module.salt = salt
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "AstroCo":

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from astroco_fast.errors import UserError
+from astroco_fast.kernels import triton as _triton
 from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
 
 OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
 
 # By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py.
-BACKENDS: dict[str, ModuleType] = {"reference": _reference}
+BACKENDS: dict[str, ModuleType] = {"triton": _triton, "reference": _reference}
 
 # The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None

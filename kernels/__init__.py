@@ -1,1 +1,1 @@
-"""Fused kernels, a folder a backend. None is shipped yet: `astroco_fast.ops` runs the reference."""
+"""Fused kernels, a folder a backend: `triton` for GPUs."""

@@ -1,0 +1,108 @@
+"""How a kernel is launched, and the GPU architectures that its configuration depends on."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a choice of tiles depends on.
+
+    Attributes:
+        name: "sm_90" or "gfx942", as compilers call it.
+        shared: the most shared memory a block may have, bytes.
+        matrix_fp32: how `tl.dot` multiplies float32 as exactly as float32: three TF32 products where there are such.
+    """
+
+    name: str
+    shared: int
+    matrix_fp32: str = "tf32x3"
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("sm_80", 163 * 1024),
+        Architecture("sm_86", 99 * 1024),
+        Architecture("sm_89", 99 * 1024),
+        Architecture("sm_90", 227 * 1024),
+        Architecture("sm_100", 227 * 1024),
+        Architecture("sm_120", 99 * 1024),
+        Architecture("gfx942", 64 * 1024, "ieee"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A tiling: block sizes by the names that the kernel gives them, warps a block and pipeline stages."""
+
+    blocks: dict[str, int]
+    warps: int = 4
+    stages: int = 2
+    options: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {"num_warps": self.warps, "num_stages": self.stages})
+
+
+# Set by `recording`: takes a launch in place of the GPU.
+_record: Callable[..., None] | None = None
+_architecture: Architecture | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
+    """Launch `kernel` on the GPU that its first tensor is on, on torch's current stream.
+
+    Args:
+        kernel: a `triton.jit` function.
+        grid: blocks along up to three axes; nothing is launched where one is zero.
+        args: the kernel's tensors and numbers, in its order.
+        config: block sizes, warps, stages.
+        constants: the kernel's further compile-time constants.
+    """
+    constants = {**constants, **config.blocks}
+    if _record is not None:
+        _record(kernel, grid, args, constants, config)
+    elif all(grid):
+        like = next(arg for arg in args if isinstance(arg, Tensor))
+        # Without it a tensor on another GPU than the current one would be read through the wrong context.
+        with torch.cuda.device_of(like) if like.is_cuda else contextlib.nullcontext():
+            kernel[grid](*args, **constants, **config.options)
+
+
+def architecture(device: torch.device) -> Architecture:
+    """The architecture of a GPU; on a CPU (Triton's interpreter) one that stands for all."""
+    if _architecture is not None:
+        return _architecture
+    if device.type != "cuda":
+        return ARCHITECTURES["sm_80"]
+    return _of_gpu(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@contextlib.contextmanager
+def recording(record: Callable[..., None], on: Architecture) -> Iterator[None]:
+    """Within it launches are not made but handed to `record(kernel, grid, args, constants, config)`, tiled for `on`."""
+    global _record, _architecture
+    _record, _architecture = record, on
+    try:
+        yield
+    finally:
+        _record, _architecture = None, None
+
+
+@cache
+def _of_gpu(index: int) -> Architecture:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        return ARCHITECTURES.get(name, Architecture(name, 64 * 1024, "ieee"))
+    name = f"sm_{properties.major}{properties.minor}"
+    shared = getattr(properties, "shared_memory_per_block_optin", 99 * 1024)
+    return ARCHITECTURES.get(name, Architecture(name, shared))

@@ -1,0 +1,201 @@
+"""The end of every sublayer: y = LayerNorm(x + Dropout(o + b)).
+
+Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D): 2 P + 8 D bytes a row; the sum and its dropout
+mask are never in memory. Backward reads dy, o and x, forms the sum again, and writes what flows on to x and to o: another
+2 P + 12 D + 2 P.
+
+Tiling: a block owns whole rows. Where the pitch is a power of two, a tile is the whole row and everything is read once; else
+(D = 276: 3 chunks of 128) the row is passed over in chunks, the second pass finding them in the first-level cache, since one
+tile of 512 would leave half of its lanes idle. Column sums for the gradients of b and of LayerNorm's parameters leave one
+partial row a block, 3 % of the traffic, summed by the caller: no atomics, the same bits every time.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.dropout import dropout_scale
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, chunk, new, pitch
+
+
+@triton.jit
+def _summed(
+    o, b, x, row, inside, start, seed, salt, p,
+    D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Channels start .. start + BLOCK_C - 1 of x + Dropout(o + b): the sum [BLOCK_R, BLOCK_C], and the dropout's scale."""
+    column = start + tl.arange(0, BLOCK_C)
+    here = inside[:, None] & (column < D)[None, :]
+    value = tl.load(o + row[:, None] * P + column[None, :], mask=inside[:, None] & (column < P)[None, :], other=0.0).to(
+        tl.float32
+    )
+    value += tl.load(b + column, mask=column < D, other=0.0)[None, :]
+    scale = tl.full([BLOCK_R, BLOCK_C], 1.0, tl.float32)
+    if DROPOUT:
+        scale = dropout_scale(seed, salt, row, start, p, BLOCK_R, BLOCK_C)
+    total = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0) + value * scale
+    return tl.where(here, total, 0.0), scale
+
+
+@triton.jit(do_not_specialize=["salt", "rows"])
+def _forward_kernel(
+    o, b, x, weight, bias, end, seed, salt, p, eps, y, mean_out, rstd_out, rows,
+    D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    mean = tl.zeros([BLOCK_R], tl.float32)
+    squares = tl.zeros([BLOCK_R], tl.float32)  # about the mean
+    for start in tl.static_range(0, P, BLOCK_C):
+        z, _ = _summed(o, b, x, row, inside, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
+        # Chan's formula joins the chunk to what came before; E[z^2] - E[z]^2 would cancel.
+        n = BLOCK_C if start + BLOCK_C < D else D - start
+        chunk_mean = tl.sum(z, 1) / n
+        deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - chunk_mean[:, None], 0.0)
+        delta = chunk_mean - mean
+        mean += delta * (n / (start + n))
+        squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
+    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
+    tl.store(mean_out + row, mean, mask=inside)
+    tl.store(rstd_out + row, rstd, mask=inside)
+    for start in tl.static_range(0, P, BLOCK_C):
+        if BLOCK_C < P:
+            z, _ = _summed(o, b, x, row, inside, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
+        column = start + tl.arange(0, BLOCK_C)
+        gain = tl.load(weight + column, mask=column < D, other=0.0)
+        shift = tl.load(bias + column, mask=column < D, other=0.0)
+        normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
+        here = inside[:, None] & (column < D)[None, :]
+        tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
+
+
+@triton.jit(do_not_specialize=["salt", "rows"])
+def _backward_kernel(
+    dy, o, b, x, weight, end, seed, salt, p, mean_in, rstd_in, dz, do, partial, rows,
+    D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    mean = tl.load(mean_in + row, mask=inside, other=0.0)
+    rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
+    slope = tl.zeros([BLOCK_R], tl.float32)  # mean of dy * weight, and of that times the normalised sum
+    tilt = tl.zeros([BLOCK_R], tl.float32)
+    for start in tl.static_range(0, P, BLOCK_C):
+        column = start + tl.arange(0, BLOCK_C)
+        here = real[:, None] & (column < D)[None, :]
+        z, scale = _summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
+        normal = tl.where(here, (z - mean[:, None]) * rstd[:, None], 0.0)
+        upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
+        gain = tl.load(weight + column, mask=column < D, other=0.0)
+        slope += tl.sum(upstream * gain[None, :], 1) / D
+        tilt += tl.sum(upstream * gain[None, :] * normal, 1) / D
+        at = partial + block * 3 * D + column
+        tl.store(at, tl.sum(upstream * normal, 0), mask=column < D)
+        tl.store(at + D, tl.sum(upstream, 0), mask=column < D)
+    for start in tl.static_range(0, P, BLOCK_C):
+        column = start + tl.arange(0, BLOCK_C)
+        here = real[:, None] & (column < D)[None, :]
+        if BLOCK_C < P:
+            z, scale = _summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
+            normal = tl.where(here, (z - mean[:, None]) * rstd[:, None], 0.0)
+            upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
+            gain = tl.load(weight + column, mask=column < D, other=0.0)
+        gradient = rstd[:, None] * (upstream * gain[None, :] - slope[:, None] - normal * tilt[:, None])
+        gradient = tl.where(here, gradient, 0.0)
+        tl.store(dz + row[:, None] * D + column[None, :], gradient, mask=inside[:, None] & (column < D)[None, :])
+        inward = gradient * scale
+        tl.store(
+            do + row[:, None] * P + column[None, :],
+            inward.to(do.dtype.element_ty),
+            mask=inside[:, None] & (column < P)[None, :],
+        )
+        tl.store(partial + block * 3 * D + 2 * D + column, tl.sum(inward, 0), mask=column < D)
+
+
+def _config(width: int) -> Config:
+    # 8 warps: at 16 rows of 256 channels a thread holds 16 values of each of the four tiles alive in backward.
+    return Config({"BLOCK_R": 16, "BLOCK_C": chunk(width)}, warps=8 if chunk(width) >= 128 else 4, stages=1)
+
+
+def _forward_outputs(
+    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = x.shape[0]
+    return new(x, *x.shape), new(x, rows), new(x, rows)
+
+
+@kernel_op(
+    "residual_norm(Tensor o, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, Tensor? seed, int salt, float p, "
+    "float eps) -> (Tensor, Tensor, Tensor)",
+    _forward_outputs,
+)
+def residual_norm(
+    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """LayerNorm(x + Dropout(o + b)), zero at rows that are not real.
+
+    Args:
+        o: (N, P) half rows in the compute dtype, the sublayer's last matrix product without its bias.
+        b: (D,) float32, that bias.
+        x: (N, D) float32, the residual.
+        weight, bias: (D,) float32, LayerNorm's.
+        end: (N,) int32, as in `Segments`.
+        seed: (1,) int64 for dropout; None: nothing is dropped.
+        salt: tells this dropout from others of the same seed.
+        p: dropout probability.
+        eps: LayerNorm's.
+
+    Returns:
+        y (N, D) float32, and the sum's mean and 1/standard deviation (N,), for backward.
+    """
+    y, mean, rstd = outputs = _forward_outputs(o, b, x, weight, bias, end, seed, salt, p, eps)
+    rows, width = x.shape
+    config = _config(width)
+    grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
+    launch(
+        _forward_kernel, grid, o, b, x, weight, bias, end, seed, salt, p, eps, y, mean, rstd, rows,
+        D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
+    )  # fmt: skip
+    return outputs
+
+
+def _backward_outputs(
+    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, weight: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, width = x.shape
+    blocks = cdiv(rows, _config(width).blocks["BLOCK_R"])
+    return new(x, *x.shape), new(o, *o.shape), new(x, blocks, 3, width)
+
+
+@kernel_op(
+    "residual_norm_backward(Tensor dy, Tensor o, Tensor b, Tensor x, Tensor weight, Tensor end, Tensor? seed, int salt, "
+    "float p, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
+    _backward_outputs,
+)
+def residual_norm_backward(
+    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, weight: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Backward of `residual_norm`.
+
+    Returns:
+        The gradient of the sum (N, D) float32, which is x's; that of o, (N, P) half rows; partial sums (blocks, 3, D)
+        float32 whose sum over blocks is the gradients of weight, bias and b.
+    """
+    dz, do, partial = outputs = _backward_outputs(dy, o, b, x, weight, end, seed, salt, p, mean, rstd)
+    rows, width = x.shape
+    config = _config(width)
+    grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
+    launch(
+        _backward_kernel, grid, dy, o, b, x, weight, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
+        D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
+    )  # fmt: skip
+    return outputs

@@ -1,0 +1,53 @@
+"""Shapes and strides that all kernels agree on.
+
+- *Rows*, between ops: (N, D) float32, contiguous. D = 276 has a row of 1104 bytes, a multiple of 16.
+- *Half rows*, inside ops: (N, P) in the compute dtype, contiguous, P = `pitch(D)`; the columns from D on are zero. So
+  every row starts at a multiple of 16 bytes and loads stay 16 bytes wide: at a pitch of 276 a bfloat16 row would start
+  at a multiple of 8 only.
+
+Rows that are not real points are zero in every output.
+"""
+
+import torch
+from torch import Tensor
+
+# A multiple of 32 columns is 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
+PITCH = 32
+
+
+def pitch(width: int) -> int:
+    """The columns that a half row of `width` channels takes up."""
+    return -(-width // PITCH) * PITCH
+
+
+def chunk(width: int) -> int:
+    """The columns of a tile: a whole half row where its pitch is a power of two, else 128.
+
+    At 128 the last of a row's chunks has idle lanes, for D = 276 a quarter of all; 9 chunks of 32 would have none, but
+    took 13 s to compile, unrolled as they are to keep a chunk in registers from one pass to the next.
+    """
+    columns = pitch(width)
+    return columns if columns & (columns - 1) == 0 else 128
+
+
+def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An output to be, contiguous, not initialised, on like's device; default like's dtype."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products are computed in: the autocast dtype, else x's own."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Rows as kernels take them: copied where they are sliced, or where a gradient arrives expanded, with stride 0."""
+    return x.contiguous()

@@ -1,0 +1,55 @@
+"""Backends under test, and outputs poisoned before a kernel writes them."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import astroco_fast as af
+from astroco_fast.kernels import triton as triton_backend
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run: a GPU if there is one, else Triton's interpreter on the CPU."""
+    return DEVICE
+
+
+@pytest.fixture(params=["triton"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a backend to hold against the reference; whatever it allocates is NaN at first."""
+    pytest.importorskip(request.param)
+    monkeypatch.setattr(triton_backend, "interpreting", DEVICE.type == "cpu")
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):  # type: ignore[no-untyped-def]
+        made = empty(*args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    yield request.param
+    af.set_backend(None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreted_bfloat16() -> None:
+    """Triton's interpreter keeps bfloat16 as its bits and would multiply those."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    pytest.importorskip("triton")
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def values(operand: TensorHandle) -> np.ndarray:
+        if operand.dtype.scalar == tl.bfloat16:
+            return (operand.data.astype(np.uint32) << 16).view(np.float32)
+        return operand.data.astype(np.float32)
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+        return TensorHandle(np.matmul(values(a), values(b)) + d.data, d.dtype.scalar)
+
+    InterpreterBuilder.create_dot = create_dot

@@ -1,0 +1,99 @@
+"""Every backend's sublayers against the reference, forward and backward, in awkward shapes."""
+
+import copy
+from zlib import crc32
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from astroco_fast import Layout, ops
+from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward
+from tests.kernels import harness
+from tests.kernels.harness import Case
+
+SUBLAYERS = {
+    "attention": (ops.attention, lambda width, p: Attention(width, 4, p)),
+    "convolution": (ops.convolution, lambda width, p: Convolution(width, 32, p)),
+    "feed_forward": (ops.feed_forward, lambda width, p: FeedForward(width, 4, p)),
+}
+P = 0.3
+SALT = 5
+
+
+class GivenDropout(nn.Module):
+    """Dropout whose draws are given, so that the reference drops what the backend dropped."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = scale  # (N, D): 0 or 1 / (1 - p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.to(x.dtype)
+
+
+def dropout_scale(backend: str, layout: Layout, width: int) -> Tensor:
+    """What the backend will multiply by in the op whose dropout has `SALT`."""
+    assert backend == "triton"
+    from astroco_fast.kernels.triton.dropout import dropout_mask
+    from astroco_fast.kernels.triton.segments import seed
+
+    return dropout_mask(seed(layout), SALT, P, layout.rows, width)
+
+
+def check(op: str, case: Case, fused: str, device: torch.device) -> None:
+    torch.manual_seed(crc32(repr(case).encode()))
+    call, make = SUBLAYERS[op]
+    module = make(case.width, P).to(device).train(case.mode == "training")
+    with torch.no_grad():  # away from the ones and zeros of initialisation
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for key, buffer in module.named_buffers():
+            if key.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+            elif key.endswith("running_mean"):
+                buffer.normal_()
+    module.dropout.salt = SALT
+    layout = harness.layout_of(case, device)
+    real = harness.real_rows(layout)[:, None]
+    plain_module = copy.deepcopy(module)
+    if case.mode == "training":
+        plain_module.dropout = GivenDropout(dropout_scale(fused, layout, case.width))
+
+    x = torch.randn(layout.rows, case.width, device=device)
+    up = torch.randn_like(x)
+    if case.strides == "expanded":
+        up = torch.randn((), device=device).expand_as(x)
+    gradients = case.mode != "inference"
+    poisoned = x.masked_fill(~real, float("nan"))
+    poisoned = harness.sliced(poisoned) if case.strides == "sliced" else poisoned
+    poisoned_up = up if case.strides == "expanded" else up.masked_fill(~real, float("nan"))
+    exact, plain, got = harness.variants(
+        lambda module, x: call(module, x, layout),
+        module,
+        [x.masked_fill(~real, 0).requires_grad_(gradients)],
+        [up * real] if gradients else None,
+        case.dtype,
+        fused,
+        fused_inputs=[poisoned.requires_grad_(gradients)],
+        fused_upstream=[poisoned_up] if gradients else None,
+        plain_module=plain_module,
+    )
+    for found in (exact, plain):  # rows that are not real are undefined in the reference, zero in a backend
+        for key in ("output 0", "gradient of input 0"):
+            if key in found:
+                found[key] = found[key] * real
+    harness.assert_close(exact, plain, got)
+
+
+@pytest.mark.parametrize("case", harness.pairwise(), ids=harness.name)
+@pytest.mark.parametrize("op", SUBLAYERS)
+def test_sublayer(op: str, case: Case, fused: str, device: torch.device) -> None:
+    check(op, case, fused, device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", harness.every_case(), ids=harness.name)
+@pytest.mark.parametrize("op", SUBLAYERS)
+def test_sublayer_everywhere(op: str, case: Case, fused: str, device: torch.device) -> None:
+    check(op, case, fused, device)
