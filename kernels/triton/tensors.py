@@ -9,7 +9,9 @@ Rows that are not real points are zero in every output.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from astroco_fast.kernels.triton.launch import architecture
 
 # A multiple of 32 columns is 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
 PITCH = 32
@@ -51,3 +53,24 @@ def cdiv(a: int, b: int) -> int:
 def rows_of(x: Tensor) -> Tensor:
     """Rows as kernels take them: copied where they are sliced, or where a gradient arrives expanded, with stride 0."""
     return x.contiguous()
+
+
+def dot_precision(x: Tensor) -> str:
+    """`tl.dot`'s input_precision on x's device: IEEE float32 or its equal, unless torch's own switch allows TF32."""
+    if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 and architecture(x.device).matrix_fp32 == "tf32x3":
+        return "tf32"
+    return architecture(x.device).matrix_fp32
+
+
+def weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
+    """upstream^T x in float32: (N, F) and (N, P) half rows to (F, P)."""
+    if x.dtype == torch.float32:
+        return torch.mm(upstream.t(), x)
+    if x.device.type in ("cuda", "meta") and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(upstream.t(), x, out_dtype=torch.float32)
+    return torch.mm(upstream.t(), x).float()
+
+
+def wants_gradient(module: nn.Module, *inputs: Tensor) -> bool:
+    """Whether a gradient may be asked for what `module` makes of `inputs`."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters()))
