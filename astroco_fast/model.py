@@ -32,7 +32,8 @@ class AstroCo(ReferenceAstroCo):
 
     def __init__(self, config: AstroCoConfig) -> None:
         super().__init__(config)
-        # A batch has one seed; the salt makes each dropout's draws its own, also when a block is recomputed in backward.
+        # A batch has one seed of dropout; the salt makes each module's draws its own, also when it is run again in
+        # backward to recompute its activations.
         for salt, module in enumerate(self.modules()):
             if isinstance(module, nn.Dropout):
                 module.salt = salt

@@ -1,7 +1,7 @@
 """Dropout without a stored mask: backward draws it again from the same seed.
 
-One Philox draw gives four numbers, for four neighbouring channels, so which elements are dropped depends on (seed, salt,
-row, channel) alone, not on any tiling.
+One Philox draw gives four numbers, for four neighbouring channels, so which elements are dropped depends on (seed,
+salt, row, channel) alone, not on any tiling.
 """
 
 import torch
@@ -22,13 +22,8 @@ def dropout_scale(seed, salt, row, column, p, BLOCK_R: tl.constexpr, BLOCK_C: tl
     """
     group = column // 4 + tl.arange(0, BLOCK_C // 4)
     counter = tl.zeros([BLOCK_R, BLOCK_C // 4], tl.uint32)
-    a, b, c, d = tl.philox(
-        tl.load(seed) + salt,
-        counter + row.to(tl.uint32)[:, None],
-        counter + group.to(tl.uint32)[None, :],
-        counter,
-        counter,
-    )
+    rows, groups = counter + row.to(tl.uint32)[:, None], counter + group.to(tl.uint32)[None, :]
+    a, b, c, d = tl.philox(tl.load(seed) + salt, rows, groups, counter, counter)
     drawn = tl.join(tl.join(a, c), tl.join(b, d)).reshape([BLOCK_R, BLOCK_C])
     return tl.where(tl.uint_to_uniform_float(drawn) >= p, 1.0 / (1.0 - p), 0.0)
 

@@ -1,4 +1,4 @@
-"""Parameters in the form that kernels read: cast to the compute dtype, zeros in the pitch, heads padded, BatchNorm folded.
+"""Parameters in the form that kernels read: cast to the compute dtype, zeros in the pitch, BatchNorm folded.
 
 Made once and kept until a parameter changes.
 """
@@ -37,7 +37,7 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
 
 
 def cast(dtype: torch.dtype, weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[Tensor]:
-    """Copies in `dtype`, each padded with zeros to the shape beside it; in one launch where nothing has to be padded."""
+    """Copies in `dtype`, each padded with zeros to the shape beside it; one launch where nothing has to be padded."""
     copies = [
         torch.empty(shape, dtype=dtype, device=weight.device)
         if weight.shape == shape

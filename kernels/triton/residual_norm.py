@@ -1,13 +1,14 @@
 """The end of every sublayer: y = LayerNorm(x + Dropout(o + b)).
 
-Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D): 2 P + 8 D bytes a row; the sum and its dropout
-mask are never in memory. Backward reads dy, o and x, forms the sum again, and writes what flows on to x and to o: another
-2 P + 12 D + 2 P.
+Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D): 2 P + 8 D bytes a row; the sum and its
+dropout mask are never in memory. Backward reads dy, o and x, forms the sum again, and writes what flows on to x and to
+o: 4 P + 12 D.
 
-Tiling: a block owns whole rows. Where the pitch is a power of two, a tile is the whole row and everything is read once; else
-(D = 276: 3 chunks of 128) the row is passed over in chunks, the second pass finding them in the first-level cache, since one
-tile of 512 would leave half of its lanes idle. Column sums for the gradients of b and of LayerNorm's parameters leave one
-partial row a block, 3 % of the traffic, summed by the caller: no atomics, the same bits every time.
+Tiling: a block owns whole rows. Where the pitch is a power of two a tile is the whole row and everything is read once;
+else (D = 276: 3 chunks of 128) the row is passed over in chunks, the second pass finding them in the first-level cache,
+since one tile of 512 would leave half of its lanes idle. Column sums for the gradients of b and of LayerNorm's
+parameters leave one partial row a block, a few percent of the traffic, summed by the caller: no atomics, the same bits
+every time.
 """
 
 import triton
@@ -25,12 +26,11 @@ def _summed(
     o, b, x, row, inside, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Channels start .. start + BLOCK_C - 1 of x + Dropout(o + b): the sum [BLOCK_R, BLOCK_C], and the dropout's scale."""
+    """Channels start .. start + BLOCK_C - 1 of x + Dropout(o + b), [BLOCK_R, BLOCK_C], and the dropout's scale."""
     column = start + tl.arange(0, BLOCK_C)
     here = inside[:, None] & (column < D)[None, :]
-    value = tl.load(o + row[:, None] * P + column[None, :], mask=inside[:, None] & (column < P)[None, :], other=0.0).to(
-        tl.float32
-    )
+    pitched = inside[:, None] & (column < P)[None, :]
+    value = tl.load(o + row[:, None] * P + column[None, :], mask=pitched, other=0.0).to(tl.float32)
     value += tl.load(b + column, mask=column < D, other=0.0)[None, :]
     scale = tl.full([BLOCK_R, BLOCK_C], 1.0, tl.float32)
     if DROPOUT:
@@ -109,11 +109,8 @@ def _backward_kernel(
         gradient = tl.where(here, gradient, 0.0)
         tl.store(dz + row[:, None] * D + column[None, :], gradient, mask=inside[:, None] & (column < D)[None, :])
         inward = gradient * scale
-        tl.store(
-            do + row[:, None] * P + column[None, :],
-            inward.to(do.dtype.element_ty),
-            mask=inside[:, None] & (column < P)[None, :],
-        )
+        pitched = inside[:, None] & (column < P)[None, :]
+        tl.store(do + row[:, None] * P + column[None, :], inward.to(do.dtype.element_ty), mask=pitched)
         tl.store(partial + block * 3 * D + 2 * D + column, tl.sum(inward, 0), mask=column < D)
 
 
@@ -123,21 +120,21 @@ def _config(width: int) -> Config:
 
 
 def _forward_outputs(
-    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    eps: float,
+    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int,
+    p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
     return new(x, *x.shape), new(x, rows), new(x, rows)
 
 
 @kernel_op(
-    "residual_norm(Tensor o, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, Tensor? seed, int salt, float p, "
-    "float eps) -> (Tensor, Tensor, Tensor)",
+    "residual_norm(Tensor o, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, Tensor? seed, int salt, "
+    "float p, float eps) -> (Tensor, Tensor, Tensor)",
     _forward_outputs,
 )
 def residual_norm(
-    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    eps: float,
+    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int,
+    p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """LayerNorm(x + Dropout(o + b)), zero at rows that are not real.
 
@@ -176,8 +173,8 @@ def _backward_outputs(
 
 
 @kernel_op(
-    "residual_norm_backward(Tensor dy, Tensor o, Tensor b, Tensor x, Tensor weight, Tensor end, Tensor? seed, int salt, "
-    "float p, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
+    "residual_norm_backward(Tensor dy, Tensor o, Tensor b, Tensor x, Tensor weight, Tensor end, Tensor? seed, "
+    "int salt, float p, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
     _backward_outputs,
 )
 def residual_norm_backward(

@@ -14,8 +14,8 @@ class Segments(NamedTuple):
     Attributes:
         first: (N,) int32, the first row of the row's window.
         end: (N,) int32, the row after the last real one of the row's window; 0 at rows that are not real points.
-        offsets: (S + 1,) int32, where runs of rows start, and N: the real rows of each window, and the rows between them,
-            which attend to each other only, so that attention leaves no row undefined.
+        offsets: (S + 1,) int32, where runs of rows start, and N: the real rows of each window, and the rows between
+            them, which attend to each other only, so that attention leaves no row undefined.
         longest: no run is longer.
         start: (B,) int32, the first row of each window.
         lengths: (B,) int32, its real points.

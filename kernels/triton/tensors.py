@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from astroco_fast.kernels.triton.launch import architecture
 
-# A multiple of 32 columns is 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
+# 32 columns are 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
 PITCH = 32
 
 
