@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import ops
 from astroco_fast.card import model_card
@@ -15,6 +18,7 @@ from astroco_fast.config import AstroCoConfig
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.layout import Layout
 from astroco_fast.reference import AstroCoOutput, ReferenceAstroCo
+from astroco_fast.reference.batchnorm import frozen_statistics
 from astroco_fast.reference.model import Block
 from astroco_fast.text import first_reason
 
@@ -28,7 +32,13 @@ class AstroCo(ReferenceAstroCo):
     >>> model = AstroCo.from_preset("tiny").eval()
     >>> out = model(time, mag, err, mask)                # (B, T) each; mask is True at real points
     >>> out.sequence, out.embedding, out.reconstruction  # (B, T, D), (B, D), (B, T)
+
+    Attributes:
+        recompute: keep only each block's input for backward and run the block again there: less memory, a third more
+            arithmetic.
     """
+
+    recompute = False
 
     def __init__(self, config: AstroCoConfig) -> None:
         super().__init__(config)
@@ -53,15 +63,16 @@ class AstroCo(ReferenceAstroCo):
         return model
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
+        recompute = self.recompute and torch.is_grad_enabled()
+
         def states() -> Iterator[Tensor]:
             x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
             yield x
             for block in self.blocks:
-                assert isinstance(block, Block)
-                x = ops.attention(block.attention, x, layout)
-                if block.convolution is not None:
-                    x = ops.convolution(block.convolution, x, layout)
-                x = ops.feed_forward(block.feed_forward, x, layout)
+                if recompute:
+                    x = checkpoint(_run, block, x, layout, use_reentrant=False, context_fn=_once)
+                else:
+                    x = _run(block, x, layout)
                 yield x
 
         mixed, embedding = ops.mix_pool(self.mix_pool, states(), layout)
@@ -109,6 +120,18 @@ class AstroCo(ReferenceAstroCo):
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{weights}: does not hold this model's weights: {first_reason(error)}") from error
         return model.eval()
+
+
+def _run(block: Block, x: Tensor, layout: Layout) -> Tensor:
+    x = ops.attention(block.attention, x, layout)
+    if block.convolution is not None:
+        x = ops.convolution(block.convolution, x, layout)
+    return ops.feed_forward(block.feed_forward, x, layout)
+
+
+def _once() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What holds in the first pass through a block and in its repetition."""
+    return nullcontext(), frozen_statistics()
 
 
 def _read_config(path: Path) -> AstroCoConfig:

@@ -1,10 +1,30 @@
 """BatchNorm over the real points of a batch (paper, section 3: BatchNorm1d in the convolutional sublayer)."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_frozen = False
+
+
+@contextlib.contextmanager
+def frozen_statistics() -> Iterator[None]:
+    """Within it no running statistics change: a forward pass that backward repeats must not count twice."""
+    global _frozen
+    before, _frozen = _frozen, True
+    try:
+        yield
+    finally:
+        _frozen = before
+
+
+def statistics_frozen() -> bool:
+    """Whether `frozen_statistics` is in force."""
+    return _frozen
 
 
 class MaskedBatchNorm1d(nn.BatchNorm1d):
@@ -52,6 +72,8 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update_running(self, real: Tensor, mean: Tensor, var: Tensor) -> None:
+        if _frozen:
+            return
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

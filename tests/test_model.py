@@ -34,6 +34,21 @@ def test_same_state_dict_and_outputs_as_the_reference(ablation: dict[str, bool])
         assert torch.equal(a, b)
 
 
+def test_recomputed_activations_give_the_same_gradients_and_statistics() -> None:
+    model = tiny(dropout=0.3).train()
+    again = copy.deepcopy(model)
+    again.recompute = True
+    w = make_windows([12, 5, 0], 12)
+    for candidate in (model, again):
+        torch.manual_seed(1)
+        out = candidate(w.time, w.mag, w.err, w.mask, hidden=w.hidden)
+        (out.sequence.square().sum() + out.reconstruction.square().sum()).backward()
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+    for a, b in zip(model.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)  # the second pass is not counted
+
+
 def test_outputs_have_the_shapes_promised() -> None:
     w = make_windows([12, 5], 12)
     out = tiny()(w.time, w.mag, w.err, w.mask)

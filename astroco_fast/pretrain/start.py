@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from astroco_fast import presets
 from astroco_fast.config import AstroCoConfig
@@ -58,7 +59,7 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
     store = open_data(config, out, goes_on, ranks, console, stop)
     data = ranks.everywhere(lambda: _training_data(store, config, window, ranks))
     torch.manual_seed(config.seed)
-    model = ranks.everywhere(lambda: presets.build(config.preset, **config.model))
+    model = ranks.everywhere(lambda: _build(config))
     trainer = Trainer(model, train, ranks, config.seed)
     state, saved = resume(checkpoints, trainer, store, ranks, console)
     reason = limit_reached(state, train)
@@ -71,6 +72,16 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
     with ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard)) as log:
         console.start(_total_steps(config, data), state.step)
         return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
+
+
+def _build(config: PretrainConfig) -> nn.Module:
+    """The model to train, freshly initialised."""
+    model = presets.build(config.preset, **config.model)
+    if config.train.recompute:
+        if not hasattr(model, "recompute"):
+            raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")
+        model.recompute = True
+    return model
 
 
 def resume(

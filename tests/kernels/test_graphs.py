@@ -1,0 +1,92 @@
+"""What graphs, recomputation and many processes make of a backend's ops."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import astroco_fast as af
+from astroco_fast import AstroCo
+from tests.kernels.test_model import shortened, windows
+
+LENGTHS = torch.tensor([20, 0, 13])
+
+
+def loss_of(model: AstroCo, inputs: Any, **options: Any) -> Tensor:
+    out = model(*inputs[:3], hidden=inputs[4], **options)
+    return out.sequence.square().sum() + out.embedding.sum() + out.reconstruction.square().sum()
+
+
+class Ops(TorchDispatchMode):
+    """The names of all ops that reach the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "is_nonzero", "equal.default")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_waits_for_the_device(training: bool, fused: str) -> None:
+    """Given lengths, on tensors without data: whatever needed a value from the device would raise."""
+    model = shortened("L").to("meta").train(training)
+    inputs = [value.to("meta") for value in windows(torch.device("cpu"))]
+    with af.backend(fused), Ops() as ops, torch.set_grad_enabled(training):
+        loss = loss_of(model, inputs, lengths=torch.tensor([40, 0, 13]))
+        if training:
+            loss.backward()
+    waits = [name for name in ops.seen if any(word in name for word in SYNCHRONISING)]
+    assert any("astroco_fast" in name for name in ops.seen)  # the backend's own kernels were in it
+    assert not waits
+
+
+def test_the_check_above_can_fail(fused: str) -> None:
+    with Ops() as ops:
+        torch.ones(3).nonzero()
+        torch.ones(1).item()
+    assert [name for name in ops.seen if any(word in name for word in SYNCHRONISING)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_whole(training: bool, fused: str, device: torch.device) -> None:
+    model = shortened("S", dropout=0.0).to(device).train(training)
+    inputs = windows(device)
+    compiled = copy.deepcopy(model)
+    with af.backend(fused), torch.set_grad_enabled(training):
+        eager = loss_of(model, inputs, mask=inputs[3])
+        graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+        traced = loss_of(graph, inputs, mask=inputs[3])
+        torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-4)
+        if training:
+            eager.backward()
+            traced.backward()
+    for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        if training:
+            assert a.grad is not None, name
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=name)
+    for a, b in zip(model.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_recomputation_drops_what_was_dropped(fused: str, device: torch.device) -> None:
+    model = shortened("L", dropout=0.3).to(device).train()
+    again = copy.deepcopy(model)
+    again.recompute = True
+    inputs = windows(device)
+    with af.backend(fused):
+        for candidate in (model, again):
+            torch.manual_seed(3)
+            loss_of(candidate, inputs, mask=inputs[3]).backward()
+    for (name, a), b in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a.grad, b[1].grad), name
+    for a, b in zip(model.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)  # the second pass must not count in the running statistics

@@ -1,0 +1,53 @@
+"""The whole encoder on a backend's ops against the reference: outputs and every parameter's gradient."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from astroco_fast import AstroCo
+from tests.kernels import harness
+from tests.windows import make_windows
+
+# The widths and heads of the presets, with fewer layers.
+PRESETS = ("S", "L")
+LENGTHS, SIZE = [40, 0, 13], 40
+
+
+def shortened(preset: str, **overrides: Any) -> AstroCo:
+    """A preset with two blocks, its parameters away from their initial ones and zeros."""
+    torch.manual_seed(0)
+    model = AstroCo.from_preset(preset, layers=2, **overrides)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def windows(device: torch.device) -> Sequence[Tensor]:
+    """time, mag, err (float32, the padding NaN), mask and hidden."""
+    w = make_windows(LENGTHS, SIZE)
+    values = ((w.time - 58000).float(), (w.mag - 17).float(), w.err.float(), w.mask, w.hidden)
+    return [value.to(device) for value in values]
+
+
+def call(model: nn.Module, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    return tuple(model(time, mag, err, mask, hidden=hidden))
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: torch.device) -> None:
+    model = shortened(preset, dropout=0.0).to(device).train(mode == "training")
+    width, batch = model.config.width, len(LENGTHS)
+    up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
+    gradients = up if mode == "training" else None
+    harness.assert_close(*harness.variants(call, model, windows(device), gradients, dtype, fused))
+
+
+def test_every_dropout_draws_its_own() -> None:
+    salts = [module.salt for module in shortened("S").modules() if isinstance(module, nn.Dropout)]
+    assert len(set(salts)) == len(salts) == 6
