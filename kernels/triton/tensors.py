@@ -32,6 +32,14 @@ def chunk(width: int) -> int:
     return columns if columns & (columns - 1) == 0 else 128
 
 
+def split(width: int) -> tuple[int, int]:
+    """Two powers of two that cover a half row of `width` channels: (256, 32) for 276, (256, 0) for 256."""
+    columns = pitch(width)
+    main = 1 << (columns.bit_length() - 1)
+    rest = columns - main
+    return main, 1 << (rest - 1).bit_length() if rest else 0
+
+
 def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """An output to be, contiguous, not initialised, on like's device; default like's dtype."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
