@@ -1,0 +1,132 @@
+"""The end of a sublayer in inference: y = LayerNorm(x + a W^T + b), the matrix product included.
+
+Reads a (N, K) and W (P, K) in half precision and x (N, D), and writes y (N, D): 2 K + 8 D bytes a row. The product,
+which would be written and read again (4 P bytes a row), never leaves the accumulators.
+
+Tiling: a block owns whole rows, since LayerNorm needs their mean and variance, and walks along K in chunks. Rows whose
+pitch is no power of two take two accumulators, a main one and a tail (D = 276: 256 and 32 columns): one of 512 would
+leave half of the tensor cores' work unused. W is read by every block, from the second-level cache: 131 KB for 64 rows
+at D = K = 256.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch, split
+
+
+@triton.jit
+def _weights(w, column, k, P: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr):
+    """[k, column] of W^T, zero beyond its edges."""
+    at = w + column[None, :] * K + k[:, None]
+    if MASKED:
+        return tl.load(at, mask=(column < P)[None, :] & (k < K)[:, None], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def _summed(product, b, x, row, column, real, D: tl.constexpr):
+    """product + b + x where the row is real and the column exists, else 0."""
+    here = real[:, None] & (column < D)[None, :]
+    shift = tl.load(b + column, mask=column < D, other=0.0)
+    residual = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
+    return tl.where(here, product + shift[None, :] + residual, 0.0)
+
+
+@triton.jit
+def _store(z, mean, rstd, weight, bias, y, row, column, inside, real, D: tl.constexpr):
+    gain = tl.load(weight + column, mask=column < D, other=0.0)
+    shift = tl.load(bias + column, mask=column < D, other=0.0)
+    normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
+    here = inside[:, None] & (column < D)[None, :]
+    tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
+
+
+@triton.jit
+def _squares(z, mean, column, D: tl.constexpr):
+    deviation = tl.where((column < D)[None, :], z - mean[:, None], 0.0)
+    return tl.sum(deviation * deviation, 1)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _kernel(
+    a, w, b, x, weight, bias, end, eps, y, rows,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    MASKED: tl.constexpr = (P != MAIN + TAIL) or (K % BLOCK_K != 0)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    column = tl.arange(0, MAIN)
+    z = tl.zeros([BLOCK_R, MAIN], tl.float32)
+    if TAIL:
+        last = MAIN + tl.arange(0, TAIL)
+        z_tail = tl.zeros([BLOCK_R, TAIL], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        left = tl.load(a + row[:, None] * K + k[None, :], mask=real[:, None] & (k < K)[None, :], other=0.0)
+        z = tl.dot(left, _weights(w, column, k, P, K, MASKED), z, input_precision=PRECISION)
+        if TAIL:
+            z_tail = tl.dot(left, _weights(w, last, k, P, K, MASKED), z_tail, input_precision=PRECISION)
+
+    z = _summed(z, b, x, row, column, real, D)
+    mean = tl.sum(z, 1)
+    if TAIL:
+        z_tail = _summed(z_tail, b, x, row, last, real, D)
+        mean += tl.sum(z_tail, 1)
+    mean = mean / D
+    squares = _squares(z, mean, column, D)
+    if TAIL:
+        squares += _squares(z_tail, mean, last, D)
+    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
+    _store(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
+    if TAIL:
+        _store(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
+
+
+def _config(like: Tensor, width: int) -> Config:
+    main, tail = split(width)
+    return Config({"BLOCK_R": 64, "BLOCK_K": 32, "MAIN": main, "TAIL": tail}, warps=8, stages=2)
+
+
+def _outputs(
+    a: Tensor, w: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+) -> Tensor:
+    return new(x, *x.shape)
+
+
+@kernel_op(
+    "linear_residual_norm(Tensor a, Tensor w, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, float eps) "
+    "-> Tensor",
+    _outputs,
+)
+def linear_residual_norm(
+    a: Tensor, w: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+) -> Tensor:
+    """LayerNorm(x + a W^T + b), zero at rows that are not real.
+
+    Args:
+        a: (N, K) half rows in the compute dtype; what rows that are not real hold never matters.
+        w: (P, K) in the compute dtype, zero from row D on.
+        b: (D,) float32.
+        x: (N, D) float32, the residual.
+        weight, bias: (D,) float32, LayerNorm's.
+        end: (N,) int32, as in `Segments`.
+        eps: LayerNorm's.
+
+    Returns:
+        (N, D) float32.
+    """
+    y = _outputs(a, w, b, x, weight, bias, end, eps)
+    rows, width = x.shape
+    config = _config(a, width)
+    grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
+    launch(
+        _kernel, grid, a, w, b, x, weight, bias, end, eps, y, rows,
+        D=width, P=pitch(width), K=a.shape[1], PRECISION=dot_precision(a), config=config,
+    )  # fmt: skip
+    return y
