@@ -1,16 +1,82 @@
-"""The encoder's hyperparameters."""
+"""The encoders' hyperparameters."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from astroco_fast.errors import UserError
 
 HIDEABLE = ("magnitude", "time", "uncertainty")
+HIDDEN_MAGNITUDES = ("token", "zero", "shown")
+
+Config = TypeVar("Config", bound="ModelConfig")
 
 
 @dataclass(frozen=True)
-class AstroCoConfig:
+class ModelConfig:
+    """What the configurations of all encoders share.
+
+    Attributes:
+        width: D, of the embedding and of every position.
+        heads: attention heads; D is a multiple of them.
+        layers: L, the number of blocks.
+        dropout: probability, after each sublayer.
+        window: T, the points of a window.
+        time_base: base of the sinusoids' frequencies.
+
+    Raises:
+        UserError: a value out of range; names the field.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    dropout: float
+    window: int
+    time_base: float
+
+    def __post_init__(self) -> None:
+        self._whole("width", "heads", "layers", "window")
+        self._numbers("dropout", "time_base")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
+        if self.time_base <= 0:
+            raise UserError(f"model.time_base must be positive, got {self.time_base!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`; missing fields take their defaults, an unknown one is a `UserError`."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise UserError(f"unknown model setting {unknown[0]!r}; known: {', '.join(known)}")
+        return cls(**values)
+
+    def _whole(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"model.{name} must be a positive whole number, got {value!r}")
+
+    def _flags(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"model.{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _numbers(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"model.{name} must be a number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class AstroCoConfig(ModelConfig):
     """AstroCo's hyperparameters; the defaults are preset S (paper, section 3).
 
     Attributes:
@@ -45,38 +111,57 @@ class AstroCoConfig:
     mix: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "layers", "kernel", "expansion", "window"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"model.{name} must be a positive whole number, got {value!r}")
-        for name in ("convolution", "gate", "mix"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"model.{name} must be true or false, got {getattr(self, name)!r}")
-        for name in ("dropout", "time_base"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"model.{name} must be a number, got {value!r}")
+        super().__post_init__()
+        self._whole("kernel", "expansion")
+        self._flags("convolution", "gate", "mix")
         if self.width % 4 or self.width % self.heads:
             raise UserError(f"model.width must be a multiple of 4 and of heads ({self.heads}), got {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
-        if self.time_base <= 0:
-            raise UserError(f"model.time_base must be positive, got {self.time_base!r}")
         hide = (self.hide,) if isinstance(self.hide, str) else tuple(self.hide)
         unknown = [name for name in hide if name not in HIDEABLE]
         if unknown:
             raise UserError(f"model.hide takes {', '.join(HIDEABLE)}; got {unknown[0]!r}")
         object.__setattr__(self, "hide", hide)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return {**asdict(self), "hide": list(self.hide)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "AstroCoConfig":
-        """The inverse of `to_dict`; missing fields take their defaults, an unknown one is a `UserError`."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise UserError(f"unknown model setting {unknown[0]!r}; known: {', '.join(known)}")
-        return cls(**values)
+@dataclass(frozen=True)
+class AstromerConfig(ModelConfig):
+    """Astromer's hyperparameters; the defaults are version 2 as released.
+
+    Attributes:
+        width: D, a multiple of `heads`.
+        heads: attention heads.
+        layers: L, the number of blocks.
+        feed_forward: the feed-forward's hidden width.
+        dropout: probability, after the input and each sublayer.
+        window: T, the points of a window.
+        time_base: base of the sinusoids' frequencies, base^(-2i/D).
+        leak: a linear projection of each sublayer's input is added to its output; False: nothing is (version 1).
+        mask_logit: added to the attention logits of hidden points; version 1 has +1, and so attends to them the more.
+        hidden_magnitude: what stands at hidden points: token = a trainable number; zero; shown = their magnitude, so
+            that version 1 is trained on what it has to predict.
+
+    Raises:
+        UserError: a value out of range; names the field.
+    """
+
+    width: int = 256
+    heads: int = 4
+    layers: int = 6
+    feed_forward: int = 512
+    dropout: float = 0.1
+    window: int = 200
+    time_base: float = 10000.0
+    leak: bool = True
+    mask_logit: float = -1e9
+    hidden_magnitude: str = "token"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole("feed_forward")
+        self._flags("leak")
+        self._numbers("mask_logit")
+        if self.width % self.heads:
+            raise UserError(f"model.width must be a multiple of heads ({self.heads}), got {self.width}")
+        if self.hidden_magnitude not in HIDDEN_MAGNITUDES:
+            known = ", ".join(HIDDEN_MAGNITUDES)
+            raise UserError(f"model.hidden_magnitude takes {known}; got {self.hidden_magnitude!r}")

@@ -1,13 +1,12 @@
 """The whole encoder in plain PyTorch, to be held against the paper and against every kernel."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from astroco_fast.config import AstroCoConfig
 from astroco_fast.layout import Layout
+from astroco_fast.reference.encoder import AstroCoOutput, Encoder
 from astroco_fast.reference.sublayers import (
     Attention,
     Convolution,
@@ -17,20 +16,6 @@ from astroco_fast.reference.sublayers import (
     LayerMix,
     PlainFeedForward,
 )
-
-
-class AstroCoOutput(NamedTuple):
-    """What the encoder returns; zero at padded positions and for windows without a real point.
-
-    Attributes:
-        sequence: (B, T, D), the mixed layers at each position.
-        embedding: (B, D), its mean over each window's real points.
-        reconstruction: (B, T), magnitudes relative to the window's mean.
-    """
-
-    sequence: Tensor
-    embedding: Tensor
-    reconstruction: Tensor
 
 
 class Block(nn.Module):
@@ -51,8 +36,10 @@ class Block(nn.Module):
         return self.feed_forward(x, layout)
 
 
-class ReferenceAstroCo(nn.Module):
+class ReferenceAstroCo(Encoder):
     """AstroCo (arXiv 2509.24134, section 3): embedding, L blocks, layer mix, mean pooling, reconstruction head."""
+
+    name = "AstroCo"
 
     def __init__(self, config: AstroCoConfig) -> None:
         super().__init__()
@@ -62,51 +49,7 @@ class ReferenceAstroCo(nn.Module):
         self.mix_pool = LayerMix(config.layers) if config.mix else LastLayer()
         self.head = nn.Linear(config.width, 1)
 
-    def forward(
-        self,
-        time: Tensor,
-        mag: Tensor,
-        err: Tensor,
-        mask: Tensor | None = None,
-        *,
-        hidden: Tensor | None = None,
-        centered: bool = False,
-        lengths: Tensor | None = None,
-    ) -> AstroCoOutput:
-        """Encode windows.
-
-        Args:
-            time: (B, T) days, any zero point; give float64 unless `centered` (float32 MJD has a step of minutes).
-            mag: (B, T) magnitudes.
-            err: (B, T) their uncertainties, magnitudes.
-            mask: (B, T) bool, True at real points; None: all are, or see `lengths`. What padding holds never matters.
-            hidden: (B, T) bool, points to hide; None: none.
-            centered: time and mag are already zero-mean over each window's real points.
-            lengths: (B,) integers on the CPU, in place of `mask`: the real points stand first in each window. With a
-                mask the encoder has to ask the device for them.
-
-        Returns:
-            `AstroCoOutput`.
-
-        Raises:
-            ValueError: a tensor's shape differs from time's, mask or hidden is not bool, both mask and lengths are
-                given, or the parameters were cast to half precision.
-        """
-        dtype = self.head.weight.dtype
-        if dtype not in (torch.float32, torch.float64):  # BatchNorm, times and magnitudes would not survive it
-            raise ValueError(
-                f"AstroCo: parameters must stay float32, got {dtype}; for half precision use torch.autocast"
-            )
-        layout = self._layout(time, mag, err, mask, hidden, lengths)
-        rows = [layout.enter(values) for values in (time, mag, err)]
-        if not centered:
-            rows[:2] = [center(values, layout) for values in rows[:2]]
-        time, mag, err = (values.to(dtype) for values in rows)
-        return self.encode(time, mag, err, None if hidden is None else layout.enter(hidden), layout)
-
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
-        """The encoder proper, from centred rows (N,)."""
-
         def states() -> Iterator[Tensor]:
             x = self.input_embed(time, mag, err, hidden, layout)
             yield x
@@ -116,45 +59,3 @@ class ReferenceAstroCo(nn.Module):
 
         mixed, embedding = self.mix_pool(states(), layout)
         return self.output(mixed, embedding, layout)
-
-    def output(self, mixed: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
-        """Reconstruction head, and rows back to the caller's (B, T)."""
-        # Outside autocast: bfloat16 would round the magnitudes, by 0.01 where a star is 3 from its mean.
-        with torch.autocast(mixed.device.type, enabled=False):
-            reconstruction = self.head(mixed.to(self.head.weight.dtype)).squeeze(-1)
-        return AstroCoOutput(layout.leave(mixed), embedding, layout.leave(reconstruction))
-
-    @staticmethod
-    def _layout(
-        time: Tensor, mag: Tensor, err: Tensor, mask: Tensor | None, hidden: Tensor | None, lengths: Tensor | None
-    ) -> Layout:
-        """Check the shapes and make the batch's (packed) layout."""
-        if time.dim() != 2:
-            raise ValueError(f"AstroCo: time must be (B, T), got {tuple(time.shape)}")
-        for name, value in (("mag", mag), ("err", err), ("mask", mask), ("hidden", hidden)):
-            if value is not None and value.shape != time.shape:
-                raise ValueError(
-                    f"AstroCo: {name} must have time's shape {tuple(time.shape)}, got {tuple(value.shape)}"
-                )
-        for name, value in (("mask", mask), ("hidden", hidden)):
-            if value is not None and value.dtype != torch.bool:
-                raise ValueError(f"AstroCo: {name} must be bool, got {value.dtype}")
-        if mask is not None and lengths is not None:
-            raise ValueError("AstroCo: give mask or lengths, not both")
-        if mask is not None:
-            return Layout.from_mask(mask)
-        batch, length = time.shape
-        if lengths is None:
-            lengths = torch.full((batch,), length)
-        elif lengths.shape != (batch,):
-            raise ValueError(f"AstroCo: lengths must be ({batch},), got {tuple(lengths.shape)}")
-        if torch.compiler.is_compiling():  # shapes can't depend on data there
-            return Layout.padded(lengths.to(time.device), length)
-        return Layout.packed(lengths, length, time.device)
-
-
-def center(rows: Tensor, layout: Layout) -> Tensor:
-    """Rows (N,) minus the mean of their window's real points, in float64."""
-    windows = layout.pad(rows.to(torch.float64))
-    mean = windows.sum(1, keepdim=True) / layout.lengths.clamp_min(1)[:, None]
-    return layout.unpad(windows - mean)

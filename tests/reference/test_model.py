@@ -7,7 +7,7 @@ import torch
 
 from astroco_fast import AstroCoConfig, AstroCoOutput, Layout
 from astroco_fast.reference import ReferenceAstroCo
-from astroco_fast.reference.model import center
+from astroco_fast.reference.encoder import center
 from tests.windows import Windows, make_windows
 
 SMALL: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "dropout": 0.0}

@@ -1,0 +1,125 @@
+"""What all encoders share: how they are called, what they return, and how a batch becomes rows and windows again."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from astroco_fast.layout import Layout
+
+
+class AstroCoOutput(NamedTuple):
+    """What an encoder returns; zero at padded positions and for windows without a real point.
+
+    Attributes:
+        sequence: (B, T, D), the encoded points; AstroCo's are the mixed layers.
+        embedding: (B, D), the sequence's mean over each window's real points.
+        reconstruction: (B, T), magnitudes relative to the window's mean.
+    """
+
+    sequence: Tensor
+    embedding: Tensor
+    reconstruction: Tensor
+
+
+class Encoder(nn.Module):
+    """An encoder of windows of points. A subclass has an `encode` and a reconstruction `head`.
+
+    Attributes:
+        name: the architecture, as messages and saved configurations call it.
+        head: the layer that ends in a magnitude; its weight's dtype is the model's.
+    """
+
+    name: ClassVar[str]
+    head: nn.Linear
+
+    def forward(
+        self,
+        time: Tensor,
+        mag: Tensor,
+        err: Tensor,
+        mask: Tensor | None = None,
+        *,
+        hidden: Tensor | None = None,
+        centered: bool = False,
+        lengths: Tensor | None = None,
+    ) -> AstroCoOutput:
+        """Encode windows.
+
+        Args:
+            time: (B, T) days, any zero point; give float64 unless `centered` (float32 MJD has a step of minutes).
+            mag: (B, T) magnitudes.
+            err: (B, T) their uncertainties, magnitudes.
+            mask: (B, T) bool, True at real points; None: all are, or see `lengths`. What padding holds never matters.
+            hidden: (B, T) bool, points to hide; None: none.
+            centered: time and mag are already zero-mean over each window's real points.
+            lengths: (B,) integers on the CPU, in place of `mask`: the real points stand first in each window. With a
+                mask the encoder has to ask the device for them.
+
+        Returns:
+            `AstroCoOutput`.
+
+        Raises:
+            ValueError: a tensor's shape differs from time's, mask or hidden is not bool, both mask and lengths are
+                given, or the parameters were cast to half precision.
+        """
+        dtype = self.head.weight.dtype
+        if dtype not in (torch.float32, torch.float64):  # BatchNorm, times and magnitudes would not survive it
+            raise ValueError(
+                f"{self.name}: parameters must stay float32, got {dtype}; for half precision use torch.autocast"
+            )
+        layout = self._layout(time, mag, err, mask, hidden, lengths)
+        rows = [layout.enter(values) for values in (time, mag, err)]
+        if not centered:
+            rows[:2] = [center(values, layout) for values in rows[:2]]
+        time, mag, err = (values.to(dtype) for values in rows)
+        return self.encode(time, mag, err, None if hidden is None else layout.enter(hidden), layout)
+
+    def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
+        """The encoder proper, from centred rows (N,); what padded rows hold is undefined."""
+        raise NotImplementedError
+
+    def output(self, sequence: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
+        """Reconstruct from rows (N, D), and bring rows back to the caller's (B, T)."""
+        # Outside autocast: bfloat16 would round the magnitudes, by 0.01 where a star is 3 from its mean.
+        with torch.autocast(sequence.device.type, enabled=False):
+            reconstruction = self.reconstruct(sequence.to(self.head.weight.dtype)).squeeze(-1)
+        return AstroCoOutput(layout.leave(sequence), embedding, layout.leave(reconstruction))
+
+    def reconstruct(self, sequence: Tensor) -> Tensor:
+        """Rows (N, D) to magnitudes (N, 1)."""
+        return self.head(sequence)
+
+    def _layout(
+        self, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor | None, hidden: Tensor | None, lengths: Tensor | None
+    ) -> Layout:
+        """Check the shapes and make the batch's (packed) layout."""
+        if time.dim() != 2:
+            raise ValueError(f"{self.name}: time must be (B, T), got {tuple(time.shape)}")
+        for name, value in (("mag", mag), ("err", err), ("mask", mask), ("hidden", hidden)):
+            if value is not None and value.shape != time.shape:
+                raise ValueError(
+                    f"{self.name}: {name} must have time's shape {tuple(time.shape)}, got {tuple(value.shape)}"
+                )
+        for name, value in (("mask", mask), ("hidden", hidden)):
+            if value is not None and value.dtype != torch.bool:
+                raise ValueError(f"{self.name}: {name} must be bool, got {value.dtype}")
+        if mask is not None and lengths is not None:
+            raise ValueError(f"{self.name}: give mask or lengths, not both")
+        if mask is not None:
+            return Layout.from_mask(mask)
+        batch, length = time.shape
+        if lengths is None:
+            lengths = torch.full((batch,), length)
+        elif lengths.shape != (batch,):
+            raise ValueError(f"{self.name}: lengths must be ({batch},), got {tuple(lengths.shape)}")
+        if torch.compiler.is_compiling():  # shapes can't depend on data there
+            return Layout.padded(lengths.to(time.device), length)
+        return Layout.packed(lengths, length, time.device)
+
+
+def center(rows: Tensor, layout: Layout) -> Tensor:
+    """Rows (N,) minus the mean of their window's real points, in float64."""
+    windows = layout.pad(rows.to(torch.float64))
+    mean = windows.sum(1, keepdim=True) / layout.lengths.clamp_min(1)[:, None]
+    return layout.unpad(windows - mean)
