@@ -1,0 +1,274 @@
+"""Two projections of the same rows, one gating the other: u = act(a W_val^T + b_val) * sigmoid(a W_gate^T + b_gate).
+
+a is x itself with act = GELU (the feed-forward sublayer), or LayerNorm(x) with act = identity, a GLU (the convolution
+sublayer). Shapes: x (N, D) float32, weights (F, P) in the compute dtype, u (N, F) half rows.
+
+Bytes: forward reads 4 D and writes 2 F a row; v, g and LayerNorm(x) are never in memory. Backward computes v and g
+again, one product's time for 8 F bytes a row, and writes their gradients side by side, so that the gradients of x and
+of both weights are one library product each. In the feed-forward the gradient that arrives, do W_out, is a third
+product inside: 2 F bytes that are neither written nor read. For the weight gradients it leaves a and, in the
+feed-forward, u in half precision.
+
+Tiling: a block makes one tile of rows and columns, both projections at once, stepping along D. The column tiles of a
+tile of rows are neighbours in the grid, so x comes from memory once and from the second-level cache thereafter;
+LayerNorm's statistics are computed by each of them again, which saves a launch and rereads nothing from memory.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch
+
+
+@triton.jit
+def _load_rows(
+    x, row, real, column, mean, rstd, norm_weight, norm_bias, D: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """A tile of x, or of LayerNorm(x), float32; zero at rows that are not real and in the pad columns."""
+    here = real[:, None] & (column < D)[None, :]
+    value = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0).to(tl.float32)
+    if NORM:
+        gain = tl.load(norm_weight + column, mask=column < D, other=0.0)
+        shift = tl.load(norm_bias + column, mask=column < D, other=0.0)
+        value = tl.where(here, (value - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :], 0.0)
+    return value
+
+
+@triton.jit
+def _statistics(
+    x, row, real, eps, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """Mean and 1/standard deviation of rows of x, in one pass."""
+    mean = tl.zeros([BLOCK_R], tl.float32)
+    squares = tl.zeros([BLOCK_R], tl.float32)  # about the mean
+    for start in range(0, P, BLOCK_K):
+        column = start + tl.arange(0, BLOCK_K)
+        value = _load_rows(x, row, real, column, mean, mean, x, x, D, False)
+        # Chan's formula joins the chunk to what came before; E[x^2] - E[x]^2 would cancel.
+        n = tl.minimum(D - start, BLOCK_K) * 1.0
+        chunk_mean = tl.sum(value, 1) / n
+        deviation = tl.where((column < D)[None, :], value - chunk_mean[:, None], 0.0)
+        delta = chunk_mean - mean
+        mean += delta * (n / (start + n))
+        squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
+    return mean, 1.0 / tl.sqrt_rn(squares / D + eps)
+
+
+@triton.jit
+def _projections(
+    x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, KEEP_ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """v and g, [BLOCK_R, BLOCK_F] float32. KEEP_ROWS: the block of the first columns writes its rows' input to `a`."""
+    compute = w_val.dtype.element_ty
+    v = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
+    g = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
+    for start in range(0, P, BLOCK_K):
+        column = start + tl.arange(0, BLOCK_K)
+        tile = _load_rows(x, row, real, column, mean, rstd, norm_weight, norm_bias, D, NORM).to(compute)
+        at = feature[None, :] * P + column[:, None]
+        val = tl.load(w_val + at, mask=(feature < F)[None, :], other=0.0)
+        gate = tl.load(w_gate + at, mask=(feature < F)[None, :], other=0.0)
+        v = tl.dot(tile, val, v, input_precision=PRECISION)
+        g = tl.dot(tile, gate, g, input_precision=PRECISION)
+        if KEEP_ROWS:
+            first = inside & (tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0)
+            tl.store(a + row[:, None] * P + column[None, :], tile, mask=first[:, None])
+    v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
+    g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+    return v, g
+
+
+@triton.jit
+def gelu(v):
+    """v Phi(v), and its derivative."""
+    below = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
+    return v * below, below + v * tl.exp(-0.5 * v * v) * 0.3989422804014327
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _forward_kernel(
+    x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean_out, rstd_out, rows,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tile, part = tl.program_id(0) // tl.cdiv(F, BLOCK_F), tl.program_id(0) % tl.cdiv(F, BLOCK_F)
+    row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    feature = part * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    mean = tl.zeros([BLOCK_R], tl.float32)
+    rstd = mean
+    if NORM:
+        mean, rstd = _statistics(x, row, real, eps, D, P, BLOCK_R, BLOCK_K)
+        tl.store(mean_out + row, mean, mask=inside & (part == 0))
+        tl.store(rstd_out + row, rstd, mask=inside & (part == 0))
+    v, g = _projections(
+        x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, u,
+        WIDTH, D, P, F, NORM, False, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
+    )  # fmt: skip
+    if GELU:
+        v, _ = gelu(v)
+    gated = tl.where(real[:, None], v * tl.sigmoid(g), 0.0)
+    at = u + row[:, None] * F + feature[None, :]
+    tl.store(at, gated.to(u.dtype.element_ty), mask=inside[:, None] & (feature < F)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _backward_kernel(
+    x, norm_weight, norm_bias, mean_in, rstd_in, w_val, w_gate, b_val, b_gate, end, upstream, w_out, d, u, a, partial,
+    rows,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
+    OUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tile, part = tl.program_id(0) // tl.cdiv(F, BLOCK_F), tl.program_id(0) % tl.cdiv(F, BLOCK_F)
+    row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    feature = part * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    mean = tl.zeros([BLOCK_R], tl.float32)
+    rstd = mean
+    if NORM:
+        mean = tl.load(mean_in + row, mask=inside, other=0.0)
+        rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
+    v, g = _projections(
+        x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
+        WIDTH, D, P, F, NORM, True, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
+    )  # fmt: skip
+    here = real[:, None] & (feature < F)[None, :]
+    if OUT:
+        arrived = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
+        for start in range(0, P, BLOCK_K):
+            column = start + tl.arange(0, BLOCK_K)
+            do = tl.load(upstream + row[:, None] * P + column[None, :], mask=real[:, None], other=0.0)
+            out = tl.load(w_out + column[:, None] * F + feature[None, :], mask=(feature < F)[None, :], other=0.0)
+            arrived = tl.dot(do, out, arrived, input_precision=PRECISION)
+    else:
+        arrived = tl.load(upstream + row[:, None] * F + feature[None, :], mask=here, other=0.0).to(tl.float32)
+    open_ = tl.sigmoid(g)
+    slope = 1.0
+    if GELU:
+        v, slope = gelu(v)
+    dv = tl.where(here, arrived * open_ * slope, 0.0)
+    dg = tl.where(here, arrived * v * open_ * (1.0 - open_), 0.0)
+    stored = inside[:, None] & (feature < F)[None, :]
+    at = d + row[:, None] * (2 * F) + feature[None, :]
+    tl.store(at, dv.to(d.dtype.element_ty), mask=stored)
+    tl.store(at + F, dg.to(d.dtype.element_ty), mask=stored)
+    if OUT:
+        gated = tl.where(here, v * open_, 0.0)
+        tl.store(u + row[:, None] * F + feature[None, :], gated.to(u.dtype.element_ty), mask=stored)
+    at = partial + tile.to(tl.int64) * 2 * F + feature
+    tl.store(at, tl.sum(dv, 0), mask=feature < F)
+    tl.store(at + F, tl.sum(dg, 0), mask=feature < F)
+
+
+def _config(weight: Tensor) -> Config:
+    features, depth = weight.shape
+    step = 64 if depth % 64 == 0 else 32
+    if weight.element_size() == 4:
+        return Config({"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_K": 32}, warps=4, stages=2)
+    # At most an eighth of the columns idle: 288 is five tiles of 64, three of 128 would waste a quarter.
+    columns = 64 if features % 64 == 0 or features > 512 else 32
+    return Config({"BLOCK_R": 128, "BLOCK_F": columns, "BLOCK_K": step}, warps=8, stages=3)
+
+
+def _grid(rows: int, features: int, config: Config) -> tuple[int]:
+    return (cdiv(rows, config.blocks["BLOCK_R"]) * cdiv(features, config.blocks["BLOCK_F"]),)
+
+
+def _forward_outputs(
+    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
+    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = x.shape[0]
+    normed = 0 if norm_weight is None else rows
+    return new(w_val, rows, w_val.shape[0]), new(x, normed), new(x, normed)
+
+
+@kernel_op(
+    "gated_linear(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w_val, Tensor w_gate, "
+    "Tensor b_val, Tensor b_gate, Tensor end, str activation) -> (Tensor, Tensor, Tensor)",
+    _forward_outputs,
+)
+def gated_linear(
+    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
+    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """act(a W_val^T + b_val) * sigmoid(a W_gate^T + b_gate), zero at rows that are not real; a = x or LayerNorm(x).
+
+    Args:
+        x: (N, D) float32.
+        norm_weight, norm_bias: (D,) float32, LayerNorm's; None: a = x.
+        eps: LayerNorm's.
+        w_val, w_gate: (F, P) in the compute dtype, zero in rows beyond the output's width and in columns from D on.
+        b_val, b_gate: (output's width,) float32.
+        end: (N,) int32, as in `Segments`.
+        activation: "glu", nothing, or "gelu", exact.
+
+    Returns:
+        (N, F) half rows, and LayerNorm's mean and 1/standard deviation, (N,) float32, empty without it.
+    """
+    u, mean, rstd = outputs = _forward_outputs(
+        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, activation
+    )
+    rows, width = x.shape
+    config = _config(w_val)
+    launch(
+        _forward_kernel, _grid(rows, u.shape[1], config),
+        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, rows,
+        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=u.shape[1], NORM=norm_weight is not None,
+        GELU=activation == "gelu", PRECISION=dot_precision(x), config=config,
+    )  # fmt: skip
+    return outputs
+
+
+def _backward_outputs(
+    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
+    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, (features, depth) = x.shape[0], w_val.shape
+    blocks = cdiv(rows, _config(w_val).blocks["BLOCK_R"])
+    u = new(w_val, 0) if w_out is None else new(w_val, rows, features)
+    return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), new(x, blocks, 2, features)
+
+
+@kernel_op(
+    "gated_linear_backward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor w_val, "
+    "Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor end, Tensor upstream, Tensor? w_out, str activation) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_outputs,
+)
+def gated_linear_backward(
+    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
+    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Backward of `gated_linear`, up to v = a W_val^T + b_val and g = a W_gate^T + b_gate.
+
+    Args:
+        mean, rstd: what `gated_linear` gave.
+        upstream: the gradient of u, (N, F) half rows; with `w_out` that of o = u W_out^T, (N, P) half rows.
+        w_out: (P, F) in the compute dtype, or None.
+
+    Returns:
+        The gradients of v and g side by side, (N, 2F) half rows; u again, (N, F), empty without `w_out`; a, (N, P) half
+        rows; partial sums (blocks, 2, F) float32 whose sum over blocks is the gradients of b_val and b_gate.
+    """
+    d, u, a, partial = outputs = _backward_outputs(
+        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation
+    )
+    rows, width = x.shape
+    config = _config(w_val)
+    features = w_val.shape[0]
+    launch(
+        _backward_kernel, _grid(rows, features, config),
+        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, d, u, a, partial,
+        rows,
+        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=features, NORM=norm_weight is not None,
+        GELU=activation == "gelu", OUT=w_out is not None, PRECISION=dot_precision(x), config=config,
+    )  # fmt: skip
+    return outputs

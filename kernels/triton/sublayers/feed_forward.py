@@ -1,0 +1,98 @@
+"""The feed-forward sublayer: LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))).
+
+Forward in training: both up-projections and the gate in one kernel, W_out's product by the library, then bias, dropout,
+residual and LayerNorm in one kernel. Kept for backward: x, which the sublayer before had made anyway, W_out's product,
+and the norm's mean and deviation.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
+from astroco_fast.kernels.triton.prepared import prepared
+from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, weight_gradient
+from astroco_fast.layout import Layout
+
+
+class Weights(NamedTuple):
+    """The three matrices in the compute dtype, hidden units padded to F, channels to P."""
+
+    up: Tensor  # (2F, P): W_val, then W_gate
+    out: Tensor  # (P, F)
+
+    @property
+    def val(self) -> Tensor:
+        return self.up[: self.out.shape[1]]
+
+    @property
+    def gate(self) -> Tensor:
+        return self.up[self.out.shape[1] :]
+
+
+def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+    """The module's matrices, prepared."""
+    val, gate, out = module.w_val.weight, module.w_gate.weight, module.w_out.weight
+    hidden, depth = pitch(val.shape[0]), pitch(val.shape[1])
+
+    def make() -> Weights:
+        up = val.new_zeros(2, hidden, depth, dtype=dtype)
+        made = val.new_zeros(depth, hidden, dtype=dtype)
+        targets = [up[0, : val.shape[0], : val.shape[1]], up[1, : val.shape[0], : val.shape[1]]]
+        targets.append(made[: out.shape[0], : out.shape[1]])
+        torch._foreach_copy_(targets, [val.detach(), gate.detach(), out.detach()])
+        return Weights(up.view(2 * hidden, depth), made)
+
+    return prepared(module, ("feed_forward", dtype), (val, gate, out), make)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w_val: Tensor, b_val: Tensor, w_gate: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+        gain: Tensor, shift: Tensor, w: Weights, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        x = rows_of(x)
+        with torch.autocast(x.device.type, enabled=False):
+            h, _, _ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
+            o = torch.mm(h, w.out.t())
+            y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed)
+        ctx.salt, ctx.p = salt, p
+        ctx.shape = w_val.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, o, mean, rstd, b_val, b_gate, b_out, gain, up, out, end, seed = ctx.saved_tensors
+        w = Weights(up, out)
+        hidden, width = ctx.shape
+        with torch.autocast(x.device.type, enabled=False):
+            dz, do, sums = residual_norm_backward(
+                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
+            )
+            d_gain, d_shift, d_b_out = sums.sum(0)
+            none = x.new_empty(0)
+            d, h, a, sums = gated_linear_backward(
+                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, do, w.out, "gelu"
+            )
+            d_b_val, d_b_gate = sums.sum(0)[:, :hidden]
+            d_out = weight_gradient(do, h)[:width, :hidden]
+            d_val, d_gate = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :hidden, :width]
+            dx = dz + torch.mm(d, w.up)[:, :width]
+        return dx, d_val, d_b_val, d_gate, d_b_gate, d_out, d_b_out, d_gain, d_shift, *[None] * 6
+
+
+def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    """Rows (N, D) to rows (N, D); see `reference.sublayers.FeedForward`."""
+    p = module.dropout.p if module.training else 0.0
+    return _FeedForward.apply(
+        x, module.w_val.weight, module.w_val.bias, module.w_gate.weight, module.w_gate.bias, module.w_out.weight,
+        module.w_out.bias, module.norm.weight, module.norm.bias, weights(module, compute_dtype(x)),
+        segments(layout).end, seed(layout) if p > 0 else None, getattr(module.dropout, "salt", 0), p, module.norm.eps,
+    )  # fmt: skip
