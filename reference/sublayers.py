@@ -66,11 +66,14 @@ class InputEmbed(nn.Module):
 
     def sinusoids(self, time: Tensor) -> Tensor:
         """(N,) days to (N, D/2): sines, then cosines, of time * base^(-2i/(D/2)), i = 0 .. D/4 - 1."""
+        angles = time[:, None] * self.frequencies(time)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def frequencies(self, time: Tensor) -> Tensor:
+        """(D/4,), of time's dtype and device; the powers are taken in float64."""
         half = self.photometry.out_features
         i = torch.arange(half // 2, dtype=torch.float64, device=time.device)
-        frequencies = (self.time_base ** (-2 * i / half)).to(time.dtype)
-        angles = time[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return (self.time_base ** (-2 * i / half)).to(time.dtype)
 
 
 class Attention(nn.Module):
