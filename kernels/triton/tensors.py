@@ -16,6 +16,9 @@ from astroco_fast.kernels.triton.launch import architecture
 # 32 columns are 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
 PITCH = 32
 
+# bench.roofline sets it: CPU tensors, which have no data there, then stand for a GPU's.
+modelled = False
+
 
 def pitch(width: int) -> int:
     """The columns that a half row of `width` channels takes up."""
@@ -43,6 +46,11 @@ def split(width: int) -> tuple[int, int]:
 def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """An output to be, contiguous, not initialised, on like's device; default like's dtype."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether x takes the way of a GPU's tensors: where one stands in for them it has no data."""
+    return modelled or x.device.type in ("cuda", "meta")
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -74,7 +82,7 @@ def weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
     """upstream^T x in float32: (N, F) and (N, P) half rows to (F, P)."""
     if x.dtype == torch.float32:
         return torch.mm(upstream.t(), x)
-    if x.device.type in ("cuda", "meta") and hasattr(torch.ops.aten.mm, "dtype"):
+    if on_gpu(x) and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(upstream.t(), x, out_dtype=torch.float32)
     return torch.mm(upstream.t(), x).float()
 
