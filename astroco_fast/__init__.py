@@ -21,11 +21,14 @@ _LAZY = {
     "AstroCo": "astroco_fast.model",
     "AstroCoConfig": "astroco_fast.config",
     "AstroCoOutput": "astroco_fast.reference",
+    "Astromer": "astroco_fast.baselines",
+    "AstromerConfig": "astroco_fast.config",
     "Layout": "astroco_fast.layout",
     "backend": "astroco_fast.ops",
+    "load": "astroco_fast.presets",
     "set_backend": "astroco_fast.ops",
 }
-__all__ = ["AstroCo", "AstroCoConfig", "AstroCoOutput", "Layout", "__version__", "backend", "set_backend"]
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

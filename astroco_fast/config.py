@@ -136,7 +136,9 @@ class AstromerConfig(ModelConfig):
         window: T, the points of a window.
         time_base: base of the sinusoids' frequencies, base^(-2i/D).
         leak: a linear projection of each sublayer's input is added to its output; False: nothing is (version 1).
-        mask_logit: added to the attention logits of hidden points; version 1 has +1, and so attends to them the more.
+        mask_logit: added to the attention logits of hidden keys; version 1 has +1, and so attends to them the more.
+        mask_queries: add it to all logits of hidden queries too, where it has no effect: these attend as if there were
+            no mask (version 1).
         hidden_magnitude: what stands at hidden points: token = a trainable number; zero; shown = their magnitude, so
             that version 1 is trained on what it has to predict.
 
@@ -153,12 +155,13 @@ class AstromerConfig(ModelConfig):
     time_base: float = 10000.0
     leak: bool = True
     mask_logit: float = -1e9
+    mask_queries: bool = False
     hidden_magnitude: str = "token"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._whole("feed_forward")
-        self._flags("leak")
+        self._flags("leak", "mask_queries")
         self._numbers("mask_logit")
         if self.width % self.heads:
             raise UserError(f"model.width must be a multiple of heads ({self.heads}), got {self.width}")

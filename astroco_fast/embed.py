@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from astroco_fast import commands
-from astroco_fast.config import AstroCoConfig
+from astroco_fast.config import ModelConfig
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.clean import SHORT_CURVES, CleanConfig, clean
 from astroco_fast.data.columns import Columns
@@ -140,8 +140,8 @@ def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDAr
     return out
 
 
-def _config(model: nn.Module) -> AstroCoConfig:
-    return cast(AstroCoConfig, model.config)
+def _config(model: nn.Module) -> ModelConfig:
+    return cast(ModelConfig, model.config)
 
 
 def _because(dropped: Counter[str]) -> str:

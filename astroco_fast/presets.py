@@ -1,14 +1,18 @@
-"""The one registry of models: a name, a configuration, a learning rate and how to build it."""
+"""The one registry of models: by preset, to build one, and by architecture, to load one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from astroco_fast.config import AstroCoConfig
+from astroco_fast.baselines import Astromer
+from astroco_fast.config import AstroCoConfig, AstromerConfig, ModelConfig
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
+from astroco_fast.pretrained import CONFIG_FILE, PretrainedEncoder, local_folder, read_config
+
+# By the name that a saved model's config.json gives.
+MODELS: dict[str, type[PretrainedEncoder]] = {model.name: model for model in (AstroCo, Astromer)}
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,16 @@ class Preset:
     """
 
     name: str
-    config: AstroCoConfig
+    config: ModelConfig
     learning_rate: float
-    model: Callable[[AstroCoConfig], nn.Module] = AstroCo
+    model: Callable[[Any], PretrainedEncoder] = AstroCo
 
 
 _S = AstroCoConfig(width=276, heads=4, layers=4)
+_V1 = AstromerConfig(
+    layers=2, feed_forward=128, leak=False, mask_logit=1.0, mask_queries=True, hidden_magnitude="shown"
+)
+_V2 = AstromerConfig()
 _PRESETS = {
     preset.name: preset
     for preset in (
@@ -38,6 +46,9 @@ _PRESETS = {
         Preset("S-no-gate", replace(_S, gate=False), 7.5e-4),
         Preset("S-no-mix", replace(_S, mix=False), 7.5e-4),
         Preset("tiny", AstroCoConfig(width=64, heads=4, layers=2), 1e-3),
+        Preset("astromer-v1", _V1, 1e-5, Astromer),
+        Preset("astromer-v2", _V2, 1e-5, Astromer),
+        Preset("astromer-v2-paper", replace(_V2, feed_forward=976), 1e-5, Astromer),
     )
 }
 
@@ -58,7 +69,7 @@ def preset(name: str) -> Preset:
     return _PRESETS[name]
 
 
-def configure(name: str, overrides: Mapping[str, Any] | None = None) -> AstroCoConfig:
+def configure(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
     """A preset's configuration with some fields replaced.
 
     Raises:
@@ -68,10 +79,26 @@ def configure(name: str, overrides: Mapping[str, Any] | None = None) -> AstroCoC
     return type(base).from_dict({**base.to_dict(), **(overrides or {})})
 
 
-def build(name: str, **overrides: Any) -> nn.Module:
+def build(name: str, **overrides: Any) -> PretrainedEncoder:
     """A freshly initialised model of a preset; `overrides` replace fields of its configuration.
 
     Raises:
         UserError: no such preset, an unknown field, or a value out of range.
     """
     return preset(name).model(configure(name, overrides))
+
+
+def load(source: str | Path) -> PretrainedEncoder:
+    """A saved model of any architecture, in evaluation mode, on the CPU.
+
+    Args:
+        source: a folder that `save_pretrained` wrote (a run's `checkpoints/best` is one), or a Hugging Face Hub id.
+
+    Raises:
+        UserError: no such folder, a missing or broken file, or an architecture that is not in `MODELS`.
+    """
+    folder = local_folder(source)
+    name = read_config(folder / CONFIG_FILE).get("model")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"{folder / CONFIG_FILE}: 'model' is {name!r}; there are: {', '.join(MODELS)}")
+    return MODELS[name].from_pretrained(folder)

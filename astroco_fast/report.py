@@ -3,7 +3,7 @@
 - training.png: loss and RMSE of training and validation, RMSE and R2 by role, and the trivial answer.
 - reconstructions.png: light curves of the validation split, their probed points by role, and what the best model makes
   of them. Six windows, from among the best reconstructed to among the worst.
-- layer_mix.png: how much each layer counts in the best model's output.
+- layer_mix.png: how much each layer counts in the best model's output, if it mixes layers.
 """
 
 import json
@@ -23,10 +23,10 @@ from astroco_fast.data.batches import Batch, WindowBatches
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.model import AstroCo
 from astroco_fast.pretrain.checkpoint import STATE
 from astroco_fast.pretrain.data import TrainingData, upload
 from astroco_fast.pretrain.weights import load_model
+from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.text import rows
 
 # Better reconstructed than this share of windows.
@@ -92,9 +92,9 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
             windows = reconstruct(model, store, config)
             what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
             figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")
-            if model.config.mix:
-                weights = model.state_dict()["mix_pool.logits"].softmax(0).numpy()
-                figures["layer_mix"] = plots.layer_mix(weights, f"Layer mix: {title}")
+            logits = model.state_dict().get("mix_pool.logits")  # not every model mixes its layers
+            if logits is not None:
+                figures["layer_mix"] = plots.layer_mix(logits.softmax(0).numpy(), f"Layer mix: {title}")
         paths = {folder / "plots" / f"{name}.png": figure for name, figure in figures.items()}
         try:
             (folder / "plots").mkdir(exist_ok=True)
@@ -167,7 +167,7 @@ def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:
     return [f"validation at step {chosen['step']}, the best of {len(evaluations)} evaluations", *rows(table)]
 
 
-def reconstruct(model: AstroCo, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:
+def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:
     """Validation windows with evaluation's masks, and the model's answer to them.
 
     Of `CANDIDATES` windows spread over the split, those at `RANKS` of the R2 at hidden points, best first.

@@ -2,12 +2,13 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from astroco_fast import presets
-from astroco_fast.config import AstroCoConfig
+from astroco_fast.config import ModelConfig
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import folder
@@ -76,7 +77,7 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
 
 def _build(config: PretrainConfig) -> nn.Module:
     """The model to train, freshly initialised."""
-    model = presets.build(config.preset, **config.model)
+    model: Any = presets.build(config.preset, **config.model)
     if config.train.recompute:
         if not hasattr(model, "recompute"):
             raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")
@@ -125,7 +126,7 @@ def resume(
     return state, name
 
 
-def _resolve(config: PretrainConfig) -> tuple[AstroCoConfig, PretrainConfig]:
+def _resolve(config: PretrainConfig) -> tuple[ModelConfig, PretrainConfig]:
     """The model's configuration, and the run's with its defaults filled in."""
     return presets.configure(config.preset, config.model), config.resolve(presets.preset(config.preset).learning_rate)
 

@@ -1,0 +1,153 @@
+"""What users do with any encoder besides calling it: take it from a preset or a folder, embed with it, save it."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from astroco_fast.card import model_card
+from astroco_fast.config import ModelConfig
+from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.reference.encoder import Encoder
+from astroco_fast.text import first_reason
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+
+Model = TypeVar("Model", bound="PretrainedEncoder")
+
+
+class PretrainedEncoder(Encoder):
+    """An encoder that is saved, loaded and asked for embeddings; made by calling it with its configuration.
+
+    Attributes:
+        config: the hyperparameters.
+        config_class: their type.
+        paper: where the architecture is described.
+    """
+
+    config: ModelConfig
+    config_class: ClassVar[type[ModelConfig]]
+    paper: ClassVar[str]
+
+    @classmethod
+    def from_preset(cls: type[Model], name: str, **overrides: Any) -> Model:
+        """A freshly initialised model of a preset (`astroco_fast.presets.names()`), fields replaced by `overrides`.
+
+        Raises:
+            UserError: no such preset or field, a value out of range, or a preset of another architecture.
+        """
+        from astroco_fast import presets
+
+        model = presets.build(name, **overrides)
+        if not isinstance(model, cls):
+            raise UserError(f"preset {name!r} is not an {cls.name}; build it with astroco_fast.presets.build({name!r})")
+        return model
+
+    def embed(self, curves: Any, batch_size: int = 256) -> Any:
+        """One vector a light curve; see `astroco_fast.embed.embed`."""
+        from astroco_fast.embed import embed
+
+        return embed(self, curves, batch_size=batch_size)
+
+    def features(self) -> str:
+        """What sets this model apart from others of its architecture and size, for the model card."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, *, notes: str = "") -> None:
+        """Write `config.json`, `model.safetensors` and a model card.
+
+        Args:
+            folder: made if need be; files of these names are replaced.
+            notes: Markdown for the card, for instance what the model was trained on.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = {"model": self.name, "format": FORMAT, **self.config.to_dict()}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        parameters = sum(p.numel() for p in self.parameters())
+        card = model_card(self.name, self.paper, self.config, self.features(), parameters, notes)
+        (folder / CARD_FILE).write_text(card)
+
+    @classmethod
+    def from_pretrained(cls: type[Model], source: str | Path) -> Model:
+        """Read what `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+        Args:
+            source: a folder (a run's `checkpoints/best` is one), or a Hugging Face Hub id such as "name/repository".
+
+        Raises:
+            UserError: no such folder, a missing or broken file, another architecture, or weights that do not fit the
+                configuration.
+        """
+        folder = local_folder(source)
+        model = cls(cls._config(folder / CONFIG_FILE))
+        weights = folder / WEIGHTS_FILE
+        if not weights.is_file():
+            raise UserError(f"{weights}: no such file; save_pretrained writes it")
+        try:
+            model.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"{weights}: does not hold this model's weights: {first_reason(error)}") from error
+        return model.eval()
+
+    @classmethod
+    def _config(cls, path: Path) -> ModelConfig:
+        values = read_config(path)
+        name, version = values.pop("model", None), values.pop("format", None)
+        if name != cls.name:
+            raise UserError(
+                f"{path}: not an {cls.name} configuration ('model' is {name!r}); astroco_fast.load takes all models"
+            )
+        if version != FORMAT:
+            raise UserError(f"{path}: written by another version of astroco_fast; upgrade astroco_fast to read it")
+        try:
+            return cls.config_class.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What stands in a saved model's `config.json`; "model" names the architecture.
+
+    Raises:
+        UserError: no such file, or not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a folder that save_pretrained wrote") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not the configuration of a model")
+    return values
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder itself, or a snapshot of a Hub repository's configuration and weights.
+
+    Raises:
+        UserError: no such folder, and no such repository.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    source = str(source)
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(f"{source}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingExtraError(
+            "huggingface-hub", "hub", f"{source}: no such folder; reading it from the Hub"
+        ) from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the Hub's client raises many kinds; each means the same to the user
+        raise UserError(
+            f"{source}: no such folder, and the Hub did not give it: {str(error).splitlines()[0]}"
+        ) from error
