@@ -1,0 +1,141 @@
+"""BatchNorm's kernels against `reference.batchnorm`, whose statistics are local or of two ranks."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astroco_fast import Layout
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+
+pytest.importorskip("triton")
+
+WIDTH, PITCH, TILE = 44, 64, 16
+
+
+def module(device: torch.device) -> MaskedBatchNorm1d:
+    made = MaskedBatchNorm1d(WIDTH).to(device)
+    with torch.no_grad():
+        for parameter in (made.weight, made.bias, made.running_mean):
+            parameter.normal_()
+        made.running_var.uniform_(0.5, 2)
+    return made
+
+
+def rows(count: int, real: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N, P) with NaN at rows that are not real, and the (N,) bool mask of the real ones, scattered."""
+    valid = torch.zeros(count, dtype=torch.bool, device=device)
+    valid[torch.randperm(count, device=device)[:real]] = True
+    c = torch.zeros(count, PITCH, device=device)
+    c[:, :WIDTH] = torch.randn(count, WIDTH, device=device) * 2 + 3
+    return c.masked_fill(~valid[:, None], float("nan")), valid
+
+
+def tiles(c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """What the convolution leaves: real rows (tiles,), and (tiles, 3, P) their mean, its rest and squared deviations."""
+    counts, parts = [], []
+    for part, here in zip(c.split(TILE), valid.split(TILE), strict=True):
+        real = part[here].double()
+        mean = real.sum(0) / max(1, real.shape[0])
+        counts.append(float(real.shape[0]))
+        parts.append(torch.stack([mean, mean - mean.float(), (real - mean).square().sum(0)]))
+    return torch.tensor(counts, device=c.device), torch.stack(parts).float()
+
+
+def merged(norm: MaskedBatchNorm1d, c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs the merge, which updates `norm`'s running statistics."""
+    from astroco_fast.kernels.triton.batch_norm import batch_norm_merge
+
+    return batch_norm_merge(
+        *tiles(c, valid), norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum, norm.eps
+    )
+
+
+@pytest.mark.parametrize(("count", "real"), [(40, 0), (40, 1), (1, 1), (33, 33), (100, 61)])
+def test_forward_and_running_statistics(count: int, real: int, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
+
+    torch.manual_seed(count + real)
+    norm = module(device)
+    plain = copy.deepcopy(norm).double()
+    for _ in range(2):
+        c, valid = rows(count, real, device)
+        expected = F.silu(plain(c[:, :WIDTH].double(), valid)) * valid[:, None]
+        total, statistics = merged(norm, c, valid)
+        assert total.item() == real
+        s = batch_norm_silu(c, statistics, norm.weight, norm.bias, valid.int())
+        torch.testing.assert_close(s[:, :WIDTH].double(), expected, rtol=1e-5, atol=1e-5)
+        assert (s[:, WIDTH:] == 0).all()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(norm.state_dict()[key].to(value.dtype), value, rtol=1e-5, atol=1e-6)
+
+
+def test_many_tiles_are_merged_in_rounds(fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton import batch_norm
+
+    c, valid = rows(1200 * TILE, 900 * TILE, device)
+    norm = module(device)
+    assert c.shape[0] // TILE > 2 * batch_norm._merge_config().blocks["BLOCK_T"]
+    total, statistics = merged(norm, c, valid)
+    real = c[valid].double()
+    assert total.item() == real.shape[0]
+    torch.testing.assert_close(statistics[0].double(), real.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(statistics[2].double(), real.var(0, correction=0) * real.shape[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_mean_costs_no_digits_of_the_variance(fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.depthwise import depthwise_statistics
+    from astroco_fast.kernels.triton.segments import segments
+
+    torch.manual_seed(0)
+    layout = Layout.padded(torch.tensor([300, 120], device=device), 300)
+    spans = segments(layout)
+    u = 1000 + 0.1 * torch.randn(layout.rows, PITCH, device=device)
+    tap = torch.ones(1, PITCH, device=device)  # the convolution is the identity
+    c, count, partial = depthwise_statistics(u, tap, spans.first, spans.end)
+    from astroco_fast.kernels.triton.batch_norm import batch_norm_merge
+
+    _, statistics = batch_norm_merge(count, partial, None, None, None, 0.1, 0.0)
+    real = c[layout.valid].double()
+    torch.testing.assert_close(statistics[0].double(), real.mean(0), rtol=2e-7, atol=0)
+    torch.testing.assert_close(statistics[3].double(), real.std(0, correction=0).reciprocal(), rtol=2e-6, atol=0)
+
+
+def test_running_statistics_have_a_new_version(fused: str, device: torch.device) -> None:
+    norm = module(device)
+    before = norm.running_var._version
+    merged(norm, *rows(20, 20, device))
+    assert norm.running_var._version > before
+
+
+@pytest.mark.parametrize("real", [1, 45, 70])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_backward(real: int, fixed: bool, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.batch_norm import batch_norm_silu_gradient, batch_norm_silu_sums
+
+    torch.manual_seed(real)
+    norm = module(device)
+    plain = copy.deepcopy(norm).double().train(not fixed)
+    c, valid = rows(70, real, device)
+    ds = rows(70, 70, device)[0].masked_fill(~valid[:, None], float("nan"))
+    source = c[:, :WIDTH].double().nan_to_num(0).requires_grad_()
+    s_exact = F.silu(plain(source, valid)) * valid[:, None]
+    s_exact.backward(ds[:, :WIDTH].double().nan_to_num(0))
+    total, statistics = merged(norm, c, valid)
+    if fixed:
+        statistics = torch.zeros_like(statistics)
+        statistics[0, :WIDTH] = plain.running_mean
+        statistics[3, :WIDTH] = (plain.running_var + plain.eps).rsqrt()
+    args = (ds, c, statistics, norm.weight, norm.bias, valid.int())
+    s, partial = batch_norm_silu_sums(*args)
+    sums = partial.sum(0)
+    dc = batch_norm_silu_gradient(*args, total, sums, fixed)
+    torch.testing.assert_close(s[:, :WIDTH].double(), s_exact.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dc[:, :WIDTH].double(), source.grad, rtol=1e-4, atol=3e-4 if real == 1 else 1e-5)
+    torch.testing.assert_close(sums[0].double(), plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums[1].double(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+    assert (s[:, WIDTH:] == 0).all()
+    assert (dc[:, WIDTH:] == 0).all()
+    assert (dc[~valid] == 0).all()

@@ -1,0 +1,115 @@
+"""The depthwise convolution's kernels against a sum written out in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from astroco_fast import Layout
+from tests.kernels import harness
+
+pytest.importorskip("triton")
+
+WIDTH = 44  # a pitch of 64: 20 columns that must stay zero
+TILE = 64  # rows of a tile at this pitch
+
+
+def ready(taps: int, lengths: list[int], length: int, packed: bool, device: torch.device) -> tuple:
+    """(layout, segments, half rows u, taps (D, K), its prepared copy (K, P)); u is NaN at rows that are not real."""
+    from astroco_fast.kernels.triton.segments import segments
+    from astroco_fast.kernels.triton.tensors import pitch
+
+    torch.manual_seed(taps + length)
+    counts = torch.tensor(lengths)
+    layout = Layout.packed(counts, length, device) if packed else Layout.padded(counts.to(device), length)
+    weight = torch.randn(WIDTH, taps, device=device)
+    prepared = torch.zeros(taps, pitch(WIDTH), device=device)
+    prepared[:, :WIDTH] = weight.t()
+    return layout, segments(layout), half_rows(layout), weight, prepared
+
+
+def half_rows(layout: Layout) -> Tensor:
+    from astroco_fast.kernels.triton.tensors import pitch
+
+    real = harness.real_rows(layout)[:, None]
+    u = torch.zeros(layout.rows, pitch(WIDTH), device=real.device)
+    u[:, :WIDTH] = torch.randn(layout.rows, WIDTH, device=real.device)
+    return u.masked_fill(~real, float("nan"))
+
+
+def convolved(u: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+    """(N, D): y[t] = sum_k w[k] u[t + k - K/2], window by window, as the definition says."""
+    taps = weight.shape[1]
+    windows = layout.pad(u.nan_to_num(0))
+    padded = torch.nn.functional.pad(windows, (0, 0, taps // 2, taps - 1 - taps // 2))
+    total = sum(padded[:, k : k + layout.length] * weight[:, k] for k in range(taps))
+    return layout.unpad(total.masked_fill(~layout.positions[:, :, None], 0))
+
+
+def assert_rows(got: Tensor, expected: Tensor) -> None:
+    """Equal in float32 where there are channels, zero in the pitch."""
+    torch.testing.assert_close(got[:, :WIDTH].double(), expected, rtol=1e-5, atol=2e-5)
+    assert (got[:, WIDTH:] == 0).all()
+
+
+SHAPES = [(2, 31, True), (5, 33, False), (32, 1, True), (32, 33, False), (32, 70, True), (128, 33, True)]
+
+
+@pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
+def test_forward(taps: int, length: int, packed: bool, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.depthwise import depthwise_silu, depthwise_statistics
+
+    layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
+    exact = convolved(u[:, :WIDTH].double(), weight.double(), layout)
+    c, count, partial = depthwise_statistics(u, prepared, rows.first, rows.end)
+    assert_rows(c, exact)
+    real = harness.real_rows(layout)
+    for i, n in enumerate(count.tolist()):
+        tile = slice(i * TILE, (i + 1) * TILE)
+        here = c[tile][real[tile]].double()
+        assert n == here.shape[0]
+        mean = here.mean(0) if n else torch.zeros(c.shape[1], device=device, dtype=torch.float64)
+        torch.testing.assert_close(partial[i, :2].double().sum(0), mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(partial[i, 2].double(), (here - mean).square().sum(0), rtol=1e-4, atol=1e-5)
+
+    shift = torch.zeros(prepared.shape[1], device=device)
+    shift[:WIDTH].normal_()
+    s = depthwise_silu(u, prepared, shift, rows.first, rows.end)
+    assert_rows(s, torch.nn.functional.silu(exact + shift[:WIDTH]) * real[:, None])
+
+
+@pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
+def test_gradients(taps: int, length: int, packed: bool, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient, depthwise_tap_gradient
+
+    layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
+    upstream = half_rows(layout)
+    source = u[:, :WIDTH].double().nan_to_num(0).requires_grad_()
+    exact = weight.double().requires_grad_()
+    convolved(source, exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
+    du = depthwise_input_gradient(upstream, prepared, rows.first, rows.end)
+    assert_rows(du, source.grad)
+    partial = depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
+    torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_taps_gradient_sums_over_sweeps(fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from astroco_fast.kernels.triton import depthwise
+
+    monkeypatch.setattr(depthwise, "SWEEP", 64)
+    layout, rows, u, weight, prepared = ready(3, [60, 7, 70], 70, True, device)
+    upstream = half_rows(layout)
+    exact = weight.double().requires_grad_()
+    convolved(u[:, :WIDTH].double(), exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
+    partial = depthwise.depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
+    assert partial.shape[0] == -(-layout.rows // 64) > 1
+    torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_statistics_are_of_what_is_stored(fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.depthwise import depthwise_statistics
+
+    _, rows, u, _, prepared = ready(5, [40], 40, False, device)
+    c, count, partial = depthwise_statistics(u.bfloat16(), prepared, rows.first, rows.end)
+    assert c.dtype == torch.bfloat16
+    assert count.tolist() == [40.0]
+    torch.testing.assert_close(partial[0, 0].double(), c.double().mean(0), rtol=1e-5, atol=1e-6)
