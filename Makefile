@@ -4,6 +4,7 @@
 #   make test        the default tests
 #   make test-slow   the tests that `make test` leaves out
 #   make lint        ruff, ruff format --check, mypy
+#   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
 #   make bench       who is how fast, on this machine
 #   make env         only set up .venv
 #   make clean       remove what was made here, .venv and demo/ included
@@ -27,7 +28,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env test test-slow lint bench demo clean
+.PHONY: help env test test-slow lint audit bench demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -58,6 +59,9 @@ lint: $(READY)
 	rm -rf $(TYPED) && mkdir -p $(TYPED)/astroco_fast
 	ln -s $(CURDIR)/astroco_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(TYPED)/astroco_fast/
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache .
+
+audit: $(READY)
+	$(BIN)/python -m astroco_fast.kernels.audit
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -1,0 +1,168 @@
+"""What the compiler makes of a kernel, and the bars that it must keep to."""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from astroco_fast.kernels.audit.launches import Kernel, target
+from astroco_fast.kernels.triton.launch import ARCHITECTURES
+
+# What a compile may take of a processor. Not of the clock: that would depend on what else runs.
+COMPILE_SECONDS = 5.0
+WIDE = 16
+
+
+@dataclass
+class Result:
+    """What became of a kernel.
+
+    Attributes:
+        op, preset, dtype: who launches it.
+        local: instructions that load from or store to local memory, which is where registers are spilled to.
+        stack: bytes of that a thread.
+        loads: how many instructions load from global memory, by bytes a thread; 16 stands for 16 and more.
+        dot: the operand types of `tl.dot`; none in a kernel that memory bounds.
+        matrix: the kind of tensor-core instruction.
+        seconds: processor time of the compilation.
+        bars: those that apply.
+        broken: the bars that do not hold, and why.
+    """
+
+    op: str
+    kernel: str
+    preset: str
+    dtype: str
+    constants: str
+    arch: str
+    registers: int = 0
+    local: int = 0
+    stack: int = 0
+    shared: int = 0
+    limit: int = 0
+    loads: dict[int, int] = field(default_factory=dict)
+    dot: list[str] = field(default_factory=list)
+    matrix: str = ""
+    size: int = 0
+    seconds: float = 0.0
+    bars: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def wide(self) -> float:
+        """The part of what one pass through the code loads that comes 16 bytes at a time."""
+        return self.loads.get(WIDE, 0) * WIDE / max(sum(size * count for size, count in self.loads.items()), 1)
+
+
+# A name, which results it is for, what is wrong (None: nothing).
+BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]], ...] = (
+    (
+        "no-local",
+        lambda r: r.arch.startswith("sm_"),
+        lambda r: f"{r.local} local loads and stores" if r.local else None,
+    ),
+    (
+        "shared",
+        lambda r: True,
+        lambda r: f"{r.shared} bytes of shared memory, above {r.limit}" if r.shared > r.limit else None,
+    ),
+    (
+        "wide-loads",
+        lambda r: not r.dot and bool(r.loads),
+        lambda r: f"{r.wide:.0%} loaded 16 bytes at a time" if r.wide < 0.5 else None,
+    ),
+    (
+        "matrix",
+        lambda r: "bf16" in r.dot or "f16" in r.dot,
+        lambda r: None if r.matrix else "no tensor-core instruction",
+    ),
+    (
+        "compile",
+        lambda r: True,
+        lambda r: f"{r.seconds:.1f} s to compile" if r.seconds >= COMPILE_SECONDS else None,
+    ),
+)
+
+
+def examine(kernel: Kernel) -> Result:
+    """Compile a kernel, look into the binary, and hold it against the bars."""
+    import triton
+    from triton.compiler import ASTSource
+
+    result = Result(**kernel.label, limit=ARCHITECTURES[kernel.arch].shared)
+    before = sum(os.times()[:4])
+    try:
+        source = ASTSource(kernel.function, *kernel.arguments)
+        compiled = triton.compile(source, target=target(kernel.arch), options=kernel.options)
+    except Exception as error:  # whatever it is, it is this kernel's result
+        return failed(result, error)
+    result.seconds = round(sum(os.times()[:4]) - before, 2)
+    result.shared = compiled.metadata.shared
+    result.dot = sorted(set(re.findall(r"tt\.dot\b.*?: tensor<[\dx]*x(\w+)>", compiled.asm["ttir"])))
+    if "cubin" in compiled.asm:
+        _read_nvidia(result, compiled.asm["ptx"], compiled.asm["cubin"])
+    else:
+        _read_amd(result, compiled.asm["amdgcn"])
+    for name, applies, wrong in BARS:
+        if applies(result):
+            result.bars.append(name)
+            if reason := wrong(result):
+                result.broken[name] = reason
+    return result
+
+
+def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [str(tool), "-res-usage", "-sass", file.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"\b(REG|STACK):(\d+)", sass))
+    result.registers, result.stack = int(usage["REG"]), int(usage["STACK"])
+    # As in "/*01f0*/  @!P0 LDG.E.LTC128B.128 R4, desc[UR4][R2.64] ;"
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)((?:\.\w+)*)", sass)
+    result.size = int(code[-1][0], 16) + 16
+    names = Counter(name for _, name, _ in code)
+    result.local = names["LDL"] + names["STL"]
+    result.loads = dict(Counter(_width(name, suffixes) for _, name, suffixes in code if name in _LOADS))
+    kinds = {"wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05", "mma.sync": "mma.sync"}
+    result.matrix = "+".join(short for long, short in kinds.items() if long in ptx)
+
+
+# The last two are the copy engine's: whole tiles or rows.
+_LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
+
+
+def _width(name: str, suffixes: str) -> int:
+    """Bytes that a thread loads; suffixes as in ".E.LTC128B.128", where the first 128 is a hint to the cache."""
+    if name not in ("LDG", "LDGSTS"):
+        return WIDE
+    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": WIDE, "256": WIDE}
+    return next((sizes[part] for part in reversed(suffixes.split(".")) if part in sizes), 4)
+
+
+def _read_amd(result: Result, assembly: str) -> None:
+    def number(what: str) -> int:
+        return int(re.search(rf"{what}[:=]? *=? *(\d+)", assembly)[1])  # type: ignore[index]
+
+    result.registers, result.stack = number(r"\.vgpr_count"), number(r"\.private_segment_fixed_size")
+    result.size = number("codeLenInByte")
+    result.local = len(re.findall(r"^\s+scratch_(?:load|store)", assembly, re.MULTILINE))
+    loaded = re.findall(r"^\s+(?:global|buffer)_load_(\w+)", assembly, re.MULTILINE)
+    sizes = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "short": 2, "dwordx2": 8, "dwordx3": 12, "dwordx4": WIDE}
+    result.loads = dict(Counter(sizes.get(what, 4) for what in loaded))
+    result.matrix = "mfma" if "v_mfma_" in assembly else ""
+
+
+def failed(result: Result, error: Exception | str) -> Result:
+    """The result of what never came to be compiled."""
+    lines = str(error).strip().splitlines() or [""]
+    result.broken["compiles"] = f"{type(error).__name__}: {lines[-1]}" if isinstance(error, Exception) else str(error)
+    return result

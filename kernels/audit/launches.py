@@ -1,0 +1,146 @@
+"""What the ops would launch, as Triton would compile it."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import astroco_fast as af
+from astroco_fast import Layout, ops, presets
+from astroco_fast.kernels.triton.launch import ARCHITECTURES, Config, recording
+
+PRESETS = ("S", "L", "tiny")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MODES = ("inference", "evaluation", "training")  # evaluation: with gradients
+
+
+class Batch(NamedTuple):
+    """The windows that the ops are run on."""
+
+    lengths: tuple[int, ...] = (40, 21, 0)
+    length: int = 40
+    kind: str = "packed"
+    capacity: int | None = None
+
+    def layout(self) -> Layout:
+        if self.kind == "padded":
+            return Layout.padded(torch.tensor(self.lengths), self.length)
+        return Layout.packed(torch.tensor(self.lengths), self.length, capacity=self.capacity)
+
+
+BATCH = Batch()
+
+
+@dataclass
+class Kernel:
+    """A kernel as one launch specialises it, for one architecture.
+
+    Attributes:
+        function: the `triton.jit` function.
+        arch: an architecture's name.
+        key: Triton's own: a launch of another key is compiled anew.
+        arguments: what `ASTSource` takes beside the function.
+        options: the backend's.
+        constants: the compile-time constants by name.
+        config: warps and stages.
+        users: the ops, presets and dtypes that launch it.
+    """
+
+    function: Any
+    arch: str
+    key: str
+    arguments: tuple[Any, Any, Any]
+    options: dict[str, Any]
+    constants: dict[str, Any]
+    config: dict[str, int]
+    users: dict[str, set[str]] = field(default_factory=lambda: {"op": set(), "preset": set(), "dtype": set()})
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What tells it from others, as text."""
+        constants = {**self.constants, **{name.removeprefix("num_"): value for name, value in self.config.items()}}
+        return {
+            **{what: ",".join(sorted(values)) for what, values in self.users.items()},
+            "kernel": self.name,
+            "constants": " ".join(f"{name}={value}" for name, value in constants.items()),
+            "arch": self.arch,
+        }
+
+
+def specialise(function: Any, args: Sequence[Any], constants: dict[str, Any], config: Config, arch: str) -> Kernel:
+    """A recorded launch as Triton would compile it, through the private functions that a launch itself uses."""
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import compute_cache_key, create_function_from_signature
+
+    backend = make_backend(target(arch))
+    given = {**constants, **config.options}
+    bind = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialisation, rest = bind(*args, **given)
+    options, *arguments = function._pack_args(backend, given, bound, specialisation, rest)
+    key = f"{function.__module__}.{function.__name__} {compute_cache_key({}, specialisation, rest)}"
+    return Kernel(function, arch, key, tuple(arguments), options.__dict__, constants, config.options)
+
+
+def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -> list[Kernel]:
+    """What `op` launches for `batch` in all modes, each specialisation once.
+
+    As nothing is computed, what the ops give is uninitialised memory.
+    """
+    found: dict[str, Kernel] = {}
+
+    def record(function: Any, grid: Any, args: Sequence[Any], constants: dict[str, Any], config: Config) -> None:
+        kernel = specialise(function, args, constants, config, arch)
+        kernel = found.setdefault(kernel.key, kernel)
+        for what, value in (("op", op), ("preset", preset), ("dtype", dtype)):
+            kernel.users[what].add(value)
+
+    half = DTYPES[dtype] != torch.float32
+    for mode in MODES:
+        model = _model(preset).train(mode == "training")
+        with recording(record, ARCHITECTURES[arch]), torch.set_grad_enabled(mode != "inference"), af.backend("triton"):
+            with torch.autocast("cpu", dtype=DTYPES[dtype]) if half else contextlib.nullcontext():
+                outputs = _run(op, model, batch)
+            if mode != "inference":
+                wanted = [x for x in outputs if x.requires_grad]
+                torch.autograd.backward(wanted, [torch.ones_like(x) for x in wanted])
+    return list(found.values())
+
+
+def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
+    layout = batch.layout()
+    gradients = torch.is_grad_enabled()
+
+    def rows() -> Tensor:
+        return torch.zeros(layout.rows, model.config.width, requires_grad=gradients)
+
+    block, zeros = model.blocks[0], torch.zeros(layout.rows)
+    if op == "input_embed":
+        hidden = zeros.bool() if gradients else None  # points are hidden in pretraining only
+        outputs = ops.input_embed(model.input_embed, zeros, zeros, zeros, hidden, layout)
+    elif op == "mix_pool":
+        outputs = ops.mix_pool(model.mix_pool, [rows() for _ in range(len(model.blocks) + 1)], layout)
+    elif op == "masked_loss":
+        windows = torch.zeros(len(batch.lengths), batch.length)
+        outputs = ops.masked_loss(windows.clone().requires_grad_(gradients), windows, windows.to(torch.int8))
+    else:
+        outputs = getattr(ops, op)(getattr(block, op), rows(), layout)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+@cache
+def _model(preset: str) -> Any:
+    return presets.build(preset)
+
+
+def target(arch: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)
