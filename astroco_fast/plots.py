@@ -45,7 +45,7 @@ class Reconstruction:
         time: (n,) days.
         mag: (n,) the true magnitudes.
         err: (n,) their uncertainties.
-        shown: (n,) the magnitudes put in the model's way; they differ from the true ones at random points.
+        shown: (n,) the magnitudes put in the model's way; they differ from the true ones at random and hidden points.
         role: (n,) uint8, 0 or a role of `astroco_fast.data.masking`.
         predicted: (n,) the reconstruction.
     """

@@ -10,7 +10,15 @@ from astroco_fast.errors import UserError
 
 @pytest.mark.parametrize(
     ("name", "parameters", "rate"),
-    [("S", 5_931_108, 7.5e-4), ("L", 15_187_342, 7.5e-5), ("S-no-mix", 5_931_103, 7.5e-4), ("tiny", 167_524, 1e-3)],
+    [
+        ("S", 5_931_108, 7.5e-4),
+        ("L", 15_187_342, 7.5e-5),
+        ("S-no-mix", 5_931_103, 7.5e-4),
+        ("tiny", 167_524, 1e-3),
+        ("astromer-v1", 661_505, 1e-5),
+        ("astromer-v2", 3_953_410, 1e-5),  # 3.95 M
+        ("astromer-v2-paper", 5_381_602, 1e-5),  # 5.38 M
+    ],
 )
 def test_sizes_and_learning_rates(name: str, parameters: int, rate: float) -> None:
     with torch.device("meta"):
@@ -31,6 +39,12 @@ def test_overrides() -> None:
     assert (model.config.width, model.config.dropout, model.config.hide) == (64, 0.0, ("magnitude",))
 
 
+def test_a_preset_is_of_one_architecture() -> None:
+    assert isinstance(af.Astromer.from_preset("astromer-v1", layers=1), af.Astromer)
+    with pytest.raises(UserError, match="'astromer-v2' is not an AstroCo; build it with"):
+        af.AstroCo.from_preset("astromer-v2", layers=1)
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
@@ -43,6 +57,12 @@ def test_overrides() -> None:
         ("tiny", {"hide": ["period"]}, "model.hide takes magnitude, time, uncertainty; got 'period'"),
         ("tiny", {"gate": 1}, "model.gate must be true or false"),
         ("tiny", {"time_base": 0}, "model.time_base must be positive"),
+        ("astromer-v2", {"kernel": 32}, "unknown model setting 'kernel'; known: width,"),
+        ("astromer-v2", {"width": 30}, r"model.width must be a multiple of heads \(4\)"),
+        ("astromer-v2", {"feed_forward": 0}, "model.feed_forward must be a positive whole number"),
+        ("astromer-v2", {"leak": "no"}, "model.leak must be true or false"),
+        ("astromer-v2", {"mask_logit": float("-inf")}, "model.mask_logit must be a number"),
+        ("astromer-v2", {"hidden_magnitude": "mean"}, "model.hidden_magnitude takes token, zero, shown; got 'mean'"),
     ],
 )
 def test_bad_settings_are_named(name: str, overrides: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from astroco_fast.data.masking import EVALUATION_EPOCH, draw_roles
+from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN, draw_roles
 from astroco_fast.data.windows import WindowTable, random_windows
 from astroco_fast.errors import UserError
 
@@ -41,7 +41,8 @@ class Batch:
     """B windows padded to T positions; the real points of each come first. Everything is zero at padding.
 
     time: float32 (B, T), days, zero-mean over the window's real points (centred in float64).
-    mag: float32 (B, T), what the model sees: centred as `target`, random points replaced, nothing hidden yet.
+    mag: float32 (B, T), what the model sees: centred as `target`, random points replaced. Hiding is the model's, but
+        for evaluation hidden points are zero here already.
     err: float32 (B, T), magnitudes.
     target: float32 (B, T), the true magnitude, zero-mean over the window's real points (centred in float64).
     role: uint8 (B, T), 0 where not probed, else `HIDDEN`, `RANDOM` or `UNCHANGED`.
@@ -113,6 +114,8 @@ class WindowBatches:
             draw = draw_roles(lengths, index, self._size, self._seed, epoch)
             shown[draw.row, draw.position] = target[draw.row, draw.source]
             role = draw.role
+            if epoch == EVALUATION_EPOCH:  # so that no model's own way of hiding can leak what is asked for
+                shown[role == HIDDEN] = 0
         err = np.multiply(err, real, dtype=np.float32)
         return Batch(_centred(time, real, lengths), shown, err, target, role, lengths, index)
 

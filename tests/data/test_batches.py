@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.batches import Batch, WindowBatches, prefetch
-from astroco_fast.data.masking import RANDOM, draw_masks
+from astroco_fast.data.masking import HIDDEN, RANDOM, draw_masks
 from astroco_fast.data.windows import WindowTable, random_windows, window_table
 from astroco_fast.errors import UserError
 
@@ -87,6 +87,15 @@ def test_random_points_show_the_magnitude_of_their_source(batches):
     assert np.array_equal(batch.role, role)
     assert np.array_equal(batch.mag, np.take_along_axis(batch.target, source, axis=1))
     assert np.array_equal(batch.mag != batch.target, role == RANDOM)
+
+
+def test_evaluation_shows_no_hidden_magnitude(batches):
+    """Whatever a model does with the points that it is told to hide, it cannot know them."""
+    batch = batches.assemble(np.arange(len(batches)), epoch=0)
+    assert (batch.role == HIDDEN).any()
+    assert not batch.mag[batch.role == HIDDEN].any()
+    seen = ~np.isin(batch.role, (HIDDEN, RANDOM))
+    assert np.array_equal(batch.mag[seen], batch.target[seen])
 
 
 def test_a_window_is_the_same_in_any_batch(batches):
