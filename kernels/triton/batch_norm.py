@@ -3,9 +3,10 @@
 Forward: the convolution leaves (count, mean, squared deviations) of every row tile; `batch_norm_merge` joins them by
 Chan's formula, as it joins those of several ranks, and updates the running statistics. A mean is kept in two numbers,
 rounded and the rest: where channels have large means, tiles would else differ by rounding more than by their data. Then
-`batch_norm_silu` reads c and writes s, 4 P bytes a row in half precision. Backward needs two sums over all rows before it can give a single row: the
-first kernel reads c and ds, writes s again (for the next weight's gradient) and the sums of its rows, 6 P; the second
-reads c and ds again and writes dc, 6 P.
+`batch_norm_silu` reads c and writes s, 4 P bytes a row in half precision.
+
+Backward needs two sums over all rows before it can give a single row: the first kernel reads c and ds, writes s again
+(for the next weight's gradient) and the sums of its rows, 6 P; the second reads c and ds again and writes dc, 6 P.
 
 Tiling: each element is computed by itself, so a tile is any 4096 of them. The merge has little to read, (tiles, 3, P),
 and is all latency: a block has 8 channels, one memory sector, and hundreds of tiles at a time.

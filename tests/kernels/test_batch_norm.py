@@ -34,7 +34,7 @@ def rows(count: int, real: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def tiles(c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """What the convolution leaves: real rows (tiles,), and (tiles, 3, P) their mean, its rest and squared deviations."""
+    """What the convolution leaves: real rows (tiles,), and (tiles, 3, P) mean, its rest and squared deviations."""
     counts, parts = [], []
     for part, here in zip(c.split(TILE), valid.split(TILE), strict=True):
         real = part[here].double()

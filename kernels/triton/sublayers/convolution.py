@@ -1,0 +1,210 @@
+"""The convolution sublayer: LayerNorm(x + Dropout(W_out SiLU(BatchNorm(conv(GLU(W_in LayerNorm(x)))))))).
+
+Inference, 3 launches: LayerNorm, both projections and the gate; the convolution, BatchNorm folded into its taps, and
+SiLU; W_out, residual and LayerNorm. Training, 7 with the preparation of weights: the convolution has to be in memory
+before BatchNorm's statistics are known. Kept for backward: x, which the sublayer before had made anyway, the gated rows
+u, the convolved rows c, W_out's product o, and vectors. BatchNorm's and SiLU's result is made again from c.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from astroco_fast.kernels.triton.batch_norm import (
+    batch_norm_merge,
+    batch_norm_silu,
+    batch_norm_silu_gradient,
+    batch_norm_silu_sums,
+)
+from astroco_fast.kernels.triton.convolution_weights import convolution_weights
+from astroco_fast.kernels.triton.depthwise import (
+    depthwise_input_gradient,
+    depthwise_silu,
+    depthwise_statistics,
+    depthwise_tap_gradient,
+)
+from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
+from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
+from astroco_fast.kernels.triton.norm_backward import norm_backward
+from astroco_fast.kernels.triton.prepared import prepared
+from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, wants_gradient, weight_gradient
+from astroco_fast.layout import Layout
+from astroco_fast.reference.batchnorm import statistics_frozen
+
+
+class Weights(NamedTuple):
+    """The matrices in the compute dtype and the taps in float32, channels padded to P."""
+
+    matrices: Tensor  # (3 P, P): W_in's values, its gates, W_out
+    taps: Tensor  # (K, P)
+
+    @property
+    def both(self) -> Tensor:
+        return self.matrices[: 2 * self.taps.shape[1]]
+
+    @property
+    def val(self) -> Tensor:
+        return self.matrices[: self.taps.shape[1]]
+
+    @property
+    def gate(self) -> Tensor:
+        return self.matrices[self.taps.shape[1] : 2 * self.taps.shape[1]]
+
+    @property
+    def out(self) -> Tensor:
+        return self.matrices[2 * self.taps.shape[1] :]
+
+
+class Norm(NamedTuple):
+    """What training takes of BatchNorm besides its weight and bias.
+
+    In evaluation mode the statistics are `fixed`, (4, P) as from `batch_norm_merge`, and nothing is updated.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    momentum: float
+    eps: float
+    group: Any
+    fixed: Tensor | None
+
+
+def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+    """The module's matrices and taps, prepared."""
+    sources = (module.pointwise_in.weight, module.pointwise_out.weight, module.depthwise)
+    return prepared(module, ("convolution", dtype), sources, lambda: Weights(*convolution_weights(*sources, dtype)))
+
+
+def fixed_statistics(norm: nn.Module) -> Tensor:
+    """The running statistics in the form of `batch_norm_merge`."""
+
+    def make() -> Tensor:
+        width = norm.running_mean.shape[0]
+        statistics = norm.running_mean.new_zeros(4, pitch(width))
+        statistics[0, :width] = norm.running_mean
+        statistics[3, :width] = torch.rsqrt(norm.running_var + norm.eps)
+        return statistics
+
+    return prepared(norm, "statistics", (norm.running_mean, norm.running_var), make)
+
+
+def folded(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Taps (K, P) with BatchNorm's scale in them, and the shift (P,) that is left of it."""
+    norm = module.batch_norm
+    sources = (module.depthwise, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+    def make() -> tuple[Tensor, Tensor]:
+        taps, shift = weights(module, dtype).taps.clone(), fixed_statistics(norm)[0].clone()
+        width = norm.weight.shape[0]
+        scale = norm.weight * fixed_statistics(norm)[3, :width]
+        taps[:, :width] *= scale
+        shift[:width] = norm.bias - shift[:width] * scale
+        return taps, shift
+
+    return prepared(module, ("folded", dtype), sources, make)
+
+
+def _statistics(count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The batch's statistics from those of its row tiles, over all ranks of the group."""
+    if norm.group is not None:
+        count, local = batch_norm_merge(count, partial, None, None, None, norm.momentum, norm.eps)
+        mine = torch.cat([count, local[:3].flatten()])
+        ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(norm.group))]
+        dist.all_gather(ranks, mine, group=norm.group)
+        count = torch.stack([rank[0] for rank in ranks])
+        partial = torch.stack([rank[1:].view(3, -1) for rank in ranks])
+    return batch_norm_merge(count, partial, norm.running_mean, norm.running_var, norm.batches, norm.momentum, norm.eps)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain_in: Tensor, shift_in: Tensor, w_in: Tensor, b_in: Tensor, depthwise: Tensor,
+        scale: Tensor, offset: Tensor, w_out: Tensor, b_out: Tensor, gain_out: Tensor, shift_out: Tensor, w: Weights,
+        norm: Norm, first: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps_in: float, eps_out: float,
+    ) -> Tensor:  # fmt: skip
+        x = rows_of(x)
+        b_val, b_gate = b_in.chunk(2)
+        with torch.autocast(x.device.type, enabled=False):
+            u, mean_in, rstd_in = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, b_val, b_gate, end, "glu")
+            c, count, partial = depthwise_statistics(u, w.taps, first, end)
+            if norm.fixed is None:
+                count, statistics = _statistics(count, partial, norm)
+            else:
+                statistics = norm.fixed
+            o = torch.mm(batch_norm_silu(c, statistics, scale, offset, end), w.out.t())
+            y, mean, rstd = residual_norm(o, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out)
+        ctx.save_for_backward(
+            x, u, c, o, mean_in, rstd_in, mean, rstd, count, statistics, gain_in, shift_in, b_in, scale, offset, b_out,
+            gain_out, w.matrices, w.taps, first, end, seed,
+        )  # fmt: skip
+        ctx.group, ctx.fixed, ctx.salt, ctx.p = norm.group, norm.fixed is not None, salt, p
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (
+            x, u, c, o, mean_in, rstd_in, mean, rstd, count, statistics, gain_in, shift_in, b_in, scale, offset, b_out,
+            gain_out, matrices, taps, first, end, seed,
+        ) = ctx.saved_tensors  # fmt: skip
+        w, width = Weights(matrices, taps), x.shape[1]
+        with torch.autocast(x.device.type, enabled=False):
+            dz, do, sums = residual_norm_backward(
+                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean, rstd
+            )
+            d_gain_out, d_shift_out, d_b_out = sums.sum(0)
+            ds = torch.mm(do, w.out)
+            s, sums = batch_norm_silu_sums(ds, c, statistics, scale, offset, end)
+            d_w_out = weight_gradient(do, s)[:width, :width]
+            d_scale, d_offset = local = sums.sum(0)
+            everywhere = local
+            if ctx.group is not None and not ctx.fixed:
+                everywhere = local.clone()
+                dist.all_reduce(everywhere, group=ctx.group)
+            dc = batch_norm_silu_gradient(ds, c, statistics, scale, offset, end, count, everywhere, ctx.fixed)
+            d_depthwise = depthwise_tap_gradient(dc, u, taps, first, end, width).sum(0)
+            du = depthwise_input_gradient(dc, taps, first, end)
+            b_val, b_gate = b_in.chunk(2)
+            d, _, a, sums = gated_linear_backward(
+                x, gain_in, shift_in, mean_in, rstd_in, w.val, w.gate, b_val, b_gate, end, du, None, "glu"
+            )
+            d_b_in = sums.sum(0)[:, :width].reshape(-1)
+            d_w_in = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :width, :width].reshape(-1, width)
+            dx, sums = norm_backward(torch.mm(d, w.both), dz, x, gain_in, mean_in, rstd_in, end)
+            d_gain_in, d_shift_in = sums.sum(0)
+        return (
+            dx, d_gain_in, d_shift_in, d_w_in, d_b_in, d_depthwise, d_scale, d_offset, d_w_out, d_b_out, d_gain_out,
+            d_shift_out, *[None] * 9,
+        )  # fmt: skip
+
+
+def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    """Rows (N, D) to rows (N, D); see `reference.sublayers.Convolution`."""
+    spans, w, norm = segments(layout), weights(module, compute_dtype(x)), module.batch_norm
+    gain_in, shift_in, eps_in = module.norm_in.weight, module.norm_in.bias, module.norm_in.eps
+    gain_out, shift_out, eps_out = module.norm_out.weight, module.norm_out.bias, module.norm_out.eps
+    b_in, b_out = module.pointwise_in.bias, module.pointwise_out.bias
+    if not module.training and not wants_gradient(module, x):
+        taps, shift = folded(module, compute_dtype(x))
+        x = rows_of(x)
+        u, _, _ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
+        s = depthwise_silu(u, taps, shift, spans.first, spans.end)
+        return linear_residual_norm(s, w.out, b_out, x, gain_out, shift_out, spans.end, eps_out)
+    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    if statistics_frozen() or not norm.training:
+        running = (None, None, None)
+    fixed = None if norm.training else fixed_statistics(norm)
+    p = module.dropout.p if module.training else 0.0
+    return _Convolution.apply(
+        x, gain_in, shift_in, module.pointwise_in.weight, b_in, module.depthwise, norm.weight, norm.bias,
+        module.pointwise_out.weight, b_out, gain_out, shift_out, w,
+        Norm(*running, norm.momentum, norm.eps, norm.group, fixed), spans.first, spans.end,
+        seed(layout) if p > 0 else None, getattr(module.dropout, "salt", 0), p, eps_in, eps_out,
+    )  # fmt: skip
