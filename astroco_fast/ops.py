@@ -2,27 +2,31 @@
 
 An op is a piece of the paper, cut the same in every backend. The caller's choice of backend comes first
 (`backend(...)` or `set_backend`, or at start the environment variable `ASTROCO_BACKEND`), else the best that device and
-dtype allow. What the chosen backend can't do goes to the reference, op by op; `astroco doctor` shows what runs where
-and why.
+dtype allow. What the chosen backend can't do, or does wrong here (`selfcheck`), goes to the reference, op by op;
+`astroco doctor` shows what runs where and why.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as _triton
 from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
+from astroco_fast.reference.sublayers import LayerMix
 
 OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
 
-# By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py.
+# By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py; it
+# may have `versions` and `dropout_scale`, as in kernels/triton. A fused one gives zeros for rows that are not real.
 BACKENDS: dict[str, ModuleType] = {"triton": _triton, "reference": _reference}
 
 # The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
@@ -61,12 +65,26 @@ def backend(name: str) -> Iterator[None]:
         _choice = before
 
 
-def select(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> Selection:
-    """The backend that runs `op` on tensors of this device and dtype."""
+def select(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,
+    module: nn.Module | None = None,
+    configuration: selfcheck.Configuration | None = None,
+) -> Selection:
+    """The backend that runs `op` on tensors of this device and dtype.
+
+    Args:
+        module: the op's; None: in general.
+        configuration: the module's; with it the op's self-check counts, and runs if it has not. None: it does not.
+    """
     candidates = BACKENDS if _choice is None else [_known(_choice, "ASTROCO_BACKEND")]
     reasons: dict[str, str] = {}
     for name in candidates:
-        reason = BACKENDS[name].unsupported(op, device, dtype, training)
+        reason = BACKENDS[name].unsupported(op, device, dtype, training, module)
+        if reason is None and configuration is not None and name != "reference":
+            reason = selfcheck.failure(name, op, device, dtype, configuration)
         if reason is None:
             return Selection(name, reasons)
         reasons[name] = reason
@@ -77,22 +95,35 @@ def input_embed(
     module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
 ) -> Tensor:
     """Centred points (N,) to x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
-    return _backend("input_embed", time, module.training).input_embed(module, time, mag, err, hidden, layout)
+    norm: Any = module.norm
+    like: Tensor = norm.weight
+    for name, values in (("time", time), ("mag", mag), ("err", err)):
+        _check("input_embed", name, values, "(N,)", (layout.rows,), like.dtype, like.device)
+    if hidden is not None:
+        _check("input_embed", "hidden", hidden, "(N,)", (layout.rows,), torch.bool, like.device)
+    _check_layout("input_embed", layout, like.device)
+    return _backend("input_embed", time, module, like.shape[0]).input_embed(module, time, mag, err, hidden, layout)
 
 
 def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer a, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
-    return _backend("attention", x, module.training).attention(module, x, layout)
+    width = _check_rows("attention", x, layout, module.norm)
+    return _backend("attention", x, module, width).attention(module, x, layout)
 
 
 def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer b, both LayerNorms and the residual included: rows (N, D) to rows (N, D)."""
-    return _backend("convolution", x, module.training).convolution(module, x, layout)
+    width = _check_rows("convolution", x, layout, module.norm_out)
+    taps = cast(Tensor, module.depthwise).shape
+    if len(taps) != 2 or taps[0] != width or taps[1] < 1:
+        raise ValueError(f"convolution: depthwise must be (D, K) = ({width}, K), K at least 1, got {tuple(taps)}")
+    return _backend("convolution", x, module, width).convolution(module, x, layout)
 
 
 def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer c, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
-    return _backend("feed_forward", x, module.training).feed_forward(module, x, layout)
+    width = _check_rows("feed_forward", x, layout, module.norm)
+    return _backend("feed_forward", x, module, width).feed_forward(module, x, layout)
 
 
 def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
@@ -100,21 +131,76 @@ def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tup
 
     `states` yields x(0) .. x(L) as they are computed, so that no layer's output has to be kept for the mix.
     """
-    parameter = next(module.parameters(), None)
-    like = parameter if parameter is not None else layout.lengths.new_empty(0, dtype=torch.float32)
-    return _backend("mix_pool", like, module.training).mix_pool(module, states, layout)
+    states = iter(states)
+    first = next(states, None)
+    if first is None or first.dim() != 2:
+        raise ValueError(f"mix_pool: states must be rows (N, D), got {'none' if first is None else _described(first)}")
+    _check_layout("mix_pool", layout, first.device)
+    backend = _backend("mix_pool", first, module, first.shape[1])
+    return backend.mix_pool(module, _checked_states(module, first, states, layout), layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error at probed points, sums and counts (B, 3) by role; see `reference.loss.masked_loss`."""
-    return _backend("masked_loss", prediction, prediction.requires_grad).masked_loss(prediction, target, role)
+    if prediction.dim() != 2 or not prediction.is_floating_point():
+        raise ValueError(f"masked_loss: prediction must be (B, T), floating point, got {_described(prediction)}")
+    _check("masked_loss", "target", target, "(B, T)", prediction.shape, target.dtype, prediction.device)
+    _check("masked_loss", "role", role, "(B, T)", prediction.shape, role.dtype, prediction.device)
+    if not target.is_floating_point():
+        raise ValueError(f"masked_loss: target must be floating point, got {_described(target)}")
+    if role.is_floating_point() or role.is_complex():
+        raise ValueError(f"masked_loss: role must hold whole numbers, got {_described(role)}")
+    return _backend("masked_loss", prediction, None, 0).masked_loss(prediction, target, role)
 
 
-def _backend(op: str, like: Tensor, training: bool) -> ModuleType:
-    device = like.device
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else like.dtype
-    return BACKENDS[select(op, device, dtype, training).backend]
+def _backend(op: str, like: Tensor, module: nn.Module | None, width: int) -> ModuleType:
+    device, dtype = like.device, like.dtype
+    # Autocast leaves float64 as it is.
+    if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    training = like.requires_grad if module is None else module.training
+    configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
+    return BACKENDS[select(op, device, dtype, training, module, configuration).backend]
+
+
+def _check_rows(op: str, x: Tensor, layout: Layout, norm: Any) -> int:
+    """Refuse an `x` that is not rows (N, D), as the op's LayerNorm `norm` gives them; returns D."""
+    like: Tensor = norm.weight
+    width = like.shape[0]
+    _check(op, "x", x, "(N, D)", (layout.rows, width), like.dtype, like.device)
+    _check_layout(op, layout, like.device)
+    return width
+
+
+def _check_layout(op: str, layout: Layout, device: torch.device) -> None:
+    if layout.lengths.device != device:
+        raise ValueError(f"{op}: layout must be on {device}, got one on {layout.lengths.device}")
+
+
+def _check(
+    op: str, name: str, x: Tensor, axes: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if x.shape != shape or x.dtype != dtype or x.device != device:
+        wanted = f"{axes} = {tuple(shape)}, {str(dtype).removeprefix('torch.')}, on {device}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {_described(x)}")
+
+
+def _described(x: Tensor) -> str:
+    return f"{tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}, on {x.device}"
+
+
+def _checked_states(module: nn.Module, first: Tensor, others: Iterator[Tensor], layout: Layout) -> Iterator[Tensor]:
+    """The states, each compared with the first, and their number with that of the mix's weights."""
+    shape, dtype, device = (layout.rows, first.shape[1]), first.dtype, first.device
+    weights = module.logits.shape[0] if isinstance(module, LayerMix) else None
+    number = 0
+    for x in itertools.chain((first,), others):
+        _check("mix_pool", f"states[{number}]", x, "(N, D)", shape, dtype, device)
+        number += 1
+        if weights is None or number <= weights:
+            yield x
+    if weights is not None and number != weights:
+        raise ValueError(f"mix_pool: states must be {weights}, one a weight of the mix, got {number}")
 
 
 def _known(name: str, where: str) -> str:

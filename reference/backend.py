@@ -11,8 +11,10 @@ from astroco_fast.reference.loss import masked_loss
 __all__ = ["attention", "convolution", "feed_forward", "input_embed", "masked_loss", "mix_pool", "unsupported"]
 
 
-def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
-    """Why an op can't run here; the reference runs everything."""
+def unsupported(
+    op: str, device: torch.device, dtype: torch.dtype, training: bool, module: nn.Module | None = None
+) -> str | None:
+    """Why an op can't run here, with this module or (None) in general; the reference runs everything."""
     return None
 
 

@@ -2,6 +2,7 @@
 
 import platform
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ def test_it_tells_versions_devices_and_a_backend_for_every_op(
 def test_it_says_why_a_better_backend_is_passed_over(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
+    def unsupported(
+        op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None
+    ) -> str | None:
         return "no half precision yet" if op == "attention" and dtype is torch.bfloat16 else None
 
     quick = {"quick": SimpleNamespace(unsupported=unsupported), **ops.BACKENDS}

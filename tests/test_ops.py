@@ -1,16 +1,17 @@
 """Which backend runs what."""
 
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 import astroco_fast as af
-from astroco_fast import ops
+from astroco_fast import Layout, ops, selfcheck
 from astroco_fast.errors import UserError
+from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference import backend as reference_backend
+from tests.fake_backends import every_op, fake, sound
 from tests.windows import make_windows
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -21,17 +22,20 @@ def picky(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A backend that runs the feed-forward, in float32 evaluation only; gives the list of its calls."""
     calls: list[str] = []
 
-    def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
+    def unsupported(
+        op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None
+    ) -> str | None:
         if op != "feed_forward":
             return "not written"
         return "inference only" if training else None if dtype == F32 else f"no {dtype}"
 
-    def feed_forward(module: Any, x: Any, layout: Any) -> Any:
+    def feed_forward(*arguments: Any) -> Any:
         calls.append("feed_forward")
-        return module(x, layout)
+        return sound("feed_forward")(*arguments)
 
-    fake = cast(ModuleType, SimpleNamespace(unsupported=unsupported, feed_forward=feed_forward))
-    monkeypatch.setattr(ops, "BACKENDS", {"picky": fake, "reference": reference_backend})
+    picky = fake(unsupported=unsupported, feed_forward=feed_forward)
+    monkeypatch.setattr(ops, "BACKENDS", {"picky": picky, "reference": reference_backend})
+    monkeypatch.setattr(selfcheck, "enabled", False)
     yield calls
     af.set_backend(None)
 
@@ -69,7 +73,7 @@ def test_callers_choice_and_its_scope(picky: list[str]) -> None:
 
 
 def test_unknown_backends_are_refused() -> None:
-    with pytest.raises(UserError, match="no backend 'cuda'; there are: reference"):
+    with pytest.raises(UserError, match="no backend 'cuda'; there are: triton, reference"):
         af.set_backend("cuda")
     with pytest.raises(UserError, match="no backend 'x'"), af.backend("x"):
         pass
@@ -79,3 +83,205 @@ def test_every_op_has_a_reference() -> None:
     for op in ops.OPS:
         assert callable(getattr(ops, op))
         assert callable(getattr(reference_backend, op))
+
+
+LAYOUT = Layout.packed(torch.tensor([5, 2]), 5, capacity=9)
+
+
+def block(dtype: torch.dtype = F32) -> Any:
+    return af.AstroCo.from_preset("tiny", width=8, heads=2).to(dtype).blocks[0]
+
+
+def loss_argument(name: str, value: Any) -> dict[str, Any]:
+    right = {"prediction": torch.zeros(2, 5), "target": torch.zeros(2, 5), "role": torch.zeros(2, 5, dtype=torch.long)}
+    return {**right, name: value}
+
+
+def embed_argument(name: str, value: Any) -> dict[str, Any]:
+    right = {name: torch.zeros(9) for name in ("time", "mag", "err")}
+    return {**right, "hidden": None, name: value}
+
+
+BAD_CALLS: dict[str, tuple[Any, str]] = {
+    "rows": (
+        lambda: ops.attention(block().attention, torch.zeros(8, 8), LAYOUT),
+        r"attention: x must be \(N, D\) = \(9, 8\), float32, on cpu, got \(8, 8\), float32, on cpu",
+    ),
+    "width": (
+        lambda: ops.convolution(block().convolution, torch.zeros(9, 12), LAYOUT),
+        r"convolution: x must be \(N, D\) = \(9, 8\), .* got \(9, 12\)",
+    ),
+    "dtype": (
+        lambda: ops.feed_forward(block().feed_forward, torch.zeros(9, 8, dtype=torch.bfloat16), LAYOUT),
+        "feed_forward: x must be .* float32, on cpu, got .* bfloat16",
+    ),
+    "dtype of parameters": (
+        lambda: ops.feed_forward(block(torch.float64).feed_forward, torch.zeros(9, 8), LAYOUT),
+        "feed_forward: x must be .* float64, on cpu, got .* float32",
+    ),
+    "device": (
+        lambda: ops.attention(block().attention, torch.zeros(9, 8, device="meta"), LAYOUT),
+        "attention: x must be .* on cpu, got .* on meta",
+    ),
+    "layout": (
+        lambda: ops.attention(
+            block().attention, torch.zeros(9, 8), Layout.packed(torch.tensor([5, 2]), 5, "meta", capacity=9)
+        ),
+        "attention: layout must be on cpu, got one on meta",
+    ),
+    "taps": (
+        lambda: ops.convolution(with_taps(torch.zeros(4, 8)), torch.zeros(9, 8), LAYOUT),
+        r"convolution: depthwise must be \(D, K\) = \(8, K\), K at least 1, got \(4, 8\)",
+    ),
+    "no taps": (
+        lambda: ops.convolution(with_taps(torch.zeros(8, 0)), torch.zeros(9, 8), LAYOUT),
+        "convolution: depthwise must be .* K at least 1",
+    ),
+    "points": (
+        lambda: ops.input_embed(small().input_embed, **embed_argument("mag", torch.zeros(9, 1)), layout=LAYOUT),
+        r"input_embed: mag must be \(N,\) = \(9,\), float32, on cpu, got \(9, 1\)",
+    ),
+    "precise time": (
+        lambda: ops.input_embed(
+            small().input_embed, **embed_argument("time", torch.zeros(9, dtype=torch.float64)), layout=LAYOUT
+        ),
+        "input_embed: time must be .* float32, .* got .* float64",
+    ),
+    "hidden": (
+        lambda: ops.input_embed(small().input_embed, **embed_argument("hidden", torch.zeros(9)), layout=LAYOUT),
+        "input_embed: hidden must be .* bool, .* got .* float32",
+    ),
+    "a state": (
+        lambda: ops.mix_pool(small().mix_pool, [torch.zeros(9, 8), torch.zeros(9, 4), torch.zeros(9, 8)], LAYOUT),
+        r"mix_pool: states\[1\] must be \(N, D\) = \(9, 8\), .* got \(9, 4\)",
+    ),
+    "few states": (
+        lambda: ops.mix_pool(small().mix_pool, [torch.zeros(9, 8)] * 2, LAYOUT),
+        "mix_pool: states must be 3, one a weight of the mix, got 2",
+    ),
+    "many states": (
+        lambda: ops.mix_pool(small().mix_pool, [torch.zeros(9, 8)] * 4, LAYOUT),
+        "mix_pool: states must be 3, one a weight of the mix, got 4",
+    ),
+    "no states": (
+        lambda: ops.mix_pool(small().mix_pool, [], LAYOUT),
+        r"mix_pool: states must be rows \(N, D\), got none",
+    ),
+    "prediction": (
+        lambda: ops.masked_loss(**loss_argument("prediction", torch.zeros(2, 5, 1))),
+        r"masked_loss: prediction must be \(B, T\), floating point, got \(2, 5, 1\)",
+    ),
+    "target": (
+        lambda: ops.masked_loss(**loss_argument("target", torch.zeros(2, 4))),
+        r"masked_loss: target must be \(B, T\) = \(2, 5\), .* got \(2, 4\)",
+    ),
+    "whole target": (
+        lambda: ops.masked_loss(**loss_argument("target", torch.zeros(2, 5, dtype=torch.long))),
+        "masked_loss: target must be floating point",
+    ),
+    "role": (
+        lambda: ops.masked_loss(**loss_argument("role", torch.zeros(2, 5))),
+        "masked_loss: role must hold whole numbers, got .* float32",
+    ),
+}
+
+
+def small() -> af.AstroCo:
+    return af.AstroCo.from_preset("tiny", width=8, heads=2)
+
+
+def with_taps(taps: torch.Tensor) -> Any:
+    convolution = block().convolution
+    convolution.depthwise = torch.nn.Parameter(taps)
+    return convolution
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_is_one_clear_error_before_any_backend_sees_it(case: str, picky: list[str]) -> None:
+    call, message = BAD_CALLS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+    assert picky == []
+
+
+def configured(op: str, **overrides: Any) -> Any:
+    model = af.AstroCo.from_preset("tiny", **overrides)
+    return getattr(model if op in ("input_embed", "mix_pool") else model.blocks[0], op)
+
+
+class LowRank(torch.nn.Linear):
+    """As adapters put in a Linear's place."""
+
+
+def adapted() -> Any:
+    module = configured("feed_forward")
+    module.w_val = LowRank(64, 256)
+    return module
+
+
+UNFIT = {
+    "plain feed-forward": ("feed_forward", lambda: configured("feed_forward", gate=False), "no kernels for PlainFeed"),
+    "no mix": ("mix_pool", lambda: configured("mix_pool", mix=False), "no kernels for LastLayer"),
+    "another part": ("feed_forward", adapted, "FeedForward with a LowRank in it"),
+    "narrow": ("attention", lambda: configured("attention", width=16), "width 16: kernels take"),
+    "wide": ("feed_forward", lambda: configured("feed_forward", width=1024), "width 1024: kernels take"),
+    "wide heads": ("attention", lambda: configured("attention", width=512, heads=1), "head size 512"),
+    "one tap": ("convolution", lambda: configured("convolution", kernel=1), "1 taps: kernels take 2 to 128"),
+    "many taps": ("convolution", lambda: configured("convolution", kernel=129), "129 taps"),
+    "half parameters": ("attention", lambda: configured("attention").half(), "parameters in float16"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_triton_leaves_what_it_has_no_kernels_for(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "interpreting", True)
+    monkeypatch.setattr(triton_backend, "_installed", True)
+    op, make, reason = UNFIT[case]
+    selection = ops.select(op, CPU, F32, True, make())
+    assert selection.backend == "reference"
+    assert reason in selection.reasons["triton"]
+    assert ops.select(op, CPU, F32, True, configured(op)).backend == "triton"
+    assert ops.select(op, CPU, F32, True).backend == "triton"
+    assert ops.select(op, CPU, torch.float64, True).reasons == {"triton": "no kernels for float64"}
+
+
+def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "_installed", False)
+    reasons = ops.select("attention", torch.device("cuda"), F32, True).reasons
+    assert reasons == {"triton": "triton is not installed; pip install 'astroco_fast[triton]'"}
+
+
+def test_autocast_does_not_hide_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None) -> str:
+        dtypes.append(dtype)
+        return "not written"
+
+    monkeypatch.setattr(ops, "BACKENDS", {"fussy": fake(unsupported), "reference": reference_backend})
+    x = torch.zeros(9, 8, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ops.attention(block(torch.float64).attention, x, LAYOUT)
+    assert dtypes == [torch.float64]
+
+
+def test_a_compiled_model_asks_no_more_than_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "BACKENDS", {"fused": fake(**every_op()), "reference": reference_backend})
+    monkeypatch.setattr(selfcheck, "_verdicts", dict.fromkeys(passed("fused", small())))
+    w = make_windows([5, 3], 5)
+    model = small().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    expected = model(w.time, w.mag, w.err, w.mask).embedding
+    torch.testing.assert_close(compiled(w.time, w.mag, w.err, w.mask).embedding, expected)
+
+
+def passed(backend: str, model: af.AstroCo) -> list[Any]:
+    """The keys of the verdicts that a model needs on the CPU, in float32."""
+    first = model.blocks[0]
+    modules = {"input_embed": model.input_embed, "mix_pool": model.mix_pool}
+    modules |= {op: getattr(first, op) for op in ("attention", "convolution", "feed_forward")}
+    return [
+        selfcheck.Key(backend, op, CPU, F32, selfcheck.configuration(op, module, model.config.width))
+        for op, module in modules.items()
+    ]

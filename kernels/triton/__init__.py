@@ -10,24 +10,103 @@ import torch
 from torch import Tensor, nn
 
 from astroco_fast.layout import Layout
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward, InputEmbed, LayerMix, LayerNorm
 
-__all__ = ["attention", "convolution", "feed_forward", "input_embed", "masked_loss", "mix_pool", "unsupported"]
+__all__ = [
+    "attention",
+    "convolution",
+    "dropout_scale",
+    "feed_forward",
+    "input_embed",
+    "masked_loss",
+    "mix_pool",
+    "unsupported",
+    "versions",
+]
 
 # Tests set it: the CPU then counts as a GPU, through Triton's interpreter (TRITON_INTERPRET=1). Much too slow for use.
 interpreting = False
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Below, tiles would be mostly idle lanes; above, a tile of whole rows no longer fits a block's registers.
+WIDTHS = (64, 512)
+# torch's fused attention takes no wider heads.
+HEAD_SIZE = 256
+TAPS = (2, 128)
+
+# The kernels compute what these compute, and read their parameters. A subclass, or a part put in another's place
+# (low-rank adapters do so), may compute something else.
+_MODULES = {
+    "input_embed": InputEmbed,
+    "attention": Attention,
+    "convolution": Convolution,
+    "feed_forward": FeedForward,
+    "mix_pool": LayerMix,
+}
+_PARTS = (nn.Linear, nn.Dropout, LayerNorm, MaskedBatchNorm1d)
+
+# Asked once: it looks through the folders of sys.path, which is slow, and which torch.compile can't trace.
+_installed = find_spec("triton") is not None
 
 
-def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
-    """Why an op can't run here; None if it can."""
+def unsupported(
+    op: str, device: torch.device, dtype: torch.dtype, training: bool, module: nn.Module | None = None
+) -> str | None:
+    """Why an op can't run here; None if it can.
+
+    Args:
+        module: the op's; None: in general.
+    """
     if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreting):
         return "needs a CUDA or ROCm GPU"
-    if find_spec("triton") is None:
+    if not _installed:
         return "triton is not installed; pip install 'astroco_fast[triton]'"
     if dtype not in DTYPES:
-        return f"no kernels for {str(dtype).removeprefix('torch.')}"
+        return f"no kernels for {_short(dtype)}"
+    return None if module is None or op not in _MODULES else _unfit(op, module)
+
+
+def _unfit(op: str, module: nn.Module) -> str | None:
+    """Why there are no kernels for this module."""
+    if type(module) is not _MODULES[op]:
+        return f"no kernels for {type(module).__name__}"
+    for part in module._modules.values():
+        if type(part) not in _PARTS:
+            return f"no kernels for {type(module).__name__} with a {type(part).__name__} in it"
+    if isinstance(module, LayerMix):
+        return None
+    norm = module.norm_out if isinstance(module, Convolution) else module.norm
+    weight: Tensor = norm.weight  # type: ignore[union-attr,assignment]
+    width = weight.shape[0]
+    if weight.dtype != torch.float32:
+        return f"no kernels for parameters in {_short(weight.dtype)}"
+    if not WIDTHS[0] <= width <= WIDTHS[1] or width % 4:
+        return f"width {width}: kernels take multiples of 4 from {WIDTHS[0]} to {WIDTHS[1]}"
+    if isinstance(module, Attention) and width // module.heads > HEAD_SIZE:
+        return f"head size {width // module.heads}: kernels take up to {HEAD_SIZE}"
+    if isinstance(module, Convolution) and not TAPS[0] <= module.depthwise.shape[1] <= TAPS[1]:
+        return f"{module.depthwise.shape[1]} taps: kernels take {TAPS[0]} to {TAPS[1]}"
     return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def versions() -> tuple[str, ...]:
+    """Of what makes the kernels: a verdict of the self-check holds for these."""
+    import triton
+
+    return (f"triton {triton.__version__}",)
+
+
+def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
+    """What the dropout of this salt multiplies this batch's rows by, (N, D) float32: 0 or 1 / (1 - p)."""
+    from astroco_fast.kernels.triton.dropout import dropout_mask
+    from astroco_fast.kernels.triton.segments import seed
+
+    return dropout_mask(seed(layout), salt, p, layout.rows, width)
 
 
 def input_embed(

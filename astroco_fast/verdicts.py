@@ -1,0 +1,117 @@
+"""Verdicts of the self-check, kept on disk by everything that could change them."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+import astroco_fast
+from astroco_fast.errors import UserError
+from astroco_fast.files import sha256, whole_file
+from astroco_fast.reference import backend as _reference
+
+# What tells apart the forms that a backend may have of an op: pairs of a name and a number (or text).
+Configuration = tuple[tuple[str, Any], ...]
+
+
+class Key(NamedTuple):
+    """What there is a verdict for: a backend's op on a device, computing in a dtype, in a configuration."""
+
+    backend: str
+    op: str
+    device: torch.device
+    dtype: torch.dtype
+    configuration: Configuration
+
+    @property
+    def name(self) -> str:
+        """The op, the dtype and the configuration, for people and for the file."""
+        values = [f"{name}={value}" for name, value in self.configuration]
+        return " ".join([self.op, str(self.dtype).removeprefix("torch."), *values])
+
+
+def cache_file() -> Path | None:
+    """Where verdicts are kept: in `ASTROCO_CACHE`, else in the user's cache folder; None: there is no such place."""
+    if told := os.environ.get("ASTROCO_CACHE"):
+        return Path(told) / "selfcheck.json"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return None
+    return base / "astroco_fast" / "selfcheck.json"
+
+
+def device_name(device: torch.device) -> str:
+    """The type of a GPU, or of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def environment(key: Key, backend: ModuleType) -> str:
+    """All that a verdict depends on besides the op: device, driver, versions, and the sources compared."""
+    versions = [f"astroco_fast {astroco_fast.__version__}", f"torch {torch.__version__}", *_versions(backend)]
+    where = [key.backend, device_name(key.device), f"driver {_driver()}"]
+    return ", ".join([*where, *versions, f"sources {_sources(backend)}"])
+
+
+def stored(key: Key, backend: ModuleType) -> str | None:
+    """The verdict on disk, "" for passed; None: there is none."""
+    if (path := cache_file()) is None:
+        return None
+    return _read(path).get(environment(key, backend), {}).get(key.name)
+
+
+def store(key: Key, backend: ModuleType, reason: str | None) -> None:
+    """Keep a verdict; without a folder to write to it is found again by the next process."""
+    if (path := cache_file()) is None:
+        return
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = _read(path)  # a process that writes between this and the end loses its verdict, and finds it again
+        told.setdefault(environment(key, backend), {})[key.name] = reason or ""
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _versions(backend: ModuleType) -> Sequence[str]:
+    return backend.versions() if hasattr(backend, "versions") else ()
+
+
+def _driver() -> str:
+    for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        with suppress(OSError):
+            return " ".join(Path(path).read_text().splitlines()[0].split())
+    return "unknown"
+
+
+def _sources(backend: ModuleType) -> str:
+    """A short hash of the backend's files and of the reference's."""
+    digest = hashlib.sha256()
+    for module in (backend, _reference):
+        if told := getattr(module, "__file__", None):
+            folder = Path(told).parent
+            for path in sorted(
+                path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+            ):
+                digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    """The file's verdicts, "" for passed; whatever in it is not such is left out."""
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    tables = {key: value for key, value in told.items() if isinstance(value, dict)}
+    return {key: {op: why for op, why in table.items() if isinstance(why, str)} for key, table in tables.items()}
