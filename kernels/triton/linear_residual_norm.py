@@ -9,6 +9,7 @@ leave half of the tensor cores' work unused. W is read by every block, from the 
 at D = K = 256.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,12 +20,20 @@ from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch,
 
 
 @triton.jit
-def _weights(w, column, k, P: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr):
-    """[k, column] of W^T, zero beyond its edges."""
-    at = w + column[None, :] * K + k[:, None]
-    if MASKED:
-        return tl.load(at, mask=(column < P)[None, :] & (k < K)[:, None], other=0.0)
-    return tl.load(at)
+def _product(
+    a, w, row, column, real, depth,
+    P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Columns of a W^T, [BLOCK_R, BLOCK_C] float32; depth is K, since a bound known to the compiler it would unroll."""
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        left = tl.load(a + row[:, None] * K + k[None, :], mask=real[:, None] & (k < K)[None, :], other=0.0)
+        at = w + column[None, :] * K + k[:, None]
+        right = tl.load(at, mask=(column < P)[None, :] & (k < K)[:, None], other=0.0) if MASKED else tl.load(at)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -51,9 +60,9 @@ def _squares(z, mean, column, D: tl.constexpr):
     return tl.sum(deviation * deviation, 1)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "depth"])
 def _kernel(
-    a, w, b, x, weight, bias, end, eps, y, rows,
+    a, w, b, x, weight, bias, end, eps, y, rows, depth,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -62,20 +71,13 @@ def _kernel(
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, MAIN)
-    z = tl.zeros([BLOCK_R, MAIN], tl.float32)
-    if TAIL:
-        last = MAIN + tl.arange(0, TAIL)
-        z_tail = tl.zeros([BLOCK_R, TAIL], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        left = tl.load(a + row[:, None] * K + k[None, :], mask=real[:, None] & (k < K)[None, :], other=0.0)
-        z = tl.dot(left, _weights(w, column, k, P, K, MASKED), z, input_precision=PRECISION)
-        if TAIL:
-            z_tail = tl.dot(left, _weights(w, last, k, P, K, MASKED), z_tail, input_precision=PRECISION)
-
+    z = _product(a, w, row, column, real, depth, P, K, PRECISION, MASKED, BLOCK_R, MAIN, BLOCK_K)
     z = _summed(z, b, x, row, column, real, D)
     mean = tl.sum(z, 1)
     if TAIL:
+        # A loop of its own: two products in one are taken for a chain, and every warp is given whole rows of both.
+        last = MAIN + tl.arange(0, TAIL)
+        z_tail = _product(a, w, row, last, real, depth, P, K, PRECISION, MASKED, BLOCK_R, TAIL, BLOCK_K)
         z_tail = _summed(z_tail, b, x, row, last, real, D)
         mean += tl.sum(z_tail, 1)
     mean = mean / D
@@ -88,9 +90,13 @@ def _kernel(
         _store(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
 
 
-def _config(like: Tensor, width: int) -> Config:
+def _config(w: Tensor, width: int) -> Config:
+    # 32 rows, not 64: at D = 256 a thread then has 116 registers in place of 216, so two blocks share a multiprocessor
+    # and one reads while the other normalises. Memory is what this waits for, and both find W in the cache.
     main, tail = split(width)
-    return Config({"BLOCK_R": 64, "BLOCK_K": 32, "MAIN": main, "TAIL": tail}, warps=8, stages=2)
+    half = w.dtype != torch.float32
+    blocks = {"BLOCK_R": 32 if half and main <= 256 else 16, "BLOCK_K": 64 if half else 32, "MAIN": main, "TAIL": tail}
+    return Config(blocks, warps=8 if main >= 256 else 4, stages=2)
 
 
 def _outputs(
@@ -123,10 +129,10 @@ def linear_residual_norm(
     """
     y = _outputs(a, w, b, x, weight, bias, end, eps)
     rows, width = x.shape
-    config = _config(a, width)
+    config = _config(w, width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _kernel, grid, a, w, b, x, weight, bias, end, eps, y, rows,
+        _kernel, grid, a, w, b, x, weight, bias, end, eps, y, rows, a.shape[1],
         D=width, P=pitch(width), K=a.shape[1], PRECISION=dot_precision(a), config=config,
     )  # fmt: skip
     return y

@@ -1,0 +1,192 @@
+"""Softmax attention within runs of rows, by the fused kernels that PyTorch brings.
+
+q, k and v are views of one projection's output, (N, 3, H, d), d the head size padded to a multiple of 8 with zeros (69
+to 72: 4 heads then fill 288 = pitch(276)). Runs of rows of any length follow one another and every row is in one, so
+there is no mask, nothing is undefined, and no padding is computed. Scores are never in memory: forward reads 3 H d and
+writes H d a row. FlashAttention takes half precision on GPUs that have bfloat16 matrix units; float32, and older GPUs,
+take the memory-efficient kernels; neither falls back to written-out scores.
+
+Backward gives the three gradients as tensors of their own, and PyTorch has no way to hand it one buffer.
+`stack_gradients` joins them, so that the projection's gradients are two products instead of six, and takes the bias's
+gradient from them while it has them at hand: 6 H d read and written a row. FlashAttention adds up dq block by block
+with atomics; with runs of up to 256 there are no more than two blocks to add, and the order of two does not matter.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, new, on_gpu
+
+HEAD_MULTIPLE = 8  # what the fused kernels ask of a head's size
+
+
+class Runs(NamedTuple):
+    """Where runs of rows start, and N, (S + 1,) int32; no run is longer than `longest`."""
+
+    offsets: Tensor
+    longest: int
+
+
+def head_pitch(size: int) -> int:
+    """The columns that a head of `size` channels takes up."""
+    return -(-size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+def attend(
+    qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention of every row over the rows of its run.
+
+    Args:
+        qkv: (N, 3 H d), finite everywhere.
+        runs: which rows see one another.
+        heads: H.
+        scale: of the scores, before softmax.
+        keep: False: there will be no backward.
+
+    Returns:
+        (N, H d), and three tensors for `attend_backward` to take: logarithms of the sums of exponentials, and two that
+        mean something to PyTorch only.
+    """
+    rows = qkv.shape[0]
+    q, k, v = qkv.view(rows, 3, heads, -1).unbind(1)
+    offsets, longest = runs
+    kind = kernels_for(qkv)
+    if kind == "flash":
+        out, *kept, _ = torch.ops.aten._flash_attention_forward.default(
+            q, k, v, offsets, offsets, longest, longest, 0.0, False, False, scale=scale
+        )
+    elif kind == "efficient":
+        out, *kept, _, _ = torch.ops.aten._efficient_attention_forward.default(
+            q[None], k[None], v[None], None, offsets, offsets, longest, longest, 0.0, 0, keep, scale=scale
+        )
+    else:
+        out, logsumexp = _plain(q, k, v, offsets, scale)
+        kept = [logsumexp, logsumexp, logsumexp]
+    return out.reshape(rows, -1), *kept
+
+
+def attend_backward(
+    upstream: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    kept: tuple[Tensor, Tensor, Tensor],
+    runs: Runs,
+    heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, (N, H d) each, from that of `out` and what `attend` gave."""
+    rows = qkv.shape[0]
+    q, k, v = qkv.view(rows, 3, heads, -1).unbind(1)
+    upstream, out = upstream.view(q.shape), out.view(q.shape)
+    offsets, longest = runs
+    logsumexp, *state = kept
+    kind = kernels_for(qkv)
+    if kind == "flash":
+        gradients = torch.ops.aten._flash_attention_backward.default(
+            upstream, q, k, v, out, logsumexp, offsets, offsets, longest, longest, 0.0, False, *state, scale=scale
+        )
+    elif kind == "efficient":
+        # One split of the keys: with more, the order in which they are added up varies.
+        *gradients, _ = torch.ops.aten._efficient_attention_backward.default(
+            upstream[None], q[None], k[None], v[None], None, out[None], offsets, offsets, longest, longest, logsumexp,
+            0.0, *state, 0, False, scale=scale, num_splits_key=1,
+        )  # fmt: skip
+    else:
+        gradients = _plain_backward(upstream, q, k, v, out, logsumexp, offsets, scale)
+    dq, dk, dv = (gradient.reshape(rows, -1).contiguous() for gradient in gradients)
+    return dq, dk, dv
+
+
+def kernels_for(x: Tensor) -> str:
+    """Which kernels attend to x: "flash", "efficient" or, where PyTorch has neither, "plain"."""
+    if not on_gpu(x):
+        return "plain"
+    # ROCm's major versions are 9 and up.
+    old = x.is_cuda and torch.cuda.get_device_properties(x.device).major < 8
+    return "efficient" if old or x.dtype == torch.float32 else "flash"
+
+
+# For Triton's interpreter only: on the CPU PyTorch has no fused kernels for runs. All rows' scores are written out.
+
+
+def _probabilities(q: Tensor, k: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(H, N, N) and their logsumexp (H, N), float32."""
+    row = torch.arange(q.shape[0], dtype=offsets.dtype, device=q.device)
+    run = torch.bucketize(row, offsets[1:], right=True)
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
+    scores = scores.masked_fill(run[:, None] != run[None, :], float("-inf"))
+    logsumexp = scores.logsumexp(-1)
+    return (scores - logsumexp[..., None]).exp(), logsumexp
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    weights, logsumexp = _probabilities(q, k, offsets, scale)
+    return torch.einsum("hqk,khd->qhd", weights, v.float()).to(q.dtype), logsumexp
+
+
+def _plain_backward(
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, offsets: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights, _ = _probabilities(q, k, offsets, scale)
+    dv = torch.einsum("hqk,qhd->khd", weights, upstream.float())
+    slope = torch.einsum("qhd,khd->hqk", upstream.float(), v.float())
+    mean = (upstream.float() * out.float()).sum(-1).t()[..., None]
+    d_scores = weights * (slope - mean) * scale
+    dq = torch.einsum("hqk,khd->qhd", d_scores, k.float())
+    dk = torch.einsum("hqk,qhd->khd", d_scores, q.float())
+    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+
+@triton.jit
+def _stack_one(source, stacked, partial, block, row, inside, real, column, part: tl.constexpr, F: tl.constexpr):
+    here = (column < F)[None, :]
+    values = tl.load(source + row[:, None] * F + column[None, :], mask=real[:, None] & here, other=0.0).to(tl.float32)
+    at = stacked + row[:, None] * (3 * F) + part * F + column[None, :]
+    tl.store(at, values.to(stacked.dtype.element_ty), mask=inside[:, None] & here)
+    tl.store(partial + block * (3 * F) + part * F + column, tl.sum(values, 0), mask=column < F)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _stack_kernel(
+    dq, dk, dv, end, stacked, partial, rows, F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    tiles: tl.constexpr = (F + BLOCK_C - 1) // BLOCK_C
+    block = (tl.program_id(0) // tiles).to(tl.int64)
+    column = (tl.program_id(0) % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    _stack_one(dq, stacked, partial, block, row, inside, real, column, 0, F)
+    _stack_one(dk, stacked, partial, block, row, inside, real, column, 1, F)
+    _stack_one(dv, stacked, partial, block, row, inside, real, column, 2, F)
+
+
+# 64 columns are a memory line; 64 rows leave partial sums of 3 % of the traffic.
+_STACK = Config({"BLOCK_R": 64, "BLOCK_C": 64}, warps=4, stages=1)
+
+
+def _stack_outputs(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    rows, columns = dq.shape
+    blocks = cdiv(rows, _STACK.blocks["BLOCK_R"])
+    return new(dq, rows, 3 * columns), new(dq, blocks, 3 * columns, dtype=torch.float32)
+
+
+@kernel_op("stack_gradients(Tensor dq, Tensor dk, Tensor dv, Tensor end) -> (Tensor, Tensor)", _stack_outputs)
+def stack_gradients(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Three (N, F) side by side, zero at rows that are not real.
+
+    Returns:
+        (N, 3 F), and partial sums (blocks, 3 F) float32 whose sum over blocks is that over the real rows.
+    """
+    stacked, partial = outputs = _stack_outputs(dq, dk, dv, end)
+    rows, columns = dq.shape
+    grid = (partial.shape[0] * cdiv(columns, _STACK.blocks["BLOCK_C"]),)
+    launch(_stack_kernel, grid, dq, dk, dv, end, stacked, partial, rows, F=columns, config=_STACK)
+    return outputs

@@ -1,0 +1,146 @@
+"""Matrix products between stream rows (float32) and half rows, without passes over memory around them.
+
+- `linear`: y = x W^T + b. x is cast on its way to the tensor cores and the bias added in the accumulator: reads 4 D and
+  writes 2 F bytes a row, where a cast, a library product and a bias would move 4 D + 2 D + 2 D + 2 F.
+- `linear_onto`: dx = base + d W, the input gradient of a projection joined to what flows past it: reads 2 F + 4 D and
+  writes 4 D bytes a row; a library product and a sum move 4 D to 8 D more.
+- `half_rows`: x in the compute dtype, zero where it must be, for library products over rows (weight gradients).
+
+Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
+the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch
+
+
+@triton.jit(do_not_specialize=["rows", "depth"])
+def _product_kernel(
+    x, w, b, base, end, y, rows, depth,
+    K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
+    ONTO: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y (rows, N) = x W^T + b, or base + x W if ONTO; x is (rows, K), W (W_ROWS, W_COLUMNS) with its pitch, b (B,)."""
+    tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for start in range(0, depth, BLOCK_K):  # depth is K: a bound known to the compiler it unrolls, and spills
+        k = start + tl.arange(0, BLOCK_K)
+        left = tl.load(x + row[:, None] * K + k[None, :], mask=real[:, None] & (k < K)[None, :], other=0.0)
+        # Masked at the pitch: at D = 276 a mask would cut 16-byte loads of half precision to 8.
+        if ONTO:
+            at = w + k[:, None] * W_COLUMNS + column[None, :]
+            there = (k < W_ROWS)[:, None] & (column < W_COLUMNS)[None, :]
+        else:
+            at = w + column[None, :] * W_COLUMNS + k[:, None]
+            there = (k < W_COLUMNS)[:, None] & (column < W_ROWS)[None, :]
+        right = tl.load(at, mask=there, other=0.0)
+        if left.dtype != right.dtype:
+            left = left.to(right.dtype)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    here = (column < N)[None, :]
+    if ONTO:
+        total += tl.load(base + row[:, None] * N + column[None, :], mask=real[:, None] & here, other=0.0)
+    else:
+        total += tl.load(b + column, mask=column < B, other=0.0)[None, :]
+    total = tl.where(real[:, None], total, 0.0)
+    tl.store(y + row[:, None] * N + column[None, :], total.to(y.dtype.element_ty), mask=inside[:, None] & here)
+
+
+def _product_config(w: Tensor) -> Config:
+    if w.dtype == torch.float32:
+        return Config({"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=2)
+    return Config({"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 32}, warps=8, stages=3)
+
+
+def _product(x: Tensor, w: Tensor, b: Tensor | None, base: Tensor | None, end: Tensor, y: Tensor) -> None:
+    rows, columns = y.shape
+    config = _product_config(w)
+    grid = (cdiv(rows, config.blocks["BLOCK_R"]) * cdiv(columns, config.blocks["BLOCK_N"]),)
+    launch(
+        _product_kernel, grid, x, w, b, base, end, y, rows, x.shape[1],
+        K=x.shape[1], N=columns, B=0 if b is None else b.shape[0], W_ROWS=w.shape[0], W_COLUMNS=w.shape[1],
+        ONTO=base is not None, PRECISION=dot_precision(w), config=config,
+    )  # fmt: skip
+
+
+def _linear_outputs(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
+    return new(w, x.shape[0], w.shape[0])
+
+
+@kernel_op("linear(Tensor x, Tensor w, Tensor b, Tensor end) -> Tensor", _linear_outputs)
+def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
+    """x W^T + b, zero at rows that are not real.
+
+    Args:
+        x: (N, D) float32; what rows that are not real hold never matters.
+        w: (F, P) in the compute dtype, P = pitch(D), F a multiple of 8.
+        b: (F,) float32, or fewer, where the last columns have no bias.
+        end: (N,) int32, as in `Segments`.
+
+    Returns:
+        (N, F) in w's dtype.
+    """
+    y = _linear_outputs(x, w, b, end)
+    _product(x, w, b, None, end, y)
+    return y
+
+
+def _linear_onto_outputs(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
+    return new(base, *base.shape)
+
+
+@kernel_op("linear_onto(Tensor d, Tensor w, Tensor base, Tensor end) -> Tensor", _linear_onto_outputs)
+def linear_onto(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
+    """base + d W, zero at rows that are not real.
+
+    Args:
+        d: (N, F) half rows in the compute dtype.
+        w: (F, P) in the compute dtype.
+        base: (N, D) float32.
+        end: (N,) int32, as in `Segments`.
+
+    Returns:
+        (N, D) float32.
+    """
+    y = _linear_onto_outputs(d, w, base, end)
+    _product(d, w, None, base, end, y)
+    return y
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _half_rows_kernel(x, end, y, rows, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    for start in tl.static_range(0, P, BLOCK_C):
+        column = start + tl.arange(0, BLOCK_C)
+        here = real[:, None] & (column < D)[None, :]
+        values = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
+        there = inside[:, None] & (column < P)[None, :]
+        tl.store(y + row[:, None] * P + column[None, :], values.to(y.dtype.element_ty), mask=there)
+
+
+def _half_rows_outputs(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
+    return new(x, x.shape[0], pitch(x.shape[1]), dtype=dtype)
+
+
+@kernel_op("half_rows(Tensor x, Tensor end, ScalarType dtype) -> Tensor", _half_rows_outputs)
+def half_rows(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (N, D) float32 as half rows (N, pitch(D)) of `dtype`, zero in the pitch and at rows that are not real."""
+    y = _half_rows_outputs(x, end, dtype)
+    rows, width = x.shape
+    # 128 columns of 32 rows: a warp reads whole rows, 16 bytes a lane, and the tail of D = 276 wastes a quarter.
+    config = Config({"BLOCK_R": 32, "BLOCK_C": 128 if pitch(width) >= 128 else pitch(width)}, warps=4, stages=1)
+    grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
+    launch(_half_rows_kernel, grid, x, end, y, rows, D=width, P=pitch(width), config=config)
+    return y

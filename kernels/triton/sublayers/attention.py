@@ -1,0 +1,120 @@
+"""The attention sublayer: LayerNorm(x + Dropout(W_out attention(W_qkv x))).
+
+Forward in training: the projection to q, k and v with its cast and bias in one kernel, PyTorch's fused attention,
+W_out's product by the library, then bias, dropout, residual and LayerNorm in one kernel. Kept for backward: x, which the
+sublayer before had made anyway, q, k and v, what was attended, the logarithms of softmax's sums, W_out's product, and the
+norm's mean and deviation. In inference W_out's product joins the last kernel.
+
+Inside, each head is padded with zeros to what the fused kernels take, in the columns of q, k, v and in those that W_out
+reads; scores, and so everything after, stay what they were.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch, stack_gradients
+from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
+from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
+from astroco_fast.kernels.triton.prepared import cast, prepared
+from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, wants_gradient, weight_gradient
+from astroco_fast.layout import Layout
+
+
+class Weights(NamedTuple):
+    """Both projections with padded heads, H d = F columns; matrices in the compute dtype."""
+
+    qkv: Tensor  # (3 F, P)
+    b_qkv: Tensor  # (3 F,) float32
+    out: Tensor  # (P, F)
+
+
+def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+    """The module's projections, prepared."""
+    qkv, b_qkv, out, heads = module.qkv.weight, module.qkv.bias, module.out.weight, module.heads
+    width = out.shape[0]
+    size = width // heads
+    padded, depth = head_pitch(size), pitch(width)
+
+    def make() -> Weights:
+        w_qkv, w_out = cast(
+            dtype,
+            [
+                (qkv.view(3, heads, size, width), (3, heads, padded, depth)),
+                (out.view(width, heads, size), (depth, heads, padded)),
+            ],
+        )
+        bias = b_qkv.detach()
+        if padded != size:
+            (bias,) = cast(torch.float32, [(b_qkv.view(3, heads, size), (3, heads, padded))])
+        return Weights(w_qkv.view(-1, depth), bias.view(-1), w_out.view(depth, -1))
+
+    return prepared(module, ("attention", dtype), (qkv, b_qkv, out), make)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
+        w: Weights, end: Tensor, offsets: Tensor, longest: int, heads: int, seed: Tensor | None, salt: int, p: float,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        x = rows_of(x)
+        scale = (x.shape[1] // heads) ** -0.5
+        with torch.autocast(x.device.type, enabled=False):
+            qkv = linear(x, w.qkv, w.b_qkv, end)
+            attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
+            o = torch.mm(attended, w.out.t())
+            y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed)
+        ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
+        width, heads = x.shape[1], ctx.heads
+        size = width // heads
+        with torch.autocast(x.device.type, enabled=False):
+            dz, do, sums = residual_norm_backward(
+                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
+            )
+            d_gain, d_shift, d_b_out = sums.sum(0)
+            d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
+            d_attended = torch.mm(do, w_out)
+            gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
+            d, sums = stack_gradients(*gradients, end)
+            d_b_qkv = sums.sum(0).view(3, heads, -1)[..., :size]
+            d_qkv = weight_gradient(d, half_rows(x, end, d.dtype)).view(3, heads, -1, w_qkv.shape[1])[
+                :, :, :size, :width
+            ]
+            dx = linear_onto(d, w_qkv, dz, end)
+        return (
+            dx, d_qkv.reshape(-1, width), d_b_qkv.reshape(-1), d_out.reshape(width, width), d_b_out, d_gain, d_shift,
+            *[None] * 9,
+        )  # fmt: skip
+
+
+def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    """Rows (N, D) to rows (N, D); see `reference.sublayers.Attention`."""
+    w, found, norm = weights(module, compute_dtype(x)), segments(layout), module.norm
+    p = module.dropout.p if module.training else 0.0
+    if not module.training and not wants_gradient(module, x):
+        x = rows_of(x)
+        with torch.autocast(x.device.type, enabled=False):
+            qkv = linear(x, w.qkv, w.b_qkv, found.end)
+            scale = (x.shape[1] // module.heads) ** -0.5
+            attended = attend(qkv, Runs(found.offsets, found.longest), module.heads, scale, keep=False)[0]
+            return linear_residual_norm(
+                attended, w.out, module.out.bias, x, norm.weight, norm.bias, found.end, norm.eps
+            )
+    return _Attention.apply(
+        x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, found.end,
+        found.offsets, found.longest, module.heads, seed(layout) if p > 0 else None,
+        getattr(module.dropout, "salt", 0), p, norm.eps,
+    )  # fmt: skip
