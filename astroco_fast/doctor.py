@@ -1,4 +1,7 @@
-"""`astroco doctor`: what this machine has, and which op runs where and why."""
+"""`astroco doctor`: what this machine has, and which op runs where and why.
+
+Fused ops are compared with the reference again, for the presets, whatever verdicts of the self-check were kept.
+"""
 
 import importlib.metadata
 import os
@@ -9,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import astroco_fast
-from astroco_fast import commands, ops
+from astroco_fast import commands, ops, selfcheck, verdicts
+from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
 
 PACKAGES = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "jsonargparse")
@@ -21,11 +26,14 @@ EXTRAS = {
     "plots": "matplotlib",
     "tensorboard": "tensorboard",
     "hub": "huggingface-hub",
+    "triton": "triton",
     "probe": "scikit-learn",
 }
 # As Linux names them, on x86 and on Arm.
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 DTYPES = (torch.float32, torch.bfloat16)
+# Whose configurations the self-check is run for.
+PRESETS = ("tiny", "S", "L")
 
 
 @dataclass
@@ -42,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         commands.parse(DoctorConfig, "astroco doctor", "What this machine has, and which op runs where and why.", argv)
-        print("\n".join(report()))
+        for line in report():  # as it comes: the self-check compiles kernels, which takes a minute
+            print(line, flush=True)
         return 0
 
     return commands.run(body)
@@ -54,6 +63,7 @@ def report() -> Iterator[str]:
     Raises:
         UserError: `ASTROCO_BACKEND` names no backend.
     """
+    ops.candidates()  # before anything is told
     yield f"astroco_fast {astroco_fast.__version__} from {Path(astroco_fast.__file__).parent}"
     yield f"python {platform.python_version()} at {sys.executable}"
     yield f"system {platform.system()} {platform.release()} {platform.machine()}"
@@ -136,20 +146,61 @@ def _backends() -> Iterator[str]:
     wish = os.environ.get("ASTROCO_BACKEND")
     why = f"chosen by ASTROCO_BACKEND={wish}" if wish else "best first" if len(ops.BACKENDS) > 1 else "the only one"
     yield f"backends: {', '.join(ops.BACKENDS)} ({why})"
-    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     columns = {
-        f"{device.type} {str(dtype).removeprefix('torch.')}": (device, dtype) for device in devices for dtype in DTYPES
+        f"{device} {str(dtype).removeprefix('torch.')}": (device, dtype) for device in _kinds() for dtype in DTYPES
     }
+    with torch.device("meta"):  # only their configurations matter
+        models = {name: AstroCo.from_preset(name) for name in PRESETS}
     table = [("op", *columns)]
-    reasons: dict[str, str] = {}
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # of a backend and why it is not used: by column, the ops
     for op in ops.OPS:
-        # Training asks the most of a backend.
-        chosen = {name: ops.select(op, *where, training=True) for name, where in columns.items()}
-        table.append((op, *(selection.backend for selection in chosen.values())))
-        for name, selection in chosen.items():
-            reasons |= {f"{op} on {name} not by {other}": reason for other, reason in selection.reasons.items()}
+        cells = []
+        for column, (device, dtype) in columns.items():
+            cell, found = _where(op, device, dtype, models)
+            cells.append(cell)
+            for reason in found:
+                reasons.setdefault(reason, {}).setdefault(column, []).append(op)
+        table.append((op, *cells))
     yield from rows(table)
-    yield from rows(reasons.items())
+    for (backend, reason), by_column in reasons.items():
+        yield f"  not {backend}: {reason}"
+        for column, affected in by_column.items():
+            yield f"    on {column}: {'every op' if len(affected) == len(ops.OPS) else ', '.join(affected)}"
+    if (path := verdicts.cache_file()) is not None and path.is_file():
+        yield f"  verdicts of the self-check are in {path}"
+
+
+def _kinds() -> list[torch.device]:
+    """The CPU, and of each type of GPU the first."""
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    first = {verdicts.device_name(gpu): gpu for gpu in reversed(gpus)}
+    return [torch.device("cpu"), *reversed(first.values())]
+
+
+def _where(
+    op: str, device: torch.device, dtype: torch.dtype, models: dict[str, AstroCo]
+) -> tuple[str, list[tuple[str, str]]]:
+    """Which backend runs the op, and of each better one why not; the self-check is run."""
+    selection = ops.select(op, device, dtype, training=True)  # training asks the most of a backend
+    backend, reasons = selection.backend, list(selection.reasons.items())
+    if backend == "reference":
+        return backend, reasons
+    presets: dict[selfcheck.Configuration, list[str]] = {}
+    for preset, model in models.items():
+        configuration = selfcheck.configuration(op, _module(model, op), model.config.width)
+        assert configuration is not None
+        presets.setdefault(configuration, []).append(preset)
+    wrong = 0
+    for configuration, names in presets.items():
+        if (reason := selfcheck.rerun(backend, op, device, dtype, configuration)) is not None:
+            wrong += 1
+            reasons.append((backend, f"self-check failed in {', '.join(names)}: {reason}"))
+    return f"{backend} or reference" if 0 < wrong < len(presets) else "reference" if wrong else backend, reasons
+
+
+def _module(model: AstroCo, op: str) -> nn.Module | None:
+    whole = {"input_embed": model.input_embed, "mix_pool": model.mix_pool, "masked_loss": None}
+    return whole[op] if op in whole else getattr(model.blocks[0], op)
 
 
 if __name__ == "__main__":

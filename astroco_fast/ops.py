@@ -65,6 +65,15 @@ def backend(name: str) -> Iterator[None]:
         _choice = before
 
 
+def candidates() -> list[str]:
+    """The backends that may run an op before the reference does, best first: all there are, or the caller's choice.
+
+    Raises:
+        UserError: `ASTROCO_BACKEND` names no backend.
+    """
+    return list(BACKENDS) if _choice is None else [_known(_choice, "ASTROCO_BACKEND")]
+
+
 def select(
     op: str,
     device: torch.device,
@@ -79,9 +88,8 @@ def select(
         module: the op's; None: in general.
         configuration: the module's; with it the op's self-check counts, and runs if it has not. None: it does not.
     """
-    candidates = BACKENDS if _choice is None else [_known(_choice, "ASTROCO_BACKEND")]
     reasons: dict[str, str] = {}
-    for name in candidates:
+    for name in candidates():
         reason = BACKENDS[name].unsupported(op, device, dtype, training, module)
         if reason is None and configuration is not None and name != "reference":
             reason = selfcheck.failure(name, op, device, dtype, configuration)

@@ -1,13 +1,15 @@
 """The doctor's report: this machine's parts, and which op runs where and why."""
 
 import platform
-from types import SimpleNamespace
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from astroco_fast import doctor, ops
+from astroco_fast import doctor, ops, selfcheck
+from tests.fake_backends import FAULTS, every_op, fake, raising, sound, wrong_numbers
 
 
 def test_it_tells_versions_devices_and_a_backend_for_every_op(
@@ -18,26 +20,74 @@ def test_it_tells_versions_devices_and_a_backend_for_every_op(
     out = capsys.readouterr().out
     assert platform.python_version() in out
     assert torch.__version__ in out
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert all(set(rows[op]) <= set(ops.BACKENDS) and len(rows[op]) >= 2 for op in ops.OPS)
+    table = rows(out)
+    assert all(set(table[op]) <= set(ops.BACKENDS) and len(table[op]) >= 2 for op in ops.OPS)
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """The report's lines by their first cell."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines() if line.strip()]
+    return {first: others for first, *others in cells}
 
 
 def test_it_says_why_a_better_backend_is_passed_over(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fresh_selfcheck: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(
         op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None
     ) -> str | None:
         return "no half precision yet" if op == "attention" and dtype is torch.bfloat16 else None
 
-    quick = {"quick": SimpleNamespace(unsupported=unsupported), **ops.BACKENDS}
-    monkeypatch.setattr(ops, "BACKENDS", quick)
+    monkeypatch.setattr(ops, "BACKENDS", {"quick": fake(unsupported, **every_op()), **ops.BACKENDS})
     monkeypatch.setattr(ops, "_choice", None)
+    monkeypatch.setattr(doctor, "PRESETS", ("tiny",))
     assert doctor.main([]) == 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "convolution quick quick" in [line[:23] for line in lines]
-    assert any(line.startswith("attention quick reference") for line in lines)
-    assert "attention on cpu bfloat16 not by quick no half precision yet" in lines
+    out = capsys.readouterr().out
+    assert rows(out)["convolution"][:2] == ["quick", "quick"]
+    assert rows(out)["attention"][:2] == ["quick", "reference"]
+    assert "  not quick: no half precision yet\n    on cpu bfloat16: attention\n" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_no_op_is_checked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_choice", None)
+    monkeypatch.setattr(selfcheck, "rerun", raising("rerun"))
+    assert doctor.main([]) == 0
+    told = "  not triton: needs a CUDA or ROCm GPU\n    on cpu float32: every op\n    on cpu bfloat16: every op\n"
+    assert told in capsys.readouterr().out
+
+
+def test_it_runs_the_self_check_again_and_tells_what_failed(
+    fresh_selfcheck: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functions = {**every_op(), "attention": wrong_numbers("attention"), "mix_pool": raising("mix_pool")}
+
+    def feed_forward(module: Any, x: Any, layout: Any) -> Any:
+        return FAULTS["wrong backward" if x.shape[1] == 276 else "none"]("feed_forward")(module, x, layout)
+
+    monkeypatch.setitem(FAULTS, "none", sound)
+    monkeypatch.setattr(ops, "BACKENDS", {"quick": fake(**{**functions, "feed_forward": feed_forward}), **ops.BACKENDS})
+    monkeypatch.setattr(ops, "_choice", None)
+    monkeypatch.setattr(doctor, "DTYPES", (torch.float32,))
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert table["convolution"][0] == "quick"
+    assert table["masked_loss"][0] == "quick"
+    assert table["attention"][0] == "reference"
+    assert table["mix_pool"][0] == "reference"
+    assert table["feed_forward"][0] == "quick or reference"
+    assert "not quick: self-check failed in tiny: output 0 is off by" in out
+    assert re.search(
+        "not quick: self-check failed in S: the gradient of .* in training\n    on cpu float32: feed_f", out
+    )
+    assert "RuntimeError: no such instruction on this GPU" in out
+    assert str(fresh_selfcheck) in out
+    # The verdicts that were kept before do not count, those found now do.
+    monkeypatch.setattr(ops, "BACKENDS", {**ops.BACKENDS, "quick": fake(**every_op())})
+    assert doctor.main([]) == 0
+    assert rows(capsys.readouterr().out)["attention"][0] == "quick"
+    assert set(selfcheck._verdicts.values()) == {None}
 
 
 def test_a_wrong_backend_in_the_environment_is_one_line(
