@@ -76,14 +76,15 @@ def test_it_learns_a_batch_by_heart(preset: str, survey: Path) -> None:
     positional, keywords = batch.inputs()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
-    for _ in range(100):
+    for _ in range(150):
         squared, count = masked_loss(model(*positional, **keywords).reconstruction, batch.target, batch.role)
         loss = (squared.sum() / count.sum()).sqrt()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    trivial = batch.target[batch.role > 0].square().mean().sqrt()
+    assert losses[-1] < 0.75 * trivial
 
 
 def test_figures_come_from_truly_hidden_points(survey: Path) -> None:
