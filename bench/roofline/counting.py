@@ -1,0 +1,255 @@
+"""Counts what code moves, launches and computes, by running it on tensors without data.
+
+Every op that reaches the dispatcher is one launch, and moves each distinct piece of memory that it is given or gives once:
+views cost nothing, an expanded tensor counts at its real size, a slice only at the elements in it. Nothing is known here of
+caches, of second passes over an operand inside a kernel, or of the time a launch takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from astroco_fast.kernels.triton.launch import Architecture, recording
+from astroco_fast.kernels.triton.library import functions
+
+aten = torch.ops.aten
+
+# Reserve memory, and touch none.
+_ALLOCATIONS = {
+    aten.empty.memory_format,
+    aten.empty_strided.default,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
+# In place, without reading what stood there.
+_OVERWRITES = {
+    "copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "index_copy_", "_foreach_copy_",
+    "_foreach_zero_",
+}  # fmt: skip
+# Read or write of this argument only as many elements as that one has: the rest of it stays where it is.
+_PARTIAL = {"index_select": (0, None), "gather": (0, None), "embedding": (0, None), "index_copy_": (0, 3)}
+
+
+@dataclass
+class Op:
+    """What one op did.
+
+    Attributes:
+        name: of the op.
+        launches: kernels that it launches.
+        read, written: bytes.
+        flops: of its matrix products and convolutions.
+        dtype: that they are computed in.
+    """
+
+    name: str
+    launches: int = 1
+    read: int = 0
+    written: int = 0
+    flops: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
+
+
+@dataclass
+class Counts:
+    """The ops of a stretch of code, in order, and the bytes it kept for backward."""
+
+    ops: list[Op] = field(default_factory=list)
+    kept: int = 0
+
+    @property
+    def launches(self) -> int:
+        return sum(op.launches for op in self.ops)
+
+    @property
+    def read(self) -> int:
+        return sum(op.read for op in self.ops)
+
+    @property
+    def written(self) -> int:
+        return sum(op.written for op in self.ops)
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
+
+    @property
+    def flops(self) -> float:
+        return sum(op.flops for op in self.ops)
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.ops + other.ops, max(self.kept, other.kept))
+
+
+class Traffic(TorchDispatchMode):
+    """Within it every op is added to `counts`; it stands above a `FakeTensorMode`.
+
+    Args:
+        flops: (op's name, its arguments, its result) to floating-point operations.
+        launches: by name of the op, where it is not one.
+        architecture: whose tilings the project's own kernels take.
+        parameters: these, and what is made of them alone (casts), are not activations.
+    """
+
+    def __init__(
+        self,
+        flops: Callable[[Any, tuple, dict, Any], float],
+        launches: dict[str, int],
+        architecture: Architecture,
+        parameters: Iterable[Tensor] = (),
+    ) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self._flops, self._launches, self._architecture = flops, launches, architecture
+        self._parameters = {_storage(parameter) for parameter in parameters}
+        self._met: list[StorageWeakRef] = []  # or one storage's identity could later be another's
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func.namespace == "astroco_fast":
+            return self._kernel_op(func, args, kwargs)
+        result = func(*args, **kwargs)
+        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        self._follow(func, inputs, outputs)
+        known = {_storage(tensor) for tensor in inputs}
+        makes = [tensor for tensor in outputs if _storage(tensor) not in known]
+        if func in _ALLOCATIONS or not (makes or func._schema.is_mutable):
+            return result
+        name = func._schema.name.partition("::")[2]
+        op = Op(name, self._launches.get(name, 1), flops=self._flops(func, args, kwargs, result), dtype=_dtype(inputs))
+        read, written = _accesses(func, name, args, kwargs)
+        op.read, op.written = _bytes(read), _bytes(written + [(tensor, None) for tensor in makes])
+        self.counts.ops.append(op)
+        return result
+
+    def _kernel_op(self, func, args, kwargs):  # type: ignore[no-untyped-def]
+        """One of the project's: its own code is run, so that every kernel it launches is seen, and none is launched."""
+        name = func._schema.name.partition("::")[2]
+        outside, self.counts = self.counts, Counts()
+        inputs = _tensors((args, kwargs))
+        made: set[int] = set()
+        known = {_storage(tensor) for tensor in inputs}
+        changed = {_storage(tensor) for tensor, _ in _accesses(func, "", args, kwargs)[1]}
+
+        def record(kernel: Any, grid: tuple, given: tuple, constants: dict, config: Any) -> None:
+            tensors = _tensors(given)
+            fresh = {_storage(tensor) for tensor in tensors} - known - made
+            read = [(tensor, None) for tensor in tensors if _storage(tensor) not in fresh]
+            written = [(tensor, None) for tensor in tensors if _storage(tensor) in fresh | changed]
+            made.update(fresh)
+            if all(grid):
+                self.counts.ops.append(Op("", read=_bytes(read), written=_bytes(written)))
+
+        with self, recording(record, self._architecture):
+            result = functions[name](*args, **kwargs)
+        inside, self.counts = self.counts, outside
+        self._follow(func, inputs, _tensors(result))
+        self.counts.ops.append(
+            Op(
+                name, inside.launches, inside.read, inside.written, self._flops(func, args, kwargs, result),
+                _dtype(inputs),
+            )
+        )  # fmt: skip
+        return result
+
+    def _follow(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Keep note of what is made of parameters alone."""
+        self._met += [StorageWeakRef(tensor.untyped_storage()) for tensor in outputs]
+        written = set()
+        if func._schema.name in ("aten::copy_", "aten::_foreach_copy_"):  # what stood there does not matter
+            written = {_storage(tensor) for tensor in inputs[: len(inputs) // 2]}
+        sources = {_storage(tensor) for tensor in inputs} - written
+        if sources and sources <= self._parameters:
+            self._parameters |= written | {_storage(tensor) for tensor in outputs}
+
+    def keep(self, saved: Iterable[Tensor]) -> None:
+        """Count the memory of tensors saved for backward, parameters and their casts left out."""
+        sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in saved}
+        self.counts.kept = sum(size for storage, size in sizes.items() if storage not in self._parameters)
+
+
+def touched(tensor: Tensor) -> int:
+    """Bytes of distinct elements of a tensor: a dimension of stride 0 repeats the same ones."""
+    return tensor.element_size() * math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or size == 0
+    )
+
+
+def _bytes(accesses: Iterable[tuple[Tensor, int | None]]) -> int:
+    """Of (tensor, how many of its elements; None: all): views of the same elements count once."""
+    pieces: dict[int, dict[Any, int]] = {}
+    whole: dict[int, int] = {}
+    for tensor, elements in accesses:
+        place = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1)
+        size = touched(tensor) if elements is None else min(touched(tensor), elements * tensor.element_size())
+        storage = _storage(tensor)
+        pieces.setdefault(storage, {})[tensor.storage_offset(), tuple(place)] = size
+        whole[storage] = tensor.untyped_storage().nbytes()
+    return sum(min(sum(sizes.values()), whole[storage]) for storage, sizes in pieces.items())
+
+
+def _accesses(func: Any, name: str, args: tuple, kwargs: dict) -> tuple[list, list]:
+    """What of an op's arguments it reads and writes, as `_bytes` takes it."""
+    read: list[tuple[Tensor, int | None]] = []
+    written: list[tuple[Tensor, int | None]] = []
+    partial, by = _PARTIAL.get(name, (None, None))
+    if name.startswith("new_") or name.endswith("_like"):
+        return read, written  # the shape or dtype of an argument at most
+    for position, argument, value in _bound(func, args, kwargs):
+        elements = None
+        if position == partial:
+            index = args[by] if by is not None else None
+            elements = index.numel() if index is not None else _picked(name, args)
+        accesses = [(tensor, elements) for tensor in _tensors(value)]
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        if writes:
+            written += accesses
+        if not writes or name not in _OVERWRITES:
+            read += accesses
+    return read, written
+
+
+def _picked(name: str, args: tuple) -> int:
+    """The elements that an op with an index reads of its first argument."""
+    if name == "gather":
+        return args[2].numel()
+    if name == "embedding":
+        return args[1].numel() * args[0].shape[1]
+    source, dim, index = args[:3]
+    return source.numel() // source.shape[dim] * index.numel() if source.numel() else 0
+
+
+def _bound(func: Any, args: tuple, kwargs: dict) -> Iterator[tuple[int, Any, Any]]:
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            yield position, argument, args[position]
+        elif argument.name in kwargs:
+            yield position, argument, kwargs[argument.name]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return StorageWeakRef(tensor.untyped_storage()).cdata
+
+
+def _dtype(inputs: list[Tensor]) -> torch.dtype:
+    """What a matrix product of these is computed in: the narrowest floating-point type among them."""
+    floating = [tensor.dtype for tensor in inputs if tensor.is_floating_point() and tensor.numel()]
+    return min(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)

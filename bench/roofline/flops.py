@@ -1,0 +1,93 @@
+"""Floating-point operations of an op: those of its matrix products and convolutions, as is usual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+# The project's kernel ops: which of their arguments are matrices (or taps) that every row is multiplied by. An argument
+# that is None multiplies nothing. Each element of each is one multiplication and one addition a row.
+PRODUCTS: dict[str, tuple[str, ...]] = {
+    "batch_norm_merge": (),
+    "batch_norm_silu": (),
+    "batch_norm_silu_gradient": (),
+    "batch_norm_silu_sums": (),
+    "convolution_weights": (),
+    "depthwise_input_gradient": ("taps",),
+    "depthwise_silu": ("taps",),
+    "depthwise_statistics": ("taps",),
+    "depthwise_tap_gradient": ("taps",),
+    "gated_linear": ("w_val", "w_gate"),
+    "gated_linear_backward": ("w_val", "w_gate", "w_out"),  # v and g again, and what flows into their product
+    "gelu_norm": (),
+    "gelu_norm_backward": (),
+    "half_rows": (),
+    "linear": ("w",),
+    "linear_onto": ("w",),
+    "linear_residual_norm": ("w",),
+    "mix": (),
+    "mix_backward": (),
+    "norm_backward": (),
+    "point_features": ("weight",),
+    "residual_norm": (),
+    "residual_norm_backward": (),
+    "squared_error": (),
+    "squared_error_backward": (),
+    "stack_gradients": (),
+}
+
+# Attention without a matrix of scores: its products for every pair of points of a window, 2 operations per channel each.
+PAIRWISE = {
+    "_flash_attention_forward": 2,
+    "_flash_attention_backward": 5,
+    "_efficient_attention_forward": 2,
+    "_efficient_attention_backward": 5,
+}
+
+# Ops that are more than one launch: the sums over upstream * output, the gradients, dq's conversion.
+LAUNCHES = {"_flash_attention_backward": 3, "_efficient_attention_backward": 2}
+
+
+def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
+    """Operations of (op, its arguments, its result).
+
+    Args:
+        pairs: the sum over windows of their real points squared: no tensor without data could say.
+    """
+
+    def flops(func: Any, args: tuple, kwargs: dict, result: Any) -> float:
+        name = func._schema.name.partition("::")[2]
+        if func.namespace == "astroco_fast":
+            return _of_rows(func, name, args, kwargs)
+        if name in PAIRWISE:
+            heads, size = args[0].shape[-2:]
+            return 2.0 * PAIRWISE[name] * pairs * heads * size
+        if func.overloadpacket is aten.convolution_backward:
+            return 2.0 * sum(args[-1][:2]) * _of_convolution(args[0], args[2])
+        if func.overloadpacket is aten.convolution:
+            return 2.0 * _of_convolution(result, args[1])
+        formula = flop_registry.get(func.overloadpacket)
+        return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
+
+    return flops
+
+
+def _of_convolution(output: Tensor, weight: Tensor) -> int:
+    """Multiplications of one convolution; torch's own formula for its gradient knows no groups."""
+    return output.numel() * weight[0].numel()
+
+
+def _of_rows(func: Any, name: str, args: tuple, kwargs: dict) -> float:
+    if name not in PRODUCTS:
+        raise KeyError(f"bench.roofline: add the kernel op {name!r} to PRODUCTS in bench/roofline/flops.py")
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    matrices = [given[product] for product in PRODUCTS[name] if given[product] is not None]
+    rows = next(value for value in given.values() if isinstance(value, Tensor)).shape[0]
+    return 2.0 * rows * sum(matrix.numel() for matrix in matrices)

@@ -1,0 +1,165 @@
+"""What is counted: an inference forward and a training step of an encoder, run on tensors without data.
+
+They are fake CPU tensors, since only a device that this build of torch has can be under autocast; what torch does on GPUs
+otherwise is put in its place: softmax is computed in float32 under autocast, dropout is one kernel, and the project's own
+code takes its GPU's path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+import astroco_fast as af
+from astroco_fast import ops, selfcheck
+from astroco_fast.kernels import triton as triton_backend
+from astroco_fast.kernels.triton import tensors
+from astroco_fast.kernels.triton.launch import Architecture
+from astroco_fast.layout import Layout
+from astroco_fast.reference import ReferenceAstroCo
+from bench.roofline.counting import Counts, Traffic
+from bench.roofline.flops import LAUNCHES, counter
+
+PASSES = ("inference", "forward", "backward")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Batch(NamedTuple):
+    """A batch without data.
+
+    Attributes:
+        points: time, magnitude and uncertainty, (B, T) each.
+        hidden, target, role: as a training step has them, (B, T).
+        layout: packed.
+        pairs: the sum over windows of their real points squared.
+    """
+
+    points: tuple[Tensor, Tensor, Tensor]
+    hidden: Tensor
+    target: Tensor
+    role: Tensor
+    layout: Layout
+    pairs: int
+
+
+def window_lengths(batch: int, length: int, padded: bool) -> Tensor:
+    """(B,) real points: all of T, or ragged, from almost none to almost T, half of all."""
+    if not padded:
+        return torch.full((batch,), length)
+    return ((torch.arange(batch) + 0.5) * length / batch).round().long()
+
+
+def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
+    """A batch of windows of these lengths. Its layout is made of numbers, and only then loses them."""
+    layout = Layout.packed(lengths, length)
+    fields = {name: value for name, value in vars(layout).items() if isinstance(value, Tensor)}
+    layout = replace(layout, **{name: mode.from_tensor(value) for name, value in fields.items()}, scratch={})
+    shape, pairs = (len(lengths), length), int((lengths**2).sum())
+    with mode:
+        points = (torch.empty(shape), torch.empty(shape), torch.empty(shape))
+        hidden, role = torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.int8)
+        return Batch(points, hidden, torch.empty(shape), role, layout, pairs)
+
+
+class _GpuRules(TorchFunctionMode):
+    """torch's ways on CUDA where they differ from a CPU's and matter here."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is Tensor.softmax and torch.is_autocast_enabled("cpu"):
+            return func(args[0].float(), *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
+
+
+@contextlib.contextmanager
+def standing_in(backend: str) -> Iterator[None]:
+    """Within it `backend` runs on CPU tensors as if they were a GPU's."""
+    before = triton_backend.interpreting, tensors.modelled, selfcheck.enabled
+    triton_backend.interpreting, tensors.modelled, selfcheck.enabled = True, True, False
+    try:
+        with af.backend(backend), _GpuRules():
+            yield
+    finally:
+        triton_backend.interpreting, tensors.modelled, selfcheck.enabled = before
+
+
+def count(
+    backend: str, config: Any, lengths: Tensor, length: int, dtype: torch.dtype, architecture: Architecture
+) -> dict[str, Counts]:
+    """What a model of `config` does on a batch, by pass.
+
+    Args:
+        backend: "reference" (plain PyTorch, eager) or "triton".
+        config: of an AstroCo.
+        lengths: (B,) real points of the windows.
+        length: T.
+        dtype: autocast's; float32: no autocast.
+        architecture: whose tilings the backend's kernels take.
+    """
+    mode = FakeTensorMode()
+    batch = make_batch(lengths, length, mode)
+    with mode:
+        model = (ReferenceAstroCo if backend == "reference" else af.AstroCo)(config)
+        model._layout = lambda *_: replace(batch.layout, scratch={})  # type: ignore[method-assign]
+
+        def traffic() -> Traffic:
+            return Traffic(counter(batch.pairs), LAUNCHES, architecture, [*model.parameters(), *model.buffers()])
+
+        def autocast() -> torch.autocast:
+            return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+
+        with standing_in(backend):
+            for op in ops.OPS:  # what a backend can't do would be counted as plain PyTorch does it
+                chosen = ops.select(op, torch.device("cpu"), dtype, True)
+                if chosen.backend != backend:
+                    raise RuntimeError(f"{op} would not run on {backend}: {chosen.reasons}")
+            inference = _inference(model, batch, autocast, traffic)
+            return {"inference": inference, **_training(model, batch, autocast, traffic)}
+
+
+def _inference(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> Counts:
+    model.eval()
+    with torch.no_grad():
+        with autocast():  # weights are prepared now, and not for every batch
+            model(*batch.points, centered=True)
+        with autocast(), traffic() as seen:
+            model(*batch.points, centered=True)
+    return seen.counts
+
+
+def _training(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> dict[str, Counts]:
+    """Forward and backward of the whole step; the optimiser is left out."""
+    model.train()
+    with torch.no_grad():  # as the optimiser does: what was prepared of the weights no longer holds
+        for parameter in model.parameters():
+            parameter.add_(0.0)
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.detach())
+        return tensor
+
+    with autocast(), traffic() as forward:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(*batch.points, hidden=batch.hidden, centered=True)
+            squared, _ = ops.masked_loss(out.reconstruction, batch.target, batch.role)
+            loss = squared.sum()
+        forward.keep(saved)
+    with traffic() as backward:
+        loss.backward()
+    return {"forward": forward.counts, "backward": backward.counts}
