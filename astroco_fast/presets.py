@@ -33,6 +33,9 @@ class Preset:
 
 
 _S = AstroCoConfig(width=276, heads=4, layers=4)
+# The authors' learning rate: their script's default for both versions, and constant, with batches of 2,500 windows for
+# version 1 (github.com/astromer-science/main-code and cridonoso/astromer). Meant for 1.5 million light curves.
+_ASTROMER_RATE = 1e-5
 _V1 = AstromerConfig(
     layers=2, feed_forward=128, leak=False, mask_logit=1.0, mask_queries=True, hidden_magnitude="shown"
 )
@@ -46,9 +49,9 @@ _PRESETS = {
         Preset("S-no-gate", replace(_S, gate=False), 7.5e-4),
         Preset("S-no-mix", replace(_S, mix=False), 7.5e-4),
         Preset("tiny", AstroCoConfig(width=64, heads=4, layers=2), 1e-3),
-        Preset("astromer-v1", _V1, 1e-5, Astromer),
-        Preset("astromer-v2", _V2, 1e-5, Astromer),
-        Preset("astromer-v2-paper", replace(_V2, feed_forward=976), 1e-5, Astromer),
+        Preset("astromer-v1", _V1, _ASTROMER_RATE, Astromer),
+        Preset("astromer-v2", _V2, _ASTROMER_RATE, Astromer),
+        Preset("astromer-v2-paper", replace(_V2, feed_forward=976), _ASTROMER_RATE, Astromer),
     )
 }
 

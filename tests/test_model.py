@@ -90,7 +90,7 @@ def damage_config(folder: Path, **changes: object) -> None:
     [
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
-        (lambda f: damage_config(f, model="Bert"), "not an AstroCo configuration"),
+        (lambda f: damage_config(f, model="Bert"), r"not an AstroCo configuration \('model' is 'Bert'\)"),
         (lambda f: damage_config(f, format=99), "upgrade astroco_fast"),
         (lambda f: damage_config(f, wings=2), "config.json: unknown model setting 'wings'"),
         (lambda f: damage_config(f, width=32), "does not hold this model's weights"),

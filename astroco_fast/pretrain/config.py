@@ -108,7 +108,8 @@ class PretrainConfig:
     """Pretrain an encoder by masked reconstruction.
 
     Args:
-        preset: which model: tiny, S, L, S-no-conv, S-no-gate, S-no-mix, or another that `astroco_fast.presets` names.
+        preset: which model: tiny, S, L, S-no-conv, S-no-gate, S-no-mix, or a baseline: astromer-v1, astromer-v2,
+            astromer-v2-paper.
         data: light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a simulated
             survey.
         band: take only this band.
