@@ -37,7 +37,7 @@ def _product(
 
 
 @triton.jit
-def _summed(product, b, x, row, column, real, D: tl.constexpr):
+def summed(product, b, x, row, column, real, D: tl.constexpr):
     """product + b + x where the row is real and the column exists, else 0."""
     here = real[:, None] & (column < D)[None, :]
     shift = tl.load(b + column, mask=column < D, other=0.0)
@@ -46,7 +46,7 @@ def _summed(product, b, x, row, column, real, D: tl.constexpr):
 
 
 @triton.jit
-def _store(z, mean, rstd, weight, bias, y, row, column, inside, real, D: tl.constexpr):
+def store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D: tl.constexpr):
     gain = tl.load(weight + column, mask=column < D, other=0.0)
     shift = tl.load(bias + column, mask=column < D, other=0.0)
     normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
@@ -55,7 +55,7 @@ def _store(z, mean, rstd, weight, bias, y, row, column, inside, real, D: tl.cons
 
 
 @triton.jit
-def _squares(z, mean, column, D: tl.constexpr):
+def squares_about(z, mean, column, D: tl.constexpr):
     deviation = tl.where((column < D)[None, :], z - mean[:, None], 0.0)
     return tl.sum(deviation * deviation, 1)
 
@@ -72,22 +72,22 @@ def _kernel(
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, MAIN)
     z = _product(a, w, row, column, real, depth, P, K, PRECISION, MASKED, BLOCK_R, MAIN, BLOCK_K)
-    z = _summed(z, b, x, row, column, real, D)
+    z = summed(z, b, x, row, column, real, D)
     mean = tl.sum(z, 1)
     if TAIL:
         # A loop of its own: two products in one are taken for a chain, and every warp is given whole rows of both.
         last = MAIN + tl.arange(0, TAIL)
         z_tail = _product(a, w, row, last, real, depth, P, K, PRECISION, MASKED, BLOCK_R, TAIL, BLOCK_K)
-        z_tail = _summed(z_tail, b, x, row, last, real, D)
+        z_tail = summed(z_tail, b, x, row, last, real, D)
         mean += tl.sum(z_tail, 1)
     mean = mean / D
-    squares = _squares(z, mean, column, D)
+    squares = squares_about(z, mean, column, D)
     if TAIL:
-        squares += _squares(z_tail, mean, last, D)
+        squares += squares_about(z_tail, mean, last, D)
     rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
-    _store(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
+    store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
     if TAIL:
-        _store(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
+        store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
 
 
 def _config(w: Tensor, width: int) -> Config:
