@@ -1,6 +1,6 @@
 """Parameters in the form that kernels read: cast to the compute dtype, zeros in the pitch, BatchNorm folded.
 
-Made once and kept until a parameter changes.
+In inference made once and kept until a parameter changes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,14 +9,29 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
 _cache: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimisers write parameters without a new version of them.
+register_optimizer_step_post_hook(_count_step)
 
 
 def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
-    """What `make()` gives, kept with `module` until one of `sources` changes.
+    """What `make()` gives; without gradients, kept with `module` until one of `sources` changes.
+
+    A change is seen by its tensor's version or place in memory, or by an optimiser's step; what is written through
+    `.data` is not. While gradients are wanted nothing is kept: parameters are about to change, and a graph that was
+    traced or captured must include the casts.
 
     Args:
         module: whose parameters these are.
@@ -24,15 +39,13 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
         sources: the parameters and buffers that go in.
         make: prepares them; it runs without gradients.
     """
-    # A graph replays what was traced or captured: while gradients are wanted that must include the casts themselves.
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _capturing()):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         with torch.no_grad():
             return make()
     kept = _cache.setdefault(module, {})
-    key = [(source.data_ptr(), source._version, source.device) for source in sources]
+    key = [_steps, *((source.data_ptr(), source._version, source.device) for source in sources)]
     if form not in kept or kept[form][0] != key:
-        with torch.no_grad():
-            kept[form] = (key, make())
+        kept[form] = (key, make())
     return kept[form][1]
 
 
@@ -49,7 +62,3 @@ def cast(dtype: torch.dtype, weights: Sequence[tuple[Tensor, tuple[int, ...]]]) 
     ]
     torch._foreach_copy_(targets, [weight.detach() for weight, _ in weights])
     return copies
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
