@@ -27,6 +27,7 @@ _LAZY = {
     "backend": "astroco_fast.ops",
     "load": "astroco_fast.presets",
     "set_backend": "astroco_fast.ops",
+    "warmup": "astroco_fast.warming",
 }
 __all__ = ["__version__", *_LAZY]
 

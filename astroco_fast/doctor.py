@@ -144,8 +144,8 @@ def _communication() -> dict[str, bool]:
 
 def _backends() -> Iterator[str]:
     wish = os.environ.get("ASTROCO_BACKEND")
-    why = f"chosen by ASTROCO_BACKEND={wish}" if wish else "best first" if len(ops.BACKENDS) > 1 else "the only one"
-    yield f"backends: {', '.join(ops.BACKENDS)} ({why})"
+    chosen = f"chosen by ASTROCO_BACKEND={wish}" if wish else "best first" if len(ops.BACKENDS) > 1 else "the only one"
+    yield f"backends: {', '.join(ops.BACKENDS)} ({chosen})"
     columns = {
         f"{device} {str(dtype).removeprefix('torch.')}": (device, dtype) for device in _kinds() for dtype in DTYPES
     }
@@ -158,8 +158,8 @@ def _backends() -> Iterator[str]:
         for column, (device, dtype) in columns.items():
             cell, found = _where(op, device, dtype, models)
             cells.append(cell)
-            for reason in found:
-                reasons.setdefault(reason, {}).setdefault(column, []).append(op)
+            for why in found:
+                reasons.setdefault(why, {}).setdefault(column, []).append(op)
         table.append((op, *cells))
     yield from rows(table)
     for (backend, reason), by_column in reasons.items():

@@ -1,0 +1,83 @@
+"""Kernels compiled, and checked, before they are needed."""
+
+import contextlib
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from astroco_fast import ops
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+
+
+def warmup(
+    model: nn.Module,
+    batch_size: int = 256,
+    length: int | None = None,
+    dtype: torch.dtype | None = torch.bfloat16,
+    training: bool | None = None,
+) -> float:
+    """Run `model` on random batches, so that the first real one waits for nothing: kernels to compile, self-checks.
+
+    A copy of the model runs, where the model is: its parameters, gradients and statistics stay as they are, and so do
+    torch's random numbers. No other process is waited for. Call it before a CUDA graph is captured, in which no
+    self-check can run, and before anything is timed. Where everything runs on the reference it is not needed, and does
+    no harm. What torch.compile makes of the model is not warmed up: for that, call the compiled model itself.
+
+    >>> model = af.AstroCo.from_preset("L").cuda().eval()
+    >>> seconds = af.warmup(model)
+
+    Args:
+        model: an encoder, called as `AstroCo` is; DDP around it is left out.
+        batch_size: windows in a batch; one batch is full, one ragged.
+        length: points that a window has room for; default the configuration's.
+        dtype: autocast's, as in the run to come; None: no autocast.
+        training: training steps, and evaluation; False: only evaluation. Default: by the mode that the model is in.
+
+    Returns:
+        The seconds that it took.
+    """
+    start = time.perf_counter()
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    training = model.training if training is None else training
+    if length is None:
+        config: Any = model.config
+        length = config.window
+    device = next(model.parameters()).device
+    ragged = torch.arange(batch_size) * 37 % (length + 1)
+    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
+        twin = _copy(model)
+        for lengths in (torch.full((batch_size,), length), ragged):
+            points = torch.randn(3, batch_size, length, device=device)
+            hidden = torch.rand(batch_size, length, device=device) < 0.3
+            if training:
+                loss = _forward(twin.train(), points, lengths, hidden, dtype)
+                if loss.requires_grad:  # not where all parameters are frozen
+                    loss.backward()
+            with torch.no_grad():
+                for given in (hidden, None) if training else (None,):
+                    _forward(twin.eval(), points, lengths, given, dtype)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _forward(
+    model: nn.Module, points: Tensor, lengths: Tensor, hidden: Tensor | None, dtype: torch.dtype | None
+) -> Tensor:
+    """One pass; gives a loss in which all outputs have a part."""
+    with torch.autocast(points.device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext():
+        out = model(*points, lengths=lengths, hidden=hidden)
+        if hidden is None:
+            return out.embedding.sum()
+        squared, _ = ops.masked_loss(out.reconstruction, points[1], hidden.to(torch.uint8))
+        return squared.sum() + out.embedding.sum()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy, which has no gradients, and whose BatchNorm waits for no other process."""
+    groups = [module.group for module in model.modules() if isinstance(module, MaskedBatchNorm1d)]
+    return copy.deepcopy(model, {id(group): None for group in groups})
