@@ -1,14 +1,20 @@
 """BatchNorm's kernels against `reference.batchnorm`, whose statistics are local or of two ranks."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from astroco_fast import Layout
+from astroco_fast import Layout, ops, selfcheck
+from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.sublayers import Convolution
+from tests.kernels import harness
+from tests.pretrain.ranks import on_ranks
 
 pytest.importorskip("triton")
 
@@ -139,3 +145,37 @@ def test_backward(real: int, fixed: bool, fused: str, device: torch.device) -> N
     assert (s[:, WIDTH:] == 0).all()
     assert (dc[:, WIDTH:] == 0).all()
     assert (dc[~valid] == 0).all()
+
+
+def one_rank(lengths: list[list[int]], backend: str, folder: Path) -> None:
+    """The convolution sublayer on this rank's windows, statistics synchronised; exact, plain, fused in a file."""
+    dist.init_process_group("gloo")
+    triton_backend.interpreting, selfcheck.enabled = True, False
+    torch.manual_seed(3)
+    module = Convolution(64, 5, 0.0)
+    torch.manual_seed(dist.get_rank())
+    layout = Layout.padded(torch.tensor(lengths[dist.get_rank()]), 6)
+    real = harness.real_rows(layout)[:, None]
+    x = (1 + dist.get_rank()) * torch.randn(layout.rows, 64) + dist.get_rank()
+
+    def call(module: nn.Module, x: Tensor) -> Tensor:
+        module.batch_norm.group = dist.group.WORLD  # here, since a group can't be copied with its module
+        return ops.convolution(module, x, layout) * real
+
+    found = harness.variants(call, module, [(x * real).requires_grad_()], [torch.randn_like(x)], torch.float32, backend)
+    for one in found:
+        one["gradient of input 0"] *= real
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on the CPU, interpreted")
+@pytest.mark.parametrize("lengths", [[[6, 2], [3]], [[5], [0]]], ids=["unequal", "one rank empty"])
+def test_statistics_of_two_ranks(lengths: list[list[int]], tmp_path: Path) -> None:
+    ended = on_ranks(2, one_rank, lengths, "triton", tmp_path, tmp_path=tmp_path)
+    assert [rank.code for rank in ended] == [0, 0], ended
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for exact, plain, got in found:
+        harness.assert_close(exact, plain, got)
+    for key in ("batch_norm.running_mean", "batch_norm.running_var"):
+        assert torch.equal(found[0][2][key], found[1][2][key])
