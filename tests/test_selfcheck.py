@@ -308,3 +308,44 @@ def test_plain_torch_that_is_exact_by_luck_does_not_fail_an_op(
     monkeypatch.setattr(selfcheck, "MODES", selfcheck.MODES[:1])
     use(monkeypatch, attention=sound("attention"))
     assert (selfcheck.rerun("fused", "attention", CPU, F32, (("width", 8), ("heads", 2))) is None) == passes
+
+
+KERNEL_FAULTS = {
+    "fails to launch": ("residual_norm", lambda *given: raising("residual_norm"), "RuntimeError: no such instruction"),
+    "wrong numbers": (
+        "residual_norm",
+        lambda run: lambda *given: [1.01 * t for t in run(*given)],
+        "output 0 is off by",
+    ),
+    "wrong backward": (
+        "residual_norm_backward",
+        lambda run: lambda *given: [1.01 * t for t in run(*given)],
+        "the gradient of .* is off by .* in training",
+    ),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+@pytest.mark.parametrize("fault", KERNEL_FAULTS)
+def test_a_wrong_kernel_of_triton(fault: str, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from astroco_fast.kernels import triton as triton_backend
+    from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+
+    kernel, spoil, reason = KERNEL_FAULTS[fault]
+    monkeypatch.setattr(triton_backend, "interpreting", True)
+    monkeypatch.setattr(sublayer, kernel, spoil(getattr(sublayer, kernel)))
+    module = af.AstroCo.from_preset("tiny", dropout=0.0).blocks[0].feed_forward
+    layout = af.Layout.packed(torch.tensor([5, 2]), 5)
+
+    def results() -> list[Tensor]:
+        x = torch.linspace(-1, 1, layout.rows * 64).view(layout.rows, 64).requires_grad_()
+        out = ops.feed_forward(module, x, layout)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])]
+
+    with pytest.warns(RuntimeWarning, match=f"feed_forward runs in plain PyTorch: .*{reason}") as told:
+        got = results()
+    assert len(told) == 1
+    with af.backend("reference"):
+        expected = results()
+    assert all(map(torch.equal, got, expected))
