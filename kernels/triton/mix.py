@@ -1,0 +1,258 @@
+"""The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
+
+Without gradients a state is added to the sum as it comes, 12 D bytes a row, and nothing keeps it; the launch that adds
+the last one also takes the means. With gradients all states are there at the end, and a launch takes up to five: S's
+five in one, L's thirteen in three, 4 D bytes a row and state, and 8 D for a launch that goes on from a sum or hands one
+on. Backward gives each state w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus what comes
+back through the mean, and for the logits the sum of dM x(l): again up to five states a launch, 8 D bytes a row and
+state.
+
+Tiling: a block owns 32 channels (128 bytes, a cache line of each row) of a window and sweeps the window's rows, so that
+the mean needs no second pass and no atomics. Rows that are not real points are zeroed by the window before them. Every
+block takes the softmax anew, some tens of numbers.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.tensors import cdiv, new
+
+# The states that one launch takes: kernels name their arguments one by one.
+GROUP = 5
+
+
+@triton.jit
+def _softmax(logits, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr):
+    """[BLOCK_L] float32, zero from LAYERS on."""
+    layer = tl.arange(0, BLOCK_L)
+    values = tl.load(logits + layer, mask=layer < LAYERS, other=float("-inf")).to(tl.float32)
+    powers = tl.exp(values - tl.max(values, 0))
+    return powers / tl.sum(powers, 0)
+
+
+@triton.jit
+def _window(start, lengths, rows, windows, D: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The block's window, its first row, the row after its last real one, the next window's first, and the channels."""
+    tiles: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
+    window = tl.program_id(0) // tiles
+    column = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    first = tl.load(start + window)
+    end = first + tl.load(lengths + window)
+    until = tl.load(start + window + 1, mask=window + 1 < windows, other=rows)
+    return window, first, end, until, column
+
+
+@triton.jit
+def _pick(weights, layer, BLOCK_L: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, BLOCK_L) == layer, weights, 0.0), 0)
+
+
+@triton.jit(do_not_specialize=["index", "rows", "windows"])
+def _forward_kernel(
+    x0, x1, x2, x3, x4, total, logits, index, start, lengths, mixed, pooled, rows, windows,
+    D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, TOTAL: tl.constexpr,
+    POOL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    window, first, end, until, column = _window(start, lengths, rows, windows, D, BLOCK_C)
+    weights = _softmax(logits, LAYERS, BLOCK_L)
+    w0 = _pick(weights, index, BLOCK_L)
+    w1 = _pick(weights, index + 1, BLOCK_L)
+    w2 = _pick(weights, index + 2, BLOCK_L)
+    w3 = _pick(weights, index + 3, BLOCK_L)
+    w4 = _pick(weights, index + 4, BLOCK_L)
+    mass = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for at in range(first, until, BLOCK_R):
+        row = at + tl.arange(0, BLOCK_R)
+        offset = row.to(tl.int64)[:, None] * D + column[None, :]
+        real = (row < end)[:, None] & (column < D)[None, :]
+        value = w0 * tl.load(x0 + offset, mask=real, other=0.0)
+        if TOTAL:
+            value += tl.load(total + offset, mask=real, other=0.0)
+        if COUNT > 1:
+            value += w1 * tl.load(x1 + offset, mask=real, other=0.0)
+        if COUNT > 2:
+            value += w2 * tl.load(x2 + offset, mask=real, other=0.0)
+        if COUNT > 3:
+            value += w3 * tl.load(x3 + offset, mask=real, other=0.0)
+        if COUNT > 4:
+            value += w4 * tl.load(x4 + offset, mask=real, other=0.0)
+        tl.store(mixed + offset, value, mask=(row < until)[:, None] & (column < D)[None, :])
+        if POOL:
+            mass += value
+    if POOL:
+        count = tl.maximum(end - first, 1).to(tl.float32)
+        tl.store(pooled + window.to(tl.int64) * D + column, tl.sum(mass, 0) / count, mask=column < D)
+
+
+@triton.jit
+def _state_backward(x, dx, offset, real, inside, weight, upstream, dot):
+    tl.store(dx + offset, weight * upstream, mask=inside)
+    return dot + upstream * tl.load(x + offset, mask=real, other=0.0)
+
+
+@triton.jit(do_not_specialize=["index", "rows", "windows"])
+def _backward_kernel(
+    x0, x1, x2, x3, x4, dmixed, dpooled, logits, index, start, lengths, dx0, dx1, dx2, dx3, dx4, partial, rows, windows,
+    D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, MIXED: tl.constexpr,
+    POOLED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    window, first, end, until, column = _window(start, lengths, rows, windows, D, BLOCK_C)
+    weights = _softmax(logits, LAYERS, BLOCK_L)
+    w0 = _pick(weights, index, BLOCK_L)
+    w1 = _pick(weights, index + 1, BLOCK_L)
+    w2 = _pick(weights, index + 2, BLOCK_L)
+    w3 = _pick(weights, index + 3, BLOCK_L)
+    w4 = _pick(weights, index + 4, BLOCK_L)
+    share = tl.zeros([BLOCK_C], tl.float32)  # what each point gets through the mean
+    if POOLED:
+        share = tl.load(dpooled + window.to(tl.int64) * D + column, mask=column < D, other=0.0)
+        share = share / tl.maximum(end - first, 1).to(tl.float32)
+    dot0 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    dot1, dot2, dot3, dot4 = dot0, dot0, dot0, dot0
+    for at in range(first, until, BLOCK_R):
+        row = at + tl.arange(0, BLOCK_R)
+        offset = row.to(tl.int64)[:, None] * D + column[None, :]
+        real = (row < end)[:, None] & (column < D)[None, :]
+        inside = (row < until)[:, None] & (column < D)[None, :]
+        upstream = tl.zeros([BLOCK_R, BLOCK_C], tl.float32) + share[None, :]
+        if MIXED:
+            upstream += tl.load(dmixed + offset, mask=real, other=0.0)
+        upstream = tl.where(real, upstream, 0.0)
+        dot0 = _state_backward(x0, dx0, offset, real, inside, w0, upstream, dot0)
+        if COUNT > 1:
+            dot1 = _state_backward(x1, dx1, offset, real, inside, w1, upstream, dot1)
+        if COUNT > 2:
+            dot2 = _state_backward(x2, dx2, offset, real, inside, w2, upstream, dot2)
+        if COUNT > 3:
+            dot3 = _state_backward(x3, dx3, offset, real, inside, w3, upstream, dot3)
+        if COUNT > 4:
+            dot4 = _state_backward(x4, dx4, offset, real, inside, w4, upstream, dot4)
+    at = partial + tl.program_id(0).to(tl.int64) * COUNT
+    tl.store(at, tl.sum(dot0))
+    if COUNT > 1:
+        tl.store(at + 1, tl.sum(dot1))
+    if COUNT > 2:
+        tl.store(at + 2, tl.sum(dot2))
+    if COUNT > 3:
+        tl.store(at + 3, tl.sum(dot3))
+    if COUNT > 4:
+        tl.store(at + 4, tl.sum(dot4))
+
+
+# A thread loads 16 bytes of two rows of each state: five of them, and in backward five sums, fit its registers.
+_CONFIG = Config({"BLOCK_R": 32, "BLOCK_C": 32}, warps=4, stages=1)
+
+
+def _blocks(windows: int, width: int) -> int:
+    return windows * cdiv(width, _CONFIG.blocks["BLOCK_C"])
+
+
+def _constants(states: Sequence[Tensor], logits: Tensor) -> dict[str, int]:
+    layers = logits.shape[0]
+    return {
+        "D": states[0].shape[1],
+        "COUNT": len(states),
+        "LAYERS": layers,
+        "BLOCK_L": triton.next_power_of_2(layers),
+    }
+
+
+def _group(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """As many as kernels name; what is missing is never read."""
+    return [*tensors, *[tensors[0]] * (GROUP - len(tensors))]
+
+
+def _forward_outputs(
+    states: Sequence[Tensor],
+    total: Tensor | None,
+    logits: Tensor,
+    index: int,
+    start: Tensor,
+    lengths: Tensor,
+    pool: bool,
+) -> tuple[Tensor, Tensor]:
+    x = states[0]
+    return new(x, *x.shape), new(x, start.shape[0] if pool else 0, x.shape[1])
+
+
+@kernel_op(
+    "mix(Tensor[] states, Tensor? total, Tensor logits, int index, Tensor start, Tensor lengths, bool pool) "
+    "-> (Tensor, Tensor)",
+    _forward_outputs,
+)
+def mix(
+    states: Sequence[Tensor],
+    total: Tensor | None,
+    logits: Tensor,
+    index: int,
+    start: Tensor,
+    lengths: Tensor,
+    pool: bool,
+) -> tuple[Tensor, Tensor]:
+    """Add some states to the mix, total + sum_j softmax(logits)_{index + j} states_j.
+
+    Args:
+        states: up to `GROUP` of (N, D) float32.
+        total: (N, D) float32, the sum so far; None: there is none.
+        logits: (L+1,) float32.
+        index: the number of the first of `states`.
+        start, lengths: (B,) int32, as in `Segments`.
+        pool: take the means, too.
+
+    Returns:
+        The sum (N, D), zero at rows that are not real; its mean over each window's real points, (B, D), zero where
+        there is none, or (0, D) if not `pool`.
+    """
+    mixed, pooled = outputs = _forward_outputs(states, total, logits, index, start, lengths, pool)
+    rows, width = mixed.shape
+    windows = start.shape[0]
+    launch(
+        _forward_kernel, (_blocks(windows, width),),
+        *_group(states), mixed if total is None else total, logits, index, start, lengths, mixed, pooled, rows, windows,
+        TOTAL=total is not None, POOL=pool, config=_CONFIG, **_constants(states, logits),
+    )  # fmt: skip
+    return outputs
+
+
+def _backward_outputs(
+    states: Sequence[Tensor], dmixed: Tensor | None, dpooled: Tensor | None, logits: Tensor, index: int, start: Tensor,
+    lengths: Tensor,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    x = states[0]
+    return [new(x, *x.shape) for x in states], new(x, _blocks(start.shape[0], x.shape[1]), len(states))
+
+
+@kernel_op(
+    "mix_backward(Tensor[] states, Tensor? dmixed, Tensor? dpooled, Tensor logits, int index, Tensor start, "
+    "Tensor lengths) -> (Tensor[], Tensor)",
+    _backward_outputs,
+)
+def mix_backward(
+    states: Sequence[Tensor], dmixed: Tensor | None, dpooled: Tensor | None, logits: Tensor, index: int, start: Tensor,
+    lengths: Tensor,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Backward of the whole mix, for some of its states.
+
+    Args:
+        states, logits, index, start, lengths: as in `mix`.
+        dmixed, dpooled: (N, D) and (B, D) float32, gradients of the mix and of the means; None: zero.
+
+    Returns:
+        The gradients of `states`, and partial sums (blocks, states): their sum over blocks is, for each state, the
+        sum of its product with the gradient of the mix.
+    """
+    dx, partial = outputs = _backward_outputs(states, dmixed, dpooled, logits, index, start, lengths)
+    rows, width = states[0].shape
+    windows = start.shape[0]
+    launch(
+        _backward_kernel, (_blocks(windows, width),),
+        *_group(states), partial if dmixed is None else dmixed, partial if dpooled is None else dpooled, logits, index,
+        start, lengths, *_group(dx), partial, rows, windows,
+        MIXED=dmixed is not None, POOLED=dpooled is not None, config=_CONFIG, **_constants(states, logits),
+    )  # fmt: skip
+    return outputs

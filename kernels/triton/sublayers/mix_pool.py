@@ -1,0 +1,88 @@
+"""The layer mix, sum_l softmax(logits)_l x(l), and its mean over each window's real points.
+
+Without gradients a state is added as it comes and kept by nothing. With them the states, which the blocks' own backward
+keeps anyway, are held until the last has come.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from astroco_fast.kernels.triton.mix import GROUP, mix, mix_backward
+from astroco_fast.kernels.triton.segments import segments
+from astroco_fast.kernels.triton.tensors import rows_of
+from astroco_fast.layout import Layout
+from astroco_fast.reference.sublayers import LayerMix
+
+
+class _Mix(torch.autograd.Function):
+    """`total` is the sum of the states before `states`, for which no gradient is wanted."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, total: Tensor | None, start: Tensor, lengths: Tensor, *states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        states = tuple(rows_of(x) for x in states)
+        ctx.save_for_backward(logits, start, lengths, *states)
+        before = logits.shape[0] - len(states)
+        for at in range(0, len(states), GROUP):
+            total, pooled = mix(
+                states[at : at + GROUP], total, logits, before + at, start, lengths, at + GROUP >= len(states)
+            )
+        assert total is not None
+        return total, pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dmixed: Tensor | None, dpooled: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, start, lengths, *states = ctx.saved_tensors
+        if dmixed is None and dpooled is None:
+            return (None,) * (4 + len(states))
+        dmixed = None if dmixed is None else rows_of(dmixed)
+        dpooled = None if dpooled is None else rows_of(dpooled)
+        before = logits.shape[0] - len(states)
+        gradients, sums = [], []
+        for at in range(0, len(states), GROUP):
+            dx, partial = mix_backward(states[at : at + GROUP], dmixed, dpooled, logits, before + at, start, lengths)
+            gradients += dx
+            sums.append(partial)
+        d_logits = None
+        if ctx.needs_input_grad[0]:  # then no state is missing: see mix_pool
+            weights, dots = logits.softmax(0), torch.cat(sums, dim=1).sum(0)
+            d_logits = weights * (dots - (weights * dots).sum())
+        return d_logits, None, None, None, *gradients
+
+
+def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+    """States x(0) .. x(L), rows (N, D), to the mix (N, D) and its means (B, D); see `reference.sublayers.LayerMix`.
+
+    What else gives a sequence and an embedding, as `LastLayer` does, is the reference's to run.
+
+    Raises:
+        ValueError: more or fewer states than logits.
+    """
+    if not isinstance(module, LayerMix):
+        return module(states, layout)
+    logits, where = module.logits, segments(layout)
+    total: Tensor | None = None
+    pooled: Tensor | None = None
+    kept: list[Tensor] = []
+    added, layers = 0, logits.shape[0]
+    for x in states:
+        # Once a gradient is wanted for one state, it may be for all that follow.
+        if kept or (torch.is_grad_enabled() and (logits.requires_grad or x.requires_grad)):
+            kept.append(x)
+        else:
+            added += 1
+            total, pooled = mix([rows_of(x)], total, logits, added - 1, where.start, where.lengths, added == layers)
+    if added + len(kept) != layers:
+        raise ValueError(f"mix_pool: {layers} states expected, one for each logit; got {added + len(kept)}")
+    if kept:
+        total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *kept)
+    assert total is not None
+    assert pooled is not None
+    return total, pooled
