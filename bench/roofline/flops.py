@@ -48,6 +48,7 @@ PAIRWISE = {
     "_flash_attention_backward": 5,
     "_efficient_attention_forward": 2,
     "_efficient_attention_backward": 5,
+    "efficient_attention_backward": 5,
 }
 
 # Ops that are more than one launch: the sums over upstream * output, the gradients, dq's conversion.
@@ -63,11 +64,11 @@ def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
 
     def flops(func: Any, args: tuple, kwargs: dict, result: Any) -> float:
         name = func._schema.name.partition("::")[2]
-        if func.namespace == "astroco_fast":
-            return _of_rows(func, name, args, kwargs)
         if name in PAIRWISE:
             heads, size = args[0].shape[-2:]
             return 2.0 * PAIRWISE[name] * pairs * heads * size
+        if func.namespace == "astroco_fast":
+            return _of_rows(func, name, args, kwargs)
         if func.overloadpacket is aten.convolution_backward:
             return 2.0 * sum(args[-1][:2]) * _of_convolution(args[0], args[2])
         if func.overloadpacket is aten.convolution:
