@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from astroco_fast.kernels.triton.launch import Config, launch
 from astroco_fast.kernels.triton.library import kernel_op
@@ -51,11 +52,11 @@ def attend(
         keep: False: there will be no backward.
 
     Returns:
-        (N, H d), and three tensors for `attend_backward` to take: logarithms of the sums of exponentials, and two that
-        mean something to PyTorch only.
+        (N, H d), and three tensors for `attend_backward` to take: the logarithms of softmax's sums, and two that mean
+        something to PyTorch only.
     """
     rows = qkv.shape[0]
-    q, k, v = qkv.view(rows, 3, heads, -1).unbind(1)
+    q, k, v = _parts(qkv, heads)
     offsets, longest = runs
     kind = kernels_for(qkv)
     if kind == "flash":
@@ -67,9 +68,9 @@ def attend(
             q[None], k[None], v[None], None, offsets, offsets, longest, longest, 0.0, 0, keep, scale=scale
         )
     else:
-        out, logsumexp = _plain(q, k, v, offsets, scale)
-        kept = [logsumexp, logsumexp, logsumexp]
-    return out.reshape(rows, -1), *kept
+        out, weights = _plain(q, k, v, offsets, scale)
+        kept = [weights, weights, weights]
+    return out.reshape(rows, qkv.shape[1] // 3), *kept
 
 
 def attend_backward(
@@ -83,7 +84,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, (N, H d) each, from that of `out` and what `attend` gave."""
     rows = qkv.shape[0]
-    q, k, v = qkv.view(rows, 3, heads, -1).unbind(1)
+    q, k, v = _parts(qkv, heads)
     upstream, out = upstream.view(q.shape), out.view(q.shape)
     offsets, longest = runs
     logsumexp, *state = kept
@@ -93,15 +94,43 @@ def attend_backward(
             upstream, q, k, v, out, logsumexp, offsets, offsets, longest, longest, 0.0, False, *state, scale=scale
         )
     elif kind == "efficient":
-        # One split of the keys: with more, the order in which they are added up varies.
-        *gradients, _ = torch.ops.aten._efficient_attention_backward.default(
-            upstream[None], q[None], k[None], v[None], None, out[None], offsets, offsets, longest, longest, logsumexp,
-            0.0, *state, 0, False, scale=scale, num_splits_key=1,
-        )  # fmt: skip
+        gradients = efficient_attention_backward(upstream, q, k, v, out, logsumexp, *state, offsets, longest, scale)
     else:
-        gradients = _plain_backward(upstream, q, k, v, out, logsumexp, offsets, scale)
-    dq, dk, dv = (gradient.reshape(rows, -1).contiguous() for gradient in gradients)
+        gradients = _plain_backward(upstream, q, k, v, logsumexp, scale)
+    dq, dk, dv = (gradient.reshape(rows, qkv.shape[1] // 3).contiguous() for gradient in gradients)
     return dq, dk, dv
+
+
+def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, (N, H, d) each, views of (N, 3 H d)."""
+    rows, columns = qkv.shape
+    return qkv.view(rows, 3, heads, columns // (3 * heads)).unbind(1)
+
+
+def _gradients(
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, philox_seed: Tensor,
+    philox_offset: Tensor, offsets: Tensor, longest: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return new(q, *q.shape), new(q, *q.shape), new(q, *q.shape)
+
+
+@kernel_op(
+    "efficient_attention_backward(Tensor upstream, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, Tensor "
+    "philox_seed, Tensor philox_offset, Tensor offsets, SymInt longest, float scale) -> (Tensor, Tensor, Tensor)",
+    _gradients,
+)
+def efficient_attention_backward(
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, philox_seed: Tensor,
+    philox_offset: Tensor, offsets: Tensor, longest: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """PyTorch's op, wrapped since its own stand-in for tensors without data takes no scale (seen in 2.13)."""
+    scaled = {} if isinstance(q, FakeTensor) else {"scale": scale}
+    # One split of the keys: with more, the order in which they are added up varies.
+    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward.default(
+        upstream[None], q[None], k[None], v[None], None, out[None], offsets, offsets, longest, longest, logsumexp, 0.0,
+        philox_seed, philox_offset, 0, False, num_splits_key=1, **scaled,
+    )  # fmt: skip
+    return dq[0], dk[0], dv[0]
 
 
 def kernels_for(x: Tensor) -> str:
@@ -116,29 +145,21 @@ def kernels_for(x: Tensor) -> str:
 # For Triton's interpreter only: on the CPU PyTorch has no fused kernels for runs. All rows' scores are written out.
 
 
-def _probabilities(q: Tensor, k: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(H, N, N) and their logsumexp (H, N), float32."""
+def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What is attended, (N, H, d), and softmax's weights, (H, N, N) float32."""
     row = torch.arange(q.shape[0], dtype=offsets.dtype, device=q.device)
     run = torch.bucketize(row, offsets[1:], right=True)
     scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
-    scores = scores.masked_fill(run[:, None] != run[None, :], float("-inf"))
-    logsumexp = scores.logsumexp(-1)
-    return (scores - logsumexp[..., None]).exp(), logsumexp
-
-
-def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    weights, logsumexp = _probabilities(q, k, offsets, scale)
-    return torch.einsum("hqk,khd->qhd", weights, v.float()).to(q.dtype), logsumexp
+    weights = scores.masked_fill(run[:, None] != run[None, :], float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, v.float()).to(q.dtype), weights
 
 
 def _plain_backward(
-    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, offsets: Tensor, scale: float
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights, _ = _probabilities(q, k, offsets, scale)
     dv = torch.einsum("hqk,qhd->khd", weights, upstream.float())
     slope = torch.einsum("qhd,khd->hqk", upstream.float(), v.float())
-    mean = (upstream.float() * out.float()).sum(-1).t()[..., None]
-    d_scores = weights * (slope - mean) * scale
+    d_scores = weights * (slope - (weights * slope).sum(-1, keepdim=True)) * scale
     dq = torch.einsum("hqk,khd->qhd", d_scores, k.float())
     dk = torch.einsum("hqk,qhd->khd", d_scores, q.float())
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
@@ -168,8 +189,8 @@ def _stack_kernel(
     _stack_one(dv, stacked, partial, block, row, inside, real, column, 2, F)
 
 
-# 64 columns are a memory line; 64 rows leave partial sums of 3 % of the traffic.
-_STACK = Config({"BLOCK_R": 64, "BLOCK_C": 64}, warps=4, stages=1)
+# 64 columns are a memory line; 32 rows leave partial sums of 3 % of the traffic.
+_STACK = Config({"BLOCK_R": 32, "BLOCK_C": 64}, warps=4, stages=1)
 
 
 def _stack_outputs(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
