@@ -91,6 +91,11 @@ def test_an_all_padded_row_gives_zeros(version: dict[str, Any]) -> None:
         assert value.isfinite().all()
         assert not value[[0, 2]].any()
         assert value[1].any()
+    m = model(version).train()
+    nothing = run(m, make_windows([0, 0], 6))  # what a rank without a window passes through the model
+    assert not any(value.any() for value in nothing)
+    nothing.reconstruction.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in m.parameters())
 
 
 @VERSIONS
