@@ -5,7 +5,8 @@ the last one also takes the means. With gradients all states are there at the en
 five in one, L's thirteen in three, 4 D bytes a row and state, and 8 D for a launch that goes on from a sum or hands one
 on. Backward gives each state w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus what comes
 back through the mean, and for the logits the sum of dM x(l): again up to five states a launch, 8 D bytes a row and
-state.
+state. Those sums run over everything and nearly cancel in softmax's gradient, so what float32 loses of them is kept
+beside them, which memory leaves time for.
 
 Tiling: a block owns 32 channels (128 bytes, a cache line of each row) of a window and sweeps the window's rows, so that
 the mean needs no second pass and no atomics. Rows that are not real points are zeroed by the window before them. Every
@@ -14,6 +15,7 @@ block takes the softmax anew, some tens of numbers.
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -90,9 +92,20 @@ def _forward_kernel(
 
 
 @triton.jit
-def _state_backward(x, dx, offset, real, inside, weight, upstream, dot):
+def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost):
+    """Write the state's gradient; add upstream * x to `dot`, and what rounding takes from that to `lost`."""
     tl.store(dx + offset, weight * upstream, mask=inside)
-    return dot + upstream * tl.load(x + offset, mask=real, other=0.0)
+    value = tl.load(x + offset, mask=real, other=0.0)
+    product = upstream * value
+    total = dot + product
+    added = total - dot
+    lost += (dot - (total - added)) + (product - added) + tl.fma(upstream, value, -product)
+    return total, lost
+
+
+@triton.jit
+def _store_sum(at, dot, lost):
+    tl.store(at, tl.sum(dot.to(tl.float64) + lost.to(tl.float64)))
 
 
 @triton.jit(do_not_specialize=["index", "rows", "windows"])
@@ -114,6 +127,7 @@ def _backward_kernel(
         share = share / tl.maximum(end - first, 1).to(tl.float32)
     dot0 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     dot1, dot2, dot3, dot4 = dot0, dot0, dot0, dot0
+    lost0, lost1, lost2, lost3, lost4 = dot0, dot0, dot0, dot0, dot0
     for at in range(first, until, BLOCK_R):
         row = at + tl.arange(0, BLOCK_R)
         offset = row.to(tl.int64)[:, None] * D + column[None, :]
@@ -123,28 +137,28 @@ def _backward_kernel(
         if MIXED:
             upstream += tl.load(dmixed + offset, mask=real, other=0.0)
         upstream = tl.where(real, upstream, 0.0)
-        dot0 = _state_backward(x0, dx0, offset, real, inside, w0, upstream, dot0)
+        dot0, lost0 = _state_backward(x0, dx0, offset, real, inside, w0, upstream, dot0, lost0)
         if COUNT > 1:
-            dot1 = _state_backward(x1, dx1, offset, real, inside, w1, upstream, dot1)
+            dot1, lost1 = _state_backward(x1, dx1, offset, real, inside, w1, upstream, dot1, lost1)
         if COUNT > 2:
-            dot2 = _state_backward(x2, dx2, offset, real, inside, w2, upstream, dot2)
+            dot2, lost2 = _state_backward(x2, dx2, offset, real, inside, w2, upstream, dot2, lost2)
         if COUNT > 3:
-            dot3 = _state_backward(x3, dx3, offset, real, inside, w3, upstream, dot3)
+            dot3, lost3 = _state_backward(x3, dx3, offset, real, inside, w3, upstream, dot3, lost3)
         if COUNT > 4:
-            dot4 = _state_backward(x4, dx4, offset, real, inside, w4, upstream, dot4)
+            dot4, lost4 = _state_backward(x4, dx4, offset, real, inside, w4, upstream, dot4, lost4)
     at = partial + tl.program_id(0).to(tl.int64) * COUNT
-    tl.store(at, tl.sum(dot0))
+    _store_sum(at, dot0, lost0)
     if COUNT > 1:
-        tl.store(at + 1, tl.sum(dot1))
+        _store_sum(at + 1, dot1, lost1)
     if COUNT > 2:
-        tl.store(at + 2, tl.sum(dot2))
+        _store_sum(at + 2, dot2, lost2)
     if COUNT > 3:
-        tl.store(at + 3, tl.sum(dot3))
+        _store_sum(at + 3, dot3, lost3)
     if COUNT > 4:
-        tl.store(at + 4, tl.sum(dot4))
+        _store_sum(at + 4, dot4, lost4)
 
 
-# A thread loads 16 bytes of two rows of each state: five of them, and in backward five sums, fit its registers.
+# A thread loads 16 bytes of two rows of each state: five of those, and in backward ten sums, fit its registers.
 _CONFIG = Config({"BLOCK_R": 32, "BLOCK_C": 32}, warps=4, stages=1)
 
 
@@ -224,7 +238,9 @@ def _backward_outputs(
     lengths: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     x = states[0]
-    return [new(x, *x.shape) for x in states], new(x, _blocks(start.shape[0], x.shape[1]), len(states))
+    return [new(x, *x.shape) for x in states], new(
+        x, _blocks(start.shape[0], x.shape[1]), len(states), dtype=torch.float64
+    )
 
 
 @kernel_op(
@@ -243,8 +259,8 @@ def mix_backward(
         dmixed, dpooled: (N, D) and (B, D) float32, gradients of the mix and of the means; None: zero.
 
     Returns:
-        The gradients of `states`, and partial sums (blocks, states): their sum over blocks is, for each state, the
-        sum of its product with the gradient of the mix.
+        The gradients of `states`, and partial sums (blocks, states) float64: their sum over blocks is, for each state,
+        the sum of its product with the gradient of the mix.
     """
     dx, partial = outputs = _backward_outputs(states, dmixed, dpooled, logits, index, start, lengths)
     rows, width = states[0].shape

@@ -52,18 +52,15 @@ class _Mix(torch.autograd.Function):
             sums.append(partial)
         d_logits = None
         if ctx.needs_input_grad[0]:  # then no state is missing: see mix_pool
-            weights, dots = logits.softmax(0), torch.cat(sums, dim=1).sum(0)
-            d_logits = weights * (dots - (weights * dots).sum())
+            weights, dots = logits.double().softmax(0), torch.cat(sums, dim=1).sum(0)
+            d_logits = (weights * (dots - (weights * dots).sum())).to(logits.dtype)
         return d_logits, None, None, None, *gradients
 
 
 def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """States x(0) .. x(L), rows (N, D), to the mix (N, D) and its means (B, D); see `reference.sublayers.LayerMix`.
 
-    What else gives a sequence and an embedding, as `LastLayer` does, is the reference's to run.
-
-    Raises:
-        ValueError: more or fewer states than logits.
+    Whatever else gives a sequence and an embedding, as `LastLayer` does, is the reference's to run.
     """
     if not isinstance(module, LayerMix):
         return module(states, layout)
@@ -79,8 +76,6 @@ def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tup
         else:
             added += 1
             total, pooled = mix([rows_of(x)], total, logits, added - 1, where.start, where.lengths, added == layers)
-    if added + len(kept) != layers:
-        raise ValueError(f"mix_pool: {layers} states expected, one for each logit; got {added + len(kept)}")
     if kept:
         total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *kept)
     assert total is not None
