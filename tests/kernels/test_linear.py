@@ -1,0 +1,107 @@
+"""Matrix products between stream rows and half rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
+from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
+from astroco_fast.kernels.triton.tensors import pitch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROWS = 139  # more than one row tile of each kernel, and no multiple of any
+SHAPES = [(64, 64), (276, 288), (20, 104), (250, 40), (384, 96)]  # channels, columns on the other side
+
+
+def half(rows: int, columns: int, dtype: torch.dtype, device: torch.device, used: tuple[int, int]) -> Tensor:
+    """(rows, columns), zero beyond the first `used`; scaled so that products are of order 1."""
+    made = torch.zeros(rows, columns, device=device, dtype=dtype)
+    made[: used[0], : used[1]] = torch.randn(used, device=device) * used[1] ** -0.5
+    return made
+
+
+def ends(device: torch.device) -> Tensor:
+    """All rows are real but four."""
+    end = torch.full((ROWS,), ROWS, dtype=torch.int32, device=device)
+    end[40:43] = 0
+    end[-1] = 0
+    return end
+
+
+def poisoned(x: Tensor, end: Tensor) -> Tensor:
+    return x.masked_fill((end == 0)[:, None], float("nan"))
+
+
+def assert_exact(got: Tensor, exact: Tensor, end: Tensor) -> None:
+    exact = exact.masked_fill((end == 0)[:, None], 0)
+    error = (got.double() - exact).abs().max().item()
+    assert error <= 2 * torch.finfo(got.dtype).eps * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "columns"), SHAPES)
+def test_linear(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+    torch.manual_seed(width)
+    end, x, b = ends(device), torch.randn(ROWS, width, device=device), torch.randn(columns - 4, device=device)
+    w = half(columns, pitch(width), dtype, device, (columns, width))
+    y = linear(poisoned(x, end), w, b, end)
+    assert y.dtype == dtype
+    x = x.to(dtype).double()
+    assert_exact(y, x @ w[:, :width].double().t() + F.pad(b.double(), (0, 4)), end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "columns"), SHAPES)
+def test_linear_onto(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+    torch.manual_seed(width)
+    end, base = ends(device), torch.randn(ROWS, width, device=device)
+    d = torch.randn(ROWS, columns, device=device).to(dtype)
+    w = half(columns, pitch(width), dtype, device, (columns, width))
+    y = linear_onto(poisoned(d, end), w, poisoned(base, end), end)
+    assert_exact(y, base.double() + d.double() @ w[:, :width].double(), end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "columns"), SHAPES)
+def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+    torch.manual_seed(width)
+    end, x = ends(device), 3 + torch.randn(ROWS, width, device=device)
+    a = torch.randn(ROWS, columns, device=device).to(dtype)
+    w = half(pitch(width), columns, dtype, device, (width, columns))
+    b, gain, shift = torch.randn(3, width, device=device)
+    y = linear_residual_norm(poisoned(a, end), w, b, poisoned(x, end), gain, shift, end, 1e-5)
+    total = x.double() + a.double() @ w[:width].double().t() + b.double()
+    exact = F.layer_norm(total, (width,), gain.double(), shift.double(), 1e-5)
+    torch.testing.assert_close(y.double(), exact.masked_fill((end == 0)[:, None], 0), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [20, 64, 276])
+def test_half_rows(width: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+    end, x = ends(device), torch.randn(ROWS, width, device=device)
+    expected = F.pad(x.masked_fill((end == 0)[:, None], 0), (0, pitch(width) - width)).to(dtype)
+    assert torch.equal(half_rows(poisoned(x, end), end, dtype), expected)
+
+
+def test_no_rows(fused: str, device: torch.device) -> None:
+    end, x = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, 64, device=device)
+    w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
+    assert linear(x, w, v, end).shape == linear_onto(x, w, x, end).shape == (0, 64)
+    assert linear_residual_norm(x, w, v, x, v, v, end, 1e-5).shape == (0, 64)
+    assert half_rows(x, end, torch.bfloat16).shape == (0, 64)
+
+
+def test_schemas(fused: str, device: torch.device) -> None:
+    """What `torch.compile` relies on: the schema, and shapes and strides without data."""
+    end, x = ends(device), torch.randn(ROWS, 64, device=device)
+    w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
+    for op, args in (
+        (linear, (x, w, v, end)),
+        (linear_onto, (x, w, x, end)),
+        (linear_residual_norm, (x, w, v, x, v, v, end, 1e-5)),
+        (half_rows, (x, end, torch.bfloat16)),
+    ):
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
