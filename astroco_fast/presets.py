@@ -33,8 +33,9 @@ class Preset:
 
 
 _S = AstroCoConfig(width=276, heads=4, layers=4)
-# The authors' learning rate: their script's default for both versions, and constant, with batches of 2,500 windows for
-# version 1 (github.com/astromer-science/main-code and cridonoso/astromer). Meant for 1.5 million light curves.
+# The authors' learning rate: the default of the script that pretrains either version, and constant
+# (github.com/astromer-science/main-code); meant for 1.5 million light curves. A run's settings that they kept
+# (github.com/cridonoso/astromer, astromer_1/pretraining) have it too, with batches of 2,500 windows.
 _ASTROMER_RATE = 1e-5
 _V1 = AstromerConfig(
     layers=2, feed_forward=128, leak=False, mask_logit=1.0, mask_queries=True, hidden_magnitude="shown"
