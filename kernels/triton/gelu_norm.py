@@ -16,7 +16,7 @@ from torch import Tensor
 from astroco_fast.kernels.triton.gated_linear import gelu
 from astroco_fast.kernels.triton.launch import Config, launch
 from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.point_features import MAGNITUDE, UNCERTAINTY, field
+from astroco_fast.kernels.triton.point_features import field, hides
 from astroco_fast.kernels.triton.tensors import cdiv, chunk, new, pitch
 
 
@@ -69,7 +69,8 @@ def _forward_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
     dy, o, b, weight, end, mean_in, rstd_in, mag, err, hidden, do, partial, rows,
-    D: tl.constexpr, P: tl.constexpr, HIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,
+    HIDE_UNCERTAINTY: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -91,8 +92,8 @@ def _backward_kernel(
         at = partial + block * 5 * D + column
         tl.store(at, tl.sum(upstream * normal, 0), mask=column < D)
         tl.store(at + D, tl.sum(upstream, 0), mask=column < D)
-    m = field(mag, hidden, row, real, (HIDE & MAGNITUDE) != 0)
-    e = field(err, hidden, row, real, (HIDE & UNCERTAINTY) != 0)
+    m = field(mag, hidden, row, real, HIDE_MAGNITUDE)
+    e = field(err, hidden, row, real, HIDE_UNCERTAINTY)
     for start in tl.static_range(0, P, BLOCK_C):
         column = start + tl.arange(0, BLOCK_C)
         here = real[:, None] & (column < D)[None, :]
@@ -185,6 +186,6 @@ def gelu_norm_backward(
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
         _backward_kernel, grid, dy, o, b, weight, end, mean, rstd, mag, err, hidden, do, partial, rows,
-        D=width, P=pitch(width), HIDE=hide, config=config,
+        D=width, P=pitch(width), **hides(hide), config=config,
     )  # fmt: skip
     return outputs

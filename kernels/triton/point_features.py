@@ -18,14 +18,17 @@ from astroco_fast.kernels.triton.launch import Config, launch
 from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.tensors import PITCH, cdiv, new, pitch
 
-# Bits of a set of fields.
-TIME, MAGNITUDE, UNCERTAINTY = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-_BITS = {"time": TIME.value, "magnitude": MAGNITUDE.value, "uncertainty": UNCERTAINTY.value}
+_BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}
 
 
 def hide_bits(hide: tuple[str, ...], hidden: Tensor | None) -> int:
-    """The fields that are replaced by zero at hidden points, as kernels take them."""
+    """The fields that are replaced by zero at hidden points, in a form that a kernel's schema can hold."""
     return 0 if hidden is None else sum(_BITS[name] for name in set(hide))
+
+
+def hides(hide: int) -> dict[str, bool]:
+    """The same as a kernel's constants, HIDE_TIME and so on."""
+    return {f"HIDE_{name.upper()}": bool(hide & bit) for name, bit in _BITS.items()}
 
 
 @triton.jit
@@ -59,16 +62,17 @@ def sine_and_cosine(angle):
 @triton.jit(do_not_specialize=["rows"])
 def _kernel(
     time, mag, err, hidden, frequencies, weight, bias, end, features, rows,
-    D: tl.constexpr, P: tl.constexpr, HIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,
+    HIDE_UNCERTAINTY: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     half: tl.constexpr = D // 2
     quarter: tl.constexpr = D // 4
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    t = field(time, hidden, row, real, (HIDE & TIME) != 0)
-    m = field(mag, hidden, row, real, (HIDE & MAGNITUDE) != 0)
-    e = field(err, hidden, row, real, (HIDE & UNCERTAINTY) != 0)
+    t = field(time, hidden, row, real, HIDE_TIME)
+    m = field(mag, hidden, row, real, HIDE_MAGNITUDE)
+    e = field(err, hidden, row, real, HIDE_UNCERTAINTY)
     out = features + row[:, None] * P
     dtype = features.dtype.element_ty
     for start in range(0, half, BLOCK_C):
@@ -127,6 +131,6 @@ def point_features(
     launch(
         _kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
         time, mag, err, hidden, frequencies, weight, bias, end, features, rows,
-        D=width, P=pitch(width), HIDE=hide, config=_CONFIG,
+        D=width, P=pitch(width), **hides(hide), config=_CONFIG,
     )  # fmt: skip
     return features
