@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, architecture, launch
 from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch
 
@@ -167,14 +167,24 @@ def _backward_kernel(
     tl.store(at + F, tl.sum(dg, 0), mask=feature < F)
 
 
-def _config(weight: Tensor) -> Config:
-    features, depth = weight.shape
-    step = 64 if depth % 64 == 0 else 32
+def _config(weight: Tensor, gelu: bool, backward: bool) -> Config:
+    """Chosen from compilers' figures (registers, spills, shared memory); none of it is measured on a GPU.
+
+    128 x 64 with 8 warps compiles without spilling on every architecture but for the feed-forward's backward, whose
+    three accumulators and GELU's derivative fit only where accumulators are wgmma's or tcgen05's; elsewhere it has
+    half the rows. The second-level cache serves x once for each column tile, so wider tiles are better where they fit:
+    sm_90 alone compiles 128 x 128, and only the feed-forward has columns enough. Steps of 64 along D halve the loop's
+    overhead; three buffers of them fit in 227 KB, not in 99 KB. Float32 takes three products for one (3xTF32), whose
+    split operands want registers.
+    """
     if weight.element_size() == 4:
         return Config({"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_K": 32}, warps=4, stages=2)
-    # At most an eighth of the columns idle: 288 is five tiles of 64, three of 128 would waste a quarter.
-    columns = 64 if features % 64 == 0 or features > 512 else 32
-    return Config({"BLOCK_R": 128, "BLOCK_F": columns, "BLOCK_K": step}, warps=8, stages=3)
+    on = architecture(weight.device)
+    roomy = on.shared > 200 * 1024
+    rows = 64 if gelu and backward and not roomy else 128
+    columns = 128 if on.name == "sm_90" and gelu and not backward else 64
+    step = 64 if roomy and weight.shape[1] % 64 == 0 else 32
+    return Config({"BLOCK_R": rows, "BLOCK_F": columns, "BLOCK_K": step}, warps=8, stages=3)
 
 
 def _grid(rows: int, features: int, config: Config) -> tuple[int]:
@@ -217,7 +227,7 @@ def gated_linear(
         x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, activation
     )
     rows, width = x.shape
-    config = _config(w_val)
+    config = _config(w_val, activation == "gelu", backward=False)
     launch(
         _forward_kernel, _grid(rows, u.shape[1], config),
         x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, rows,
@@ -232,7 +242,7 @@ def _backward_outputs(
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows, (features, depth) = x.shape[0], w_val.shape
-    blocks = cdiv(rows, _config(w_val).blocks["BLOCK_R"])
+    blocks = cdiv(rows, _config(w_val, activation == "gelu", backward=True).blocks["BLOCK_R"])
     u = new(w_val, 0) if w_out is None else new(w_val, rows, features)
     return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), new(x, blocks, 2, features)
 
@@ -262,7 +272,7 @@ def gated_linear_backward(
         x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation
     )
     rows, width = x.shape
-    config = _config(w_val)
+    config = _config(w_val, activation == "gelu", backward=True)
     features = w_val.shape[0]
     launch(
         _backward_kernel, _grid(rows, features, config),

@@ -1,0 +1,160 @@
+"""The feed-forward sublayer in inference, all in one kernel.
+
+y = LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))): reads x (N, D) and writes y (N, D), 8 D bytes a row. The
+hidden units, 16 D bytes a row if written and read once in half precision, never leave the multiprocessor.
+
+Tiling: a block owns 64 whole rows, since LayerNorm needs them whole, and walks over the hidden units 32 at a time: two
+products with the rows of x that it holds, the gate, and a third product into accumulators that began as residual and
+bias. D = 276 takes two of each, 256 and 32 columns wide: one of 512 would leave half of the tensor cores' work unused.
+
+The price: every block reads all three matrices from the second-level cache, 1.5 MB for 64 rows of preset L, 1.2 GB for
+a batch of 51,200 rows. Memory traffic is next to nothing, but the cache's may be what this kernel waits for. No GPU has
+measured it, nor whether two kernels (`gated_linear`, `linear_residual_norm`) are the quicker ones.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.gated_linear import gelu
+from astroco_fast.kernels.triton.launch import Config, architecture, launch
+from astroco_fast.kernels.triton.library import kernel_op
+from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
+from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch, split
+
+
+@triton.jit
+def _rows(x, row, real, column, D: tl.constexpr):
+    here = real[:, None] & (column < D)[None, :]
+    return tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _up(w, column, feature, P: tl.constexpr, MASKED: tl.constexpr):
+    """[column, feature] of W_val^T or W_gate^T."""
+    at = w + feature[None, :] * P + column[:, None]
+    return tl.load(at, mask=(column < P)[:, None], other=0.0) if MASKED else tl.load(at)
+
+
+@triton.jit
+def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr):
+    """[feature, column] of W_out^T."""
+    at = w + column[None, :] * F + feature[:, None]
+    return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
+
+
+@triton.jit(do_not_specialize=["rows", "hidden"])
+def _kernel(
+    x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps, y, rows, hidden,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    MASKED: tl.constexpr = P != MAIN + TAIL
+    compute = w_val.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    column = tl.arange(0, MAIN)
+    # The accumulators begin as residual and bias: to read x a second time, at the end, would spill.
+    z = _rows(x, row, real, column, D)
+    left = z.to(compute)
+    z += tl.load(b_out + column, mask=column < D, other=0.0)[None, :]
+    if TAIL:
+        last = MAIN + tl.arange(0, TAIL)
+        z_tail = _rows(x, row, real, last, D)
+        left_tail = z_tail.to(compute)
+        z_tail += tl.load(b_out + last, mask=last < D, other=0.0)[None, :]
+    for start in range(0, hidden, BLOCK_F):
+        feature = start + tl.arange(0, BLOCK_F)
+        v = tl.dot(left, _up(w_val, column, feature, P, False), input_precision=PRECISION)
+        g = tl.dot(left, _up(w_gate, column, feature, P, False), input_precision=PRECISION)
+        if TAIL:
+            v = tl.dot(left_tail, _up(w_val, last, feature, P, MASKED), v, input_precision=PRECISION)
+            g = tl.dot(left_tail, _up(w_gate, last, feature, P, MASKED), g, input_precision=PRECISION)
+        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        active, _ = gelu(v)
+        gated = (active * tl.sigmoid(g)).to(compute)
+        z = tl.dot(gated, _down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
+        if TAIL:
+            z_tail = tl.dot(gated, _down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
+
+    mean = tl.sum(z, 1)
+    if TAIL:
+        mean += tl.sum(z_tail, 1)
+    mean = mean / D
+    squares = squares_about(z, mean, column, D)
+    if TAIL:
+        squares += squares_about(z_tail, mean, last, D)
+    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
+    store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
+    if TAIL:
+        store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
+
+
+def fits(w_val: Tensor, width: int) -> bool:
+    """Whether the kernel compiles without spilling; else two kernels do its work.
+
+    Registers, local loads and stores, shared memory, as compiled for bfloat16 with 8 warps, 64 rows and 32 hidden units
+    (64 hidden units spill on sm_80 and want 224 KB on sm_90, 128 rows spill everywhere):
+
+    | | D = 256 | D = 276 |
+    |---|---|---|
+    | sm_80 | 255, 0, 84 KB | 255, 48, 96 KB |
+    | sm_90 | 250, 0, 128 KB | 238, 0, 144 KB |
+
+    Where products are mma.sync's, x is held in registers beside the accumulators, and a tail is too much; wgmma and
+    tcgen05 take it from shared memory, of which they need more than 99 KB. Float32 has twice the bytes and D = 512 twice
+    the accumulators: neither fits anywhere.
+    """
+    main, tail = split(width)
+    roomy = architecture(w_val.device).shared > 200 * 1024
+    return w_val.dtype != torch.float32 and main <= 256 and (roomy or tail == 0)
+
+
+def _config(width: int) -> Config:
+    main, tail = split(width)
+    return Config({"BLOCK_R": 64, "BLOCK_F": 32, "MAIN": main, "TAIL": tail}, warps=8, stages=2)
+
+
+def _outputs(
+    x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+    weight: Tensor, bias: Tensor, end: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    return new(x, *x.shape)
+
+
+@kernel_op(
+    "feed_forward_fused(Tensor x, Tensor w_val, Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor w_out, "
+    "Tensor b_out, Tensor weight, Tensor bias, Tensor end, float eps) -> Tensor",
+    _outputs,
+)
+def feed_forward_fused(
+    x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+    weight: Tensor, bias: Tensor, end: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))), zero at rows that are not real.
+
+    Args:
+        x: (N, D) float32.
+        w_val, w_gate: (F, P) in the compute dtype, zero in rows beyond the hidden units and in columns from D on.
+        b_val, b_gate: (hidden units,) float32.
+        w_out: (P, F) in the compute dtype, zero from row D on.
+        b_out: (D,) float32.
+        weight, bias: (D,) float32, LayerNorm's.
+        end: (N,) int32, as in `Segments`.
+        eps: LayerNorm's.
+
+    Returns:
+        (N, D) float32.
+    """
+    y = _outputs(x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps)
+    rows, width = x.shape
+    config = _config(width)
+    launch(
+        _kernel, (cdiv(rows, config.blocks["BLOCK_R"]),),
+        x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps, y, rows, w_val.shape[0],
+        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=w_val.shape[0], PRECISION=dot_precision(x), config=config,
+    )  # fmt: skip
+    return y
