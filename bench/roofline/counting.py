@@ -1,8 +1,8 @@
 """Counts what code moves, launches and computes, by running it on tensors without data.
 
-Every op that reaches the dispatcher is one launch, and moves each distinct piece of memory that it is given or gives once:
-views cost nothing, an expanded tensor counts at its real size, a slice only at the elements in it. Nothing is known here of
-caches, of second passes over an operand inside a kernel, or of the time a launch takes.
+Every op that reaches the dispatcher is one launch, and moves each distinct piece of memory that it is given or gives
+once: views cost nothing, an expanded tensor counts at its real size, a slice only at the elements in it. Nothing is
+known here of caches, of second passes over an operand inside a kernel, or of the time a launch takes.
 """
 
 from __future__ import annotations

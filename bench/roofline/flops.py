@@ -23,6 +23,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "depthwise_silu": ("taps",),
     "depthwise_statistics": ("taps",),
     "depthwise_tap_gradient": ("taps",),
+    "feed_forward_fused": ("w_val", "w_gate", "w_out"),
     "gated_linear": ("w_val", "w_gate"),
     "gated_linear_backward": ("w_val", "w_gate", "w_out"),  # v and g again, and what flows into their product
     "gelu_norm": (),
@@ -42,7 +43,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "stack_gradients": (),
 }
 
-# Attention without a matrix of scores: its products for every pair of points of a window, 2 operations per channel each.
+# Attention without a matrix of scores: its products for every pair of points of a window, 2 operations a channel.
 PAIRWISE = {
     "_flash_attention_forward": 2,
     "_flash_attention_backward": 5,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from astroco_fast import presets
+from astroco_fast.config import AstroCoConfig
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
+from bench.roofline import inductor
 from bench.roofline.counting import Counts
 from bench.roofline.subject import DTYPES, count, window_lengths
 
-EAGER, OURS = "eager", "astroco_fast"
-IMPLEMENTATIONS = {EAGER: "reference", OURS: "triton"}
+EAGER, INDUCTOR, OURS = "eager", "inductor", "astroco_fast"
+Run = Callable[[int], dict[str, Counts]]  # counts a model of so many layers, by pass
 FULL, HALF = "full", "half-padded"
 INFERENCE, FORWARD, BACKWARD, STEP = "inference", "forward", "backward", "training step"
 
@@ -57,88 +59,182 @@ DEVICES = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One pass of one implementation on one batch.
 
     Attributes:
-        implementation: one of `IMPLEMENTATIONS`, or Inductor.
+        implementation: `EAGER`, `INDUCTOR` or `OURS`.
         batch: `FULL` or `HALF`.
         name: of the pass.
         architectures: whose tilings were counted; they agree.
-        counts: of the whole model.
-        block: launches that one block more makes.
+        launches: of the whole model.
+        block: launches of one block more.
+        read, written: bytes.
+        flops: operations.
+        kept: bytes kept for backward.
         bound: milliseconds, by device.
+        ops: launches and bytes by op, most bytes first; empty for what is extrapolated.
     """
 
     implementation: str
     batch: str
     name: str
     architectures: tuple[str, ...]
-    counts: Counts
+    launches: int
     block: int
+    read: int
+    written: int
+    flops: float
+    kept: int
     bound: dict[str, float]
+    ops: dict[str, tuple[int, int]]
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.written
 
 
-def rows(preset: str, batch: int, length: int, dtype: str, devices: Iterable[Device]) -> list[Row]:
+def rows(
+    config: AstroCoConfig, batch: int, length: int, dtype: str, devices: Iterable[Device], with_inductor: bool = True
+) -> list[Row]:
     """Count everything.
 
     Args:
-        preset: of an AstroCo.
+        config: of the model.
         batch, length: B, T.
         dtype: autocast's, a key of `DTYPES`.
         devices: to give bounds for.
+        with_inductor: its schedule too, for full windows; it takes minutes.
     """
-    devices = list(devices)
-    found = []
+    compute, layers = DTYPES[dtype], config.layers
+    by_architecture: dict[str, list[Device]] = {}
+    for device in devices:
+        by_architecture.setdefault(device.architecture, []).append(device)
+    everywhere = [device for some in by_architecture.values() for device in some]
+    found: list[Row] = []
     for kind in (FULL, HALF):
         lengths = window_lengths(batch, length, kind == HALF)
-        for implementation in IMPLEMENTATIONS:
-            found += _of(implementation, kind, preset, lengths, length, DTYPES[dtype], devices)
+
+        def run(backend: str, architecture: str, lengths: Tensor = lengths) -> Run:
+            return lambda n: count(
+                backend, replace(config, layers=n), lengths, length, compute, ARCHITECTURES[architecture]
+            )
+
+        found += _rows(EAGER, kind, everywhere, layers, run("reference", everywhere[0].architecture))
+        if with_inductor and kind == FULL:
+            found += _inductor_rows(config, lengths, length, compute, everywhere)
+        ours: list[Row] = []
+        for architecture, some in by_architecture.items():
+            _join(ours, _rows(OURS, kind, some, layers, run("triton", architecture)))
+        found += ours
     return found
 
 
-def _of(
+def _inductor_rows(
+    config: AstroCoConfig, lengths: Tensor, length: int, dtype: torch.dtype, devices: list[Device]
+) -> list[Row]:
+    def run(layers: int) -> dict[str, Counts]:
+        return inductor.count(replace(config, layers=layers), lengths, length, dtype)
+
+    try:
+        return _rows(INDUCTOR, FULL, devices, config.layers, run, extrapolated=True)
+    except Exception as error:  # torch's internals differ from version to version
+        warnings.warn(f"Inductor is left out, torch {torch.__version__}: {error}", RuntimeWarning, stacklevel=2)
+        return []
+
+
+def _rows(
     implementation: str,
     kind: str,
-    preset: str,
-    lengths: Tensor,
-    length: int,
-    dtype: torch.dtype,
     devices: list[Device],
+    layers: int,
+    run: Run,
+    extrapolated: bool = False,
 ) -> list[Row]:
-    """One implementation on one batch, once for each set of tilings that makes a difference."""
-    layers = presets.preset(preset).config.layers
-    found: list[Row] = []
-    for architecture in dict.fromkeys(device.architecture for device in devices):
-        if implementation == EAGER and found:  # knows no tilings
-            for row in found:
-                row.architectures += (architecture,)
-            continue
-        # One block more, in small models: launches do not depend on which block it is.
-        whole, two, three = (
-            count(
-                IMPLEMENTATIONS[implementation],
-                presets.configure(preset, {"layers": n}),
-                lengths,
-                length,
-                dtype,
-                ARCHITECTURES[architecture],
-            )
-            for n in (layers, 2, 3)
-        )
-        for passes in (whole, two, three):
-            passes[STEP] = passes[FORWARD] + passes[BACKWARD]
-        for name, counts in whole.items():
-            like = next((row for row in found if row.name == name and row.counts == counts), None)
-            if like is not None:
-                like.architectures += (architecture,)
-                continue
-            block = three[name].launches - two[name].launches
-            found.append(Row(implementation, kind, name, (architecture,), counts, block, {}))
-    for row in found:
-        row.bound = {d.name: 1e3 * d.bound(row.counts) for d in devices if d.architecture in row.architectures}
+    """The passes of one implementation.
+
+    Args:
+        devices: to give bounds for.
+        layers: of the model.
+        run: counts a model of so many layers.
+        extrapolated: from models of 2 and 3 layers; else the whole model is counted.
+    """
+    architectures = tuple(dict.fromkeys(device.architecture for device in devices))
+    two, three = run(2), run(3)
+    whole = {2: two, 3: three}.get(layers) or (three if extrapolated else run(layers))
+    found = []
+    for name in (INFERENCE, FORWARD, BACKWARD, STEP):
+        a, b = (_pass(counts, name) for counts in (two, three))
+        block = b.launches - a.launches
+        if not extrapolated:
+            row = _row(implementation, kind, name, architectures, _pass(whole, name), block, devices)
+        else:
+            low, high = (_row(implementation, kind, name, architectures, c, block, devices) for c in (a, b))
+            row = _extrapolate(low, high, layers - 2)
+        found.append(row)
     return found
+
+
+def _pass(counts: dict[str, Counts], name: str) -> Counts:
+    return counts[FORWARD] + counts[BACKWARD] if name == STEP else counts[name]
+
+
+def _row(
+    implementation: str,
+    kind: str,
+    name: str,
+    architectures: tuple[str, ...],
+    counts: Counts,
+    block: int,
+    devices: list[Device],
+) -> Row:
+    by_op: dict[str, tuple[int, int]] = {}
+    for op in counts.ops:
+        launches, size = by_op.get(op.name, (0, 0))
+        by_op[op.name] = launches + op.launches, size + op.bytes
+    return Row(
+        implementation,
+        kind,
+        name,
+        architectures,
+        counts.launches,
+        block,
+        counts.read,
+        counts.written,
+        counts.flops,
+        counts.kept,
+        {device.name: 1e3 * device.bound(counts) for device in devices},
+        dict(sorted(by_op.items(), key=lambda item: -item[1][1])),
+    )
+
+
+def _extrapolate(low: Row, high: Row, blocks: int) -> Row:
+    """`low` and as many blocks as given more, each what `high` has more than `low`."""
+
+    def line(a: float, b: float) -> float:
+        return a + blocks * (b - a)
+
+    return replace(
+        low,
+        **{
+            key: line(getattr(low, key), getattr(high, key)) for key in ("launches", "read", "written", "flops", "kept")
+        },
+        bound={device: line(low.bound[device], high.bound[device]) for device in low.bound},
+        ops={},
+    )
+
+
+def _join(found: list[Row], fresh: list[Row]) -> None:
+    """Add rows; where other tilings make no difference to what is counted, to the row that is there."""
+    for row in fresh:
+        for place, old in enumerate(found):
+            if old.name == row.name and (old.ops, old.launches, old.bytes) == (row.ops, row.launches, row.bytes):
+                architectures = old.architectures + row.architectures
+                found[place] = replace(old, architectures=architectures, bound={**old.bound, **row.bound})
+                break
+        else:
+            found.append(row)
 
 
 @dataclass
@@ -158,8 +254,8 @@ def bars(found: list[Row]) -> list[Bar]:
     """What this project asks of its kernels; of several tilings the worst counts."""
 
     def worst(name: str, measure: str, implementation: str = OURS, kind: str = FULL) -> float:
-        chosen = [r for r in found if (r.implementation, r.batch, r.name) == (implementation, kind, name)]
-        return max(row.block if measure == "block" else getattr(row.counts, measure) for row in chosen)
+        chosen = [row for row in found if (row.implementation, row.batch, row.name) == (implementation, kind, name)]
+        return max(getattr(row, measure) for row in chosen)
 
     def ratio(name: str, measure: str) -> float:
         return worst(name, measure) / worst(name, measure, EAGER)

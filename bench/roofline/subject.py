@@ -1,8 +1,8 @@
 """What is counted: an inference forward and a training step of an encoder, run on tensors without data.
 
-They are fake CPU tensors, since only a device that this build of torch has can be under autocast; what torch does on GPUs
-otherwise is put in its place: softmax is computed in float32 under autocast, dropout is one kernel, and the project's own
-code takes its GPU's path.
+They are fake CPU tensors, since autocast needs a device that this build of torch has; what torch does otherwise on GPUs
+is put in its place: softmax is computed in float32 under autocast, dropout is one kernel, and the project's own code
+takes its GPU's path.
 """
 
 from __future__ import annotations
@@ -145,9 +145,6 @@ def _inference(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> C
 def _training(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> dict[str, Counts]:
     """Forward and backward of the whole step; the optimiser is left out."""
     model.train()
-    with torch.no_grad():  # as the optimiser does: what was prepared of the weights no longer holds
-        for parameter in model.parameters():
-            parameter.add_(0.0)
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
