@@ -106,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"audit: {reason}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    triton_backend.interpreting = True  # the ops are run on the CPU
     jobs, results = gather(args.arch, args.preset, args.dtype, args.op)
     with tempfile.TemporaryDirectory() as empty:  # or a compilation of last time would be found
         os.environ.setdefault("TRITON_CACHE_DIR", empty)

@@ -1,7 +1,7 @@
 """What the ops would launch, as Triton would compile it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import astroco_fast as af
-from astroco_fast import Layout, ops, presets
+from astroco_fast import Layout, ops, presets, selfcheck
+from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton.launch import ARCHITECTURES, Config, recording
 
 PRESETS = ("S", "L", "tiny")
@@ -90,10 +91,7 @@ def specialise(function: Any, args: Sequence[Any], constants: dict[str, Any], co
 
 
 def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -> list[Kernel]:
-    """What `op` launches for `batch` in all modes, each specialisation once.
-
-    As nothing is computed, what the ops give is uninitialised memory.
-    """
+    """What `op` launches for `batch` in all modes, each specialisation once."""
     found: dict[str, Kernel] = {}
 
     def record(function: Any, grid: Any, args: Sequence[Any], constants: dict[str, Any], config: Config) -> None:
@@ -104,14 +102,26 @@ def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -
 
     half = DTYPES[dtype] != torch.float32
     for mode in MODES:
-        model = _model(preset).train(mode == "training")
-        with recording(record, ARCHITECTURES[arch]), torch.set_grad_enabled(mode != "inference"), af.backend("triton"):
+        model = model_of(preset).train(mode == "training")
+        with _on_cpu(), recording(record, ARCHITECTURES[arch]), torch.set_grad_enabled(mode != "inference"):
             with torch.autocast("cpu", dtype=DTYPES[dtype]) if half else contextlib.nullcontext():
                 outputs = _run(op, model, batch)
             if mode != "inference":
                 wanted = [x for x in outputs if x.requires_grad]
                 torch.autograd.backward(wanted, [torch.ones_like(x) for x in wanted])
     return list(found.values())
+
+
+@contextlib.contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Ops take CPU tensors to their kernels, and what they give, uninitialised memory, is compared with nothing."""
+    before = triton_backend.interpreting, selfcheck.enabled
+    triton_backend.interpreting, selfcheck.enabled = True, False
+    try:
+        with af.backend("triton"):
+            yield
+    finally:
+        triton_backend.interpreting, selfcheck.enabled = before
 
 
 def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
@@ -136,7 +146,8 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
 
 
 @cache
-def _model(preset: str) -> Any:
+def model_of(preset: str) -> Any:
+    """The preset's model, always the same."""
     return presets.build(preset)
 
 

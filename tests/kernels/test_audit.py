@@ -1,0 +1,93 @@
+"""Every kernel keeps to the audit's bars, and the audit finds those that do not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astroco_fast import ops
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+AUDIT = "astroco_fast.kernels.audit"
+EVERY_ARCH = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """A process that compiles kernels, where this one may interpret them, and finds none compiled before."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITON_CACHE_DIR")}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=3600)
+
+
+def audit(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What the audit finds; fails where a bar is broken."""
+    path = folder / "audit.json"
+    done = python("-m", AUDIT, "--json", path, *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(("arch", "preset"), [("sm_80", "S"), ("sm_90", "L")])
+def test_kernels_keep_to_the_bars(arch: str, preset: str, tmp_path: Path) -> None:
+    results = audit(tmp_path, "--arch", arch, "--preset", preset, "--dtype", "bf16")
+    assert {op for result in results for op in result["op"].split(",")} == set(ops.OPS)
+    assert any(result["matrix"] == {"sm_80": "mma.sync", "sm_90": "wgmma"}[arch] for result in results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", EVERY_ARCH)
+@pytest.mark.parametrize("preset", ["S", "L", "tiny"])
+def test_kernels_keep_to_the_bars_everywhere(arch: str, preset: str, tmp_path: Path) -> None:
+    audit(tmp_path, "--arch", arch, "--preset", preset)
+
+
+def test_bad_kernels_are_found(tmp_path: Path) -> None:
+    done = python("-m", "tests.kernels.bad_kernels", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name: list(result["broken"]) for name, result in found.items()} == {
+        "unrolled, sm_80": ["no-local"],
+        "unrolled, sm_100": ["no-local"],
+        "large tile, sm_86": ["shared"],
+        "large tile, sm_90": [],
+        "small tile, gfx942": ["matrix"],
+        "pitch 276, sm_80": ["wide-loads"],
+        "pitch 288, sm_80": [],
+        "no power of two, sm_90": ["compiles"],
+        "nothing is as quick, sm_80": ["compile"],
+    }
+    assert found["pitch 276, sm_80"]["loads"] == {"8": 8}
+    assert found["pitch 288, sm_80"]["loads"] == {"16": 4}
+    assert found["large tile, sm_90"]["dot"] == ["bf16"]
+
+
+def test_interpreted_kernels_are_refused() -> None:
+    done = python("-m", AUDIT, TRITON_INTERPRET="1")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "TRITON_INTERPRET" in done.stderr
+
+
+def test_an_op_that_cannot_run_is_a_failure() -> None:
+    script = """
+import sys
+from astroco_fast.kernels import triton
+from astroco_fast.kernels.audit.__main__ import main
+
+def broken(*args):
+    raise RuntimeError("no such tile")
+
+triton.masked_loss = broken
+triton.mix_pool = lambda module, states, layout: tuple(states)
+sys.exit(main(["--arch", "sm_80", "--preset", "tiny", "--dtype", "fp32", "--op", "masked_loss", "mix_pool"]))
+"""
+    done = python("-c", script)
+    assert done.returncode == 1
+    assert "RuntimeError: no such tile" in done.stderr
+    assert "launches no kernel" in done.stderr
+    assert "2 break a bar" in done.stderr
