@@ -93,24 +93,27 @@ def _kernel(
         store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
 
 
+# The most columns (main and tail) of which the kernel compiles without local loads and stores, by architecture:
+#
+# | registers, local loads and stores, shared memory | D = 256 | D = 276 |
+# |---|---|---|
+# | sm_80 | 255, 0, 84 KB | 255, 48, 96 KB |
+# | sm_86 | 255, 12, 84 KB | |
+# | sm_90 | 250, 0, 128 KB | 238, 0, 144 KB |
+# | sm_100 | 216, 0, 128 KB | 218, 0, 144 KB |
+# | sm_120 | 255, 28, 84 KB | |
+#
+# (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and want 224 KB on sm_90; 128 rows spill
+# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x stands in registers beside the
+# accumulators; wgmma and tcgen05 take it from shared memory. Float32 has twice the bytes and fits nowhere.
+_COLUMNS = {"sm_80": 256, "sm_90": 288, "sm_100": 288}
+_COLUMNS_ELSEWHERE = 128
+
+
 def fits(w_val: Tensor, width: int) -> bool:
-    """Whether the kernel compiles without spilling; else two kernels do its work.
-
-    Registers, local loads and stores, shared memory, as compiled for bfloat16 with 8 warps, 64 rows and 32 hidden units
-    (64 hidden units spill on sm_80 and want 224 KB on sm_90, 128 rows spill everywhere):
-
-    | | D = 256 | D = 276 |
-    |---|---|---|
-    | sm_80 | 255, 0, 84 KB | 255, 48, 96 KB |
-    | sm_90 | 250, 0, 128 KB | 238, 0, 144 KB |
-
-    Where products are mma.sync's, x is held in registers beside the accumulators, and a tail is too much; wgmma and
-    tcgen05 take it from shared memory, of which they need more than 99 KB. Float32 has twice the bytes and D = 512 twice
-    the accumulators: neither fits anywhere.
-    """
-    main, tail = split(width)
-    roomy = architecture(w_val.device).shared > 200 * 1024
-    return w_val.dtype != torch.float32 and main <= 256 and (roomy or tail == 0)
+    """Whether to use the kernel; else two others do its work."""
+    limit = _COLUMNS.get(architecture(w_val.device).name, _COLUMNS_ELSEWHERE)
+    return w_val.dtype != torch.float32 and sum(split(width)) <= limit
 
 
 def _config(width: int) -> Config:

@@ -1,0 +1,110 @@
+"""The gated projections and the all-in-one feed-forward, where the sublayers' tests do not reach: widths, GLU, pads."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from astroco_fast import Layout
+
+ROWS, REAL = 45, 41
+
+
+def pitched(weight: Tensor) -> Tensor:
+    """Zeros up to multiples of 32, both ways."""
+    rows, columns = (-size % 32 for size in weight.shape)
+    return F.pad(weight, (0, columns, 0, rows))
+
+
+def problem(width: int, out: int, device: torch.device) -> tuple[Tensor, ...]:
+    """x (NaN at rows that are not real), `end`, and two projections."""
+    torch.manual_seed(width)
+    x = torch.randn(ROWS, width, device=device) + 3
+    x[REAL:] = torch.nan
+    end = torch.tensor([REAL] * REAL + [0] * (ROWS - REAL), dtype=torch.int32, device=device)
+    weights = [torch.randn(out, width, device=device) / width**0.5 for _ in range(2)]
+    biases = [torch.randn(out, device=device) for _ in range(2)]
+    return x, end, *weights, *biases
+
+
+def assert_rows(got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
+    """Real rows and channels are right, all others zero."""
+    rows, columns = exact.shape
+    torch.testing.assert_close(got[:rows, :columns].double(), exact, atol=tolerance, rtol=tolerance)
+    assert not got[rows:].any()
+    assert not got[:, columns:].any()
+
+
+@pytest.mark.parametrize(("width", "out"), [(100, 100), (64, 160), (512, 96)])
+@pytest.mark.parametrize("activation", ["glu", "gelu"])
+def test_gated_linear(width: int, out: int, activation: str, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
+
+    x, end, w_val, w_gate, b_val, b_gate = problem(width, out, device)
+    norm = [torch.rand(width, device=device), torch.randn(width, device=device)] if activation == "glu" else [None] * 2
+    w_out = torch.randn(width, out, device=device) / out**0.5 if activation == "gelu" else None
+    upstream = torch.randn(ROWS, out if w_out is None else width, device=device)
+    upstream[REAL:] = 0
+
+    a = x[:REAL].double()
+    if norm[0] is not None:
+        a = F.layer_norm(a, (width,), norm[0].double(), norm[1].double())
+    v = F.linear(a, w_val.double(), b_val.double()).requires_grad_()
+    g = F.linear(a, w_gate.double(), b_gate.double()).requires_grad_()
+    u = (v if activation == "glu" else F.gelu(v)) * g.sigmoid()
+    u.backward(upstream[:REAL].double() @ (torch.eye(out, device=device) if w_out is None else w_out).double())
+    assert v.grad is not None
+    assert g.grad is not None
+
+    weights = [pitched(w_val), pitched(w_gate), b_val, b_gate]
+    got, mean, rstd = gated_linear(x, *norm, 1e-5, *weights, end, activation)
+    assert_rows(got, u.detach())
+    padded = F.pad(upstream, (0, -upstream.shape[1] % 32))
+    d, again, kept, partial = gated_linear_backward(
+        x, *norm, mean, rstd, *weights, end, padded, None if w_out is None else pitched(w_out), activation
+    )
+    d_val, d_gate = d.chunk(2, dim=1)
+    assert_rows(d_val, v.grad)
+    assert_rows(d_gate, g.grad)
+    assert_rows(kept, a)
+    sums = torch.stack([v.grad.sum(0), g.grad.sum(0)])
+    torch.testing.assert_close(partial.sum(0)[:, :out].double(), sums, atol=1e-4, rtol=1e-5)
+    assert torch.equal(again, got) if w_out is not None else again.numel() == 0
+
+
+@pytest.mark.parametrize("width", [64, 100, 160, 276])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_feed_forward_fused(width: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+    from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
+
+    x, end, w_val, w_gate, b_val, b_gate = problem(width, 2 * width, device)
+    w_out = torch.randn(width, 2 * width, device=device) / width**0.5
+    b_out, gain, shift = (torch.randn(width, device=device) for _ in range(3))
+    weights = [pitched(w).to(dtype) for w in (w_val, w_gate, w_out)]
+    a = x[:REAL].double()
+    h = F.gelu(F.linear(a, w_val.double(), b_val.double())) * F.linear(a, w_gate.double(), b_gate.double()).sigmoid()
+    z = a + F.linear(h, w_out.double(), b_out.double())
+    exact = F.layer_norm(z, (width,), gain.double(), shift.double())
+    y = feed_forward_fused(x, weights[0], weights[1], b_val, b_gate, weights[2], b_out, gain, shift, end, 1e-5)
+    assert_rows(y, exact, 1e-5 if dtype == torch.float32 else 5e-2)
+
+
+def test_both_inference_forms_are_one_function(
+    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form is chosen by GPU and width; here by hand."""
+    from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+    from astroco_fast.reference.sublayers import FeedForward
+
+    torch.manual_seed(0)
+    module = FeedForward(100, 2, 0.1).to(device).eval()
+    layout = Layout.packed(torch.tensor([17, 9]), 20, device, capacity=32)
+    x = torch.randn(32, 100, device=device)
+    found = []
+    for fits in (True, False):
+        monkeypatch.setattr(sublayer, "fits", lambda w, width, fits=fits: fits)
+        with torch.no_grad():
+            found.append(sublayer.feed_forward(module, x, layout))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0][:26], module(x, layout)[:26], atol=1e-5, rtol=1e-5)
