@@ -145,7 +145,9 @@ def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tup
         raise ValueError(f"mix_pool: states must be rows (N, D), got {'none' if first is None else _described(first)}")
     _check_layout("mix_pool", layout, first.device)
     backend = _backend("mix_pool", first, module, first.shape[1])
-    return backend.mix_pool(module, _checked_states(module, first, states, layout), layout)
+    checked = _checked_states(module, itertools.chain(iter([first]), states), layout.rows, first)
+    del first  # and an iterator that has ended lets go of its list
+    return backend.mix_pool(module, checked, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +165,8 @@ def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tenso
 
 def _backend(op: str, like: Tensor, module: nn.Module | None, width: int) -> ModuleType:
     device, dtype = like.device, like.dtype
-    # Autocast leaves float64 as it is.
-    if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
+    # Autocast leaves float64 as it is, and does not know tensors without data.
+    if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     training = like.requires_grad if module is None else module.training
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
@@ -197,12 +199,13 @@ def _described(x: Tensor) -> str:
     return f"{tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}, on {x.device}"
 
 
-def _checked_states(module: nn.Module, first: Tensor, others: Iterator[Tensor], layout: Layout) -> Iterator[Tensor]:
-    """The states, each compared with the first, and their number with that of the mix's weights."""
-    shape, dtype, device = (layout.rows, first.shape[1]), first.dtype, first.device
+def _checked_states(module: nn.Module, states: Iterator[Tensor], rows: int, like: Tensor) -> Iterator[Tensor]:
+    """The states; refuses one that is not (rows, D) as `like` has it, and as many as the mix has no weights for."""
+    shape, dtype, device = (rows, like.shape[1]), like.dtype, like.device
+    del like  # nothing may keep a state that its consumer does not
     weights = module.logits.shape[0] if isinstance(module, LayerMix) else None
     number = 0
-    for x in itertools.chain((first,), others):
+    for x in states:
         _check("mix_pool", f"states[{number}]", x, "(N, D)", shape, dtype, device)
         number += 1
         if weights is None or number <= weights:
