@@ -119,19 +119,18 @@ def test_half_of_the_ragged_points_are_padding():
     assert int(lengths.max()) >= 199
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_bars_of_three_blocks(dtype):
-    """As `python -m bench.roofline` checks for the whole of L, in less time; in float32 no bar is promised."""
-    config = replace(presets.preset("L").config, layers=3)
-    found = rows(config, 256, 200, dtype, DEVICES.values(), with_inductor=False)
-    assert {device for row in found for device in row.bound} == DEVICES.keys()
-    missed = [bar for bar in bars(found) if not bar.met]
-    assert dtype == "fp32" or not missed
+def test_bars_of_two_blocks():
+    """As the next test, in less time."""
+    config = replace(presets.preset("L").config, layers=2)
+    found = rows(config, 256, 200, "bf16", [DEVICES["H100"]], with_inductor=False)
+    assert not [bar for bar in bars(found) if not bar.met]
 
 
 @pytest.mark.slow
 def test_bars():
+    """All that `python -m bench.roofline` checks."""
     found = rows(presets.preset("L").config, 256, 200, "bf16", DEVICES.values(), with_inductor=False)
+    assert {device for row in found for device in row.bound} == DEVICES.keys()
     assert not [bar for bar in bars(found) if not bar.met]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,6 @@ def main() -> None:
     parser.add_argument("--ops", action="store_true", help="also what each op of astroco_fast moves")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     args = parser.parse_args()
-    # The kernels' cache of prepared weights asks for addresses; tensors without data have none, and torch says so.
-    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
     devices = [DEVICES[name] for name in args.devices]
     config = presets.preset(args.preset).config
     found = rows(config, args.batch, args.length, args.dtype, devices, not args.no_inductor)
