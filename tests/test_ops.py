@@ -1,5 +1,6 @@
 """Which backend runs what."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,6 +185,22 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
         "masked_loss: role must hold whole numbers, got .* float32",
     ),
 }
+
+
+def test_no_state_is_kept_for_the_mix() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def states() -> Iterator[torch.Tensor]:
+        for _ in range(4):
+            assert sum(state() is not None for state in made) <= 1  # the last, until the next is there
+            x = torch.zeros(9, 8)
+            made.append(weakref.ref(x))
+            yield x
+            del x
+
+    with torch.no_grad():
+        ops.mix_pool(af.AstroCo.from_preset("tiny", width=8, layers=3).mix_pool, states(), LAYOUT)
+    assert len(made) == 4
 
 
 def small() -> af.AstroCo:

@@ -206,6 +206,23 @@ def test_it_runs_before_a_compiled_model_does(fresh_selfcheck: Path, monkeypatch
     torch.testing.assert_close(got.embedding, expected.embedding, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_tensors_without_data_are_not_checked(
+    device: str, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    use(monkeypatch, attention=raising("attention"))
+    assert selfcheck.failure("fused", "attention", torch.device(device), F32, (("width", 8), ("heads", 2))) is None
+    assert not selfcheck._verdicts
+
+
+def test_nothing_runs_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert selfcheck._may_run(torch.device("cuda", 0)) != capturing
+
+
 def test_it_can_be_switched_off(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "enabled", False)
     use(monkeypatch, attention=raising("attention"))
