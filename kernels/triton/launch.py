@@ -90,11 +90,11 @@ def architecture(device: torch.device) -> Architecture:
 def recording(record: Callable[..., None], on: Architecture) -> Iterator[None]:
     """Within it launches are not made but handed to `record(kernel, grid, args, constants, config)`, tiled for `on`."""
     global _record, _architecture
-    _record, _architecture = record, on
+    before, (_record, _architecture) = (_record, _architecture), (record, on)
     try:
         yield
     finally:
-        _record, _architecture = None, None
+        _record, _architecture = before
 
 
 @cache
