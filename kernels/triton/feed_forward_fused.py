@@ -104,8 +104,8 @@ def _kernel(
 # | sm_120 | 255, 28, 84 KB | |
 #
 # (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and want 224 KB on sm_90; 128 rows spill
-# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x stands in registers beside the
-# accumulators; wgmma and tcgen05 take it from shared memory. Float32 has twice the bytes and fits nowhere.
+# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x stands in registers beside
+# the accumulators; wgmma and tcgen05 take it from shared memory. Float32 has twice the bytes and fits nowhere.
 _COLUMNS = {"sm_80": 256, "sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 128
 
