@@ -8,7 +8,8 @@ Known faults, kept because a baseline has to be what it was:
 
 - Version 1's mask adds 1 to the attention logits of masked points where it meant to take them away: visible points
   attend to them e times as much, and masked points attend to all as if there were no mask. Nor does its code take their
-  magnitudes out of the input. So the answers are in what the model sees, and a low error in training says little.
+  magnitudes out of the input. So the answers are in what the model sees, and a low error in training says little
+  (`hidden_magnitude="zero"` is version 1 without that).
 - Version 2 replaces masked magnitudes, and masked points are no keys: what they could tell the others, that the star
   was observed at that time, is hidden along with the magnitude. Each masked point still sees its own time.
 - In both, about a fifth of the probed points are unchanged, a fifth show another magnitude, and none of these is
