@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,27 @@ def test_where_verdicts_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("ASTROCO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert verdicts.cache_file() == tmp_path / "astroco_fast" / "selfcheck.json"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_many_processes_write_at_once(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(width: int) -> verdicts.Key:
+        return verdicts.Key("fused", "attention", CPU, F32, (("width", width),))
+
+    backend, children = fake(), []
+    for process in range(4):
+        if (child := os.fork()) == 0:
+            try:
+                for width in range(20):
+                    verdicts.store(key(width), backend, None)
+                    assert verdicts.stored(key(process), backend) in ("", None)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert [path.name for path in fresh_selfcheck.parent.iterdir()] == ["selfcheck.json"]
+    assert verdicts.stored(key(19), backend) == ""
 
 
 def test_verdicts_of_other_environments_stay_and_do_not_count(
