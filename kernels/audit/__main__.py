@@ -60,10 +60,10 @@ def examine_all(jobs: Sequence[Kernel], processes: int) -> Iterator[Result]:
             process.start()
             sender.close()
             running[receiver] = (process, kernel)
-        for receiver in wait(list(running)):
-            process, kernel = running.pop(receiver)
+        for ready in wait(list(running)):
+            process, kernel = running.pop(ready)
             try:
-                yield receiver.recv()
+                yield ready.recv()
             except EOFError:
                 process.join()
                 yield failed(Result(**kernel.label), f"the compiler crashed, exit status {process.exitcode}")
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     jobs, results = gather(args.arch, args.preset, args.dtype, args.op)
     with tempfile.TemporaryDirectory() as empty:  # or a compilation of last time would be found
-        os.environ.setdefault("TRITON_CACHE_DIR", empty)
+        os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR") or empty
         progress = tqdm(examine_all(jobs, args.jobs), total=len(jobs), unit="kernel", disable=None)
         results += list(progress)
     results.sort(key=lambda r: (r.op, r.kernel, r.constants, r.preset, r.dtype, list(ARCHITECTURES).index(r.arch)))

@@ -27,6 +27,7 @@ class Result:
         stack: bytes of that a thread.
         loads: how many instructions load from global memory, by bytes a thread; 16 stands for 16 and more.
         dot: the operand types of `tl.dot`; none in a kernel that memory bounds.
+        tiles: it loads tiles of rows, not just a few numbers a row or point.
         matrix: the kind of tensor-core instruction.
         seconds: processor time of the compilation.
         bars: those that apply.
@@ -46,6 +47,7 @@ class Result:
     limit: int = 0
     loads: dict[int, int] = field(default_factory=dict)
     dot: list[str] = field(default_factory=list)
+    tiles: bool = False
     matrix: str = ""
     size: int = 0
     seconds: float = 0.0
@@ -72,7 +74,7 @@ BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]]
     ),
     (
         "wide-loads",
-        lambda r: not r.dot and bool(r.loads),
+        lambda r: r.tiles and not r.dot,
         lambda r: f"{r.wide:.0%} loaded 16 bytes at a time" if r.wide < 0.5 else None,
     ),
     (
@@ -103,6 +105,7 @@ def examine(kernel: Kernel) -> Result:
     result.seconds = round(sum(os.times()[:4]) - before, 2)
     result.shared = compiled.metadata.shared
     result.dot = sorted(set(re.findall(r"tt\.dot\b.*?: tensor<[\dx]*x(\w+)>", compiled.asm["ttir"])))
+    result.tiles = bool(re.search(r"tt\.(?:descriptor_)?load\b.*tensor<\d+x\d+x", compiled.asm["ttir"]))
     if "cubin" in compiled.asm:
         _read_nvidia(result, compiled.asm["ptx"], compiled.asm["cubin"])
     else:

@@ -65,7 +65,7 @@ class Kernel:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
 
     @property
-    def label(self) -> dict[str, str]:
+    def label(self) -> dict[str, Any]:
         """What tells it from others, as text."""
         constants = {**self.constants, **{name.removeprefix("num_"): value for name, value in self.config.items()}}
         return {

@@ -14,6 +14,8 @@ from astroco_fast import ops
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 AUDIT = "astroco_fast.kernels.audit"
+# They load a few numbers a point, no tiles of rows, so that no width of their loads is asked for.
+POINTWISE = {"point_features._kernel", "loss._forward_kernel", "loss._backward_kernel"}
 EVERY_ARCH = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 
@@ -36,6 +38,7 @@ def audit(folder: Path, *arguments: str) -> list[dict[str, Any]]:
 def test_kernels_keep_to_the_bars(arch: str, preset: str, tmp_path: Path) -> None:
     results = audit(tmp_path, "--arch", arch, "--preset", preset, "--dtype", "bf16")
     assert {op for result in results for op in result["op"].split(",")} == set(ops.OPS)
+    assert {result["kernel"] for result in results if not {"wide-loads", "matrix"} & {*result["bars"]}} == POINTWISE
     assert any(result["matrix"] == {"sm_80": "mma.sync", "sm_90": "wgmma"}[arch] for result in results)
 
 
