@@ -60,6 +60,7 @@ def examine_all(jobs: Sequence[Kernel], processes: int) -> Iterator[Result]:
             process.start()
             sender.close()
             running[receiver] = (process, kernel)
+        ready: Any
         for ready in wait(list(running)):
             process, kernel = running.pop(ready)
             try:

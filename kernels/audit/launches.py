@@ -131,6 +131,7 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
     def rows() -> Tensor:
         return torch.zeros(layout.rows, model.config.width, requires_grad=gradients)
 
+    outputs: Tensor | tuple[Tensor, ...]
     block, zeros = model.blocks[0], torch.zeros(layout.rows)
     if op == "input_embed":
         hidden = zeros.bool() if gradients else None  # points are hidden in pretraining only
