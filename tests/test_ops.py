@@ -12,7 +12,7 @@ from astroco_fast import Layout, ops, selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference import backend as reference_backend
-from tests.fake_backends import every_op, fake, sound
+from tests.fake_backends import fake, sound
 from tests.windows import make_windows
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -280,25 +280,3 @@ def test_autocast_does_not_hide_float64(monkeypatch: pytest.MonkeyPatch) -> None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ops.attention(block(torch.float64).attention, x, LAYOUT)
     assert dtypes == [torch.float64]
-
-
-def test_a_compiled_model_asks_no_more_than_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "BACKENDS", {"fused": fake(**every_op()), "reference": reference_backend})
-    monkeypatch.setattr(selfcheck, "_verdicts", dict.fromkeys(passed("fused", small())))
-    w = make_windows([5, 3], 5)
-    model = small().eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    expected = model(w.time, w.mag, w.err, w.mask).embedding
-    torch.testing.assert_close(compiled(w.time, w.mag, w.err, w.mask).embedding, expected)
-
-
-def passed(backend: str, model: af.AstroCo) -> list[Any]:
-    """The keys of the verdicts that a model needs on the CPU, in float32."""
-    first = model.blocks[0]
-    modules = {"input_embed": model.input_embed, "mix_pool": model.mix_pool}
-    modules |= {op: getattr(first, op) for op in ("attention", "convolution", "feed_forward")}
-    return [
-        selfcheck.Key(backend, op, CPU, F32, selfcheck.configuration(op, module, model.config.width))
-        for op, module in modules.items()
-    ]
