@@ -103,6 +103,16 @@ def test_every_kernel_op_has_its_operations():
     assert functions.keys() <= PRODUCTS.keys() | PAIRWISE.keys() | only_for_tests
 
 
+def test_tilings_of_the_architecture():
+    """Of preset S the whole feed-forward is one kernel only where shared memory is large."""
+    config, lengths = replace(presets.preset("S").config, layers=1), window_lengths(8, 200, padded=False)
+    small, large = (
+        {op.name for op in count("triton", config, lengths, 200, torch.bfloat16, ARCHITECTURES[name])["inference"].ops}
+        for name in ("sm_86", "sm_90")
+    )
+    assert "feed_forward_fused" in large - small
+
+
 def test_bound():
     """Of an op the longer of its two times."""
     device = Device("", "sm_90", half=1e3, single=1e2, bandwidth=1e1)

@@ -24,7 +24,7 @@ import astroco_fast as af
 from astroco_fast import ops, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton import tensors
-from astroco_fast.kernels.triton.launch import Architecture
+from astroco_fast.kernels.triton.launch import Architecture, recording
 from astroco_fast.layout import Layout
 from astroco_fast.reference import ReferenceAstroCo
 from bench.roofline.counting import Counts, Traffic
@@ -126,13 +126,18 @@ def count(
         def autocast() -> torch.autocast:
             return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
 
-        with standing_in(backend):
+        # For what an op decides before any kernel of its own runs, too.
+        with standing_in(backend), recording(_no_launch, architecture):
             for op in ops.OPS:  # what a backend can't do would be counted as plain PyTorch does it
                 chosen = ops.select(op, torch.device("cpu"), dtype, True)
                 if chosen.backend != backend:
                     raise RuntimeError(f"{op} would not run on {backend}: {chosen.reasons}")
             inference = _inference(model, batch, autocast, traffic)
             return {"inference": inference, **_training(model, batch, autocast, traffic)}
+
+
+def _no_launch(*_: Any) -> None:
+    raise AssertionError("a kernel was launched outside of an op")
 
 
 def _inference(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> Counts:
