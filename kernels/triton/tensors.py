@@ -90,3 +90,8 @@ def weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
 def wants_gradient(module: nn.Module, *inputs: Tensor) -> bool:
     """Whether a gradient may be asked for what `module` makes of `inputs`."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters()))
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Switches autocast off on x's device; tensors without data have none, and stand for any."""
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)

@@ -21,7 +21,14 @@ from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_nor
 from astroco_fast.kernels.triton.prepared import cast, prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import seed, segments
-from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, wants_gradient, weight_gradient
+from astroco_fast.kernels.triton.tensors import (
+    compute_dtype,
+    no_autocast,
+    pitch,
+    rows_of,
+    wants_gradient,
+    weight_gradient,
+)
 from astroco_fast.layout import Layout
 
 
@@ -65,7 +72,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
         scale = (x.shape[1] // heads) ** -0.5
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             qkv = linear(x, w.qkv, w.b_qkv, end)
             attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
             o = torch.mm(attended, w.out.t())
@@ -80,7 +87,7 @@ class _Attention(torch.autograd.Function):
         x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
         width, heads = x.shape[1], ctx.heads
         size = width // heads
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             dz, do, sums = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
             )
@@ -106,7 +113,7 @@ def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     p = module.dropout.p if module.training else 0.0
     if not module.training and not wants_gradient(module, x):
         x = rows_of(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             qkv = linear(x, w.qkv, w.b_qkv, found.end)
             scale = (x.shape[1] // module.heads) ** -0.5
             attended = attend(qkv, Runs(found.offsets, found.longest), module.heads, scale, keep=False)[0]

@@ -32,7 +32,14 @@ from astroco_fast.kernels.triton.norm_backward import norm_backward
 from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import seed, segments
-from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, wants_gradient, weight_gradient
+from astroco_fast.kernels.triton.tensors import (
+    compute_dtype,
+    no_autocast,
+    pitch,
+    rows_of,
+    wants_gradient,
+    weight_gradient,
+)
 from astroco_fast.layout import Layout
 from astroco_fast.reference.batchnorm import statistics_frozen
 
@@ -131,7 +138,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
         b_val, b_gate = b_in.chunk(2)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             u, mean_in, rstd_in = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, b_val, b_gate, end, "glu")
             c, count, partial = depthwise_statistics(u, w.taps, first, end)
             if norm.fixed is None:
@@ -155,7 +162,7 @@ class _Convolution(torch.autograd.Function):
             gain_out, matrices, taps, first, end, seed,
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, taps), x.shape[1]
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             dz, do, sums = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean, rstd
             )

@@ -17,7 +17,14 @@ from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_nor
 from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import seed, segments
-from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, wants_gradient, weight_gradient
+from astroco_fast.kernels.triton.tensors import (
+    compute_dtype,
+    no_autocast,
+    pitch,
+    rows_of,
+    wants_gradient,
+    weight_gradient,
+)
 from astroco_fast.layout import Layout
 
 
@@ -59,7 +66,7 @@ class _FeedForward(torch.autograd.Function):
         gain: Tensor, shift: Tensor, w: Weights, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             h, _, _ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
             o = torch.mm(h, w.out.t())
             y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
@@ -74,7 +81,7 @@ class _FeedForward(torch.autograd.Function):
         x, o, mean, rstd, b_val, b_gate, b_out, gain, up, out, end, seed = ctx.saved_tensors
         w = Weights(up, out)
         hidden, width = ctx.shape
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             dz, do, sums = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
             )

@@ -15,7 +15,7 @@ from astroco_fast.kernels.triton.gelu_norm import gelu_norm, gelu_norm_backward
 from astroco_fast.kernels.triton.point_features import hide_bits, point_features
 from astroco_fast.kernels.triton.prepared import cast, prepared
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.kernels.triton.tensors import compute_dtype, pitch, rows_of, weight_gradient
+from astroco_fast.kernels.triton.tensors import compute_dtype, no_autocast, pitch, rows_of, weight_gradient
 from astroco_fast.layout import Layout
 
 
@@ -28,7 +28,7 @@ class _InputEmbed(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         time, mag, err = rows_of(time), rows_of(mag), rows_of(err)
         hidden = None if hidden is None else rows_of(hidden)
-        with torch.autocast(time.device.type, enabled=False):
+        with no_autocast(time):
             features = point_features(time, mag, err, hidden, frequencies, w_points, b_points, end, hide, fuse)
             o = torch.mm(features, fuse.t())
             y, mean, rstd = gelu_norm(o, b_fuse, gain, shift, end, eps)
@@ -45,7 +45,7 @@ class _InputEmbed(torch.autograd.Function):
             ctx.saved_tensors
         )
         width, half = w_fuse.shape[0], w_points.shape[0]
-        with torch.autocast(time.device.type, enabled=False):
+        with no_autocast(time):
             do, sums = gelu_norm_backward(rows_of(dy), o, b_fuse, gain, end, mean, rstd, mag, err, hidden, ctx.hide)
             d_gain, d_shift, d_b_fuse, by_mag, by_err = sums.sum(0)
             features = point_features(time, mag, err, hidden, frequencies, w_points, b_points, end, ctx.hide, o)
