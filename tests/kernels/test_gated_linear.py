@@ -89,17 +89,18 @@ def test_feed_forward_fused(width: int, dtype: torch.dtype, fused: str, device: 
     assert_rows(y, exact, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.parametrize(("width", "expansion"), [(100, 2), (512, 1)])
 def test_both_inference_forms_are_one_function(
-    fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    width: int, expansion: int, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form is chosen by GPU and width; here by hand."""
     from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
     from astroco_fast.reference.sublayers import FeedForward
 
     torch.manual_seed(0)
-    module = FeedForward(100, 2, 0.1).to(device).eval()
+    module = FeedForward(width, expansion, 0.1).to(device).eval()
     layout = Layout.packed(torch.tensor([17, 9]), 20, device, capacity=32)
-    x = torch.randn(32, 100, device=device)
+    x = torch.randn(32, width, device=device)
     found = []
     for fits in (True, False):
         monkeypatch.setattr(sublayer, "fits", lambda w, width, fits=fits: fits)
