@@ -39,9 +39,7 @@ def head_pitch(size: int) -> int:
     return -(-size // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
-def attend(
-    qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def attend(qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True) -> tuple[Tensor, ...]:
     """Attention of every row over the rows of its run.
 
     Args:
