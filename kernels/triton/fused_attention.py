@@ -12,6 +12,7 @@ gradient from them while it has them at hand: 6 H d read and written a row. Flas
 with atomics; with runs of up to 256 there are no more than two blocks to add, and the order of two does not matter.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ def attend_backward(
     upstream: Tensor,
     qkv: Tensor,
     out: Tensor,
-    kept: tuple[Tensor, Tensor, Tensor],
+    kept: Sequence[Tensor],
     runs: Runs,
     heads: int,
     scale: float,
