@@ -17,7 +17,7 @@ NOTE = """\
 *Modelled*, not measured: the real code ran on tensors without data. Every op is one launch and moves each of its
 distinct inputs and outputs once; operations are those of matrix products and convolutions. The bound of a pass is the
 sum over its launches of the longer of operations / peak and bytes / bandwidth, by data sheet
-({devices}).
+(half precision: {devices}).
 Nothing is added for launches, and no kernel reaches its bound. Kept: what forward leaves for backward, parameters and
 their casts aside. Weights are cast anew for each batch by eager and by Inductor, for each training step by
 astroco_fast. The optimiser is left out."""
@@ -49,7 +49,7 @@ def main() -> None:
 def markdown(args: argparse.Namespace, found: list[Row], limits: list[Bar]) -> str:
     """The tables."""
     sheets = "; ".join(
-        f"{device.name} {device.half / 1e12:g} TFLOP/s in half precision, {device.bandwidth / 1e12:g} TB/s"
+        f"{device.name} {device.half / 1e12:g} TFLOP/s, {device.bandwidth / 1e12:g} TB/s"
         for device in map(DEVICES.__getitem__, args.devices)
     )
     parts = [
@@ -63,7 +63,7 @@ def markdown(args: argparse.Namespace, found: list[Row], limits: list[Bar]) -> s
     lines = ["| bar | limit | modelled | |", "|---|---:|---:|---|"]
     for bar in limits:
         lines.append(f"| {bar.text} | {bar.limit:.3g} | {bar.value:.3g} | {'met' if bar.met else 'MISSED'} |")
-    parts.append("\n".join(lines))
+    parts += ["Asked of preset L, 256 windows of 200, bf16:", "\n".join(lines)]
     if args.ops:
         parts += [_ops(row) for row in found if row.implementation == OURS and row.batch == FULL and row.name != STEP]
     return "\n\n".join(parts)
