@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 import astroco_fast
+import astroco_fast.reference.backend as _reference
 from astroco_fast.errors import UserError
 from astroco_fast.files import sha256, whole_file
-from astroco_fast.reference import backend as _reference
 
 # What tells apart the forms that a backend may have of an op: pairs of a name and a number (or text).
 Configuration = tuple[tuple[str, Any], ...]

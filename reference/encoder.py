@@ -82,7 +82,8 @@ class Encoder(nn.Module):
     def output(self, sequence: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
         """Reconstruct from rows (N, D), and bring rows back to the caller's (B, T)."""
         # Outside autocast: bfloat16 would round the magnitudes, by 0.01 where a star is 3 from its mean.
-        with torch.autocast(sequence.device.type, enabled=False):
+        device = sequence.device.type if sequence.device.type != "meta" else "cpu"  # tensors without data have none
+        with torch.autocast(device, enabled=False):
             reconstruction = self.reconstruct(sequence.to(self.head.weight.dtype)).squeeze(-1)
         return AstroCoOutput(layout.leave(sequence), embedding, layout.leave(reconstruction))
 

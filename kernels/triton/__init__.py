@@ -5,6 +5,7 @@ Importing it needs no triton: an op's kernels are imported when it first runs.
 
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,33 +110,31 @@ def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
     return dropout_mask(seed(layout), salt, p, layout.rows, width)
 
 
-def input_embed(
-    module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
-) -> Tensor:
+def input_embed(module: Any, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:
     from astroco_fast.kernels.triton.sublayers.input_embed import input_embed as run
 
     return run(module, time, mag, err, hidden, layout)
 
 
-def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def attention(module: Any, x: Tensor, layout: Layout) -> Tensor:
     from astroco_fast.kernels.triton.sublayers.attention import attention as run
 
     return run(module, x, layout)
 
 
-def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def convolution(module: Any, x: Tensor, layout: Layout) -> Tensor:
     from astroco_fast.kernels.triton.sublayers.convolution import convolution as run
 
     return run(module, x, layout)
 
 
-def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def feed_forward(module: Any, x: Tensor, layout: Layout) -> Tensor:
     from astroco_fast.kernels.triton.sublayers.feed_forward import feed_forward as run
 
     return run(module, x, layout)
 
 
-def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+def mix_pool(module: Any, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     from astroco_fast.kernels.triton.sublayers.mix_pool import mix_pool as run
 
     return run(module, states, layout)

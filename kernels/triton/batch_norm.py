@@ -191,13 +191,13 @@ def batch_norm_merge(
     total, statistics = outputs = _merge_outputs(count, partial, running_mean, running_var, batches, momentum, eps)
     tiles, _, padded = partial.shape
     config = _merge_config()
-    update = running_mean is not None
     # Prepared weights, into which the running statistics are folded, are made anew when this version changes.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, batches) if t is not None])
     launch(
         _merge_kernel, (padded // config.blocks["BLOCK_C"],), count, partial, running_mean, running_var, batches,
         momentum, eps, total, statistics, tiles,
-        D=running_mean.shape[0] if update else padded, P=padded, UPDATE=update, config=config,
+        D=padded if running_mean is None else running_mean.shape[0], P=padded, UPDATE=running_mean is not None,
+        config=config,
     )  # fmt: skip
     return outputs
 

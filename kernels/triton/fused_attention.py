@@ -103,7 +103,8 @@ def attend_backward(
 def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, (N, H, d) each, views of (N, 3 H d)."""
     rows, columns = qkv.shape
-    return qkv.view(rows, 3, heads, columns // (3 * heads)).unbind(1)
+    q, k, v = qkv.view(rows, 3, heads, columns // (3 * heads)).unbind(1)
+    return q, k, v
 
 
 def _gradients(

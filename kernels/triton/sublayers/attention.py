@@ -12,7 +12,7 @@ reads; scores, and so everything after, stay what they were.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch, stack_gradients
@@ -30,6 +30,7 @@ from astroco_fast.kernels.triton.tensors import (
     weight_gradient,
 )
 from astroco_fast.layout import Layout
+from astroco_fast.reference.sublayers import Attention
 
 
 class Weights(NamedTuple):
@@ -40,7 +41,7 @@ class Weights(NamedTuple):
     out: Tensor  # (P, F)
 
 
-def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+def weights(module: Attention, dtype: torch.dtype) -> Weights:
     """The module's projections, prepared."""
     qkv, b_qkv, out, heads = module.qkv.weight, module.qkv.bias, module.out.weight, module.heads
     width = out.shape[0]
@@ -107,7 +108,7 @@ class _Attention(torch.autograd.Function):
         )  # fmt: skip
 
 
-def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.Attention`."""
     w, found, norm = weights(module, compute_dtype(x)), segments(layout), module.norm
     p = module.dropout.p if module.training else 0.0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.triton.batch_norm import (
@@ -41,7 +41,8 @@ from astroco_fast.kernels.triton.tensors import (
     weight_gradient,
 )
 from astroco_fast.layout import Layout
-from astroco_fast.reference.batchnorm import statistics_frozen
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
+from astroco_fast.reference.sublayers import Convolution
 
 
 class Weights(NamedTuple):
@@ -82,28 +83,34 @@ class Norm(NamedTuple):
     fixed: Tensor | None
 
 
-def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+def weights(module: Convolution, dtype: torch.dtype) -> Weights:
     """The module's matrices and taps, prepared."""
     sources = (module.pointwise_in.weight, module.pointwise_out.weight, module.depthwise)
     return prepared(module, ("convolution", dtype), sources, lambda: Weights(*convolution_weights(*sources, dtype)))
 
 
-def fixed_statistics(norm: nn.Module) -> Tensor:
+def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
     """The running statistics in the form of `batch_norm_merge`."""
 
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+
     def make() -> Tensor:
-        width = norm.running_mean.shape[0]
-        statistics = norm.running_mean.new_zeros(4, pitch(width))
-        statistics[0, :width] = norm.running_mean
-        statistics[3, :width] = torch.rsqrt(norm.running_var + norm.eps)
+        width = mean.shape[0]
+        statistics = mean.new_zeros(4, pitch(width))
+        statistics[0, :width] = mean
+        statistics[3, :width] = torch.rsqrt(variance + norm.eps)
         return statistics
 
-    return prepared(norm, "statistics", (norm.running_mean, norm.running_var), make)
+    return prepared(norm, "statistics", (mean, variance), make)
 
 
-def folded(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Taps (K, P) with BatchNorm's scale in them, and the shift (P,) that is left of it."""
     norm = module.batch_norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     sources = (module.depthwise, norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
     def make() -> tuple[Tensor, Tensor]:
@@ -192,7 +199,7 @@ class _Convolution(torch.autograd.Function):
         )  # fmt: skip
 
 
-def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.Convolution`."""
     spans, w, norm = segments(layout), weights(module, compute_dtype(x)), module.batch_norm
     gain_in, shift_in, eps_in = module.norm_in.weight, module.norm_in.bias, module.norm_in.eps
@@ -204,9 +211,9 @@ def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
         u, _, _ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
         s = depthwise_silu(u, taps, shift, spans.first, spans.end)
         return linear_residual_norm(s, w.out, b_out, x, gain_out, shift_out, spans.end, eps_out)
-    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    if statistics_frozen() or not norm.training:
-        running = (None, None, None)
+    assert norm.momentum is not None
+    tracked = norm.training and not statistics_frozen()
+    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked) if tracked else (None, None, None)
     fixed = None if norm.training else fixed_statistics(norm)
     p = module.dropout.p if module.training else 0.0
     return _Convolution.apply(

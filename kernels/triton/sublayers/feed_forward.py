@@ -8,11 +8,12 @@ and the norm's mean and deviation.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, fits
 from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
+from astroco_fast.kernels.triton.linear import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
@@ -26,6 +27,7 @@ from astroco_fast.kernels.triton.tensors import (
     weight_gradient,
 )
 from astroco_fast.layout import Layout
+from astroco_fast.reference.sublayers import FeedForward
 
 
 class Weights(NamedTuple):
@@ -43,15 +45,17 @@ class Weights(NamedTuple):
         return self.up[self.out.shape[1] :]
 
 
-def weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+def weights(module: FeedForward, dtype: torch.dtype) -> Weights:
     """The module's matrices, prepared."""
     val, gate, out = module.w_val.weight, module.w_gate.weight, module.w_out.weight
     hidden, depth = pitch(val.shape[0]), pitch(val.shape[1])
 
     def make() -> Weights:
-        up = val.new_zeros(2, hidden, depth, dtype=dtype)
-        made = val.new_zeros(depth, hidden, dtype=dtype)
-        targets = [up[0, : val.shape[0], : val.shape[1]], up[1, : val.shape[0], : val.shape[1]]]
+        # cast() makes a tensor of each matrix; W_val and W_gate have to be one. Zeros are a launch.
+        allocate = torch.empty if val.shape == (hidden, depth) else torch.zeros
+        up = allocate(2, hidden, depth, dtype=dtype, device=val.device)
+        made = allocate(depth, hidden, dtype=dtype, device=val.device)
+        targets = [half[: val.shape[0], : val.shape[1]] for half in up]
         targets.append(made[: out.shape[0], : out.shape[1]])
         torch._foreach_copy_(targets, [val.detach(), gate.detach(), out.detach()])
         return Weights(up.view(2 * hidden, depth), made)
@@ -93,11 +97,11 @@ class _FeedForward(torch.autograd.Function):
             d_b_val, d_b_gate = sums.sum(0)[:, :hidden]
             d_out = weight_gradient(do, h)[:width, :hidden]
             d_val, d_gate = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :hidden, :width]
-            dx = dz + torch.mm(d, w.up)[:, :width]
+            dx = linear_onto(d, w.up, dz, end)
         return dx, d_val, d_b_val, d_gate, d_b_gate, d_out, d_b_out, d_gain, d_shift, *[None] * 6
 
 
-def _inference(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def _inference(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     w, end, norm = weights(module, compute_dtype(x)), segments(layout).end, module.norm
     b_val, b_gate, b_out = module.w_val.bias, module.w_gate.bias, module.w_out.bias
     x = rows_of(x)
@@ -107,7 +111,7 @@ def _inference(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     return linear_residual_norm(h, w.out, b_out, x, norm.weight, norm.bias, end, norm.eps)
 
 
-def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.FeedForward`."""
     if not module.training and not wants_gradient(module, x):
         return _inference(module, x, layout)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.triton.gelu_norm import gelu_norm, gelu_norm_backward
@@ -17,6 +17,7 @@ from astroco_fast.kernels.triton.prepared import cast, prepared
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import compute_dtype, no_autocast, pitch, rows_of, weight_gradient
 from astroco_fast.layout import Layout
+from astroco_fast.reference.sublayers import InputEmbed
 
 
 class _InputEmbed(torch.autograd.Function):
@@ -56,7 +57,7 @@ class _InputEmbed(torch.autograd.Function):
 
 
 def input_embed(
-    module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
+    module: InputEmbed, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
 ) -> Tensor:
     """Points (N,) to x(0), rows (N, D); see `reference.sublayers.InputEmbed`.
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.triton.mix import GROUP, mix, mix_backward
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import rows_of
 from astroco_fast.layout import Layout
-from astroco_fast.reference.sublayers import LayerMix
+from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
 
 class _Mix(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _Mix(torch.autograd.Function):
         return d_logits, None, None, None, *gradients
 
 
-def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """States x(0) .. x(L), rows (N, D), to the mix (N, D) and its means (B, D); see `reference.sublayers.LayerMix`.
 
     Whatever else gives a sequence and an embedding, as `LastLayer` does, is the reference's to run.
