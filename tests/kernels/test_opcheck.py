@@ -1,0 +1,46 @@
+"""Every kernel's registration: schema and shapes as they are in the calls that the model makes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import astroco_fast as af
+from astroco_fast import ops
+from tests.kernels.test_model import shortened, windows
+
+
+class Calls(TorchDispatchMode):
+    """The last arguments of every kernel op that was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[Any, tuple[tuple, dict]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "astroco_fast":
+            self.arguments[func] = (args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def test_schema_and_fake_of_every_kernel(fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from astroco_fast.kernels.triton import library
+
+    inputs = windows(device)
+    role = inputs[4].long()
+    with af.backend(fused), Calls() as calls:
+        for training in (True, False):
+            model = shortened("tiny", layers=1).to(device).train(training)
+            with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16):
+                out = model(*inputs[:4], hidden=inputs[4])
+                if training:
+                    squared, _ = ops.masked_loss(out.reconstruction, inputs[1].nan_to_num(), role)
+                    squared.sum().backward()
+    called = {op.name().partition("::")[2] for op in calls.arguments}
+    # Masks are written out for tests only; PyTorch's float32 attention is there on GPUs only.
+    assert called >= set(library.functions) - {"dropout_mask", "efficient_attention_backward"}
+    monkeypatch.undo()  # outputs need not be poisoned, which opcheck would take for a change of its own
+    monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
+    for op, (args, kwargs) in calls.arguments.items():
+        torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))
