@@ -96,10 +96,12 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def versions() -> tuple[str, ...]:
-    """Of what makes the kernels: a verdict of the self-check holds for these."""
+    """Of what makes the kernels, and which of them run: a verdict of the self-check holds for these."""
     import triton
 
-    return (f"triton {triton.__version__}",)
+    from astroco_fast.kernels.triton.sublayers.feed_forward import KEEP
+
+    return f"triton {triton.__version__}", f"keep {int(KEEP)}"
 
 
 def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:

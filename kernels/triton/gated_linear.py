@@ -9,6 +9,9 @@ of both weights are one library product each. In the feed-forward the gradient t
 product inside: 2 F bytes that are neither written nor read. For the weight gradients it leaves a and, in the
 feed-forward, u in half precision.
 
+With `keep`, forward writes v and g as well, side by side, and backward reads them in place of computing them: one
+product's time saved, for 4 F bytes a row kept from forward to backward, written once and read once.
+
 Tiling: a block makes one tile of rows and columns, both projections at once, stepping along D. The column tiles of a
 tile of rows are neighbours in the grid, so x comes from memory once and from the second-level cache thereafter;
 LayerNorm's statistics are computed by each of them again, which saves a launch and rereads nothing from memory.
@@ -92,9 +95,9 @@ def gelu(v):
 
 @triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
-    x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean_out, rstd_out, rows,
+    x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean_out, rstd_out, vg, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0) // tl.cdiv(F, BLOCK_F), tl.program_id(0) % tl.cdiv(F, BLOCK_F)
     row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -111,19 +114,24 @@ def _forward_kernel(
         x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, u,
         WIDTH, D, P, F, NORM, False, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
     )  # fmt: skip
+    stored = inside[:, None] & (feature < F)[None, :]
+    if KEEP:
+        at = vg + row[:, None] * (2 * F) + feature[None, :]
+        tl.store(at, tl.where(real[:, None], v, 0.0).to(vg.dtype.element_ty), mask=stored)
+        tl.store(at + F, tl.where(real[:, None], g, 0.0).to(vg.dtype.element_ty), mask=stored)
     if GELU:
         v, _ = gelu(v)
     gated = tl.where(real[:, None], v * tl.sigmoid(g), 0.0)
-    at = u + row[:, None] * F + feature[None, :]
-    tl.store(at, gated.to(u.dtype.element_ty), mask=inside[:, None] & (feature < F)[None, :])
+    tl.store(u + row[:, None] * F + feature[None, :], gated.to(u.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
-    x, norm_weight, norm_bias, mean_in, rstd_in, w_val, w_gate, b_val, b_gate, end, upstream, w_out, d, u, a, partial,
-    rows,
+    x, norm_weight, norm_bias, mean_in, rstd_in, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
+    partial, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
-    OUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+    OUT: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0) // tl.cdiv(F, BLOCK_F), tl.program_id(0) % tl.cdiv(F, BLOCK_F)
     row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -135,11 +143,21 @@ def _backward_kernel(
     if NORM:
         mean = tl.load(mean_in + row, mask=inside, other=0.0)
         rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
-    v, g = _projections(
-        x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
-        WIDTH, D, P, F, NORM, True, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
-    )  # fmt: skip
     here = real[:, None] & (feature < F)[None, :]
+    if KEPT:
+        # Nothing else needs x: the column tiles share out the chunks of its copy.
+        for start in range(part * BLOCK_K, P, tl.cdiv(F, BLOCK_F) * BLOCK_K):
+            column = start + tl.arange(0, BLOCK_K)
+            value = _load_rows(x, row, real, column, mean, rstd, norm_weight, norm_bias, D, NORM)
+            tl.store(a + row[:, None] * P + column[None, :], value.to(a.dtype.element_ty), mask=inside[:, None])
+        at = kept + row[:, None] * (2 * F) + feature[None, :]
+        v = tl.load(at, mask=here, other=0.0).to(tl.float32)
+        g = tl.load(at + F, mask=here, other=0.0).to(tl.float32)
+    else:
+        v, g = _projections(
+            x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
+            WIDTH, D, P, F, NORM, True, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
+        )  # fmt: skip
     if OUT:
         arrived = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
         for start in range(0, P, BLOCK_K):
@@ -167,7 +185,7 @@ def _backward_kernel(
     tl.store(at + F, tl.sum(dg, 0), mask=feature < F)
 
 
-def _config(weight: Tensor, gelu: bool, backward: bool) -> Config:
+def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
     """Chosen from compilers' figures (registers, spills, shared memory); none of it is measured on a GPU.
 
     128 x 64 with 8 warps compiles without spilling on every architecture but for the feed-forward's backward, whose
@@ -175,14 +193,15 @@ def _config(weight: Tensor, gelu: bool, backward: bool) -> Config:
     half the rows. The second-level cache serves x once for each column tile, so wider tiles are better where they fit:
     sm_90 alone compiles 128 x 128, and only the feed-forward has columns enough. Steps of 64 along D halve the loop's
     overhead; three buffers of them fit in 227 KB, not in 99 KB. Float32 takes three products for one (3xTF32), whose
-    split operands want registers.
+    split operands want registers. So do the addresses of what is kept: with `keep` the wide tile spills in forward, and
+    128 rows leave no register over in backward.
     """
     if weight.element_size() == 4:
         return Config({"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_K": 32}, warps=4, stages=2)
     on = architecture(weight.device)
     roomy = on.shared > 200 * 1024
-    rows = 64 if gelu and backward and not roomy else 128
-    columns = 128 if on.name == "sm_90" and gelu and not backward else 64
+    rows = 64 if gelu and backward and (keep or not roomy) else 128
+    columns = 128 if on.name == "sm_90" and gelu and not backward and not keep else 64
     step = 64 if roomy and weight.shape[1] % 64 == 0 else 32
     return Config({"BLOCK_R": rows, "BLOCK_F": columns, "BLOCK_K": step}, warps=8, stages=3)
 
@@ -193,22 +212,23 @@ def _grid(rows: int, features: int, config: Config) -> tuple[int]:
 
 def _forward_outputs(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
-    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows = x.shape[0]
+    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, features = x.shape[0], w_val.shape[0]
     normed = 0 if norm_weight is None else rows
-    return new(w_val, rows, w_val.shape[0]), new(x, normed), new(x, normed)
+    vg = new(w_val, rows, 2 * features) if keep else new(w_val, 0)
+    return new(w_val, rows, features), new(x, normed), new(x, normed), vg
 
 
 @kernel_op(
     "gated_linear(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w_val, Tensor w_gate, "
-    "Tensor b_val, Tensor b_gate, Tensor end, str activation) -> (Tensor, Tensor, Tensor)",
+    "Tensor b_val, Tensor b_gate, Tensor end, str activation, bool keep=False) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_outputs,
 )
 def gated_linear(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
-    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """act(a W_val^T + b_val) * sigmoid(a W_gate^T + b_gate), zero at rows that are not real; a = x or LayerNorm(x).
 
     Args:
@@ -219,20 +239,22 @@ def gated_linear(
         b_val, b_gate: (output's width,) float32.
         end: (N,) int32, as in `Segments`.
         activation: "glu", nothing, or "gelu", exact.
+        keep: give v and g, for `gated_linear_backward`.
 
     Returns:
-        (N, F) half rows, and LayerNorm's mean and 1/standard deviation, (N,) float32, empty without it.
+        (N, F) half rows; LayerNorm's mean and 1/standard deviation, (N,) float32, empty without it; v and g side by
+        side, (N, 2F) half rows, empty unless `keep`.
     """
-    u, mean, rstd = outputs = _forward_outputs(
-        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, activation
+    u, mean, rstd, vg = outputs = _forward_outputs(
+        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, activation, keep
     )
     rows, width = x.shape
-    config = _config(w_val, activation == "gelu", backward=False)
+    config = _config(w_val, activation == "gelu", backward=False, keep=keep)
     launch(
         _forward_kernel, _grid(rows, u.shape[1], config),
-        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, rows,
+        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
         WIDTH=b_val.shape[0], D=width, P=pitch(width), F=u.shape[1], NORM=norm_weight is not None,
-        GELU=activation == "gelu", PRECISION=dot_precision(x), config=config,
+        GELU=activation == "gelu", KEEP=keep, PRECISION=dot_precision(x), config=config,
     )  # fmt: skip
     return outputs
 
@@ -240,22 +262,25 @@ def gated_linear(
 def _backward_outputs(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows, (features, depth) = x.shape[0], w_val.shape
-    blocks = cdiv(rows, _config(w_val, activation == "gelu", backward=True).blocks["BLOCK_R"])
+    config = _config(w_val, activation == "gelu", backward=True, keep=kept is not None)
+    blocks = cdiv(rows, config.blocks["BLOCK_R"])
     u = new(w_val, 0) if w_out is None else new(w_val, rows, features)
     return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), new(x, blocks, 2, features)
 
 
 @kernel_op(
     "gated_linear_backward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor w_val, "
-    "Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor end, Tensor upstream, Tensor? w_out, str activation) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor end, Tensor upstream, Tensor? w_out, str activation, "
+    "Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_outputs,
 )
 def gated_linear_backward(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `gated_linear`, up to v = a W_val^T + b_val and g = a W_gate^T + b_gate.
 
@@ -263,22 +288,24 @@ def gated_linear_backward(
         mean, rstd: what `gated_linear` gave.
         upstream: the gradient of u, (N, F) half rows; with `w_out` that of o = u W_out^T, (N, P) half rows.
         w_out: (P, F) in the compute dtype, or None.
+        kept: v and g, if `gated_linear` was told to keep them.
 
     Returns:
         The gradients of v and g side by side, (N, 2F) half rows; u again, (N, F), empty without `w_out`; a, (N, P) half
         rows; partial sums (blocks, 2, F) float32 whose sum over blocks is the gradients of b_val and b_gate.
     """
     d, u, a, partial = outputs = _backward_outputs(
-        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation
+        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation, kept
     )
     rows, width = x.shape
-    config = _config(w_val, activation == "gelu", backward=True)
+    config = _config(w_val, activation == "gelu", backward=True, keep=kept is not None)
     features = w_val.shape[0]
     launch(
         _backward_kernel, _grid(rows, features, config),
-        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, d, u, a, partial,
-        rows,
+        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
+        partial, rows,
         WIDTH=b_val.shape[0], D=width, P=pitch(width), F=features, NORM=norm_weight is not None,
-        GELU=activation == "gelu", OUT=w_out is not None, PRECISION=dot_precision(x), config=config,
+        GELU=activation == "gelu", OUT=w_out is not None, KEPT=kept is not None, PRECISION=dot_precision(x),
+        config=config,
     )  # fmt: skip
     return outputs

@@ -37,7 +37,8 @@ def assert_rows(got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize(("width", "out"), [(100, 100), (64, 160), (512, 96)])
 @pytest.mark.parametrize("activation", ["glu", "gelu"])
-def test_gated_linear(width: int, out: int, activation: str, fused: str, device: torch.device) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_gated_linear(width: int, out: int, activation: str, keep: bool, fused: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 
     x, end, w_val, w_gate, b_val, b_gate = problem(width, out, device)
@@ -57,16 +58,30 @@ def test_gated_linear(width: int, out: int, activation: str, fused: str, device:
     assert g.grad is not None
 
     weights = [pitched(w_val), pitched(w_gate), b_val, b_gate]
-    got, mean, rstd = gated_linear(x, *norm, 1e-5, *weights, end, activation)
+    got, mean, rstd, vg = gated_linear(x, *norm, 1e-5, *weights, end, activation, keep)
     assert_rows(got, u.detach())
+    if keep:
+        for half, exact in zip(vg.chunk(2, dim=1), (v, g), strict=True):
+            assert_rows(half, exact.detach())
+    else:
+        assert not vg.numel()
     padded = F.pad(upstream, (0, -upstream.shape[1] % 32))
-    d, again, kept, partial = gated_linear_backward(
-        x, *norm, mean, rstd, *weights, end, padded, None if w_out is None else pitched(w_out), activation
+    d, again, copy, partial = gated_linear_backward(
+        x,
+        *norm,
+        mean,
+        rstd,
+        *weights,
+        end,
+        padded,
+        None if w_out is None else pitched(w_out),
+        activation,
+        vg if keep else None,
     )
     d_val, d_gate = d.chunk(2, dim=1)
     assert_rows(d_val, v.grad)
     assert_rows(d_gate, g.grad)
-    assert_rows(kept, a)
+    assert_rows(copy, a)
     sums = torch.stack([v.grad.sum(0), g.grad.sum(0)])
     torch.testing.assert_close(partial.sum(0)[:, :out].double(), sums, atol=1e-4, rtol=1e-5)
     assert torch.equal(again, got) if w_out is not None else again.numel() == 0

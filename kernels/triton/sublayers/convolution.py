@@ -146,7 +146,9 @@ class _Convolution(torch.autograd.Function):
         x = rows_of(x)
         b_val, b_gate = b_in.chunk(2)
         with no_autocast(x):
-            u, mean_in, rstd_in = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, b_val, b_gate, end, "glu")
+            u, mean_in, rstd_in, _ = gated_linear(
+                x, gain_in, shift_in, eps_in, w.val, w.gate, b_val, b_gate, end, "glu"
+            )
             c, count, partial = depthwise_statistics(u, w.taps, first, end)
             if norm.fixed is None:
                 count, statistics = _statistics(count, partial, norm)
@@ -208,7 +210,7 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     if not module.training and not wants_gradient(module, x):
         taps, shift = folded(module, compute_dtype(x))
         x = rows_of(x)
-        u, _, _ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
+        u, *_ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
         s = depthwise_silu(u, taps, shift, spans.first, spans.end)
         return linear_residual_norm(s, w.out, b_out, x, gain_out, shift_out, spans.end, eps_out)
     assert norm.momentum is not None

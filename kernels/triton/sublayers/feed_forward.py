@@ -2,9 +2,10 @@
 
 Forward in training: both up-projections and the gate in one kernel, W_out's product by the library, then bias, dropout,
 residual and LayerNorm in one kernel. Kept for backward: x, which the sublayer before had made anyway, W_out's product,
-and the norm's mean and deviation.
+and the norm's mean and deviation. Backward computes both up-projections again, unless `KEEP`.
 """
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,10 @@ from astroco_fast.kernels.triton.tensors import (
 )
 from astroco_fast.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
+
+# ASTROCO_TRITON_KEEP=1: training keeps W_val x and W_gate x in the compute dtype. In half precision they are 16 D bytes
+# a point, half as much again as all else that a block keeps, and spare this backward a quarter of its arithmetic.
+KEEP = os.environ.get("ASTROCO_TRITON_KEEP") == "1"
 
 
 class Weights(NamedTuple):
@@ -71,10 +76,11 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
         with no_autocast(x):
-            h, _, _ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
+            h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
+            kept = vg if KEEP else None
             o = torch.mm(h, w.out.t())
             y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed)
+        ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed, kept)
         ctx.salt, ctx.p = salt, p
         ctx.shape = w_val.shape
         return y
@@ -82,7 +88,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, o, mean, rstd, b_val, b_gate, b_out, gain, up, out, end, seed = ctx.saved_tensors
+        x, o, mean, rstd, b_val, b_gate, b_out, gain, up, out, end, seed, kept = ctx.saved_tensors
         w = Weights(up, out)
         hidden, width = ctx.shape
         with no_autocast(x):
@@ -92,7 +98,7 @@ class _FeedForward(torch.autograd.Function):
             d_gain, d_shift, d_b_out = sums.sum(0)
             none = x.new_empty(0)
             d, h, a, sums = gated_linear_backward(
-                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, do, w.out, "gelu"
+                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, do, w.out, "gelu", kept
             )
             d_b_val, d_b_gate = sums.sum(0)[:, :hidden]
             d_out = weight_gradient(do, h)[:width, :hidden]
@@ -107,7 +113,7 @@ def _inference(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     x = rows_of(x)
     if fits(w.up, x.shape[1]):
         return feed_forward_fused(x, w.val, w.gate, b_val, b_gate, w.out, b_out, norm.weight, norm.bias, end, norm.eps)
-    h, _, _ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
+    h, *_ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
     return linear_residual_norm(h, w.out, b_out, x, norm.weight, norm.bias, end, norm.eps)
 
 

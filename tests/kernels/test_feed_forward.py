@@ -1,0 +1,67 @@
+"""The feed-forward's training in both of its forms: both up-projections computed again, and kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from astroco_fast import Layout
+from astroco_fast.reference.sublayers import FeedForward
+from tests.kernels import harness
+from tests.kernels.harness import Case
+from tests.kernels.test_sublayers import check
+
+pytest.importorskip("triton")
+
+from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+
+CASES = [
+    Case(33, 276, "packed", torch.bfloat16, "training", "contiguous"),
+    Case(33, 64, "padded", torch.float32, "training", "sliced"),
+    Case(32, 64, "empty", torch.float16, "evaluation", "expanded"),
+    Case(31, 64, "packed", torch.float32, "inference", "contiguous"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=harness.name)
+@pytest.mark.parametrize("keep", [False, True])
+def test_forms(keep: bool, case: Case, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sublayer, "KEEP", keep)
+    check("feed_forward", case, fused, device)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_kept(keep: bool, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For backward: rows of x and of W_out's product, two numbers a row, and if told so both up-projections."""
+    monkeypatch.setattr(sublayer, "KEEP", keep)
+    rows, width = 7, 64
+    module = FeedForward(width, 4, 0.1).to(device)
+    layout = Layout.packed(torch.tensor([rows]), rows, device)
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
+        sublayer.feed_forward(module, torch.randn(rows, width, device=device, requires_grad=True), layout)
+    kept = sum(x[0].numel() for x in found if x.is_floating_point() and x.shape[:1] == (rows,) and x.dim() == 2)
+    assert kept == 2 * width + (8 * width if keep else 0)
+
+
+@pytest.mark.parametrize(("value", "keep"), [("1", True), ("0", False), (None, False)])
+def test_environment(value: str | None, keep: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ASTROCO_TRITON_KEEP"}
+    if value is not None:
+        environment["ASTROCO_TRITON_KEEP"] = value
+    script = "from astroco_fast.kernels.triton.sublayers.feed_forward import KEEP; print(KEEP)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(keep)]
+
+
+@pytest.mark.slow
+def test_keeping_kernels_keep_to_the_bars(tmp_path: Path) -> None:
+    """The audit's own tests are of what runs by default."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"ASTROCO_TRITON_KEEP": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "astroco_fast.kernels.audit", "--op", "feed_forward"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
