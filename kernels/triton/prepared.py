@@ -30,7 +30,7 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
     """What `make()` gives; without gradients, kept with `module` until one of `sources` changes.
 
     A change is seen by its tensor's version or place in memory, or by an optimiser's step; what is written through
-    `.data` is not. While gradients are wanted nothing is kept: parameters are about to change, and a graph that was
+    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients are wanted nothing is kept: parameters are about to change, and a graph that was
     traced or captured must include the casts.
 
     Args:
@@ -47,6 +47,11 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
     if form not in kept or kept[form][0] != key:
         kept[form] = (key, make())
     return kept[form][1]
+
+
+def forget() -> None:
+    """Prepare everything anew: after parameters were written where nobody sees it, by a replayed CUDA graph for one."""
+    _cache.clear()
 
 
 def cast(dtype: torch.dtype, weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[Tensor]:

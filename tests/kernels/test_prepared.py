@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from astroco_fast.kernels.triton.prepared import cast, prepared
+from astroco_fast.kernels.triton.prepared import cast, forget, prepared
 
 
 def halved(module: nn.Linear) -> torch.Tensor:
@@ -45,6 +45,15 @@ def test_a_change_is_seen(change: str) -> None:
     CHANGES[change](module)
     assert torch.equal(halved(module)[:16, :20], module.weight.detach().bfloat16())
     assert not torch.equal(before[:16, :20], module.weight.detach().bfloat16())
+
+
+def test_what_nobody_saw_can_be_told() -> None:
+    module = nn.Linear(20, 16)
+    before = halved(module)
+    module.weight.data.mul_(3)
+    assert halved(module) is before
+    forget()
+    assert torch.equal(halved(module)[:16, :20], module.weight.detach().bfloat16())
 
 
 def test_padding_is_zero_and_the_rest_is_cast() -> None:
