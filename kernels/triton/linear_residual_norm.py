@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, architecture, launch
 from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch, split
 
@@ -90,13 +90,34 @@ def _kernel(
         store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
 
 
+# Warps of a block of 64 rows, by architecture and width of the main tile. A warp group's product (wgmma, tcgen05) has
+# at least 64 rows, which on these two is also worth its registers: W is read half as often from the second-level
+# cache, which at 32 rows and D = 256 serves more bytes of W than memory does of all else. In half precision, without
+# local loads and stores:
+#
+# | registers a thread, shared memory | D = 64 | D = 256 | D = 276 |
+# |---|---|---|---|
+# | sm_90 | 102, 32 KB | 111, 80 KB | 128, 64 KB |
+# | sm_100 | 104, 32 KB | 245, 80 KB | 217, 64 KB |
+#
+# From D = 256 on sm_90 has 16 warps: 8 spill at D = 276, and while at either one block fills a multiprocessor, more
+# warps hide more of the wait for memory. On sm_100 16 warps get mma.sync. 128 rows, and D = 512, spill on both.
+_WARPS = {"sm_90": {64: 4, 128: 8, 256: 16}, "sm_100": {64: 4, 128: 8, 256: 8}}
+_COLUMNS = 288
+
+
 def _config(w: Tensor, width: int) -> Config:
+    main, tail = split(width)
+    tiles = {"MAIN": main, "TAIL": tail}
+    half = w.dtype != torch.float32
+    warps = _WARPS.get(architecture(w.device).name, {}).get(main)
+    if half and warps and main + tail <= _COLUMNS:
+        # Steps of 64 beside a tail spill on sm_90 and, 288 being no multiple of 64, would be masked.
+        return Config({"BLOCK_R": 64, "BLOCK_K": 32 if tail else 64, **tiles}, warps, stages=2)
     # 32 rows, not 64: at D = 256 a thread then has 116 registers in place of 216, so two blocks share a multiprocessor
     # and one reads while the other normalises. Memory is what this waits for, and both find W in the cache.
-    main, tail = split(width)
-    half = w.dtype != torch.float32
-    blocks = {"BLOCK_R": 32 if half and main <= 256 else 16, "BLOCK_K": 64 if half else 32, "MAIN": main, "TAIL": tail}
-    return Config(blocks, warps=8 if main >= 256 else 4, stages=2)
+    rows = 32 if half and main <= 256 else 16
+    return Config({"BLOCK_R": rows, "BLOCK_K": 64 if half else 32, **tiles}, warps=8 if main >= 256 else 4, stages=2)
 
 
 def _outputs(
