@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from astroco_fast import ops
+from astroco_fast.files import whole_file
 from astroco_fast.kernels import audit
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.audit.binary import Result, examine, failed
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m astroco_fast.kernels.audit", description=audit.__doc__)
     for name, choices in (("arch", ARCHITECTURES), ("preset", PRESETS), ("dtype", DTYPES), ("op", ops.OPS)):
         parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices), help="default: all")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write everything that is known to a file")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all that is known to a file, as it comes")
     parser.add_argument("--csv", action="store_true", help="print CSV in place of a table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: as many as processors")
     args = parser.parse_args(argv)
@@ -111,11 +112,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as empty:  # or a compilation of last time would be found
         os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR") or empty
         progress = tqdm(examine_all(jobs, args.jobs), total=len(jobs), unit="kernel", disable=None)
-        results += list(progress)
+        for result in progress:
+            results.append(result)
+            if args.json:  # what is known so far, lest a run that is stopped leave nothing
+                write(results, args.json)
     results.sort(key=lambda r: (r.op, r.kernel, r.constants, r.preset, r.dtype, list(ARCHITECTURES).index(r.arch)))
     if args.json:
-        args.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        write(results, args.json)
     return report(results, args.csv)
+
+
+def write(results: Sequence[Result], path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 
 
 def report(results: Sequence[Result], as_csv: bool) -> int:
