@@ -154,6 +154,16 @@ class Layout:
             return layout
         return replace(layout, source=host.flatten().nonzero().squeeze(1).to(mask.device))
 
+    def seed(self) -> Tensor:
+        """(1,) int64 on the device: this batch's seed of dropout, drawn at the first call from torch's generator there.
+
+        For backends that draw by counting. It is kept, so that a block which backward runs again drops what it dropped
+        before.
+        """
+        if "seed" not in self.scratch:
+            self.scratch["seed"] = torch.randint(2**62, (1,), device=self.lengths.device)
+        return self.scratch["seed"]
+
     def enter(self, values: Tensor) -> Tensor:
         """The caller's (B, T, ...) to rows (N, ...). Filler rows are zero."""
         flat = values.reshape(self.batch * self.length, *values.shape[2:])

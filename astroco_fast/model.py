@@ -43,6 +43,8 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
         recompute = self.recompute and torch.is_grad_enabled()
+        if self.training:
+            layout.seed()  # before any block: one that is run again would else find the generator elsewhere
 
         def states() -> Iterator[Tensor]:
             x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)

@@ -3,13 +3,17 @@
 q, k and v are views of one projection's output, (N, 3, H, d), d the head size padded to a multiple of 8 with zeros (69
 to 72: 4 heads then fill 288 = pitch(276)). Runs of rows of any length follow one another and every row is in one, so
 there is no mask, nothing is undefined, and no padding is computed. Scores are never in memory: forward reads 3 H d and
-writes H d a row. FlashAttention takes half precision on GPUs that have bfloat16 matrix units; float32, and older GPUs,
-take the memory-efficient kernels; neither falls back to written-out scores.
+writes H d a row. FlashAttention takes half precision on GPUs that have bfloat16 matrix units; float32, older GPUs and
+runs too long for it (see below) take the memory-efficient kernels; neither falls back to written-out scores.
 
 Backward gives the three gradients as tensors of their own, and PyTorch has no way to hand it one buffer.
 `stack_gradients` joins them, so that the projection's gradients are two products instead of six, and takes the bias's
-gradient from them while it has them at hand: 6 H d read and written a row. FlashAttention adds up dq block by block
-with atomics; with runs of up to 256 there are no more than two blocks to add, and the order of two does not matter.
+gradient from them while it has them at hand: 6 H d read and written a row.
+
+Gradients must be the same at every run of a program, but FlashAttention adds up dq by atomics, one for each block of
+keys, in any order. That of two does not matter: it serves what two blocks hold, 256 keys for heads of up to 96, else
+128. PyTorch's switch to an ordered sum is global, which a traced call can't turn; so longer runs take the efficient
+kernels, whose dq is added up in order where the keys are not split.
 """
 
 from collections.abc import Sequence
@@ -26,6 +30,7 @@ from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.tensors import cdiv, new, on_gpu
 
 HEAD_MULTIPLE = 8  # what the fused kernels ask of a head's size
+MOST_RUNS = 65535  # both kinds of kernels put runs on a grid's second or third axis, which ends there
 
 
 class Runs(NamedTuple):
@@ -53,11 +58,24 @@ def attend(qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True)
     Returns:
         (N, H d), and three tensors for `attend_backward` to take: the logarithms of softmax's sums, and two that mean
         something to PyTorch only.
+
+    Raises:
+        ValueError: there are more runs than the GPU's kernels take at once.
     """
     rows = qkv.shape[0]
+    if rows == 0:  # which the fused kernels refuse
+        return new(qkv, 0, qkv.shape[1] // 3), new(qkv, 0), new(qkv, 0), new(qkv, 0)
     q, k, v = _parts(qkv, heads)
     offsets, longest = runs
-    kind = kernels_for(qkv)
+    # Without backward there is no sum whose order would matter.
+    kind = kernels_for(qkv, q.shape[2], longest if keep else 1)
+    longest = min(longest, rows)  # the fused kernels refuse a longer one
+    count = offsets.shape[0] - 1
+    if kind != "plain" and count > MOST_RUNS:
+        raise ValueError(
+            f"attention: {count} runs of rows (a window is one; in padded layouts its padding is another), but the "
+            f"GPU's kernels take {MOST_RUNS} at most: use smaller batches"
+        )
     if kind == "flash":
         out, *kept, _ = torch.ops.aten._flash_attention_forward.default(
             q, k, v, offsets, offsets, longest, longest, 0.0, False, False, scale=scale
@@ -83,11 +101,14 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, (N, H d) each, from that of `out` and what `attend` gave."""
     rows = qkv.shape[0]
+    if rows == 0:
+        return new(out, *out.shape), new(out, *out.shape), new(out, *out.shape)
     q, k, v = _parts(qkv, heads)
     upstream, out = upstream.view(q.shape), out.view(q.shape)
     offsets, longest = runs
     logsumexp, *state = kept
-    kind = kernels_for(qkv)
+    kind = kernels_for(qkv, q.shape[2], longest)
+    longest = min(longest, rows)
     if kind == "flash":
         gradients = torch.ops.aten._flash_attention_backward.default(
             upstream, q, k, v, out, logsumexp, offsets, offsets, longest, longest, 0.0, False, *state, scale=scale
@@ -125,21 +146,30 @@ def efficient_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """PyTorch's op, wrapped since its own stand-in for tensors without data takes no scale (seen in 2.13)."""
     scaled = {} if isinstance(q, FakeTensor) else {"scale": scale}
-    # One split of the keys: with more, the order in which they are added up varies.
+    # One split of the keys: with more, the order in which they are added up varies. ROCm's kernels refuse to be told.
+    splits = {} if torch.version.hip else {"num_splits_key": 1}
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward.default(
         upstream[None], q[None], k[None], v[None], None, out[None], offsets, offsets, longest, longest, logsumexp, 0.0,
-        philox_seed, philox_offset, 0, False, num_splits_key=1, **scaled,
+        philox_seed, philox_offset, 0, False, **splits, **scaled,
     )  # fmt: skip
     return dq[0], dk[0], dv[0]
 
 
-def kernels_for(x: Tensor) -> str:
-    """Which kernels attend to x: "flash", "efficient" or, where PyTorch has neither, "plain"."""
+def kernels_for(x: Tensor, size: int, longest: int) -> str:
+    """Which kernels attend to x: "flash", "efficient" or, where PyTorch has neither, "plain".
+
+    By what forward and backward both know without asking the device. `size` is a head's, padded; `longest` a run's.
+    """
     if not on_gpu(x):
         return "plain"
-    # ROCm's major versions are 9 and up.
+    if x.dtype == torch.float32:
+        return "efficient"
+    if torch.version.hip:  # its FlashAttention has a kernel for dq alone, without atomics
+        return "flash"
     old = x.is_cuda and torch.cuda.get_device_properties(x.device).major < 8
-    return "efficient" if old or x.dtype == torch.float32 else "flash"
+    # Two blocks of keys; of heads beyond 192 smaller GPUs have no backward, beyond 256 none has.
+    most = 256 if size <= 96 else 128 if size <= 192 else 0
+    return "efficient" if old or longest > most else "flash"
 
 
 # For Triton's interpreter only: on the CPU PyTorch has no fused kernels for runs. All rows' scores are written out.

@@ -93,13 +93,15 @@ def _forward_kernel(
 
 @triton.jit
 def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost):
-    """Write the state's gradient; add upstream * x to `dot`, and what rounding takes from that to `lost`."""
+    """Write the state's gradient; add upstream * x to `dot`, and what rounding takes from that to `lost`.
+
+    The multiply-adds are written out: left to itself, the compiler makes them of a product whose rounding is counted.
+    """
     tl.store(dx + offset, weight * upstream, mask=inside)
     value = tl.load(x + offset, mask=real, other=0.0)
-    product = upstream * value
-    total = dot + product
+    total = tl.fma(upstream, value, dot)
     added = total - dot
-    lost += (dot - (total - added)) + (product - added) + tl.fma(upstream, value, -product)
+    lost += (dot - (total - added)) + tl.fma(upstream, value, -added)
     return total, lost
 
 

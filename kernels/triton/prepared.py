@@ -30,8 +30,8 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
     """What `make()` gives; without gradients, kept with `module` until one of `sources` changes.
 
     A change is seen by its tensor's version or place in memory, or by an optimiser's step; what is written through
-    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients are wanted nothing is kept: parameters are about to change, and a graph that was
-    traced or captured must include the casts.
+    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients are wanted, or a graph is traced or
+    captured, nothing is kept: parameters are about to change, and the graph must include the casts.
 
     Args:
         module: whose parameters these are.
@@ -39,7 +39,8 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
         sources: the parameters and buffers that go in.
         make: prepares them; it runs without gradients.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    sources = list(sources)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(_untraceable, sources)):
         with torch.no_grad():
             return make()
     kept = _cache.setdefault(module, {})
@@ -47,6 +48,11 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
     if form not in kept or kept[form][0] != key:
         kept[form] = (key, make())
     return kept[form][1]
+
+
+def _untraceable(source: Tensor) -> bool:
+    """Whether a change could not be seen: inference tensors have no version; a captured graph keeps addresses."""
+    return source.is_inference() or (source.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def forget() -> None:

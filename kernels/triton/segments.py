@@ -36,16 +36,6 @@ def segments(layout: Layout) -> Segments:
     return layout.scratch["segments"]
 
 
-def seed(layout: Layout) -> Tensor:
-    """(1,) int64 on the device: this batch's seed of dropout, drawn at the first call from torch's generator there.
-
-    Kept with the layout, so that a block recomputed in backward drops what it dropped before.
-    """
-    if "seed" not in layout.scratch:
-        layout.scratch["seed"] = torch.randint(2**62, (1,), device=layout.lengths.device)
-    return layout.scratch["seed"]
-
-
 def _padded(layout: Layout) -> Segments:
     batch, length = layout.batch, layout.length
     lengths = layout.lengths.to(torch.int32)

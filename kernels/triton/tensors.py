@@ -73,16 +73,27 @@ def rows_of(x: Tensor) -> Tensor:
 
 def dot_precision(x: Tensor) -> str:
     """`tl.dot`'s input_precision on x's device: IEEE float32 or its equal, unless torch's own switch allows TF32."""
-    if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 and architecture(x.device).matrix_fp32 == "tf32x3":
-        return "tf32"
-    return architecture(x.device).matrix_fp32
+    exact = architecture(x.device).matrix_fp32
+    return "tf32" if exact == "tf32x3" and x.is_cuda and _tf32_allowed() else exact
+
+
+def _tf32_allowed() -> bool:
+    matmul = torch.backends.cuda.matmul
+    try:
+        return matmul.allow_tf32
+    except RuntimeError:  # torch refuses to answer by the old name once the new one was set
+        return matmul.fp32_precision == "tf32"
+
+
+# `torch.mm(out_dtype=...)`: from 2.8 on, but torch.compile takes it from 2.10 on only, and ROCm has none.
+_MM_TO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) and torch.version.hip is None
 
 
 def weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
     """upstream^T x in float32: (N, F) and (N, P) half rows to (F, P)."""
     if x.dtype == torch.float32:
         return torch.mm(upstream.t(), x)
-    if on_gpu(x) and hasattr(torch.ops.aten.mm, "dtype"):
+    if on_gpu(x) and _MM_TO_FLOAT32:
         return torch.mm(upstream.t(), x, out_dtype=torch.float32)
     return torch.mm(upstream.t(), x).float()
 

@@ -44,7 +44,7 @@ def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 def interpreted_bfloat16() -> None:
     """Triton's interpreter keeps bfloat16 as its bits and would multiply those; and it truncates where GPUs round.
 
-    Truncation is off to one side: sums over rows came out at twice the error.
+    Truncation is off to one side: sums over rows came out at twice the error. A multiply-add rounds once on GPUs.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
@@ -68,5 +68,13 @@ def interpreted_bfloat16() -> None:
         rounded = torch.from_numpy(np.array(src.data)).bfloat16()
         return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
+    def create_fma(self, x, y, z):  # type: ignore[no-untyped-def]
+        if x.dtype.scalar != tl.float32:
+            return fma(self, x, y, z)
+        exact = x.data.astype(np.float64) * y.data + z.data
+        return TensorHandle(exact.astype(np.float32), x.dtype.scalar)
+
+    fma = InterpreterBuilder.create_fma
+    InterpreterBuilder.create_fma = create_fma
     InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.cast_impl = rounding_cast

@@ -40,7 +40,8 @@ class Seen(TorchDispatchMode):
 
 def by_runs(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of (N, H, d) in float64, run by run, and the logarithms of softmax's sums, (H, N)."""
-    out, logsumexp = [q.new_empty(0, *q.shape[1:], dtype=torch.float64)], []
+    out = [(q[:0] + k[:0] + v[:0]).double()]
+    logsumexp = [q.new_empty(q.shape[1], 0, dtype=torch.float64)]
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         a, b, c = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
         scores = a @ b.transpose(1, 2) * scale
@@ -83,6 +84,8 @@ class Imitation:
         assert q.shape[-1] % 8 == 0
         for offsets, bound in zip(cumulated, longest, strict=True):
             assert offsets.dtype == torch.int32
+            assert 0 < offsets.shape[0] - 1 <= 65535
+            assert 0 < bound <= q.shape[-3]
             assert offsets[0] == 0
             assert offsets[-1] == q.shape[-3]
             assert offsets.diff().min() >= 0
@@ -106,6 +109,7 @@ class Imitation:
         self.check([logsumexp, state, unused], q, [cum_q, cum_k], [max_q, max_k], dropout)
         assert not causal
         assert up.shape == out.shape == q.shape
+        assert max_k <= 2 * (128 if q.shape[-1] <= 96 else 64)  # blocks of keys, whose atomics two may share
         return tuple(x.to(q.dtype) for x in gradients(up, q, k, v, cum_q, options["scale"]))
 
     def efficient(self, q, k, v, bias, cum_q, cum_k, max_q, max_k, dropout, mask_type, keep=False, **options):  # type: ignore[no-untyped-def]
@@ -128,6 +132,7 @@ class Imitation:
         assert bias is None
         assert mask_type == 0
         assert not bias_gradient
+        assert options.get("num_splits_key") == (None if torch.version.hip else 1)
         assert up.shape == out.shape == q.shape
         found = gradients(up[0], q[0], k[0], v[0], cum_q, options["scale"])
         return *(x.to(q.dtype)[None] for x in found), q.new_empty(0)
@@ -147,12 +152,12 @@ def imitation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
     library._destroy()
 
 
-def core(dtype: torch.dtype, offsets: list[int]) -> tuple[Tensor, ...]:
+def core(dtype: torch.dtype, offsets: list[int], longest: int = 33) -> tuple[Tensor, ...]:
     """What `attend` and `attend_backward` give, and what they should, run by run in float64."""
     rows = offsets[-1]
     torch.manual_seed(rows)
     qkv, upstream = torch.randn(rows, 3 * HEADS * SIZE).to(dtype), torch.randn(rows, HEADS * SIZE).to(dtype)
-    runs = fused_attention.Runs(torch.tensor(offsets, dtype=torch.int32), 33)
+    runs = fused_attention.Runs(torch.tensor(offsets, dtype=torch.int32), longest)
     out, *kept = fused_attention.attend(qkv, runs, HEADS, SCALE)
     found = fused_attention.attend_backward(upstream, qkv, out, kept, runs, HEADS, SCALE)
     leaves = [x.double().requires_grad_() for x in qkv.view(rows, 3, HEADS, SIZE).unbind(1)]
@@ -161,7 +166,7 @@ def core(dtype: torch.dtype, offsets: list[int]) -> tuple[Tensor, ...]:
     return out, *found, *(x.detach().flatten(1) for x in (exact, *(leaf.grad for leaf in leaves)))
 
 
-RUNS = {"ragged": [0, 0, 33, 34, 34, 50, 61], "one": [0, 9], "none": [0, 0, 0]}
+RUNS = {"ragged": [0, 0, 33, 34, 34, 50, 61], "one": [0, 9], "none": [0, 0, 0], "no windows": [0]}
 
 
 @pytest.mark.parametrize("offsets", RUNS.values(), ids=RUNS)
@@ -178,9 +183,60 @@ def test_core(way: str, dtype: torch.dtype, offsets: list[int], request: pytest.
         assert got.is_contiguous()
         allowed = 8 * torch.finfo(dtype).eps * max([1.0, *exact.abs().flatten().tolist()])
         torch.testing.assert_close(got.double(), exact, rtol=0, atol=allowed, msg=name)
-    if way == "fused" and offsets[-1]:
+    if way == "fused":
         kind = "efficient" if dtype == torch.float32 else "flash"
-        assert imitation.calls == [kind, f"{kind} backward"]
+        assert imitation.calls == ([kind, f"{kind} backward"] if offsets[-1] else [])
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel")
+def test_long_runs_are_added_up_in_order(imitation: Imitation) -> None:
+    core(torch.bfloat16, [0, 257], longest=300)
+    assert imitation.calls == ["efficient", "efficient backward"]
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel")
+def test_rocm_is_not_told_how_to_split_keys(imitation: Imitation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    core(torch.float32, [0, 9])
+    assert imitation.calls == ["efficient", "efficient backward"]
+
+
+def on_meta(runs: int, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """q, k and v of 20 rows in bfloat16, and offsets."""
+    qkv = torch.empty(20, 3 * HEADS * size, dtype=torch.bfloat16, device="meta")
+    return qkv, torch.empty(runs + 1, dtype=torch.int32, device="meta")
+
+
+def test_more_runs_than_a_grid_has_room_for() -> None:
+    qkv, offsets = on_meta(runs=65536)
+    with pytest.raises(ValueError, match=r"attention.* 65536 .*smaller batches"):
+        fused_attention.attend(qkv, fused_attention.Runs(offsets, 33), HEADS, SCALE)
+    fused_attention.attend(qkv, fused_attention.Runs(offsets[:-1], 33), HEADS, SCALE)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "kind"),
+    [
+        (72, 200, "flash"),
+        (96, 256, "flash"),
+        (96, 257, "efficient"),
+        (104, 128, "flash"),
+        (104, 200, "efficient"),
+        (200, 33, "efficient"),
+    ],
+)
+@pytest.mark.parametrize("rocm", [False, True])
+def test_kernels_of_half_precision(
+    size: int, longest: int, kind: str, rocm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4" if rocm else None)
+    qkv, offsets = on_meta(runs=3, size=size)
+    assert fused_attention.kernels_for(qkv, size, longest) == ("flash" if rocm else kind)
+    with Seen() as seen:
+        fused_attention.attend(qkv, fused_attention.Runs(offsets, longest), HEADS, SCALE, keep=False)
+    # Without backward the order of its sums is no reason.
+    kind = "flash" if rocm or size <= 192 else "efficient"
+    assert [name for name in seen.names if "_attention_" in name] == [f"aten._{kind}_attention_forward.default"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +281,7 @@ def test_without_data(kind: str, dtype: torch.dtype, fused: str, monkeypatch: py
 def test_core_on_meta(kind: str, dtype: torch.dtype) -> None:
     qkv = torch.empty(20, 3 * HEADS * SIZE, dtype=dtype, device="meta")
     runs = fused_attention.Runs(torch.empty(4, dtype=torch.int32, device="meta"), 33)
-    assert fused_attention.kernels_for(qkv) == kind
+    assert fused_attention.kernels_for(qkv, SIZE, runs.longest) == kind
     out, *kept = fused_attention.attend(qkv, runs, HEADS, SCALE)
     found = fused_attention.attend_backward(torch.empty_like(out), qkv, out, kept, runs, HEADS, SCALE)
     assert [x.shape for x in (out, *found)] == 4 * [(20, HEADS * SIZE)]

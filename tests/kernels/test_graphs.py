@@ -93,3 +93,17 @@ def test_recomputation_drops_what_was_dropped(fused: str, device: torch.device) 
         assert torch.equal(a.grad, b[1].grad), name
     for a, b in zip(model.buffers(), again.buffers(), strict=True):
         assert torch.equal(a, b)  # the second pass must not count in the running statistics
+
+
+def test_recomputation_beside_the_reference(fused: str, device: torch.device) -> None:
+    """The ungated feed-forward runs on the reference, whose dropout draws from torch's generator."""
+    model = shortened("tiny", layers=1, dropout=0.3, gate=False).to(device).train()
+    again = copy.deepcopy(model)
+    again.recompute = True
+    inputs = windows(device)
+    with af.backend(fused):
+        for candidate in (model, again):
+            torch.manual_seed(3)
+            loss_of(candidate, inputs, mask=inputs[3]).backward()
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name

@@ -70,3 +70,11 @@ def test_nothing_is_kept_while_gradients_are_wanted() -> None:
     for _ in range(2):
         prepared(module, "count", (module.weight,), lambda: made.append(torch.is_grad_enabled()))
     assert made == [False, False]
+
+
+def test_inference_tensors_are_prepared_anew() -> None:
+    with torch.inference_mode():
+        module = nn.Linear(20, 16)
+        halved(module)
+        module.weight.mul_(3)  # they have no version
+        assert torch.equal(halved(module)[:16, :20], module.weight.bfloat16())

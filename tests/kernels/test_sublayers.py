@@ -36,9 +36,8 @@ def dropout_scale(backend: str, layout: Layout, width: int) -> Tensor:
     """What the backend will multiply by in the op whose dropout has `SALT`."""
     assert backend == "triton"
     from astroco_fast.kernels.triton.dropout import dropout_mask
-    from astroco_fast.kernels.triton.segments import seed
 
-    return dropout_mask(seed(layout), SALT, P, layout.rows, width)
+    return dropout_mask(layout.seed(), SALT, P, layout.rows, width)
 
 
 def check(op: str, case: Case, fused: str, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.prepared import cast, prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
-from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import (
     compute_dtype,
     no_autocast,
@@ -111,8 +111,8 @@ class _Attention(torch.autograd.Function):
 def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.Attention`."""
     w, found, norm = weights(module, compute_dtype(x)), segments(layout), module.norm
-    p = module.dropout.p if module.training else 0.0
-    if not module.training and not wants_gradient(module, x):
+    p = module.dropout.p if module.dropout.training else 0.0
+    if p == 0 and not wants_gradient(module, x):
         x = rows_of(x)
         with no_autocast(x):
             qkv = linear(x, w.qkv, w.b_qkv, found.end)
@@ -123,6 +123,6 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
             )
     return _Attention.apply(
         x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, found.end,
-        found.offsets, found.longest, module.heads, seed(layout) if p > 0 else None,
+        found.offsets, found.longest, module.heads, layout.seed() if p > 0 else None,
         getattr(module.dropout, "salt", 0), p, norm.eps,
     )  # fmt: skip

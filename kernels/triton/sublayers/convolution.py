@@ -31,7 +31,7 @@ from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_nor
 from astroco_fast.kernels.triton.norm_backward import norm_backward
 from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
-from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import (
     compute_dtype,
     no_autocast,
@@ -207,7 +207,8 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     gain_in, shift_in, eps_in = module.norm_in.weight, module.norm_in.bias, module.norm_in.eps
     gain_out, shift_out, eps_out = module.norm_out.weight, module.norm_out.bias, module.norm_out.eps
     b_in, b_out = module.pointwise_in.bias, module.pointwise_out.bias
-    if not module.training and not wants_gradient(module, x):
+    p = module.dropout.p if module.dropout.training else 0.0
+    if p == 0 and not norm.training and not wants_gradient(module, x):
         taps, shift = folded(module, compute_dtype(x))
         x = rows_of(x)
         u, *_ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
@@ -217,10 +218,9 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     tracked = norm.training and not statistics_frozen()
     running = (norm.running_mean, norm.running_var, norm.num_batches_tracked) if tracked else (None, None, None)
     fixed = None if norm.training else fixed_statistics(norm)
-    p = module.dropout.p if module.training else 0.0
     return _Convolution.apply(
         x, gain_in, shift_in, module.pointwise_in.weight, b_in, module.depthwise, norm.weight, norm.bias,
         module.pointwise_out.weight, b_out, gain_out, shift_out, w,
         Norm(*running, norm.momentum, norm.eps, norm.group, fixed), spans.first, spans.end,
-        seed(layout) if p > 0 else None, getattr(module.dropout, "salt", 0), p, eps_in, eps_out,
+        layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, eps_in, eps_out,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from astroco_fast.kernels.triton.linear import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
-from astroco_fast.kernels.triton.segments import seed, segments
+from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import (
     compute_dtype,
     no_autocast,
@@ -119,11 +119,11 @@ def _inference(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
 
 def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.FeedForward`."""
-    if not module.training and not wants_gradient(module, x):
+    p = module.dropout.p if module.dropout.training else 0.0
+    if p == 0 and not wants_gradient(module, x):
         return _inference(module, x, layout)
-    p = module.dropout.p if module.training else 0.0
     return _FeedForward.apply(
         x, module.w_val.weight, module.w_val.bias, module.w_gate.weight, module.w_gate.bias, module.w_out.weight,
         module.w_out.bias, module.norm.weight, module.norm.bias, weights(module, compute_dtype(x)),
-        segments(layout).end, seed(layout) if p > 0 else None, getattr(module.dropout, "salt", 0), p, module.norm.eps,
+        segments(layout).end, layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, module.norm.eps,
     )  # fmt: skip
