@@ -1,6 +1,7 @@
 """BatchNorm over the real points of a batch (paper, section 3: BatchNorm1d in the convolutional sublayer)."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,23 +9,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_frozen = False
+# How many passes are being repeated: in all threads, and in this one. Backward has a thread for each GPU.
+_repeats = 0
+_lock = threading.Lock()
+_here = threading.local()
 
 
 @contextlib.contextmanager
 def frozen_statistics() -> Iterator[None]:
-    """Within it no running statistics change: a forward pass that backward repeats must not count twice."""
-    global _frozen
-    before, _frozen = _frozen, True
+    """Within it no running statistics change: a forward pass that backward repeats must not count twice.
+
+    It holds for the thread that enters it, and for what is traced meanwhile.
+    """
+    _count(1)
     try:
         yield
     finally:
-        _frozen = before
+        _count(-1)
 
 
 def statistics_frozen() -> bool:
     """Whether `frozen_statistics` is in force."""
-    return _frozen
+    # torch.compile notices when a global changes, but not what belongs to a thread.
+    return _repeats > 0 if torch.compiler.is_compiling() else getattr(_here, "repeats", 0) > 0
+
+
+def _count(step: int) -> None:
+    global _repeats
+    with _lock:
+        _repeats += step
+    _here.repeats = getattr(_here, "repeats", 0) + step
 
 
 class MaskedBatchNorm1d(nn.BatchNorm1d):
@@ -72,7 +86,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update_running(self, real: Tensor, mean: Tensor, var: Tensor) -> None:
-        if _frozen:
+        if statistics_frozen():
             return
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -1,10 +1,13 @@
 """Masked BatchNorm against torch's own over the real rows alone."""
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, frozen_statistics, statistics_frozen
 
 WIDTH = 6
 
@@ -71,3 +74,28 @@ def test_half_precision_rows_get_float32_statistics() -> None:
     out = masked(torch.randn(1000, WIDTH).bfloat16() + 50)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.std(0, correction=0), torch.ones(WIDTH), rtol=1e-3, atol=1e-3)
+
+
+def test_threads_that_repeat_passes_at_once_leave_nothing_frozen() -> None:
+    """As backward does on two GPUs, each with a thread of its own."""
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        repeats = [(pool, contextlib.ExitStack()) for pool in (one, other)]
+        for pool, stack in repeats:
+            pool.submit(stack.enter_context, frozen_statistics()).result()
+        assert not statistics_frozen()  # a first pass in a third thread counts
+        for pool, stack in repeats:
+            assert pool.submit(statistics_frozen).result()
+            pool.submit(stack.close).result()
+            assert not pool.submit(statistics_frozen).result()
+    assert not statistics_frozen()
+
+
+def test_a_traced_pass_knows_whether_it_is_a_repetition() -> None:
+    @torch.compile(fullgraph=True, backend="eager")
+    def traced(x: Tensor) -> Tensor:
+        return x + statistics_frozen()
+
+    assert traced(torch.zeros(1)) == 0
+    with frozen_statistics():
+        assert traced(torch.zeros(1)) == 1
+    assert traced(torch.zeros(1)) == 0
