@@ -119,6 +119,7 @@ class Layout:
 
         Raises:
             ValueError: a length is negative or above T, or the capacity is too small.
+            RuntimeError: a CUDA graph is being captured, and windows differ in length.
         """
         lengths = lengths.to("cpu", torch.int64)
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
@@ -127,10 +128,11 @@ class Layout:
         rows = min(-(-real // ROW_MULTIPLE) * ROW_MULTIPLE, batch * length) if capacity is None else capacity
         if rows < real:
             raise ValueError(f"Layout.packed: capacity {rows} is below the {real} real points")
+        if rows == real == batch * length:  # nothing to copy, so that such a batch's layout may be part of a CUDA graph
+            on_device = torch.full((batch,), length, device=device)
+            return Layout(batch, length, on_device, _prefix_mask(on_device, length), rows, full=True)
         on_device = _upload(lengths, device)
         positions = _prefix_mask(on_device, length)
-        if rows == real == batch * length:
-            return Layout(batch, length, on_device, positions, rows, full=True)
         index = _upload(_prefix_mask(lengths, length).flatten().nonzero().squeeze(1), device)
         valid = None if rows == real else torch.arange(rows, device=device) < real
         return Layout(batch, length, on_device, positions, rows, valid, index, index)
@@ -203,6 +205,8 @@ def _upload(values: Tensor, device: torch.device | str | None) -> Tensor:
     """CPU values on a device, without waiting for it: from pageable memory a GPU's copy would."""
     if device is None or torch.device(device).type != "cuda":
         return values.to(device)
+    if torch.cuda.is_current_stream_capturing():  # the graph would read from this host memory when it has other uses
+        raise RuntimeError("a CUDA graph can't copy lengths from the host: make the layout before capturing")
     return values.pin_memory().to(device, non_blocking=True)
 
 

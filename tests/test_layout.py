@@ -89,3 +89,16 @@ def test_a_mask_with_holes_is_closed_up_and_restored(mask: str, rows: list[int])
 def test_impossible_lengths_are_refused(lengths: list[int], capacity: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Layout.packed(torch.tensor(lengths), 7, capacity=capacity)
+
+
+def test_a_captured_graph_refuses_lengths_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="make the layout before capturing"):
+        Layout.packed(LENGTHS, 7, "cuda")
+
+
+def test_a_full_batch_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("astroco_fast.layout._upload", None)
+    layout = Layout.packed(torch.tensor([7, 7]), 7, "meta")
+    assert layout.full
+    assert (layout.lengths.device.type, layout.lengths.dtype, tuple(layout.lengths.shape)) == ("meta", torch.int64, (2,))
