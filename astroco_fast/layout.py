@@ -119,7 +119,7 @@ class Layout:
 
         Raises:
             ValueError: a length is negative or above T, or the capacity is too small.
-            RuntimeError: a CUDA graph is being captured, and windows differ in length.
+            RuntimeError: a CUDA graph is being captured, and not every window is full.
         """
         lengths = lengths.to("cpu", torch.int64)
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
