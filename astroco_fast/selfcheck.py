@@ -164,6 +164,8 @@ def _run_and_store(key: Key) -> str | None:
                 told = " ".join(str(error).split())
                 return f"{type(error).__name__}: {told[:300]}", not _is_passing(error)
 
+    if key.device.type == "cuda":  # an error of what was launched before is raised here, to its owner
+        torch.cuda.synchronize(key.device)
     with ThreadPoolExecutor(1) as pool:
         reason, lasting = pool.submit(run).result()
     _verdicts[key] = reason
@@ -172,10 +174,15 @@ def _run_and_store(key: Key) -> str | None:
     return reason
 
 
+# What libraries and drivers say, in plain RuntimeErrors too, where a GPU is full or in a bad state.
+_PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "CUDA error", "HIP error", "C compiler")
+
+
 def _is_passing(error: Exception) -> bool:
-    """Whether it tells of what the machine lacks at present (memory, a C compiler), not of the kernel."""
+    """Whether it tells of what the machine lacks at present (memory, a C compiler) or of its state, not of the op."""
     kinds = (torch.OutOfMemoryError, MemoryError, OSError, ImportError, SubprocessError)
-    return isinstance(error, kinds) or "C compiler" in str(error)
+    state = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # older ones have no such kind
+    return isinstance(error, (*kinds, state)) or any(words in str(error) for words in _PASSING)
 
 
 def _backend(key: Key) -> ModuleType:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -315,9 +316,20 @@ def test_verdicts_of_other_environments_stay_and_do_not_count(
     assert len(json.loads(fresh_selfcheck.read_text())) == 2
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("full"), OSError("disk full"), RuntimeError("Failed to find C compiler")], ids=repr
-)
+PASSING = [
+    torch.OutOfMemoryError("full"),
+    OSError("disk full"),
+    RuntimeError("Failed to find C compiler"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("HIP error: an illegal memory access was encountered"),
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError)("the device is gone"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_passes_is_not_kept_on_disk(
     error: Exception, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,12 +337,33 @@ def test_what_passes_is_not_kept_on_disk(
         raise error
 
     use(monkeypatch, attention=attention)
-    with pytest.warns(RuntimeWarning, match=str(error)):
+    with pytest.warns(RuntimeWarning, match=re.escape(str(error))):
         assert check_attention() is not None
     assert not fresh_selfcheck.exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check_attention() is not None
+
+
+def test_an_earlier_error_is_raised_to_its_owner(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU tells late what went wrong; an op checked then has nothing to do with it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    earlier = RuntimeError("CUDA error: device-side assert triggered")
+
+    def synchronize(device: Any) -> None:
+        raise earlier
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    use(monkeypatch, attention=sound("attention"))
+    checks = count_checks(monkeypatch)
+    with pytest.raises(RuntimeError) as raised:
+        selfcheck.failure("fused", "attention", torch.device("cuda", 0), F32, (("width", 8), ("heads", 2)))
+    assert raised.value is earlier
+    assert not checks
+    assert not selfcheck._verdicts
+    assert not fresh_selfcheck.exists()
 
 
 @pytest.mark.parametrize(("errors", "passes"), [((2e-6, 1e-6), True), ((2e-6, 9e-6), False)])
