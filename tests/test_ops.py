@@ -1,11 +1,12 @@
 """Which backend runs what."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import astroco_fast as af
 from astroco_fast import Layout, ops, selfcheck
@@ -236,6 +237,27 @@ def adapted() -> Any:
     return module
 
 
+def altered(op: str, change: Callable[[Any], Any]) -> tuple[str, Callable[[], Any]]:
+    """An op and what makes a module of it, changed in place."""
+
+    def make() -> Any:
+        module = configured(op)
+        change(module)
+        return module
+
+    return op, make
+
+
+def transpose(module: Any) -> None:
+    """As `load_state_dict(assign=True)` leaves weights that were saved transposed."""
+    state = {name: value.t().contiguous().t() for name, value in module.state_dict().items() if value.dim() == 2}
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def watch(*arguments: Any) -> None:
+    """A hook that only looks on, as one that captures activations."""
+
+
 UNFIT = {
     "plain feed-forward": ("feed_forward", lambda: configured("feed_forward", gate=False), "no kernels for PlainFeed"),
     "no mix": ("mix_pool", lambda: configured("mix_pool", mix=False), "no kernels for LastLayer"),
@@ -246,6 +268,29 @@ UNFIT = {
     "one tap": ("convolution", lambda: configured("convolution", kernel=1), "1 taps: kernels take 2 to 128"),
     "many taps": ("convolution", lambda: configured("convolution", kernel=129), "129 taps"),
     "half parameters": ("attention", lambda: configured("attention").half(), "parameters in float16"),
+    "one half part": (*altered("feed_forward", lambda m: m.w_out.half()), "parameters in float16"),
+    "precise statistics": (*altered("convolution", lambda m: m.batch_norm.double()), "parameters in float64"),
+    "precise running mean": (
+        *altered("convolution", lambda m: setattr(m.batch_norm, "running_mean", torch.zeros(64).double())),
+        "no kernels for buffers in float64",
+    ),
+    "half logits": (*altered("mix_pool", lambda m: m.half()), "parameters in float16"),
+    "half photometry": (*altered("input_embed", lambda m: m.photometry.bfloat16()), "parameters in bfloat16"),
+    "transposed": (*altered("attention", transpose), "parameters that are not contiguous"),
+    "transposed taps": (*altered("convolution", transpose), "parameters that are not contiguous"),
+    "without a bias": (*altered("attention", lambda m: m.qkv.register_parameter("bias", None)), "Linear without bias"),
+    "pruned": (
+        *altered("feed_forward", lambda m: prune.l1_unstructured(m.w_out, "weight", 0.5)),
+        "Linear with hooks",
+    ),
+    "hook on a part": (*altered("convolution", lambda m: m.norm_in.register_forward_hook(watch)), "with hooks"),
+    "hook on the module": (*altered("mix_pool", lambda m: m.register_forward_hook(watch)), "LayerMix with hooks"),
+    "hook before": (*altered("attention", lambda m: m.out.register_forward_pre_hook(watch)), "with hooks"),
+    "hook in backward": (*altered("attention", lambda m: m.out.register_full_backward_hook(watch)), "with hooks"),
+    "hook before backward": (
+        *altered("attention", lambda m: m.register_full_backward_pre_hook(watch)),
+        "Attention with hooks",
+    ),
 }
 
 

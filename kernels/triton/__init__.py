@@ -75,19 +75,44 @@ def _unfit(op: str, module: nn.Module) -> str | None:
     for part in module._modules.values():
         if type(part) not in _PARTS:
             return f"no kernels for {type(module).__name__} with a {type(part).__name__} in it"
+    for part in (module, *module._modules.values()):
+        if (reason := _altered(part)) is not None:
+            return reason
     if isinstance(module, LayerMix):
         return None
     norm = module.norm_out if isinstance(module, Convolution) else module.norm
     weight: Tensor = norm.weight  # type: ignore[union-attr,assignment]
     width = weight.shape[0]
-    if weight.dtype != torch.float32:
-        return f"no kernels for parameters in {_short(weight.dtype)}"
     if not WIDTHS[0] <= width <= WIDTHS[1] or width % 4:
         return f"width {width}: kernels take multiples of 4 from {WIDTHS[0]} to {WIDTHS[1]}"
     if isinstance(module, Attention) and width // module.heads > HEAD_SIZE:
         return f"head size {width // module.heads}: kernels take up to {HEAD_SIZE}"
     if isinstance(module, Convolution) and not TAPS[0] <= module.depthwise.shape[1] <= TAPS[1]:
         return f"{module.depthwise.shape[1]} taps: kernels take {TAPS[0]} to {TAPS[1]}"
+    return None
+
+
+def _altered(part: nn.Module) -> str | None:
+    """Why kernels can't do a part: it has hooks, which they don't call, or numbers in a form that they can't read.
+
+    Asked at every call, since any of it may change at any time, in ways that leave no trace; hence short.
+    """
+    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        return f"no kernels for a {type(part).__name__} with hooks"
+    for name, tensor in part._parameters.items():
+        if tensor is None:
+            return f"no kernels for a {type(part).__name__} without {name}"
+        if tensor.dtype is not torch.float32:
+            return f"no kernels for parameters in {_short(tensor.dtype)}"
+        if not tensor.is_contiguous():
+            return "no kernels for parameters that are not contiguous"
+    for name, tensor in part._buffers.items():
+        if tensor is None:
+            return f"no kernels for a {type(part).__name__} without {name}"
+        if tensor.dtype is not torch.float32 and tensor.is_floating_point():
+            return f"no kernels for buffers in {_short(tensor.dtype)}"
+        if not tensor.is_contiguous():
+            return "no kernels for buffers that are not contiguous"
     return None
 
 
