@@ -105,7 +105,8 @@ def _tap_gradient_kernel(
     column = tl.program_id(0) // tap_blocks % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
     sweep = (tl.program_id(0) // (tap_blocks * (P // BLOCK_C))).to(tl.int64)
     total = tl.zeros([BLOCK_K, BLOCK_R, BLOCK_C], tl.float32)
-    for tile in range(SWEEP_TILES):
+    left = tl.cdiv(rows - sweep * (SWEEP_TILES * BLOCK_R), BLOCK_R)
+    for tile in range(tl.minimum(left, SWEEP_TILES).to(tl.int32)):
         row = (sweep * SWEEP_TILES + tile) * BLOCK_R + tl.arange(0, BLOCK_R)
         low = tl.load(first + row, mask=row < rows, other=0)
         high = tl.load(end + row, mask=row < rows, other=0)
