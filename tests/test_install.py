@@ -129,3 +129,18 @@ def test_the_command_helps_without_loading_torch(installed: tuple[str, Path], ch
     script = "import sys; from astroco_fast.cli import main; main(['--help']); print('torch' in sys.modules)"
     loaded = run(programs / "python", "-c", script, cwd=checkout)
     assert loaded.splitlines()[-1] == "False"
+
+
+def test_works_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, astroco_fast as af\n"
+        "x = torch.randn(2, 20)\n"
+        "assert af.AstroCo.from_preset('tiny').eval()(x, x, x).embedding.isfinite().all()\n"
+        "selection = af.ops.select('attention', torch.device('cuda'), torch.bfloat16, False)\n"
+        "assert selection.backend == 'reference'\n"
+        "print(selection.reasons['triton'])\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+    assert "pip install 'astroco_fast[triton]'" in told.stdout
