@@ -12,8 +12,10 @@ import os
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from astroco_fast import selfcheck
@@ -21,7 +23,8 @@ from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as _triton
 from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
-from astroco_fast.reference.sublayers import LayerMix
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.sublayers import Convolution, LayerMix
 
 OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
 
@@ -31,6 +34,10 @@ BACKENDS: dict[str, ModuleType] = {"triton": _triton, "reference": _reference}
 
 # The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None
+
+# By process group, convolution, and backend with dtype: whether all of the group's ranks can run it.
+_agreements: WeakKeyDictionary[Any, WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], bool]]]
+_agreements = WeakKeyDictionary()
 
 
 class Selection(NamedTuple):
@@ -93,6 +100,8 @@ def select(
         reason = BACKENDS[name].unsupported(op, device, dtype, training, module)
         if reason is None and configuration is not None and name != "reference":
             reason = selfcheck.failure(name, op, device, dtype, configuration)
+        if op == "convolution" and module is not None and name != "reference":
+            reason = _agreed(name, device, dtype, module, reason)
         if reason is None:
             return Selection(name, reasons)
         reasons[name] = reason
@@ -171,6 +180,26 @@ def _backend(op: str, like: Tensor, module: nn.Module | None, width: int) -> Mod
     training = like.requires_grad if module is None else module.training
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
     return BACKENDS[select(op, device, dtype, training, module, configuration).backend]
+
+
+def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Module, reason: str | None) -> str | None:
+    """`reason`, or where there is none, that another rank has one.
+
+    Backends synchronise a BatchNorm by different collectives: ranks on different backends would wait for one another.
+    Hence a group's ranks agree when a convolution first trains; what is done to it later has to be done on all of them.
+    While a graph is traced or captured they can't.
+    """
+    norm = module.batch_norm if isinstance(module, Convolution) else None
+    if not isinstance(norm, MaskedBatchNorm1d) or norm.group is None or not norm.training:
+        return reason
+    if torch.compiler.is_compiling() or not selfcheck.may_run(device):
+        return reason
+    known = _agreements.setdefault(norm.group, WeakKeyDictionary()).setdefault(module, {})
+    if (name, dtype) not in known:
+        able = torch.tensor(int(reason is None), device=device)
+        dist.all_reduce(able, dist.ReduceOp.MIN, group=norm.group)
+        known[name, dtype] = bool(able.item())
+    return reason if reason is not None or known[name, dtype] else "another rank of BatchNorm's group can't run it"
 
 
 def _check_rows(op: str, x: Tensor, layout: Layout, norm: Any) -> int:

@@ -122,7 +122,7 @@ def _known(backend: str, op: str, device: torch.device, dtype: torch.dtype, conf
     key = Key(backend, op, device, dtype, configuration)
     if key in _verdicts:
         return _verdicts[key]
-    if not _may_run(device):
+    if not may_run(device):
         return None
     with _lock:
         if key not in _verdicts:
@@ -136,7 +136,7 @@ def _known(backend: str, op: str, device: torch.device, dtype: torch.dtype, conf
     return reason
 
 
-def _may_run(device: torch.device) -> bool:
+def may_run(device: torch.device) -> bool:
     """Not on a device that is not there (tensors without data may be on any), nor while a CUDA graph is captured."""
     if device.type == "cuda":
         return torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()

@@ -1,11 +1,14 @@
 """Which backend runs what."""
 
+import os
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.utils import prune
 
 import astroco_fast as af
@@ -13,7 +16,8 @@ from astroco_fast import Layout, ops, selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference import backend as reference_backend
-from tests.fake_backends import fake, sound
+from tests.fake_backends import fake, raising, sound
+from tests.pretrain.ranks import on_ranks
 from tests.windows import make_windows
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -311,6 +315,53 @@ def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(triton_backend, "_installed", False)
     reasons = ops.select("attention", torch.device("cuda"), F32, True).reasons
     assert reasons == {"triton": "triton is not installed; pip install 'astroco_fast[triton]'"}
+
+
+def gathering(ran: list[str]) -> Callable[..., torch.Tensor]:
+    """A fused convolution, which synchronises BatchNorm by another collective than the reference; notes its runs."""
+
+    def convolution(module: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        if module.batch_norm.group is not None:
+            ran.append("fused")
+        if module.batch_norm.group is not None and module.training:
+            dist.all_gather([torch.empty(3) for _ in range(dist.get_world_size())], torch.zeros(3))
+        return sound("convolution")(module, x, layout)
+
+    return convolution
+
+
+def convolve_on_a_rank(folder: Path, wrong: int | None) -> tuple[list[str], dict[str, str]]:
+    """Two steps with a backend that is wrong on one rank only: the backend's runs, and why it did not."""
+    os.environ["ASTROCO_CACHE"] = str(folder / os.environ["RANK"])  # as on machines with different GPUs
+    dist.init_process_group("gloo")
+    ran: list[str] = []
+    convolution = raising("convolution") if dist.get_rank() == wrong else gathering(ran)
+    ops.BACKENDS = {"fused": fake(convolution=convolution), "reference": reference_backend}
+    selfcheck.LENGTHS = (9, 0, 5, 1)
+    module, x = block().train().convolution, torch.randn(9, 8)
+    module.batch_norm.group = dist.group.WORLD
+    for _ in range(2):
+        ops.convolution(module, x, LAYOUT).sum().backward()
+    if dist.get_rank() == 0:  # evaluation is no collective
+        ops.convolution(module.eval(), x, LAYOUT)
+    where = selfcheck.configuration("convolution", module, 8)
+    reasons = ops.select("convolution", CPU, F32, True, module.train(), where).reasons
+    dist.destroy_process_group()
+    return ran, reasons
+
+
+@pytest.mark.parametrize("wrong", [None, 1])
+def test_ranks_that_synchronise_batchnorm_run_the_same_backend(wrong: int | None, tmp_path: Path) -> None:
+    ended = on_ranks(2, convolve_on_a_rank, tmp_path, wrong, tmp_path=tmp_path)
+    assert [rank.code for rank in ended] == [0, 0], ended[0].err + ended[1].err
+    (ran, reasons), (_, other_reasons) = (rank.value for rank in ended)
+    if wrong is None:
+        assert ran == ["fused"] * 3
+        assert reasons == other_reasons == {}
+    else:
+        assert ran == ["fused"]  # the evaluation
+        assert "another rank" in reasons["fused"]
+        assert "no such instruction" in other_reasons["fused"]
 
 
 def test_autocast_does_not_hide_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_nothing_runs_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        assert selfcheck._may_run(torch.device("cuda", 0)) != capturing
+        assert selfcheck.may_run(torch.device("cuda", 0)) != capturing
 
 
 def test_it_can_be_switched_off(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
