@@ -76,7 +76,7 @@ def _unfit(op: str, module: nn.Module) -> str | None:
         if type(part) not in _PARTS:
             return f"no kernels for {type(module).__name__} with a {type(part).__name__} in it"
     for part in (module, *module._modules.values()):
-        if (reason := _altered(part)) is not None:
+        if part is not None and (reason := _altered(part)) is not None:
             return reason
     if isinstance(module, LayerMix):
         return None
@@ -106,12 +106,12 @@ def _altered(part: nn.Module) -> str | None:
             return f"no kernels for parameters in {_short(tensor.dtype)}"
         if not tensor.is_contiguous():
             return "no kernels for parameters that are not contiguous"
-    for name, tensor in part._buffers.items():
-        if tensor is None:
+    for name, buffer in part._buffers.items():
+        if buffer is None:
             return f"no kernels for a {type(part).__name__} without {name}"
-        if tensor.dtype is not torch.float32 and tensor.is_floating_point():
-            return f"no kernels for buffers in {_short(tensor.dtype)}"
-        if not tensor.is_contiguous():
+        if buffer.dtype is not torch.float32 and buffer.is_floating_point():
+            return f"no kernels for buffers in {_short(buffer.dtype)}"
+        if not buffer.is_contiguous():
             return "no kernels for buffers that are not contiguous"
     return None
 
