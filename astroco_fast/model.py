@@ -25,7 +25,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
 
     Attributes:
         recompute: keep only each block's input for backward and run the block again there: less memory, a third more
-            arithmetic.
+            arithmetic. Under `torch.compile` it counts for nothing.
     """
 
     config: AstroCoConfig
@@ -42,7 +42,8 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
                 module.salt = salt  # type: ignore[assignment]  # a plain number, which modules take too
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
-        recompute = self.recompute and torch.is_grad_enabled()
+        # A compiler decides for itself what to compute again.
+        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if self.training:
             layout.seed()  # before any block: one that is run again would else find the generator elsewhere
 

@@ -107,3 +107,12 @@ def test_recomputation_beside_the_reference(fused: str, device: torch.device) ->
             loss_of(candidate, inputs, mask=inputs[3]).backward()
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
+
+
+def test_recomputation_leaves_compilers_alone(device: torch.device) -> None:
+    model = shortened("tiny", layers=1, dropout=0.0).to(device).train()
+    model.recompute = True
+    inputs = windows(device)
+    graph = torch.compile(model, fullgraph=True, backend="eager")
+    with af.backend("reference"):
+        torch.testing.assert_close(loss_of(graph, inputs, mask=inputs[3]), loss_of(model, inputs, mask=inputs[3]))
