@@ -3,6 +3,7 @@
 Nothing here knows about models. Without torchrun there is no process group, and every collective is the identity.
 """
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable
@@ -160,5 +161,9 @@ def meet() -> None:
     Torchrun ends all ranks once it sees one end, and rank 0, which tells the error, may be the last to find it.
     """
     if "RANK" in os.environ:
-        dist.init_process_group("gloo", timeout=USUAL_WAIT)
-        dist.destroy_process_group()
+        # A rank that was through at once has gone, and its connections with it, before a slower one has them all.
+        with contextlib.suppress(RuntimeError):
+            dist.init_process_group("gloo", timeout=USUAL_WAIT)
+            dist.barrier()
+        if dist.is_initialized():
+            dist.destroy_process_group()

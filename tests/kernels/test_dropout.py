@@ -8,7 +8,7 @@ import torch
 from astroco_fast.kernels.triton.dropout import dropout_mask
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 
-ROWS, WIDTH = 512, 276
+ROWS, WIDTH = 96, 276
 
 
 def kept(seed: int, salt: int, p: float = 0.5, width: int = WIDTH) -> torch.Tensor:

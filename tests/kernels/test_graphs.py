@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import astroco_fast as af
 from astroco_fast import AstroCo
-from tests.kernels.test_model import shortened, windows
+from tests.kernels.test_model import LENGTHS, shortened, windows
 
 
 def loss_of(model: AstroCo, inputs: Any, **options: Any) -> Tensor:
@@ -45,7 +45,7 @@ def test_nothing_waits_for_the_device(training: bool, fused: str) -> None:
     model = shortened("L").to("meta").train(training)
     inputs = [value.to("meta") for value in windows(torch.device("cpu"))]
     with af.backend(fused), Ops("meta") as ops, torch.set_grad_enabled(training):
-        loss = loss_of(model, inputs, lengths=torch.tensor([33, 0, 6]))
+        loss = loss_of(model, inputs, lengths=torch.tensor(LENGTHS))
         if training:
             loss.backward()
     assert any("astroco_fast" in name for name in ops.seen)  # the backend's own kernels were in it

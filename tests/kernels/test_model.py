@@ -11,7 +11,7 @@ from astroco_fast import AstroCo
 from tests.kernels import harness
 from tests.windows import make_windows
 
-LENGTHS, SIZE = [33, 0, 6], 33
+LENGTHS, SIZE = [20, 0, 5], 20
 
 
 def shortened(preset: str, **overrides: Any) -> AstroCo:
@@ -24,9 +24,9 @@ def shortened(preset: str, **overrides: Any) -> AstroCo:
     return model
 
 
-def windows(device: torch.device) -> Sequence[Tensor]:
+def windows(device: torch.device, seed: int = 0) -> Sequence[Tensor]:
     """time, mag, err (float32, the padding NaN), mask and hidden."""
-    w = make_windows(LENGTHS, SIZE)
+    w = make_windows(LENGTHS, SIZE, seed)
     values = ((w.time - 58000).float(), (w.mag - 17).float(), w.err.float(), w.mask, w.hidden)
     return [value.to(device) for value in values]
 
@@ -48,9 +48,13 @@ def call(model: nn.Module, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor,
 def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: torch.device) -> None:
     model = shortened(preset, dropout=0.0).to(device).train(mode == "training")
     width, batch = model.config.width, len(LENGTHS)
-    up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
-    gradients = up if mode == "training" else None
-    harness.assert_close(*harness.variants(call, model, windows(device), gradients, dtype, fused))
+    draws = []
+    for seed in range(2):  # plain PyTorch may be exact by luck in one, where a tensor has three elements
+        up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
+        gradients = up if mode == "training" else None
+        draws.append(harness.variants(call, model, windows(device, seed), gradients, dtype, fused))
+    exact, plain, got = ({key: torch.stack([d[i][key] for d in draws]) for key in draws[0][i]} for i in range(3))
+    harness.assert_close(exact, plain, got)
 
 
 def test_every_dropout_draws_its_own() -> None:
