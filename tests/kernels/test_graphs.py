@@ -80,24 +80,10 @@ def test_compiles_whole(training: bool, fused: str, device: torch.device) -> Non
         torch.testing.assert_close(b, a)
 
 
-def test_recomputation_drops_what_was_dropped(fused: str, device: torch.device) -> None:
-    model = shortened("tiny", layers=1, dropout=0.3).to(device).train()
-    again = copy.deepcopy(model)
-    again.recompute = True
-    inputs = windows(device)
-    with af.backend(fused):
-        for candidate in (model, again):
-            torch.manual_seed(3)
-            loss_of(candidate, inputs, mask=inputs[3]).backward()
-    for (name, a), b in zip(model.named_parameters(), again.named_parameters(), strict=True):
-        assert torch.equal(a.grad, b[1].grad), name
-    for a, b in zip(model.buffers(), again.buffers(), strict=True):
-        assert torch.equal(a, b)  # the second pass must not count in the running statistics
-
-
-def test_recomputation_beside_the_reference(fused: str, device: torch.device) -> None:
-    """The ungated feed-forward runs on the reference, whose dropout draws from torch's generator."""
-    model = shortened("tiny", layers=1, dropout=0.3, gate=False).to(device).train()
+# The ungated feed-forward runs on the reference, whose dropout draws from torch's generator.
+@pytest.mark.parametrize("gate", [True, False], ids=["all fused", "beside the reference"])
+def test_recomputation_drops_what_was_dropped(gate: bool, fused: str, device: torch.device) -> None:
+    model = shortened("tiny", layers=1, dropout=0.3, gate=gate).to(device).train()
     again = copy.deepcopy(model)
     again.recompute = True
     inputs = windows(device)
@@ -107,6 +93,8 @@ def test_recomputation_beside_the_reference(fused: str, device: torch.device) ->
             loss_of(candidate, inputs, mask=inputs[3]).backward()
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
+    for a, b in zip(model.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)  # the second pass must not count in the running statistics
 
 
 def test_recomputation_leaves_compilers_alone(device: torch.device) -> None:
