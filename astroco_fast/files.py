@@ -66,6 +66,17 @@ def held(folder: Path, busy: str) -> Iterator[None]:
         os.close(handle)
 
 
+def cache_folder() -> Path | None:
+    """What is kept between processes: `ASTROCO_CACHE`, else in the user's cache folder; None: there is none."""
+    if told := os.environ.get("ASTROCO_CACHE"):
+        return Path(told)
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return None
+    return base / "astroco_fast"
+
+
 def flush(path: Path) -> None:
     """Force a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import torch
 import astroco_fast
 import astroco_fast.reference.backend as _reference
 from astroco_fast.errors import UserError
-from astroco_fast.files import sha256, whole_file
+from astroco_fast.files import cache_folder, sha256, whole_file
 
 # What tells apart the forms that a backend may have of an op: pairs of a name and a number (or text).
 Configuration = tuple[tuple[str, Any], ...]
@@ -38,14 +37,9 @@ class Key(NamedTuple):
 
 
 def cache_file() -> Path | None:
-    """Where verdicts are kept: in `ASTROCO_CACHE`, else in the user's cache folder; None: there is no such place."""
-    if told := os.environ.get("ASTROCO_CACHE"):
-        return Path(told) / "selfcheck.json"
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
-        return None
-    return base / "astroco_fast" / "selfcheck.json"
+    """Where verdicts are kept; None: there is no such place."""
+    folder = cache_folder()
+    return None if folder is None else folder / "selfcheck.json"
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,307 @@
+"""The kernels' C++ sources made into one library by the system's compiler: once, then kept in the cache folder.
+
+A library is kept by everything that could change it: sources, compiler, flags, torch, instruction set. Its name also
+ends in a hash of its content, since a file that a full disk or a killed copy cut short would crash the process that
+loads it. Of many processes that need it at the same time one compiles.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from astroco_fast.files import cache_folder, sha256
+
+SOURCES = Path(__file__).parent / "csrc"
+
+# The instruction set to build for, a name from `ISAS`; None: the best that the CPU has. "none": no kernels.
+wish: str | None = os.environ.get("ASTROCO_CPU_ISA") or None
+
+
+class NoLibrary(Exception):
+    """Why there is no library, in one line: this CPU or system has none, or it was not wanted."""
+
+
+class BuildFailed(NoLibrary):
+    """Something is missing that could be there; the line says what."""
+
+
+class Isa(NamedTuple):
+    """An instruction set: its name, what selects it in `ATen/cpu/vec`, and the compiler's flags for it."""
+
+    name: str
+    defines: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw")
+_VEC512 = ("CPU_CAPABILITY=AVX512", "CPU_CAPABILITY_AVX512")
+# As torch's Inductor defines them (torch/_inductor/cpu_vec_isa.py).
+ISAS = {
+    isa.name: isa
+    for isa in (
+        Isa("avx512_bf16", _VEC512, (*_AVX512, "-mavx512bf16")),
+        Isa("avx512", _VEC512, _AVX512),
+        Isa("avx2", ("CPU_CAPABILITY=AVX2", "CPU_CAPABILITY_AVX2"), _AVX2),
+        Isa("neon", ("CPU_CAPABILITY=NEON", "CPU_CAPABILITY_NEON", "AT_BUILD_ARM_VEC256_WITH_SLEEF")),
+        Isa("default", ("CPU_CAPABILITY=DEFAULT", "CPU_CAPABILITY_DEFAULT")),
+    )
+}
+
+# Not -ffast-math: NaN, infinity and -0 stay what they are.
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+)
+_MAC = sys.platform == "darwin"
+_WAY_OUT = "xcode-select --install" if _MAC else "apt install g++ (dnf install gcc-c++)"
+_LONGEST = 900  # seconds that a compiler may take
+
+
+class Plan(NamedTuple):
+    """A library to be.
+
+    Attributes:
+        compiler: the command, as `("g++",)`.
+        version: the compiler's, its own first line.
+        compile: arguments that make an object of the source, which follows.
+        link: arguments after that object.
+        key: a short hash of all that it depends on.
+    """
+
+    compiler: tuple[str, ...]
+    version: str
+    isa: Isa
+    source: Path
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+    key: str
+
+
+class Library(NamedTuple):
+    """A library in use, and what made it. `path` is None where it could not be kept."""
+
+    handle: ctypes.CDLL
+    path: Path | None
+    plan: Plan
+
+
+def library(sources: Path = SOURCES) -> Library:
+    """The library, compiled if there is none yet: by the first compiler that can.
+
+    Args:
+        sources: a folder with a `main.cpp`.
+
+    Raises:
+        BuildFailed: there is no compiler, or none that can compile it.
+        NoLibrary: not for this CPU or system.
+    """
+    isa, failures = _isa(), []
+    for compiler in compilers():
+        try:
+            return _open(_plan(sources, isa, compiler))
+        except (OSError, subprocess.SubprocessError, BuildFailed) as error:
+            failures.append(f"{shlex.join(compiler)}: {' '.join(str(error).split())[:300]}")
+    raise BuildFailed(failures[0] if failures else f"no C++ compiler (c++, g++ or clang++); {_WAY_OUT}")
+
+
+def _isa() -> Isa:
+    """The instruction set to build for.
+
+    Raises:
+        NoLibrary: none is wanted, the CPU has none that is worth it, or not the one that is wanted.
+    """
+    if wish == "none":
+        raise NoLibrary("switched off by ASTROCO_CPU_ISA=none")
+    if sys.platform == "win32":
+        raise NoLibrary("no CPU kernels on Windows")
+    found = isas()
+    if wish is not None and wish not in found:
+        raise BuildFailed(f"ASTROCO_CPU_ISA={wish}: this CPU has {', '.join(found)}")
+    if wish is None and found == ["default"]:
+        raise NoLibrary("needs a CPU with AVX2, AVX-512 or NEON")
+    return ISAS[wish or found[0]]
+
+
+def isas() -> list[str]:
+    """Names from `ISAS` that this CPU can run, best first."""
+    machine, capability = platform.machine().lower(), torch.backends.cpu.get_cpu_capability()
+    if machine in ("aarch64", "arm64"):
+        return ["neon", "default"]
+    if machine not in ("x86_64", "amd64"):
+        return ["default"]
+    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    wide = ["avx512_bf16", "avx512"] if bf16 else ["avx512"]
+    if capability.startswith("AVX512"):
+        return [*wide, "avx2", "default"]
+    return ["avx2", "default"] if capability.startswith("AVX2") else ["default"]
+
+
+def compilers() -> list[tuple[str, ...]]:
+    """The commands of the C++ compilers there are, each compiler once: `CXX` first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for command in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        with suppress(ValueError):  # CXX with a quote that never ends
+            words = shlex.split(command)
+            if words and (path := shutil.which(words[0])):
+                found.setdefault(" ".join([str(Path(path).resolve()), *words[1:]]), tuple(words))
+    return list(found.values())
+
+
+def openmp() -> Path | None:
+    """The OpenMP runtime that torch has loaded; None: not known.
+
+    A second one in the process would bring threads of its own, and some abort when they see another. Wheels call theirs
+    libgomp.so.1 or libgomp-<hash>.so.1, others have libomp or libiomp5; so it is asked whose function torch would call.
+    """
+
+    class Info(ctypes.Structure):
+        _fields_ = (
+            ("file", ctypes.c_char_p),
+            ("base", ctypes.c_void_p),
+            ("symbol", ctypes.c_char_p),
+            ("address", ctypes.c_void_p),
+        )
+
+    info = Info()
+    try:
+        function = ctypes.CDLL(str(_torch("lib", f"libtorch_cpu{_SUFFIX}"))).omp_get_max_threads
+        told = ctypes.CDLL(None).dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(info))
+    except (OSError, AttributeError):
+        return None
+    path = Path(os.fsdecode(info.file)).resolve() if told and info.file else None
+    return path if path is not None and path.is_file() else None
+
+
+_SUFFIX = ".dylib" if _MAC else ".so"
+
+
+def _torch(folder: str, name: str) -> Path:
+    """A file of torch's: in its package, or where conda puts libraries and headers."""
+    own = Path(torch.__file__).parent / folder / name
+    shared = Path(sys.prefix) / folder / name
+    return shared if shared.exists() and not own.exists() else own
+
+
+def _plan(sources: Path, isa: Isa, compiler: tuple[str, ...]) -> Plan:
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    version = told.partition("\n")[0].strip()
+    include = _torch("include", "ATen").parent
+    runtime = openmp()
+    folders = [include, include / "torch" / "csrc" / "api" / "include"]
+    if _MAC:  # Apple's compiler comes without omp.h
+        folders += [Path(prefix) / "include" for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")]
+    compile = (
+        *_FLAGS,
+        *(("-Xclang", "-fopenmp") if _MAC else ("-fopenmp",)),
+        *isa.flags,
+        *(f"-D{define}" for define in isa.defines),
+        *(f"-I{folder}" for folder in folders),
+    )
+    libraries = [_torch("lib", f"lib{name}{_SUFFIX}") for name in ("torch_cpu", "c10")]
+    link = (
+        "-shared",
+        *map(str, libraries),
+        *([str(runtime)] if runtime is not None else ["-fopenmp"]),
+        *(("-Wl,-rpath," + str(libraries[0].parent),) if _MAC else ("-Wl,--no-undefined", "-lm")),
+    )
+    digest = hashlib.sha256()
+    for part in (torch.__version__, platform.machine(), shutil.which(compiler[0]), *compiler, told, *compile, *link):
+        digest.update(f"{part}\n".encode())
+    for path in sorted(path for path in sources.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(sources)} {sha256(path)}\n".encode())
+    return Plan(compiler, version, isa, sources / "main.cpp", compile, link, digest.hexdigest()[:24])
+
+
+def _open(plan: Plan) -> Library:
+    cache = cache_folder()
+    folder = None if cache is None else cache / "native"
+    if (found := _kept(folder, plan)) is not None:
+        return found
+    with _alone(folder):
+        if (found := _kept(folder, plan)) is not None:  # another process made it while this one waited
+            return found
+        print("astroco_fast: compiling CPU kernels (once, a few seconds) ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="astroco_fast-") as scratch:
+            made = _compile(plan, Path(scratch))
+            if folder is not None:
+                _keep(made, folder, plan)
+            # What is kept may lie where nothing can be run; a library that is loaded needs its file no more.
+            return _kept(folder, plan) or Library(ctypes.CDLL(str(made)), None, plan)
+
+
+def _kept(folder: Path | None, plan: Plan) -> Library | None:
+    """The library from the cache folder, if it is there, whole, and can be loaded."""
+    with suppress(OSError):
+        for path in sorted(folder.glob(f"{plan.key}-*.so")) if folder is not None else ():
+            if path.name == _name(path, plan):
+                return Library(ctypes.CDLL(str(path)), path, plan)
+    return None
+
+
+def _keep(made: Path, folder: Path, plan: Plan) -> None:
+    """Copy it to the cache folder, whole or not at all; without a folder to write to, the next process compiles."""
+    partial = folder / f".{plan.key}.{os.getpid()}.partial"
+    with suppress(OSError):
+        try:
+            shutil.copy(made, partial)
+            os.replace(partial, folder / _name(made, plan))
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _name(path: Path, plan: Plan) -> str:
+    return f"{plan.key}-{sha256(path)[:24]}.so"
+
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Wait until no other process is in here for this folder; whoever is killed in here leaves.
+
+    Where there are no such locks, or no folder, several may be in here: each compiles for itself.
+    """
+    handle = None
+    try:
+        with suppress(OSError, ImportError):
+            import fcntl
+
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _compile(plan: Plan, scratch: Path) -> Path:
+    unit, made = scratch / "main.o", scratch / "main.so"
+    _run(*plan.compiler, *plan.compile, "-c", str(plan.source), "-o", str(unit))
+    _run(*plan.compiler, str(unit), *plan.link, "-o", str(made))
+    return made
+
+
+def _run(*command: str) -> None:
+    environment = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST, env=environment)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise BuildFailed(next((line for line in lines if "error" in line or "undefined" in line), lines[-1]))

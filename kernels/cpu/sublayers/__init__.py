@@ -1,0 +1,1 @@
+"""The ops of `astroco_fast.ops`, each built from native kernels."""
