@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import astroco_fast
+import astroco_fast.kernels as _kernels
 import astroco_fast.reference.backend as _reference
 from astroco_fast.errors import UserError
 from astroco_fast.files import cache_folder, sha256, whole_file
@@ -87,13 +88,13 @@ def _driver() -> str:
 
 
 def _sources(backend: ModuleType) -> str:
-    """A short hash of the backend's files and of the reference's."""
+    """A short hash of the backend's files, of those that backends share, and of the reference's."""
     digest = hashlib.sha256()
-    for module in (backend, _reference):
+    for module, pattern in ((backend, "**/*"), (_kernels, "*"), (_reference, "**/*")):
         if told := getattr(module, "__file__", None):
             folder = Path(told).parent
             for path in sorted(
-                path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+                path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts
             ):
                 digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
     return digest.hexdigest()[:16]

@@ -18,8 +18,8 @@ pytest.importorskip("triton")
 
 import astroco_fast.kernels.triton as backend
 from astroco_fast import presets
+from astroco_fast.kernels.library import functions
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
-from astroco_fast.kernels.triton.library import functions
 from bench.roofline import inductor
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import PAIRWISE, PRODUCTS, counter

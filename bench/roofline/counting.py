@@ -18,8 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from astroco_fast.kernels.library import functions
 from astroco_fast.kernels.triton.launch import Architecture, recording
-from astroco_fast.kernels.triton.library import functions
 
 aten = torch.ops.aten
 

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.tensors import cdiv, new, pitch
 
 # Rows that one partial sum of the taps' gradient covers: at 32 taps the partial sums are 3 % of the traffic.
 SWEEP = 1024

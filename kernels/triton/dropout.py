@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.tensors import cdiv, new
 
 
 @triton.jit

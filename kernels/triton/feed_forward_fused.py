@@ -17,11 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.gated_linear import gelu
 from astroco_fast.kernels.triton.launch import Config, architecture, launch
-from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
-from astroco_fast.kernels.triton.tensors import cdiv, dot_precision, new, pitch, split
+from astroco_fast.kernels.triton.tensors import dot_precision, split
 
 
 @triton.jit

@@ -25,9 +25,10 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.tensors import cdiv, new, on_gpu
+from astroco_fast.kernels.triton.tensors import on_gpu
 
 HEAD_MULTIPLE = 8  # what the fused kernels ask of a head's size
 MOST_RUNS = 65535  # both kinds of kernels put runs on a grid's second or third axis, which ends there

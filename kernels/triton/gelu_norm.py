@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.gated_linear import gelu
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
 from astroco_fast.kernels.triton.point_features import field, hides
-from astroco_fast.kernels.triton.tensors import cdiv, chunk, new, pitch
+from astroco_fast.kernels.triton.tensors import chunk
 
 
 @triton.jit

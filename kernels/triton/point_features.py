@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import PITCH, cdiv, new, pitch
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.tensors import PITCH, cdiv, new, pitch
 
 _BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}
 

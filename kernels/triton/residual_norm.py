@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.launch import Config, launch
-from astroco_fast.kernels.triton.library import kernel_op
-from astroco_fast.kernels.triton.tensors import cdiv, new, pitch, split
+from astroco_fast.kernels.triton.tensors import split
 
 
 @triton.jit

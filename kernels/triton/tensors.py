@@ -1,28 +1,13 @@
-"""Shapes and strides that all kernels agree on.
-
-- *Rows*, between ops: (N, D) float32, contiguous. D = 276 has a row of 1104 bytes, a multiple of 16.
-- *Half rows*, inside ops: (N, P) in the compute dtype, contiguous, P = `pitch(D)`; the columns from D on are zero. So
-  every row starts at a multiple of 16 bytes and loads stay 16 bytes wide: at a pitch of 276 a bfloat16 row would start
-  at a multiple of 8 only.
-
-Rows that are not real points are zero in every output.
-"""
+"""How tiles lie over rows on a GPU, and the precision of products there; see `kernels.tensors` for the rows."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from astroco_fast.kernels.tensors import pitch
 from astroco_fast.kernels.triton.launch import architecture
-
-# 32 columns are 64 bytes of half precision: whole memory sectors, and a depth that every tensor core takes.
-PITCH = 32
 
 # bench.roofline sets it: CPU tensors, which have no data there, then stand for a GPU's.
 modelled = False
-
-
-def pitch(width: int) -> int:
-    """The columns that a half row of `width` channels takes up."""
-    return -(-width // PITCH) * PITCH
 
 
 def chunk(width: int) -> int:
@@ -43,32 +28,9 @@ def split(width: int) -> tuple[int, int]:
     return main, 1 << (rest - 1).bit_length() if rest else 0
 
 
-def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output to be, contiguous, not initialised, on like's device; default like's dtype."""
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-
-
 def on_gpu(x: Tensor) -> bool:
     """Whether x takes the way of a GPU's tensors: where one stands in for them it has no data."""
     return modelled or x.device.type in ("cuda", "meta")
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What matrix products are computed in: the autocast dtype, else x's own."""
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """Rows as kernels take them: copied where they are sliced, or where a gradient arrives expanded, with stride 0."""
-    return x.contiguous()
 
 
 def dot_precision(x: Tensor) -> str:
@@ -96,13 +58,3 @@ def weight_gradient(upstream: Tensor, x: Tensor) -> Tensor:
     if on_gpu(x) and _MM_TO_FLOAT32:
         return torch.mm(upstream.t(), x, out_dtype=torch.float32)
     return torch.mm(upstream.t(), x).float()
-
-
-def wants_gradient(module: nn.Module, *inputs: Tensor) -> bool:
-    """Whether a gradient may be asked for what `module` makes of `inputs`."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters()))
-
-
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Switches autocast off on x's device; tensors without data have none, and stand for any."""
-    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)

@@ -15,8 +15,8 @@ TILE = 64  # rows of a tile at this pitch
 
 def ready(taps: int, lengths: list[int], length: int, packed: bool, device: torch.device) -> tuple:
     """(layout, segments, half rows u, taps (D, K), its prepared copy (K, P)); u is NaN at rows that are not real."""
+    from astroco_fast.kernels.tensors import pitch
     from astroco_fast.kernels.triton.segments import segments
-    from astroco_fast.kernels.triton.tensors import pitch
 
     torch.manual_seed(taps + length)
     counts = torch.tensor(lengths)
@@ -28,7 +28,7 @@ def ready(taps: int, lengths: list[int], length: int, packed: bool, device: torc
 
 
 def half_rows(layout: Layout) -> Tensor:
-    from astroco_fast.kernels.triton.tensors import pitch
+    from astroco_fast.kernels.tensors import pitch
 
     real = harness.real_rows(layout)[:, None]
     u = torch.zeros(layout.rows, pitch(WIDTH), device=real.device)

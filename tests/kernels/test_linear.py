@@ -7,9 +7,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from astroco_fast.kernels.tensors import pitch
 from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.tensors import pitch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 139  # more than one row tile of each kernel, and no multiple of any

@@ -25,7 +25,7 @@ class Calls(TorchDispatchMode):
 
 
 def test_schema_and_fake_of_every_kernel(fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from astroco_fast.kernels.triton import library
+    from astroco_fast.kernels import library
 
     inputs = windows(device)
     role = inputs[4].long()

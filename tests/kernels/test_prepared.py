@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from astroco_fast.kernels.triton.prepared import cast, forget, prepared
+from astroco_fast.kernels.prepared import cast, forget, prepared
 
 
 def halved(module: nn.Linear) -> torch.Tensor:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.prepared import prepared
+from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
 from astroco_fast.kernels.triton.batch_norm import (
     batch_norm_merge,
     batch_norm_silu,
@@ -29,17 +31,9 @@ from astroco_fast.kernels.triton.depthwise import (
 from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.norm_backward import norm_backward
-from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.kernels.triton.tensors import (
-    compute_dtype,
-    no_autocast,
-    pitch,
-    rows_of,
-    wants_gradient,
-    weight_gradient,
-)
+from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.layout import Layout
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
 from astroco_fast.reference.sublayers import Convolution

@@ -12,21 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.prepared import prepared
+from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
 from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, fits
 from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 from astroco_fast.kernels.triton.linear import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.prepared import prepared
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.kernels.triton.tensors import (
-    compute_dtype,
-    no_autocast,
-    pitch,
-    rows_of,
-    wants_gradient,
-    weight_gradient,
-)
+from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
 

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.prepared import cast, prepared
+from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of
 from astroco_fast.kernels.triton.gelu_norm import gelu_norm, gelu_norm_backward
 from astroco_fast.kernels.triton.point_features import hide_bits, point_features
-from astroco_fast.kernels.triton.prepared import cast, prepared
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.kernels.triton.tensors import compute_dtype, no_autocast, pitch, rows_of, weight_gradient
+from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.layout import Layout
 from astroco_fast.reference.sublayers import InputEmbed
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.tensors import rows_of
 from astroco_fast.kernels.triton.loss import squared_error, squared_error_backward
-from astroco_fast.kernels.triton.tensors import rows_of
 from astroco_fast.reference.loss import masked_loss as reference
 
 

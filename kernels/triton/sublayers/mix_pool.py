@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.tensors import rows_of
 from astroco_fast.kernels.triton.mix import GROUP, mix, mix_backward
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.kernels.triton.tensors import rows_of
 from astroco_fast.layout import Layout
 from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
