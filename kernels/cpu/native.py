@@ -1,7 +1,8 @@
 """Calls of the kernels' C functions.
 
-All are `extern "C" void name(int64_t threads, ...)`: a pointer for a tensor (null for None), int64_t for a whole number
-or a truth value, double for a float. They check nothing and never fail: what they are given has been checked.
+The library exports them as pointers to functions, so that a template's instance need not be written out again:
+`extern "C" void (*const name)(int64_t threads, ...)`, with a pointer for a tensor (null for None), int64_t for a whole
+number or a truth value, double for a float. They check nothing and never fail: what they are given has been checked.
 """
 
 import ctypes
@@ -68,9 +69,9 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def _function(name: str, arguments: tuple[Any, ...]) -> Any:
-    function = getattr(library().handle, name)
-    function.restype = None
-    function.argtypes = [ctypes.c_int64, *map(_kind, arguments)]
+    address = ctypes.c_void_p.in_dll(library().handle, name).value
+    assert address is not None
+    function = ctypes.CFUNCTYPE(None, ctypes.c_int64, *map(_kind, arguments))(address)
     _functions[name] = function
     return function
 

@@ -1,0 +1,142 @@
+// Matrix products of a few rows with a packed matrix: C = A B, A (M, K) and C float (M, N) row-major.
+//
+// B is packed into panels of PANEL columns, the last one narrower, each with K in steps of STEP: two for BFloat16, which
+// the CPU multiplies and adds in pairs. A panel is read front to back for every ROWS rows of A, whose products stay in
+// registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros.
+#pragma once
+
+#include "parallel.h"
+#include "vec.h"
+
+namespace astroco {
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+constexpr int64_t VECTORS = 4;  // of 32 registers 24 hold products
+#else
+constexpr int64_t VECTORS = 2;  // 12 of 16
+#endif
+constexpr int64_t ROWS = 6;
+constexpr int64_t PANEL = VECTORS * W;
+
+template <class T>
+constexpr int64_t STEP = std::is_same_v<T, bf16> ? 2 : 1;
+
+template <class T>
+constexpr int64_t packed_size(int64_t n, int64_t k) {
+  return pitch(n) * round_up(k, STEP<T>);
+}
+
+// What one step takes of A, the same in all lanes, and of B, and their product added up.
+inline Vec broadcast(const float* a) { return Vec(*a); }
+inline Vec load_step(const float* b) { return Vec::loadu(b); }
+inline Vec multiply_add(Vec a, Vec b, Vec sum) { return at::vec::fmadd(a, b, sum); }
+
+#ifdef __AVX512BF16__
+struct Pairs {
+  __m512bh values;
+};
+inline Pairs broadcast(const bf16* a) {
+  int32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+  return {reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair))};
+}
+inline Pairs load_step(const bf16* b) { return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))}; }
+inline Vec multiply_add(Pairs a, Pairs b, Vec sum) { return Vec(_mm512_dpbf16_ps(sum, a.values, b.values)); }
+#endif
+
+// Where A's element (m, k) lies, k a multiple of STEP: at values[m * row + k / STEP * step]. Row-major A has row = lda and
+// step = STEP; row = STEP and step = STEP * lda is the transpose of a matrix whose rows are interleaved by STEP.
+template <class T>
+struct Left {
+  const T* values;
+  int64_t row, step = STEP<T>;
+
+  Left operator+(int64_t rows) const { return {values + rows * row, row, step}; }
+};
+
+// M rows by N vectors of C. Where `add`, they are added to what C holds.
+template <int M, int N, class T>
+inline void micro_kernel(Left<T> a, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
+  Vec sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = add ? Vec::loadu(c + m * ldc + n * W) : Vec(0.0f);
+  for (int64_t k = 0; k < steps; ++k, a.values += a.step, b += N * W * STEP<T>) {
+    decltype(load_step(b)) right[N];
+    for (int n = 0; n < N; ++n) right[n] = load_step(b + n * W * STEP<T>);
+    for (int m = 0; m < M; ++m) {
+      auto left = broadcast(a.values + m * a.row);
+      for (int n = 0; n < N; ++n) sums[m][n] = multiply_add(left, right[n], sums[m][n]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n].store(c + m * ldc + n * W);
+}
+
+template <int N, class T>
+void some_rows(int64_t m, Left<T> a, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
+  switch (m) {
+    case 1: return micro_kernel<1, N>(a, steps, b, c, ldc, add);
+    case 2: return micro_kernel<2, N>(a, steps, b, c, ldc, add);
+    case 3: return micro_kernel<3, N>(a, steps, b, c, ldc, add);
+    case 4: return micro_kernel<4, N>(a, steps, b, c, ldc, add);
+    case 5: return micro_kernel<5, N>(a, steps, b, c, ldc, add);
+    default: return micro_kernel<6, N>(a, steps, b, c, ldc, add);
+  }
+}
+
+// A with one panel of N vectors.
+template <int N, class T>
+void panel_of(Left<T> a, int64_t m, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
+  for (; m > ROWS; m -= ROWS, a = a + ROWS, c += ROWS * ldc) micro_kernel<ROWS, N>(a, steps, b, c, ldc, add);
+  some_rows<N>(m, a, steps, b, c, ldc, add);
+}
+
+// A (m, k) with the panel of `columns` columns (a multiple of W, at most PANEL) that starts at b.
+template <class T>
+void gemm_panel(
+    Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
+  int64_t steps = (k + STEP<T> - 1) / STEP<T>;
+  if (m <= 0) return;
+  switch (columns / W) {
+    case 1: return panel_of<1>(a, m, steps, b, c, ldc, add);
+    case 2: return panel_of<2>(a, m, steps, b, c, ldc, add);
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+    case 3: return panel_of<3>(a, m, steps, b, c, ldc, add);
+    default: return panel_of<4>(a, m, steps, b, c, ldc, add);
+#endif
+  }
+}
+
+// C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, A's next number is read too and must
+// be finite.
+template <class T>
+void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, bool add = false) {
+  int64_t depth = round_up(k, STEP<T>), end = pitch(n);
+  for (int64_t j = 0; j < end; j += PANEL)
+    gemm_panel(a, m, k, b + j * depth, std::min(PANEL, end - j), c + j, ldc, add);
+}
+
+// Packs B (k, n), whose element (i, j) is source[i * by_k + j * by_n].
+template <class T, class S>
+void pack(T* packed, const S* source, int64_t k, int64_t n, int64_t by_k, int64_t by_n) {
+  int64_t depth = round_up(k, STEP<T>), end = pitch(n);
+  for (int64_t start = 0; start < end; start += PANEL) {
+    int64_t columns = std::min(PANEL, end - start);
+    T* panel = packed + start * depth;
+    for (int64_t i = 0; i < depth; i += STEP<T>)
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t s = 0; s < STEP<T>; ++s) {
+          bool inside = i + s < k && start + j < n;
+          panel[i * columns + j * STEP<T> + s] =
+              inside ? T(float(source[(i + s) * by_k + (start + j) * by_n])) : T(0.0f);
+        }
+  }
+}
+
+// A parameter (n, k), or its transpose (k, n), as B.
+template <class T>
+void pack_weight(int64_t, T* packed, const float* weight, int64_t k, int64_t n, int64_t transposed) {
+  pack(packed, weight, k, n, transposed ? n : 1, transposed ? 1 : k);
+}
+
+}  // namespace astroco

@@ -1,0 +1,102 @@
+// Threads and their scratch memory.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace astroco {
+
+// Memory of one thread, kept from call to call. What is taken is given back when the Scratch goes.
+class Scratch {
+ public:
+  Scratch() : mark_(arena().used) {}
+  ~Scratch() { arena().used = mark_; }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // n elements, aligned to cache lines, not initialised.
+  template <class T>
+  T* take(int64_t n) {
+    return static_cast<T*>(arena().take((n * sizeof(T) + LINE - 1) / LINE * LINE));
+  }
+
+ private:
+  static constexpr size_t LINE = 64, BLOCK = size_t(1) << 20;
+
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  struct Block {
+    std::unique_ptr<char, Free> memory;
+    size_t size;
+  };
+  // A position is a block and an offset in it, as one number: blocks lie end to end.
+  struct Arena {
+    std::vector<Block> blocks;
+    size_t used = 0;
+
+    void* take(size_t bytes) {
+      size_t start = 0;
+      for (auto& block : blocks) {
+        size_t end = start + block.size;
+        if (used < end && std::max(used, start) + bytes <= end) {
+          char* found = block.memory.get() + (std::max(used, start) - start);
+          used = std::max(used, start) + bytes;
+          return found;
+        }
+        start = end;
+      }
+      size_t size = std::max(bytes, BLOCK);
+      blocks.push_back({std::unique_ptr<char, Free>(static_cast<char*>(std::aligned_alloc(LINE, size))), size});
+      used = start + bytes;
+      return blocks.back().memory.get();
+    }
+  };
+  static Arena& arena() {
+    static thread_local Arena instance;
+    return instance;
+  }
+
+  size_t mark_;
+};
+
+// f(i) for i in 0..n-1, each on some thread, next come, next served: what f computes must not depend on the thread.
+template <class F>
+void parallel_for(int64_t threads, int64_t n, F&& f) {
+  if (threads == 1 || n == 1) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t i = 0; i < n; ++i) f(i);
+}
+
+// Threads that work on one window together. A team of one never waits.
+class Team {
+ public:
+  Team(int64_t rank, int64_t size, std::atomic<int64_t>& arrived) : rank(rank), size(size), arrived_(&arrived) {}
+
+  const int64_t rank, size;
+
+  // Returns when all of the team have come here.
+  void wait() {
+    if (size == 1) return;
+    target_ += size;
+    arrived_->fetch_add(1, std::memory_order_acq_rel);
+    for (int64_t spins = 0; arrived_->load(std::memory_order_acquire) < target_; ++spins)
+      if (spins > 1000) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<int64_t>* arrived_;
+  int64_t target_ = 0;
+};
+
+}  // namespace astroco

@@ -1,0 +1,203 @@
+// What is done to a row: LayerNorm, dropout, residual; and which rows there are.
+//
+// Rows between ops are float (N, D), x and y below. Half rows, inside ops, are T (N, P), P = pitch(D), zero from D on.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "gemm.h"
+
+namespace astroco {
+
+// The windows of a batch: `count` of them, in the order of their rows, with their numbers of real points.
+struct Windows {
+  const int64_t *starts, *lengths;
+  int64_t count, rows;
+
+  Windows(const int64_t* windows, int64_t count, int64_t rows)
+      : starts(windows), lengths(windows + count), count(count), rows(rows) {}
+};
+
+// Rows first .. first + count - 1, all of them real.
+struct Tile {
+  int64_t first, count;
+};
+
+// Windows that lie end to end, as one.
+inline std::vector<Tile> runs(const Windows& windows) {
+  std::vector<Tile> found;
+  for (int64_t i = 0; i < windows.count; ++i) {
+    if (windows.lengths[i] == 0) continue;
+    if (!found.empty() && found.back().first + found.back().count == windows.starts[i])
+      found.back().count += windows.lengths[i];
+    else
+      found.push_back({windows.starts[i], windows.lengths[i]});
+  }
+  return found;
+}
+
+// All real rows in tiles of at most `most` rows (a multiple of ROWS), as many tiles as the threads can share evenly.
+inline std::vector<Tile> tiles(const Windows& windows, int64_t threads, int64_t most) {
+  std::vector<Tile> found;
+  for (auto run : runs(windows)) {
+    int64_t parts = (run.count + most - 1) / most;
+    if (parts < 8 * threads) parts = round_up(parts, threads);
+    int64_t size = round_up((run.count + parts - 1) / parts, ROWS);
+    for (int64_t first = 0; first < run.count; first += size)
+      found.push_back({run.first + first, std::min(size, run.count - first)});
+  }
+  return found;
+}
+
+// Zeros in the rows that are not real.
+template <class T>
+void clear_others(const Windows& windows, T* y, int64_t width) {
+  int64_t done = 0;
+  auto clear = [&](int64_t end) {
+    if (end > done) std::memset(static_cast<void*>(y + done * width), 0, (end - done) * width * sizeof(T));
+  };
+  for (auto run : runs(windows)) {
+    clear(run.first);
+    done = run.first + run.count;
+  }
+  clear(windows.rows);
+}
+
+// f(j, n) for the columns of a row, 2 W at a time: n are left from j on.
+template <class F>
+inline void columns(int64_t width, F&& f) {
+  for (int64_t j = 0; j < width; j += 2 * W) f(j, width - j);
+}
+
+template <class F>
+inline Two map(Two x, F&& f) {
+  return {f(x.a), f(x.b)};
+}
+template <class F>
+inline Two map(Two x, Two y, F&& f) {
+  return {f(x.a, y.a), f(x.b, y.b)};
+}
+inline Two operator+(Two x, Two y) { return {x.a + y.a, x.b + y.b}; }
+inline Two operator-(Two x, Two y) { return {x.a - y.a, x.b - y.b}; }
+inline Two operator*(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
+inline Two operator*(Two x, Vec y) { return {x.a * y, x.b * y}; }
+inline float sum(Two x) { return sum(x.a + x.b); }
+
+// A row to a half row.
+template <class T>
+inline void to_half(const float* x, int64_t width, T* half) {
+  columns(width, [&](int64_t j, int64_t n) { store2(half + j, load2(x + j, n)); });
+  for (int64_t j = round_up(width, 2 * W); j < pitch(width); j += 2 * W) store2(half + j, Two{Vec(0.0f), Vec(0.0f)});
+}
+
+// Rows as A of a product: float rows as they are, others as half rows in `scratch`.
+template <class T>
+inline Left<T> as_left(const float* x, int64_t width, int64_t rows, Scratch& scratch) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {x, width};
+  } else {
+    T* half = scratch.take<T>(rows * pitch(width));
+    for (int64_t r = 0; r < rows; ++r) to_half(x + r * width, width, half + r * pitch(width));
+    return {half, pitch(width)};
+  }
+}
+
+struct Statistics {
+  float mean, rstd;
+};
+
+inline Statistics statistics(const float* z, int64_t width, double eps) {
+  Two total{Vec(0.0f), Vec(0.0f)};
+  columns(width, [&](int64_t j, int64_t n) { total = total + load2(z + j, n); });
+  float mean = sum(total) / width;
+  Vec about(mean);
+  Two squares{Vec(0.0f), Vec(0.0f)};
+  columns(width, [&](int64_t j, int64_t n) {
+    Two d = map(load2(z + j, n), [&](Vec v) { return v - about; });
+    if (n < 2 * W) {  // the lanes beyond the row hold -mean
+      alignas(64) float lanes[2 * W];
+      store2(lanes, d);
+      std::fill(lanes + n, lanes + 2 * W, 0.0f);
+      d = load2(lanes);
+    }
+    squares = map(d, squares, [](Vec v, Vec s) { return at::vec::fmadd(v, v, s); });
+  });
+  return {mean, 1.0f / std::sqrt(sum(squares) / width + float(eps))};
+}
+
+// y = (z - mean) rstd gain + shift; y may be z.
+inline void normalise(const float* z, Statistics s, const float* gain, const float* shift, int64_t width, float* y) {
+  Vec mean(s.mean), rstd(s.rstd);
+  columns(width, [&](int64_t j, int64_t n) {
+    Two centred = map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; });
+    store2(y + j, centred * load2(gain + j, n) + load2(shift + j, n), n);
+  });
+}
+
+// What a sublayer's dropout multiplies by: 0 or 1 / (1 - p), a function of (seed, salt, row, column) alone.
+class Dropout {
+ public:
+  // seed: null where nothing is dropped.
+  Dropout(const int64_t* seed, int64_t salt, double p)
+      : on(seed != nullptr),
+        key_(seed ? mixed(uint64_t(*seed) + 0x9e3779b97f4a7c15u * uint64_t(salt + 1)) : 0),
+        drop_(uint32_t(std::min(p * 4294967296.0, 4294967295.0))),
+        scale_(p < 1 ? float(1 / (1 - p)) : 0.0f) {}
+
+  const bool on;
+
+  void scales(int64_t row, int64_t width, float* out) const {
+    uint32_t start = uint32_t(mixed(key_ + uint64_t(row)) >> 32);
+    for (int64_t j = 0; j < width; ++j) {  // murmur3's last steps, which compilers vectorise
+      uint32_t h = start + uint32_t(j) * 0x9e3779b9u;
+      h = (h ^ (h >> 16)) * 0x85ebca6bu;
+      h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+      h ^= h >> 16;
+      out[j] = h < drop_ ? 0.0f : scale_;
+    }
+  }
+
+ private:
+  static uint64_t mixed(uint64_t z) {  // splitmix64
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+
+  uint64_t key_;
+  uint32_t drop_;
+  float scale_;
+};
+
+// How a sublayer ends: y = LayerNorm(x + Dropout(o + bias)).
+struct Ending {
+  const float *bias, *gain, *shift;
+  double eps;
+  int64_t width;
+  Dropout dropout;
+
+  // z = x + Dropout(o + bias), one row; z may be o.
+  template <class T>
+  void residual(const T* o, const float* x, int64_t row, float* z) const {
+    Scratch scratch;
+    float* scale = nullptr;
+    if (dropout.on) dropout.scales(row, width, scale = scratch.take<float>(pitch(width)));
+    columns(width, [&](int64_t j, int64_t n) {
+      Two product = load2(o + j) + load2(bias + j, n);
+      if (scale) product = product * load2(scale + j, n);
+      store2(z + j, product + load2(x + j, n), n);
+    });
+  }
+
+  // o is overwritten.
+  Statistics forward(float* o, const float* x, int64_t row, float* y) const {
+    residual(o, x, row, o);
+    Statistics s = statistics(o, width, eps);
+    normalise(o, s, gain, shift, width, y);
+    return s;
+  }
+};
+
+}  // namespace astroco

@@ -1,0 +1,100 @@
+// SIMD: ATen's portable vectors, and the few functions that the ops are made of.
+//
+// T is the compute type, float or BFloat16; arithmetic is always float. Two vectors (2 W numbers) are loaded or stored
+// at a time, because that is one vector of BFloat16.
+#pragma once
+
+#include <ATen/cpu/vec/functional_base.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace astroco {
+
+using bf16 = c10::BFloat16;
+using Vec = at::vec::Vectorized<float>;
+constexpr int64_t W = Vec::size();
+
+// Columns of a half row come in multiples of this, whatever the vector's size: see kernels/cpu/windows.py.
+constexpr int64_t PITCH = 32;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t pitch(int64_t width) { return round_up(width, PITCH); }
+
+struct Two {
+  Vec a, b;
+};
+
+inline Two load2(const float* p) { return {Vec::loadu(p), Vec::loadu(p + W)}; }
+
+inline Two load2(const bf16* p) {
+#ifdef CPU_CAPABILITY_AVX512
+  auto widen = [](const bf16* q) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
+    return Vec(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+  };
+  return {widen(p), widen(p + W)};
+#else
+  auto [a, b] = at::vec::convert_bfloat16_float(at::vec::Vectorized<bf16>::loadu(p));
+  return {a, b};
+#endif
+}
+
+inline void store2(float* p, Two v) {
+  v.a.store(p);
+  v.b.store(p + W);
+}
+
+inline void store2(bf16* p, Two v) {
+#ifdef __AVX512BF16__
+  // Two instructions where ATen's rounding takes sixteen.
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+#else
+  at::vec::convert_float_bfloat16(v.a, v.b).store(p);
+#endif
+}
+
+// The first n of 2 W numbers, n > 0; the others are zero.
+inline Two load2(const float* p, int64_t n) {
+  if (n >= 2 * W) return load2(p);
+  if (n > W) return {Vec::loadu(p), Vec::loadu(p + W, n - W)};
+  return {Vec::loadu(p, n), Vec(0.0f)};
+}
+
+inline void store2(float* p, Two v, int64_t n) {
+  if (n >= 2 * W) return store2(p, v);
+  v.a.store(p, n < W ? n : W);
+  if (n > W) v.b.store(p + W, n - W);
+}
+
+inline float sum(Vec v) { return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, v); }
+inline float largest(Vec v) {
+  return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return at::vec::maximum(x, y); }, v);
+}
+
+inline Vec sigmoid(Vec x) { return Vec(1.0f) / (Vec(1.0f) + x.neg().exp_u20()); }
+
+// The normal distribution's cumulative function and density, which GELU(x) = x cdf(x) and its derivative cdf + x pdf
+// are made of. Abramowitz & Stegun 7.1.26, to 1.5e-7, which has both in one exponential.
+struct Normal {
+  Vec cdf, pdf;
+};
+
+inline Normal normal(Vec x) {
+  Vec size = x.abs();
+  Vec density = (x * x * Vec(-0.5f)).exp_u20();
+  Vec t = Vec(1.0f) / at::vec::fmadd(size, Vec(0.3275911f * 0.70710678f), Vec(1.0f));
+  Vec poly = at::vec::fmadd(t, Vec(0.5f * 1.061405429f), Vec(0.5f * -1.453152027f));
+  poly = at::vec::fmadd(poly, t, Vec(0.5f * 1.421413741f));
+  poly = at::vec::fmadd(poly, t, Vec(0.5f * -0.284496736f));
+  poly = at::vec::fmadd(poly, t, Vec(0.5f * 0.254829592f));
+  Vec tail = poly * t * density;  // of the side that x is on
+  Vec cdf = Vec::blendv(tail, Vec(1.0f) - tail, x >= Vec(0.0f));
+  return {cdf, density * Vec(0.3989422804f)};
+}
+
+inline Vec gelu(Vec x) { return x * normal(x).cdf; }
+
+}  // namespace astroco
