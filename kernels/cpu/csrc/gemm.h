@@ -59,7 +59,7 @@ template <int M, int N, class T>
 inline void micro_kernel(Left<T> a, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
   Vec sums[M][N];
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sums[m][n] = add ? Vec::loadu(c + m * ldc + n * W) : Vec(0.0f);
+    for (int n = 0; n < N; ++n) sums[m][n] = Vec(0.0f);
   for (int64_t k = 0; k < steps; ++k, a.values += a.step, b += N * W * STEP<T>) {
     decltype(load_step(b)) right[N];
     for (int n = 0; n < N; ++n) right[n] = load_step(b + n * W * STEP<T>);
@@ -69,7 +69,10 @@ inline void micro_kernel(Left<T> a, int64_t steps, const T* b, float* c, int64_t
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sums[m][n].store(c + m * ldc + n * W);
+    for (int n = 0; n < N; ++n) {
+      float* to = c + m * ldc + n * W;
+      (add ? Vec::loadu(to) + sums[m][n] : sums[m][n]).store(to);
+    }
 }
 
 template <int N, class T>
@@ -114,6 +117,17 @@ void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int6
   int64_t depth = round_up(k, STEP<T>), end = pitch(n);
   for (int64_t j = 0; j < end; j += PANEL)
     gemm_panel(a, m, k, b + j * depth, std::min(PANEL, end - j), c + j, ldc, add);
+}
+
+// Two rows of n as one of pairs, the first in the lower half; where there is no second, zeros.
+inline void interleave(const bf16* first, const bf16* second, int64_t n, bf16* pairs) {
+  auto* a = reinterpret_cast<const uint16_t*>(first);
+  auto* b = reinterpret_cast<const uint16_t*>(second);
+  auto* to = reinterpret_cast<uint32_t*>(pairs);
+  if (b)
+    for (int64_t j = 0; j < n; ++j) to[j] = a[j] | uint32_t(b[j]) << 16;
+  else
+    for (int64_t j = 0; j < n; ++j) to[j] = a[j];
 }
 
 // Packs B (k, n), whose element (i, j) is source[i * by_k + j * by_n].

@@ -1,5 +1,7 @@
 // What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
 #include "feed_forward.h"
+#include "feed_forward_backward.h"
+#include "weight_gradient.h"
 
 using namespace astroco;
 
@@ -11,4 +13,6 @@ using namespace astroco;
 #endif
 
 EXPORT(pack_weight)
+EXPORT(weight_gradient)
 EXPORT(feed_forward)
+EXPORT(feed_forward_backward)

@@ -135,6 +135,51 @@ inline void normalise(const float* z, Statistics s, const float* gain, const flo
   });
 }
 
+// Back through `normalise` of z: dz from dy, and what the row adds to the gradients of gain and shift. dz may be dy.
+inline void normalise_backward(
+    const float* dy, const float* z, Statistics s, const float* gain, int64_t width, float* dz, float* d_gain,
+    float* d_shift) {
+  Vec mean(s.mean), rstd(s.rstd);
+  auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
+  Two first{Vec(0.0f), Vec(0.0f)}, second = first;
+  columns(width, [&](int64_t j, int64_t n) {
+    Two up = load2(dy + j, n), unit = normal(j, n), scaled = up * load2(gain + j, n);  // zero beyond the row
+    first = first + scaled;
+    second = second + scaled * unit;
+    store2(d_gain + j, load2(d_gain + j, n) + up * unit, n);
+    store2(d_shift + j, load2(d_shift + j, n) + up, n);
+  });
+  Vec about(sum(first) / width), along(sum(second) / width);
+  columns(width, [&](int64_t j, int64_t n) {
+    Two scaled = load2(dy + j, n) * load2(gain + j, n), unit = normal(j, n);
+    store2(dz + j, map(scaled, unit, [&](Vec v, Vec u) { return (v - about - u * along) * rstd; }), n);
+  });
+}
+
+// Sums over all rows that are made tile by tile, in float, and then over the tiles, in double: the same whatever thread
+// did which tile, and without the error of one long float sum.
+class Sums {
+ public:
+  Sums(int64_t tiles, int64_t columns, Scratch& scratch)
+      : tiles_(tiles), columns_(columns), values_(scratch.take<float>(tiles * columns)) {
+    std::fill(values_, values_ + tiles * columns, 0.0f);
+  }
+
+  float* of(int64_t tile) const { return values_ + tile * columns_; }
+
+  // The sums of columns first .. first + n - 1.
+  void total(int64_t first, int64_t n, float* out) const {
+    std::vector<double> totals(n, 0.0);
+    for (int64_t i = 0; i < tiles_; ++i)
+      for (int64_t j = 0; j < n; ++j) totals[j] += of(i)[first + j];
+    std::copy(totals.begin(), totals.end(), out);
+  }
+
+ private:
+  int64_t tiles_, columns_;
+  float* values_;
+};
+
 // What a sublayer's dropout multiplies by: 0 or 1 / (1 - p), a function of (seed, salt, row, column) alone.
 class Dropout {
  public:
@@ -171,6 +216,11 @@ class Dropout {
   float scale_;
 };
 
+// Gradients of an ending's vectors, (D,) each: of the bias of the product before it, and of LayerNorm.
+struct EndingSums {
+  float *bias, *gain, *shift;
+};
+
 // How a sublayer ends: y = LayerNorm(x + Dropout(o + bias)).
 struct Ending {
   const float *bias, *gain, *shift;
@@ -197,6 +247,24 @@ struct Ending {
     Statistics s = statistics(o, width, eps);
     normalise(o, s, gain, shift, width, y);
     return s;
+  }
+
+  // One row: from dy, o and x come d_x, the residual's share of x's gradient, and d_o, a half row.
+  template <class T>
+  void backward(
+      const float* dy, const T* o, const float* x, Statistics s, int64_t row, float* d_x, T* d_o, EndingSums sums) const {
+    Scratch scratch;
+    float *z = scratch.take<float>(pitch(width)), *d = scratch.take<float>(pitch(width));
+    residual(o, x, row, z);
+    normalise_backward(dy, z, s, gain, width, d_x, sums.gain, sums.shift);
+    if (dropout.on) dropout.scales(row, width, z);
+    columns(width, [&](int64_t j, int64_t n) {
+      Two through = load2(d_x + j, n);
+      if (dropout.on) through = through * load2(z + j, n);
+      store2(sums.bias + j, load2(sums.bias + j, n) + through, n);
+      store2(d + j, through);
+    });
+    to_half(d, width, d_o);
   }
 };
 
