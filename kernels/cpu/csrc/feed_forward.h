@@ -20,7 +20,7 @@ inline void gate_row(
       store2(keep_v + j, value);
       store2(keep_g + j, gate);
     }
-    store2(h + j, map(value, gate, [](Vec v, Vec g) { return gelu(v) * sigmoid(g); }));
+    store2(h + j, map(value, gate, [](Vec v, Vec g) { return gelu<T>(v) * sigmoid<T>(g); }));
   }
 }
 

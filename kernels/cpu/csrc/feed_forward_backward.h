@@ -6,7 +6,7 @@
 namespace astroco {
 
 struct GateSums {
-  float *val, *gate;
+  double *val, *gate;
 };
 
 // One row of a panel of dh, with v and g: h again, and the gradients of v and g.
@@ -16,8 +16,8 @@ inline void gate_row_backward(
   for (int64_t j = 0; j < columns; j += 2 * W) {
     Two up = load2(dh + j), value = load2(v + j), gate = load2(g + j), d_value, d_gate, product;
     auto one = [](Vec up, Vec v, Vec g, Vec& dv, Vec& dg, Vec& h) {
-      Normal n = normal(v);
-      Vec s = sigmoid(g), gelu = v * n.cdf;
+      Normal n = normal<T>(v);
+      Vec s = sigmoid<T>(g), gelu = v * n.cdf;
       h = gelu * s;
       dv = up * s * at::vec::fmadd(v, n.pdf, n.cdf);
       dg = up * h * (Vec(1.0f) - s);
@@ -27,8 +27,8 @@ inline void gate_row_backward(
     store2(h + j, product);
     store2(dv + j, d_value);
     store2(dg + j, d_gate);
-    store2(sums.val + j, load2(sums.val + j) + d_value);
-    store2(sums.gate + j, load2(sums.gate + j) + d_gate);
+    add_to(sums.val + j, d_value, 2 * W);
+    add_to(sums.gate + j, d_gate, 2 * W);
   }
 }
 
@@ -51,7 +51,7 @@ void feed_forward_backward(
     Scratch scratch;
     const int64_t first = work[i].first, m = work[i].count;
     float *dz = scratch.take<float>(m * width), *dh = scratch.take<float>(m * PANEL), *back = scratch.take<float>(m * p);
-    float* sums = vectors.of(i);
+    double* sums = vectors.of(i);
     for (int64_t r = 0, row = first; r < m; ++r, ++row)
       end.backward(dy + row * width, product + row * p, x + row * width, {stats[2 * row], stats[2 * row + 1]}, row,
                    dz + r * width, d_o + row * p, {sums, sums + p, sums + 2 * p});

@@ -94,12 +94,8 @@ void panel_of(Left<T> a, int64_t m, int64_t steps, const T* b, float* c, int64_t
   some_rows<N>(m, a, steps, b, c, ldc, add);
 }
 
-// A (m, k) with the panel of `columns` columns (a multiple of W, at most PANEL) that starts at b.
 template <class T>
-void gemm_panel(
-    Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
-  int64_t steps = (k + STEP<T> - 1) / STEP<T>;
-  if (m <= 0) return;
+void some_steps(Left<T> a, int64_t m, int64_t steps, const T* b, int64_t columns, float* c, int64_t ldc, bool add) {
   switch (columns / W) {
     case 1: return panel_of<1>(a, m, steps, b, c, ldc, add);
     case 2: return panel_of<2>(a, m, steps, b, c, ldc, add);
@@ -108,6 +104,20 @@ void gemm_panel(
     default: return panel_of<4>(a, m, steps, b, c, ldc, add);
 #endif
   }
+}
+
+// Float products are added up in parts of this many, and then the parts: one long sum would lose twice the digits.
+constexpr int64_t DEPTH = 128;
+
+// A (m, k) with the panel of `columns` columns (a multiple of W, at most PANEL) that starts at b.
+template <class T>
+void gemm_panel(
+    Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
+  if (m <= 0) return;
+  const int64_t steps = (k + STEP<T> - 1) / STEP<T>, most = STEP<T> == 1 ? DEPTH : steps;
+  for (int64_t k0 = 0; k0 < steps; k0 += most, add = true)
+    some_steps(Left<T>{a.values + k0 * a.step, a.row, a.step}, m, std::min(most, steps - k0),
+               b + k0 * columns * STEP<T>, columns, c, ldc, add);
 }
 
 // C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, A's next number is read too and must

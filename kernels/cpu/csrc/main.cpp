@@ -1,18 +1,26 @@
 // What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
 #include "feed_forward.h"
 #include "feed_forward_backward.h"
+#include "input_embed.h"
+#include "masked_loss.h"
+#include "mix_pool.h"
 #include "weight_gradient.h"
 
-using namespace astroco;
-
-#define EXPORT_AS(symbol, ...) extern "C" constexpr auto* const symbol = &__VA_ARGS__;
+#define EXPORT_AS(symbol, ...) extern "C" constexpr auto* const symbol = &astroco::__VA_ARGS__;
 #ifdef __AVX512BF16__
-#define EXPORT(name) EXPORT_AS(name##_f32, name<float>) EXPORT_AS(name##_bf16, name<bf16>)
+#define EXPORT(name) EXPORT_AS(name##_f32, name<float>) EXPORT_AS(name##_bf16, name<astroco::bf16>)
 #else
 #define EXPORT(name) EXPORT_AS(name##_f32, name<float>)
 #endif
 
+EXPORT_AS(dropout_scale, dropout_scale)
 EXPORT(pack_weight)
 EXPORT(weight_gradient)
 EXPORT(feed_forward)
 EXPORT(feed_forward_backward)
+EXPORT(input_embed)
+EXPORT(input_embed_backward)
+EXPORT_AS(mix, mix)
+EXPORT_AS(mix_backward, mix_backward)
+EXPORT_AS(squared_error, squared_error)
+EXPORT_AS(squared_error_backward, squared_error_backward)

@@ -135,37 +135,16 @@ inline void normalise(const float* z, Statistics s, const float* gain, const flo
   });
 }
 
-// Back through `normalise` of z: dz from dy, and what the row adds to the gradients of gain and shift. dz may be dy.
-inline void normalise_backward(
-    const float* dy, const float* z, Statistics s, const float* gain, int64_t width, float* dz, float* d_gain,
-    float* d_shift) {
-  Vec mean(s.mean), rstd(s.rstd);
-  auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
-  Two first{Vec(0.0f), Vec(0.0f)}, second = first;
-  columns(width, [&](int64_t j, int64_t n) {
-    Two up = load2(dy + j, n), unit = normal(j, n), scaled = up * load2(gain + j, n);  // zero beyond the row
-    first = first + scaled;
-    second = second + scaled * unit;
-    store2(d_gain + j, load2(d_gain + j, n) + up * unit, n);
-    store2(d_shift + j, load2(d_shift + j, n) + up, n);
-  });
-  Vec about(sum(first) / width), along(sum(second) / width);
-  columns(width, [&](int64_t j, int64_t n) {
-    Two scaled = load2(dy + j, n) * load2(gain + j, n), unit = normal(j, n);
-    store2(dz + j, map(scaled, unit, [&](Vec v, Vec u) { return (v - about - u * along) * rstd; }), n);
-  });
-}
-
-// Sums over all rows that are made tile by tile, in float, and then over the tiles, in double: the same whatever thread
-// did which tile, and without the error of one long float sum.
+// Sums over all rows, tile by tile and then over the tiles: the same whatever thread did which tile. In double, since
+// thousands of float numbers of one sign would lose digits.
 class Sums {
  public:
   Sums(int64_t tiles, int64_t columns, Scratch& scratch)
-      : tiles_(tiles), columns_(columns), values_(scratch.take<float>(tiles * columns)) {
-    std::fill(values_, values_ + tiles * columns, 0.0f);
+      : tiles_(tiles), columns_(columns), values_(scratch.take<double>(tiles * columns)) {
+    std::fill(values_, values_ + tiles * columns, 0.0);
   }
 
-  float* of(int64_t tile) const { return values_ + tile * columns_; }
+  double* of(int64_t tile) const { return values_ + tile * columns_; }
 
   // The sums of columns first .. first + n - 1.
   void total(int64_t first, int64_t n, float* out) const {
@@ -177,8 +156,39 @@ class Sums {
 
  private:
   int64_t tiles_, columns_;
-  float* values_;
+  double* values_;
 };
+
+// Adds the first n of 2 W numbers, or all if there are more.
+inline void add_to(double* sums, Two v, int64_t n) {
+  alignas(64) float lanes[2 * W];
+  store2(lanes, v);
+  if (n >= 2 * W)
+    for (int64_t j = 0; j < 2 * W; ++j) sums[j] += lanes[j];
+  else
+    for (int64_t j = 0; j < n; ++j) sums[j] += lanes[j];
+}
+
+// Back through `normalise` of z: dz from dy, and what the row adds to the gradients of gain and shift. dz may be dy.
+inline void normalise_backward(
+    const float* dy, const float* z, Statistics s, const float* gain, int64_t width, float* dz, double* d_gain,
+    double* d_shift) {
+  Vec mean(s.mean), rstd(s.rstd);
+  auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
+  Two first{Vec(0.0f), Vec(0.0f)}, second = first;
+  columns(width, [&](int64_t j, int64_t n) {
+    Two up = load2(dy + j, n), unit = normal(j, n), scaled = up * load2(gain + j, n);  // zero beyond the row
+    first = first + scaled;
+    second = second + scaled * unit;
+    add_to(d_gain + j, up * unit, n);
+    add_to(d_shift + j, up, n);
+  });
+  Vec about(sum(first) / width), along(sum(second) / width);
+  columns(width, [&](int64_t j, int64_t n) {
+    Two scaled = load2(dy + j, n) * load2(gain + j, n), unit = normal(j, n);
+    store2(dz + j, map(scaled, unit, [&](Vec v, Vec u) { return (v - about - u * along) * rstd; }), n);
+  });
+}
 
 // What a sublayer's dropout multiplies by: 0 or 1 / (1 - p), a function of (seed, salt, row, column) alone.
 class Dropout {
@@ -216,9 +226,16 @@ class Dropout {
   float scale_;
 };
 
+// For tests: no op needs it written out.
+inline void dropout_scale(
+    int64_t threads, float* scales, const int64_t* seed, int64_t salt, double p, int64_t rows, int64_t width) {
+  Dropout dropout(seed, salt, p);
+  parallel_for(threads, rows, [&](int64_t row) { dropout.scales(row, width, scales + row * width); });
+}
+
 // Gradients of an ending's vectors, (D,) each: of the bias of the product before it, and of LayerNorm.
 struct EndingSums {
-  float *bias, *gain, *shift;
+  double *bias, *gain, *shift;
 };
 
 // How a sublayer ends: y = LayerNorm(x + Dropout(o + bias)).
@@ -261,7 +278,7 @@ struct Ending {
     columns(width, [&](int64_t j, int64_t n) {
       Two through = load2(d_x + j, n);
       if (dropout.on) through = through * load2(z + j, n);
-      store2(sums.bias + j, load2(sums.bias + j, n) + through, n);
+      add_to(sums.bias + j, through, n);
       store2(d + j, through);
     });
     to_half(d, width, d_o);

@@ -74,7 +74,16 @@ inline float largest(Vec v) {
   return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return at::vec::maximum(x, y); }, v);
 }
 
-inline Vec sigmoid(Vec x) { return Vec(1.0f) / (Vec(1.0f) + x.neg().exp_u20()); }
+// e^x to the last bit or, where BFloat16 will round it anyway, to 20 units in the last place and quicker.
+template <class T>
+inline Vec exponential(Vec x) {
+  return std::is_same_v<T, float> ? x.exp() : x.exp_u20();
+}
+
+template <class T>
+inline Vec sigmoid(Vec x) {
+  return Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg()));
+}
 
 // The normal distribution's cumulative function and density, which GELU(x) = x cdf(x) and its derivative cdf + x pdf
 // are made of. Abramowitz & Stegun 7.1.26, to 1.5e-7, which has both in one exponential.
@@ -82,9 +91,10 @@ struct Normal {
   Vec cdf, pdf;
 };
 
+template <class T>
 inline Normal normal(Vec x) {
   Vec size = x.abs();
-  Vec density = (x * x * Vec(-0.5f)).exp_u20();
+  Vec density = exponential<T>(x * x * Vec(-0.5f));
   Vec t = Vec(1.0f) / at::vec::fmadd(size, Vec(0.3275911f * 0.70710678f), Vec(1.0f));
   Vec poly = at::vec::fmadd(t, Vec(0.5f * 1.061405429f), Vec(0.5f * -1.453152027f));
   poly = at::vec::fmadd(poly, t, Vec(0.5f * 1.421413741f));
@@ -95,6 +105,9 @@ inline Normal normal(Vec x) {
   return {cdf, density * Vec(0.3989422804f)};
 }
 
-inline Vec gelu(Vec x) { return x * normal(x).cdf; }
+template <class T>
+inline Vec gelu(Vec x) {
+  return x * normal<T>(x).cdf;
+}
 
 }  // namespace astroco

@@ -1,0 +1,154 @@
+"""The feed-forward sublayer: LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))).
+
+Both directions are one pass over tiles of rows, whose hidden units stay in a core's cache (csrc/feed_forward.h). Training
+keeps W_val x, W_gate x and W_out's product in the compute dtype; GELU, sigmoid and their product are made again.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from astroco_fast.kernels.cpu import native
+from astroco_fast.kernels.cpu.weights import pack, padded, symbol, weight_gradient
+from astroco_fast.kernels.cpu.windows import windows
+from astroco_fast.kernels.library import kernel_op
+from astroco_fast.kernels.prepared import prepared
+from astroco_fast.kernels.tensors import compute_dtype, new, pitch, rows_of, wants_gradient
+from astroco_fast.layout import Layout
+from astroco_fast.reference.sublayers import FeedForward
+
+
+class Weights(NamedTuple):
+    """Packed matrices, and the biases of the hidden units, padded to pitch(F)."""
+
+    val: Tensor
+    gate: Tensor
+    out: Tensor
+    b_val: Tensor
+    b_gate: Tensor
+
+
+def weights(module: FeedForward, dtype: torch.dtype) -> Weights:
+    """The module's parameters, prepared."""
+    val, gate, out = module.w_val, module.w_gate, module.w_out
+
+    def make() -> Weights:
+        matrices = (pack(part.weight.detach(), False, dtype) for part in (val, gate, out))
+        return Weights(*matrices, padded(val.bias.detach()), padded(gate.bias.detach()))
+
+    sources = (val.weight, gate.weight, out.weight, val.bias, gate.bias)
+    return prepared(module, ("cpu feed_forward", dtype), sources, make)
+
+
+def _new_outputs(x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, w_out: Tensor, b_val: Tensor, *rest: Any):  # type: ignore[no-untyped-def]
+    rows, width = x.shape
+    kept = rows if rest[-1] else 0
+    return (
+        new(x, rows, width),
+        new(x, kept, 2, b_val.shape[0], dtype=w_val.dtype),
+        new(x, kept, pitch(width), dtype=w_val.dtype),
+        new(x, kept, 2),
+    )
+
+
+@kernel_op(
+    "cpu_feed_forward(Tensor x, Tensor windows, Tensor w_val, Tensor w_gate, Tensor w_out, Tensor b_val, Tensor b_gate, "
+    "Tensor b_out, Tensor gain, Tensor shift, int hidden, float eps, Tensor? seed, int salt, float p, bool keep) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _new_outputs,
+)
+def forward(
+    x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, w_out: Tensor, b_val: Tensor, b_gate: Tensor,
+    b_out: Tensor, gain: Tensor, shift: Tensor, hidden: int, eps: float, seed: Tensor | None, salt: int, p: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The sublayer's output, and where `keep` what backward wants: v and g, W_out's product, the norm's statistics."""
+    y, kept, product, stats = made = _new_outputs(x, windows, w_val, w_gate, w_out, b_val, keep)
+    native.call(
+        symbol("feed_forward", w_val.dtype), y, *((kept, product, stats) if keep else (None, None, None)), x, windows,
+        windows.shape[1], *x.shape, hidden, w_val, w_gate, w_out, b_val, b_gate, b_out, gain, shift, eps, seed, salt, p,
+    )  # fmt: skip
+    return made
+
+
+def _new_gradients(dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+    hidden = kept.shape[2]
+    return (
+        torch.empty_like(x),
+        torch.empty_like(product),
+        new(kept, kept.shape[0], hidden),
+        torch.empty_like(kept),
+        new(x, 2, hidden),
+        new(x, 3, x.shape[1]),
+    )
+
+
+@kernel_op(
+    "cpu_feed_forward_backward(Tensor dy, Tensor x, Tensor kept, Tensor product, Tensor stats, Tensor windows, "
+    "Tensor w_out, Tensor w_in, Tensor b_out, Tensor gain, int hidden, Tensor? seed, int salt, float p) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _new_gradients,
+)
+def backward(
+    dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, stats: Tensor, windows: Tensor, w_out: Tensor, w_in: Tensor,
+    b_out: Tensor, gain: Tensor, hidden: int, seed: Tensor | None, salt: int, p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx; what the matrices' gradients are made of: d_o, h, and those of v and g; sums for the vectors'."""
+    made = _new_gradients(dy, x, kept, product)
+    native.call(
+        symbol("feed_forward_backward", kept.dtype), *made, dy, x, kept, product, stats, windows, windows.shape[1],
+        *x.shape, hidden, w_out, w_in, b_out, gain, seed, salt, p,
+    )  # fmt: skip
+    return made
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w_val: Tensor, b_val: Tensor, w_gate: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+        gain: Tensor, shift: Tensor, w: Weights, spans: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        x = rows_of(x)
+        y, kept, product, stats = forward(
+            x, spans, *w, b_out, gain, shift, w_val.shape[0], eps, seed, salt, p, keep=True
+        )
+        ctx.save_for_backward(x, kept, product, stats, w_val, w_gate, w_out, b_out, gain, spans, seed)
+        ctx.salt, ctx.p = salt, p
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, product, stats, w_val, w_gate, w_out, b_out, gain, spans, seed = ctx.saved_tensors
+        hidden, width = w_val.shape
+        columns = kept.shape[2]
+        up = x.new_zeros(2, columns, width)
+        up[0, :hidden], up[1, :hidden] = w_val, w_gate
+        w_back, w_in = pack(w_out, True, kept.dtype), pack(up.view(-1, width), True, kept.dtype)
+        dx, d_o, h, d, d_bias, d_end = backward(
+            rows_of(dy), x, kept, product, stats, spans, w_back, w_in, b_out, gain, hidden, seed, ctx.salt, ctx.p
+        )
+        d_b_out, d_gain, d_shift = d_end
+        d_w_out = weight_gradient(d_o, h, width, hidden, spans)
+        d_up = weight_gradient(d.view(-1, 2 * columns), x, 2 * columns, width, spans).view(2, columns, width)
+        return (
+            dx, d_up[0, :hidden], d_bias[0, :hidden], d_up[1, :hidden], d_bias[1, :hidden], d_w_out, d_b_out, d_gain,
+            d_shift, *[None] * 6,
+        )  # fmt: skip
+
+
+def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
+    """Rows (N, D) to rows (N, D); see `reference.sublayers.FeedForward`."""
+    w, spans, norm, out = weights(module, compute_dtype(x)), windows(layout), module.norm, module.w_out
+    hidden = module.w_val.weight.shape[0]
+    p = module.dropout.p if module.dropout.training else 0.0
+    if p == 0 and not wants_gradient(module, x):
+        ends = (out.bias, norm.weight, norm.bias, hidden, norm.eps)
+        return forward(rows_of(x), spans, *w, *ends, None, 0, 0.0, keep=False)[0]
+    return _FeedForward.apply(
+        x, module.w_val.weight, module.w_val.bias, module.w_gate.weight, module.w_gate.bias, out.weight, out.bias,
+        norm.weight, norm.bias, w, spans, layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p,
+        norm.eps,
+    )  # fmt: skip

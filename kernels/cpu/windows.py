@@ -1,0 +1,21 @@
+"""A batch's `Layout` in the form that the CPU's kernels read."""
+
+import torch
+from torch import Tensor
+
+from astroco_fast.layout import Layout
+
+
+def windows(layout: Layout) -> Tensor:
+    """The first row and the number of real points of each window, (2, B) int64; made once and kept with the layout.
+
+    A window's real points are one run of rows. Rows in no run are not real.
+    """
+    if "windows" not in layout.scratch:
+        lengths = layout.lengths.clamp(0, layout.length)
+        if layout.index is not None:
+            first = lengths.cumsum(0) - lengths
+        else:
+            first = torch.arange(layout.batch, device=lengths.device) * layout.length
+        layout.scratch["windows"] = torch.stack([first, lengths])
+    return layout.scratch["windows"]
