@@ -16,6 +16,7 @@ from torch import nn
 
 import astroco_fast
 from astroco_fast import commands, ops, selfcheck, verdicts
+from astroco_fast.kernels.cpu import native
 from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
 
@@ -100,12 +101,13 @@ def _devices() -> Iterator[tuple[str, str]]:
         torch.backends.cpu.get_cpu_capability(),
         f"{torch.get_num_threads()} threads of {os.cpu_count()} cores",
     ]
-    yield "cpu", ", ".join([_cpu_name(), *described])
+    yield "cpu", ", ".join([verdicts.cpu_name(), *described])
     found = cpu_features()
     yield "", "features: " + (" ".join(found) if found else "unknown on this system")
     # Without instructions for it bf16 still gives right results, slowly.
-    native = any(name in found for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    yield "", "bf16: " + ("in hardware" if native else "emulated" if found else "unknown")
+    in_hardware = any(name in found for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    yield "", "bf16: " + ("in hardware" if in_hardware else "emulated" if found else "unknown")
+    yield "", f"kernels: {_cpu_kernels()}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -114,24 +116,20 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield "cuda", f"no GPU that torch {torch.__version__} can use"
 
 
-def _cpu_name() -> str:
-    names = _cpuinfo("model name")
-    return names[0] if names else platform.processor() or platform.machine()
+def _cpu_kernels() -> str:
+    """What the CPU's kernels were compiled by and for, and where they lie, or why there are none."""
+    if ops.candidates() == ["reference"]:  # nothing needs them: a compiler would only take its time
+        return "not asked for"
+    if (reason := native.missing()) is not None:
+        return f"none: {reason}"
+    library = native.library()
+    return f"for {library.plan.isa.name}, by {library.plan.version}, in {library.path or 'memory: no cache folder'}"
 
 
 def cpu_features() -> list[str]:
     """Which of `CPU_FEATURES` the processor has, in that order; empty where the system does not tell."""
-    told = {word for key in ("flags", "Features") for line in _cpuinfo(key)[:1] for word in line.split()}
+    told = {word for key in ("flags", "Features") for line in verdicts.cpuinfo(key)[:1] for word in line.split()}
     return [name for name in CPU_FEATURES if name in told]
-
-
-def _cpuinfo(key: str) -> list[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in text.splitlines())
-    return [value.strip() for name, _, value in pairs if name.strip() == key]
 
 
 def _communication() -> dict[str, bool]:

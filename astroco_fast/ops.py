@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
+from astroco_fast.kernels import cpu as _cpu
 from astroco_fast.kernels import triton as _triton
 from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
@@ -30,7 +31,7 @@ OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "m
 
 # By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py; it
 # may have `versions` and `dropout_scale`, as in kernels/triton. A fused one gives zeros for rows that are not real.
-BACKENDS: dict[str, ModuleType] = {"triton": _triton, "reference": _reference}
+BACKENDS: dict[str, ModuleType] = {"triton": _triton, "cpu": _cpu, "reference": _reference}
 
 # The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None

@@ -1,5 +1,6 @@
 """Verdicts of the self-check, kept on disk by everything that could change them."""
 
+import functools
 import hashlib
 import json
 import platform
@@ -47,7 +48,24 @@ def device_name(device: torch.device) -> str:
     """The type of a GPU, or of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device.type} {cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The CPU's model, or where the system does not tell, its architecture."""
+    names = cpuinfo("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cpuinfo(key: str) -> list[str]:
+    """What Linux tells of the CPU under `key`, a value for each core; elsewhere nothing."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in text.splitlines())
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
 
 
 def environment(key: Key, backend: ModuleType) -> str:

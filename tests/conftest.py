@@ -10,6 +10,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Tests mean the reference unless they ask for another backend, in processes that they start too. What the CPU's kernels
+# are to be built for is kept under another name: test processes of pytest-xdist inherit what stands here.
+CPU_ISA = os.environ.setdefault("ASTROCO_TEST_CPU_ISA", os.environ.get("ASTROCO_CPU_ISA", "")) or None
+os.environ["ASTROCO_CPU_ISA"] = "none"
+
 
 @pytest.fixture
 def fresh_selfcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

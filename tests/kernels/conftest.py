@@ -8,35 +8,65 @@ import pytest
 import torch
 
 import astroco_fast as af
-from astroco_fast import selfcheck
+from astroco_fast import ops, selfcheck
+from astroco_fast.kernels import cpu as cpu_backend
 from astroco_fast.kernels import triton as triton_backend
+from astroco_fast.kernels.cpu import build, native
+from tests.conftest import CPU_ISA
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
-def device() -> torch.device:
-    """Where the kernels run: a GPU if there is one, else Triton's interpreter on the CPU."""
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the backend under test runs. Triton: a GPU if there is one, else its interpreter on the CPU."""
+    if "fused" in request.fixturenames and request.getfixturevalue("fused") == "cpu":
+        return torch.device("cpu")
     return DEVICE
 
 
-@pytest.fixture(params=["triton"])
-def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["triton", "cpu"])
+def fused(request: pytest.FixtureRequest) -> str:
     """The name of a backend to hold against the reference; whatever it allocates is NaN at first.
 
     It is used as it is: tests that failed the self-check would otherwise be about the reference.
     """
-    pytest.importorskip(request.param)
-    monkeypatch.setattr(selfcheck, "enabled", False)
+    op = request.node.callspec.params.get("op", request.node.path.stem.removeprefix("test_"))
+    if request.param == "cpu" and op in ops.OPS and op not in cpu_backend.OPS:
+        pytest.skip(f"{op} is not built yet")
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def triton(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The Triton backend's name, for tests of its own kernels."""
+    pytest.importorskip("triton")
     monkeypatch.setattr(triton_backend, "interpreting", DEVICE.type == "cpu")
+    return "triton"
+
+
+@pytest.fixture
+def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU backend's name, for tests of its own kernels. Its library is compiled once, for later sessions too."""
+    monkeypatch.setattr(build, "wish", CPU_ISA)
+    monkeypatch.setenv("ASTROCO_CPU_ISA", CPU_ISA or "")  # of processes that the test starts
+    if (reason := native.missing()) is not None:
+        pytest.skip(reason)
+    return "cpu"
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is allocated is NaN at first; every kernel is trusted."""
+    monkeypatch.setattr(selfcheck, "enabled", False)
     empty = torch.empty
 
-    def poisoned(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def filled(*args, **kwargs):  # type: ignore[no-untyped-def]
         made = empty(*args, **kwargs)
         return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
 
-    monkeypatch.setattr(torch, "empty", poisoned)
-    yield request.param
+    monkeypatch.setattr(torch, "empty", filled)
+    yield
     af.set_backend(None)
 
 

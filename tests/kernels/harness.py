@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import Layout
+from astroco_fast.kernels import cpu
 
 Call = Callable[..., Any]
 
@@ -63,6 +64,12 @@ def pairwise() -> list[Case]:
 def every_case() -> list[Case]:
     """The full product."""
     return [Case(*values) for values in product(*AXES.values())]
+
+
+def fitting(case: Case, backend: str) -> Case:
+    """The case in a dtype that the backend has kernels for, float32 in place of one that it has not."""
+    lacks = backend == "cpu" and (case.dtype not in cpu.DTYPES or cpu.lacking(case.dtype) is not None)
+    return case._replace(dtype=torch.float32) if lacks else case
 
 
 def name(case: Case) -> str:

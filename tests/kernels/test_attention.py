@@ -249,16 +249,16 @@ def test_kernels_of_half_precision(
     ],
     ids=harness.name,
 )
-def test_op_by_fused_kernels(case: Case, fused: str, device: torch.device, imitation: Imitation) -> None:
+def test_op_by_fused_kernels(case: Case, triton: str, device: torch.device, imitation: Imitation) -> None:
     if device.type != "cpu":
         pytest.skip("imitates on the CPU what a GPU has")
-    check("attention", case, fused, device)
+    check("attention", case, triton, device)
     kind = "efficient" if case.dtype == torch.float32 else "flash"
     assert imitation.calls == ([kind] if case.mode == "inference" else [kind, f"{kind} backward"])
 
 
 @pytest.mark.parametrize(("kind", "dtype"), KERNELS)
-def test_without_data(kind: str, dtype: torch.dtype, fused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data(kind: str, dtype: torch.dtype, triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would be given, on tensors without data, forward and backward: 69 channels in heads of 72."""
     monkeypatch.setattr(tensors, "modelled", True)
     half = dtype != torch.float32
@@ -266,7 +266,7 @@ def test_without_data(kind: str, dtype: torch.dtype, fused: str, monkeypatch: py
         module = Attention(276, 4, 0.1)
         layout = Layout.padded(torch.empty(3, dtype=torch.int64), 40)
         x = torch.zeros(layout.rows, 276, requires_grad=True)
-        with af.backend(fused), torch.autocast("cpu", dtype=dtype) if half else contextlib.nullcontext():
+        with af.backend(triton), torch.autocast("cpu", dtype=dtype) if half else contextlib.nullcontext():
             y = ops.attention(module, x, layout)
         y.backward(torch.empty_like(y))
     backward = {"flash": "aten._flash_attention_backward", "efficient": "astroco_fast.efficient_attention_backward"}

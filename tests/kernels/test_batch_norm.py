@@ -60,7 +60,7 @@ def merged(norm: MaskedBatchNorm1d, c: Tensor, valid: Tensor) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize(("count", "real"), [(40, 0), (40, 1), (1, 1), (33, 33), (100, 61)])
-def test_forward_and_running_statistics(count: int, real: int, fused: str, device: torch.device) -> None:
+def test_forward_and_running_statistics(count: int, real: int, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
 
     torch.manual_seed(count + real)
@@ -78,7 +78,7 @@ def test_forward_and_running_statistics(count: int, real: int, fused: str, devic
         torch.testing.assert_close(norm.state_dict()[key].to(value.dtype), value, rtol=1e-5, atol=1e-6)
 
 
-def test_many_tiles_are_merged_in_rounds(fused: str, device: torch.device) -> None:
+def test_many_tiles_are_merged_in_rounds(triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton import batch_norm
 
     c, valid = rows(1200 * TILE, 900 * TILE, device)
@@ -91,7 +91,7 @@ def test_many_tiles_are_merged_in_rounds(fused: str, device: torch.device) -> No
     torch.testing.assert_close(statistics[2].double(), real.var(0, correction=0) * real.shape[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_large_mean_costs_no_digits_of_the_variance(fused: str, device: torch.device) -> None:
+def test_a_large_mean_costs_no_digits_of_the_variance(triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.depthwise import depthwise_statistics
     from astroco_fast.kernels.triton.segments import segments
 
@@ -109,7 +109,7 @@ def test_a_large_mean_costs_no_digits_of_the_variance(fused: str, device: torch.
     torch.testing.assert_close(statistics[3].double(), real.std(0, correction=0).reciprocal(), rtol=2e-6, atol=0)
 
 
-def test_running_statistics_have_a_new_version(fused: str, device: torch.device) -> None:
+def test_running_statistics_have_a_new_version(triton: str, device: torch.device) -> None:
     norm = module(device)
     before = norm.running_var._version
     merged(norm, *rows(20, 20, device))
@@ -118,7 +118,7 @@ def test_running_statistics_have_a_new_version(fused: str, device: torch.device)
 
 @pytest.mark.parametrize("real", [1, 45, 70])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_backward(real: int, fixed: bool, fused: str, device: torch.device) -> None:
+def test_backward(real: int, fixed: bool, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.batch_norm import batch_norm_silu_gradient, batch_norm_silu_sums
 
     torch.manual_seed(real)

@@ -18,7 +18,7 @@ from tests.windows import make_windows
 LENGTHS, SIZE = [20, 9, 13, 20], 20
 
 
-def gradients(rank: int | None) -> dict[str, Tensor]:
+def gradients(rank: int | None, backend: str) -> dict[str, Tensor]:
     """Of a sum over this rank's half of the windows, or over all; averaged over ranks by DDP."""
     triton_backend.interpreting = True
     model = shortened("tiny", layers=1, dropout=0.0).train()
@@ -30,29 +30,29 @@ def gradients(rank: int | None) -> dict[str, Tensor]:
                 module.group = dist.group.WORLD
     mine = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     w = make_windows(LENGTHS, SIZE)
-    with af.backend("triton"):
+    with af.backend(backend):
         out = wrapped(w.time[mine], w.mag[mine], w.err[mine], w.mask[mine], hidden=w.hidden[mine])
         (out.sequence.square().sum() + out.reconstruction.square().sum() + out.embedding.sum()).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found | {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
-def on_one_rank(folder: Path) -> None:
+def on_one_rank(folder: Path, backend: str) -> None:
     from astroco_fast import selfcheck
 
     selfcheck.enabled = False
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    torch.save(gradients(dist.get_rank()), folder / f"{dist.get_rank()}.pt")
+    torch.save(gradients(dist.get_rank(), backend), folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks interpret; a GPU's tests do not")
 def test_two_ranks_are_one(fused: str, tmp_path: Path) -> None:
-    ended = on_ranks(2, on_one_rank, tmp_path, tmp_path=tmp_path)
+    ended = on_ranks(2, on_one_rank, tmp_path, fused, tmp_path=tmp_path)
     assert [rank.code for rank in ended] == [0, 0], ended[0].err
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    whole = gradients(None)
+    whole = gradients(None, fused)
     for name, expected in whole.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         if "running" not in name:

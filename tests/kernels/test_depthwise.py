@@ -55,7 +55,7 @@ SHAPES = [(2, 31, True), (5, 33, False), (32, 1, True), (32, 33, False), (32, 70
 
 
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
-def test_forward(taps: int, length: int, packed: bool, fused: str, device: torch.device) -> None:
+def test_forward(taps: int, length: int, packed: bool, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.depthwise import depthwise_silu, depthwise_statistics
 
     layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
@@ -78,7 +78,7 @@ def test_forward(taps: int, length: int, packed: bool, fused: str, device: torch
 
 
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
-def test_gradients(taps: int, length: int, packed: bool, fused: str, device: torch.device) -> None:
+def test_gradients(taps: int, length: int, packed: bool, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient, depthwise_tap_gradient
 
     layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
@@ -92,7 +92,7 @@ def test_gradients(taps: int, length: int, packed: bool, fused: str, device: tor
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_taps_gradient_sums_over_sweeps(fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_gradient_sums_over_sweeps(triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from astroco_fast.kernels.triton import depthwise
 
     monkeypatch.setattr(depthwise, "SWEEP", 64)
@@ -105,7 +105,7 @@ def test_taps_gradient_sums_over_sweeps(fused: str, device: torch.device, monkey
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_half_precision_statistics_are_of_what_is_stored(fused: str, device: torch.device) -> None:
+def test_half_precision_statistics_are_of_what_is_stored(triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.depthwise import depthwise_statistics
 
     _, rows, u, _, prepared = ready(5, [40], 40, False, device)

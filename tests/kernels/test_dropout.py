@@ -5,19 +5,24 @@ import math
 import pytest
 import torch
 
+from astroco_fast import Layout, ops
 from astroco_fast.kernels.triton.dropout import dropout_mask
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from tests.kernels.conftest import DEVICE
 
 ROWS, WIDTH = 96, 276
 
 
-def kept(seed: int, salt: int, p: float = 0.5, width: int = WIDTH) -> torch.Tensor:
-    return dropout_mask(torch.tensor([seed]), salt, p, ROWS, width) > 0
+def scale_of(backend: str, seed: int, salt: int, p: float = 0.5, width: int = WIDTH) -> torch.Tensor:
+    device = DEVICE if backend == "triton" else torch.device("cpu")
+    layout = Layout.padded(torch.tensor([ROWS], device=device), ROWS)
+    layout.scratch["seed"] = torch.tensor([seed], device=device)
+    return ops.BACKENDS[backend].dropout_scale(layout, salt, p, width)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_share_and_scale(p: float, fused: str) -> None:
-    scale = dropout_mask(torch.tensor([7]), 3, p, ROWS, WIDTH)
+    scale = scale_of(fused, 7, 3, p)
     survivors = scale > 0
     deviation = math.sqrt(p * (1 - p) / survivors.numel())
     assert abs(survivors.float().mean().item() - (1 - p)) < 5 * deviation
@@ -29,6 +34,10 @@ def test_share_and_scale(p: float, fused: str) -> None:
 
 def test_draws_are_independent(fused: str) -> None:
     """Of another seed, salt, neighbouring row and neighbouring channel: half of fair coins agree."""
+
+    def kept(seed: int, salt: int) -> torch.Tensor:
+        return scale_of(fused, seed, salt) > 0
+
     one = kept(7, 3)
     others = [kept(8, 3), kept(7, 4), one.roll(1, 0), one.roll(1, 1), one.roll(4, 1), kept(2**61, 3)]
     for other in others:
@@ -38,10 +47,10 @@ def test_draws_are_independent(fused: str) -> None:
 
 
 def test_a_channel_is_drawn_alike_at_any_width(fused: str) -> None:
-    assert torch.equal(kept(7, 3)[:, :64], kept(7, 3, width=64))
+    assert torch.equal(scale_of(fused, 7, 3)[:, :64], scale_of(fused, 7, 3, width=64))
 
 
-def test_backward_drops_what_forward_dropped(fused: str, device: torch.device) -> None:
+def test_backward_drops_what_forward_dropped(triton: str, device: torch.device) -> None:
     rows, width, p = 33, 64, 0.4
     seed = torch.tensor([11], device=device)
     o, x = torch.randn(rows, width, device=device), torch.zeros(rows, width, device=device)

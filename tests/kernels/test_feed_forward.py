@@ -28,13 +28,13 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=harness.name)
 @pytest.mark.parametrize("keep", [False, True])
-def test_forms(keep: bool, case: Case, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms(keep: bool, case: Case, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sublayer, "KEEP", keep)
-    check("feed_forward", case, fused, device)
+    check("feed_forward", case, triton, device)
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_what_is_kept(keep: bool, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept(keep: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """For backward: rows of x and of W_out's product, two numbers a row, and if told so both up-projections."""
     monkeypatch.setattr(sublayer, "KEEP", keep)
     rows, width = 7, 64

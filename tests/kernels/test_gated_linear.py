@@ -38,7 +38,7 @@ def assert_rows(got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize(("width", "out"), [(100, 100), (64, 160), (512, 96)])
 @pytest.mark.parametrize("activation", ["glu", "gelu"])
 @pytest.mark.parametrize("keep", [False, True])
-def test_gated_linear(width: int, out: int, activation: str, keep: bool, fused: str, device: torch.device) -> None:
+def test_gated_linear(width: int, out: int, activation: str, keep: bool, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 
     x, end, w_val, w_gate, b_val, b_gate = problem(width, out, device)
@@ -89,7 +89,7 @@ def test_gated_linear(width: int, out: int, activation: str, keep: bool, fused: 
 
 @pytest.mark.parametrize("width", [64, 100, 160, 276])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_feed_forward_fused(width: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+def test_feed_forward_fused(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
 
     x, end, w_val, w_gate, b_val, b_gate = problem(width, 2 * width, device)
@@ -106,7 +106,7 @@ def test_feed_forward_fused(width: int, dtype: torch.dtype, fused: str, device: 
 
 @pytest.mark.parametrize(("width", "expansion"), [(100, 2), (512, 1)])
 def test_both_inference_forms_are_one_function(
-    width: int, expansion: int, fused: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    width: int, expansion: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form is chosen by GPU and width; here by hand."""
     from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer

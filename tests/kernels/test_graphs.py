@@ -40,11 +40,11 @@ SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "a
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_waits_for_the_device(training: bool, fused: str) -> None:
+def test_nothing_waits_for_the_device(training: bool, triton: str) -> None:
     """Given lengths, on tensors without data: whatever needed a value from the device would raise."""
     model = shortened("L").to("meta").train(training)
     inputs = [value.to("meta") for value in windows(torch.device("cpu"))]
-    with af.backend(fused), Ops("meta") as ops, torch.set_grad_enabled(training):
+    with af.backend(triton), Ops("meta") as ops, torch.set_grad_enabled(training):
         loss = loss_of(model, inputs, lengths=torch.tensor(LENGTHS))
         if training:
             loss.backward()

@@ -33,6 +33,7 @@ def points(layout: Layout, device: torch.device) -> list[Tensor]:
 
 
 def check(case: Case, fused: str, device: torch.device) -> None:
+    case = harness.fitting(case, fused)
     torch.manual_seed(crc32(repr(case).encode()))
     hide = HIDE[crc32(repr(case).encode()) % len(HIDE)]
     layout = harness.layout_of(case, device)

@@ -43,7 +43,7 @@ def assert_exact(got: Tensor, exact: Tensor, end: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "columns"), SHAPES)
-def test_linear(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+def test_linear(width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     torch.manual_seed(width)
     end, x, b = ends(device), torch.randn(ROWS, width, device=device), torch.randn(columns - 4, device=device)
     w = half(columns, pitch(width), dtype, device, (columns, width))
@@ -55,7 +55,7 @@ def test_linear(width: int, columns: int, dtype: torch.dtype, fused: str, device
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "columns"), SHAPES)
-def test_linear_onto(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+def test_linear_onto(width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     torch.manual_seed(width)
     end, base = ends(device), torch.randn(ROWS, width, device=device)
     d = torch.randn(ROWS, columns, device=device).to(dtype)
@@ -66,7 +66,7 @@ def test_linear_onto(width: int, columns: int, dtype: torch.dtype, fused: str, d
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "columns"), SHAPES)
-def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     torch.manual_seed(width)
     end, x = ends(device), 3 + torch.randn(ROWS, width, device=device)
     a = torch.randn(ROWS, columns, device=device).to(dtype)
@@ -80,13 +80,13 @@ def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, fuse
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [20, 64, 276])
-def test_half_rows(width: int, dtype: torch.dtype, fused: str, device: torch.device) -> None:
+def test_half_rows(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     end, x = ends(device), torch.randn(ROWS, width, device=device)
     expected = F.pad(x.masked_fill((end == 0)[:, None], 0), (0, pitch(width) - width)).to(dtype)
     assert torch.equal(half_rows(poisoned(x, end), end, dtype), expected)
 
 
-def test_no_rows(fused: str, device: torch.device) -> None:
+def test_no_rows(triton: str, device: torch.device) -> None:
     end, x = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
     assert linear(x, w, v, end).shape == linear_onto(x, w, x, end).shape == (0, 64)
@@ -94,7 +94,7 @@ def test_no_rows(fused: str, device: torch.device) -> None:
     assert half_rows(x, end, torch.bfloat16).shape == (0, 64)
 
 
-def test_schemas(fused: str, device: torch.device) -> None:
+def test_schemas(triton: str, device: torch.device) -> None:
     """What `torch.compile` relies on: the schema, and shapes and strides without data."""
     end, x = ends(device), torch.randn(ROWS, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)

@@ -24,6 +24,7 @@ def mix_of(layers: int, device: torch.device) -> LayerMix:
 
 
 def check(case: Case, fused: str, device: torch.device) -> None:
+    case = harness.fitting(case, fused)
     torch.manual_seed(crc32(repr(case).encode()))
     layers = LAYERS[crc32(repr(case).encode()) % len(LAYERS)]
     layout = harness.layout_of(case, device)

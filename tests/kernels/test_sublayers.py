@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from astroco_fast import Layout, ops
+from astroco_fast import ops
 from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward
 from tests.kernels import harness
 from tests.kernels.harness import Case
@@ -32,15 +32,8 @@ class GivenDropout(nn.Module):
         return x * self.scale.to(x.dtype)
 
 
-def dropout_scale(backend: str, layout: Layout, width: int) -> Tensor:
-    """What the backend will multiply by in the op whose dropout has `SALT`."""
-    assert backend == "triton"
-    from astroco_fast.kernels.triton.dropout import dropout_mask
-
-    return dropout_mask(layout.seed(), SALT, P, layout.rows, width)
-
-
 def check(op: str, case: Case, fused: str, device: torch.device) -> None:
+    case = harness.fitting(case, fused)
     torch.manual_seed(crc32(repr(case).encode()))
     call, make = SUBLAYERS[op]
     module = make(case.width, P).to(device).train(case.mode == "training")
@@ -57,7 +50,7 @@ def check(op: str, case: Case, fused: str, device: torch.device) -> None:
     real = harness.real_rows(layout)[:, None]
     plain_module = copy.deepcopy(module)
     if case.mode == "training":
-        plain_module.dropout = GivenDropout(dropout_scale(fused, layout, case.width))
+        plain_module.dropout = GivenDropout(ops.BACKENDS[fused].dropout_scale(layout, SALT, P, case.width))
 
     x = torch.randn(layout.rows, case.width, device=device)
     up = torch.randn_like(x)
