@@ -103,7 +103,7 @@ void input_embed(
     for (int64_t r = 0, row = first; r < m; ++r, ++row) {
       float* z = o + r * p;
       if (product) to_half(z, p, product + row * p);
-      columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(b_fuse + j, n), gelu)); });
+      columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(b_fuse + j, n), gelu<T>)); });
       const Statistics s = statistics(z, width, eps);
       normalise(z, s, gain, shift, width, y + row * width);
       if (stats) {
@@ -132,11 +132,11 @@ void input_embed_backward(
   parallel_for(threads, work.size(), [&](int64_t i) {
     Scratch scratch;
     float *z = scratch.take<float>(p), *slope = scratch.take<float>(p), *d = scratch.take<float>(p);
-    float* into = vectors.of(i);
+    double* into = vectors.of(i);
     for (int64_t row = work[i].first; row < work[i].first + work[i].count; ++row) {
       columns(width, [&](int64_t j, int64_t n) {
         auto one = [](Vec x, Vec& z, Vec& slope) {
-          const Normal at = normal(x);
+          const Normal at = normal<T>(x);
           z = x * at.cdf;
           slope = at::vec::fmadd(x, at.pdf, at.cdf);
         };
@@ -151,10 +151,10 @@ void input_embed_backward(
       columns(width, [&](int64_t j, int64_t n) {
         const Two through = load2(d + j, n) * load2(slope + j);
         store2(d + j, through);
-        float* to = into + 2 * p + j;
-        store2(to, load2(to) + through);
-        store2(to + p, load2(to + p) + through * Vec(point.mag));
-        store2(to + 2 * p, load2(to + 2 * p) + through * Vec(point.err));
+        double* to = into + 2 * p + j;
+        add_to(to, through, n);
+        add_to(to + p, through * Vec(point.mag), n);
+        add_to(to + 2 * p, through * Vec(point.err), n);
       });
       to_half(d, width, d_o + row * p);
     }
