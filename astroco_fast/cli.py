@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "pretrain": "pretrain an encoder by masked reconstruction",
     "embed": "light curves to vectors, one row a light curve",
+    "probe": "tell classes of stars by a frozen encoder's embeddings, from few labels",
     "convert": "light curves of any format to a packed store",
     "simulate": "a simulated survey of variable stars",
     "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",

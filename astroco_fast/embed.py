@@ -182,7 +182,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     out = Path(config.out)
     if out.exists() and Path(config.source).exists() and out.samefile(config.source):
         raise UserError(f"{out}: holds the light curves; choose another output")
-    model = load_model(config.model).to(_device(config.device))
+    model = load_model(config.model).to(pick_device(config.device))
     dropped: Counter[str] = Counter()
     rows = 0
     with whole_file(out) as partial, ExitStack() as stack:
@@ -200,7 +200,8 @@ def write_embeddings(config: EmbedConfig) -> int:
     return rows
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto: a GPU if there is one. Raises UserError where it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -82,6 +82,8 @@ def _words(kind: Any) -> str:
         return " or ".join(map(str, parts))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_words, parts))
+    if origin is list:
+        return f"a list [{_words(parts[0])}, ...]"
     if origin is tuple:
         return f"a list [{', '.join(map(_words, parts))}]"
     return _WORDS.get(kind, "a group of settings")

@@ -1,0 +1,43 @@
+"""`astroco probe`: how well classes of stars can be told from a frozen encoder's embeddings.
+
+astroco probe --data survey.parquet --model RUN/checkpoints/best --out probes/survey
+
+The protocol is the paper's, as far as it tells it; docs/probe.md says what is its and what is ours.
+"""
+
+from collections.abc import Sequence
+
+from astroco_fast import commands
+from astroco_fast.probe.config import HeadConfig, ProbeConfig
+from astroco_fast.probe.evaluate import Outcome, evaluate
+from astroco_fast.probe.run import probe
+from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
+
+__all__ = [
+    "HeadConfig",
+    "Outcome",
+    "ProbeConfig",
+    "Split",
+    "draw",
+    "evaluate",
+    "main",
+    "probe",
+    "read_splits",
+    "write_splits",
+]
+
+_DESCRIPTION = (
+    "Probe a frozen encoder: embed labelled light curves once, train a linear head (and scikit-learn's logistic "
+    "regression and nearest neighbours) on a few stars a class, and test it on others. --data and --model are needed, "
+    "and --out, the folder for splits, embeddings, tables and figures; run again, it embeds only what is missing."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 2 bad input."""
+
+    def body() -> int:
+        probe(commands.parse(ProbeConfig, "astroco probe", _DESCRIPTION, argv))
+        return 0
+
+    return commands.run(body)

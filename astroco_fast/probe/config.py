@@ -1,0 +1,119 @@
+"""The settings of a probe."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from astroco_fast.data.columns import Columns
+from astroco_fast.errors import UserError
+
+Probe = Literal["linear", "logistic", "knn"]
+PAPER_SIZES = (20, 100, 500)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The linear head: one Linear layer on standardised embeddings, trained by AdamW on the cross-entropy.
+
+    Args:
+        learning_rate: AdamW's.
+        weight_decay: AdamW's, for the weights; biases have none.
+        batch_size: stars of one step.
+        epochs: passes over the training stars at most.
+        patience: stop after this many epochs in a row without a lower cross-entropy of the validation stars. The head
+            of the best epoch is tested.
+    """
+
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    epochs: int = 500
+    patience: int = 30
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"head.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"head.learning_rate must be a positive number, not {self.learning_rate}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"head.weight_decay must be zero or more, not {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Probe a frozen encoder.
+
+    Args:
+        data: labelled light curves: a table or folder that `astroco embed` reads, a store, or a folder of given splits
+            as Astromer's are (fold_0/alcock_20/train ...), of tables or TFRecord files.
+        model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
+        out: folder to write to: config.yaml, splits.csv, embeddings.parquet, results.json, .csv and .md, and
+            confusion_N.png. Embeddings that are there already, of this model, are used again.
+        labels: table (CSV, Parquet) with the columns id and label, which then count rather than the light curves' own.
+        classes: only these, such as '[RRab, RRc, EA]'. Default: all labels there are.
+        sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100, 500; all, where splits are
+            given.
+        validation: validation stars a class, or as many as there are training stars, if these are fewer. They choose
+            the linear head's epoch.
+        test: test stars a class.
+        folds: independent draws of training, validation and test stars.
+        seeds: runs of the linear head on each fold, from other initial weights and in another order.
+        seed: of the draws and the runs.
+        splits: table of given splits (id, fold, split, and perhaps n), such as another probe's splits.csv; validation,
+            test and folds then do not count.
+        allow_fewer: where a class has too few stars, share what it has out in the same proportions; otherwise an error.
+        probes: which classifiers: linear (the paper's head), logistic (scikit-learn's logistic regression), knn (its
+            nearest neighbours).
+        head: the linear head's training.
+        logistic_c: the logistic regression's C, the inverse of its penalty.
+        neighbours: of the nearest-neighbour probe.
+        band: only this band.
+        columns: which columns hold what; default by alias.
+        min_points: light curves with fewer good points are left out, and counted.
+        batch_size: windows a forward pass of the encoder.
+        device: for the encoder: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
+        plots: draw the confusion matrices, if matplotlib is there.
+    """
+
+    data: str
+    model: str
+    out: str
+    labels: str | None = None
+    classes: list[str] | None = None
+    sizes: list[int] | None = None
+    validation: int = 80
+    test: int = 100
+    folds: int = 3
+    seeds: int = 3
+    seed: int = 0
+    splits: str | None = None
+    allow_fewer: bool = False
+    probes: list[Probe] = field(default_factory=lambda: list(get_args(Probe)))
+    head: HeadConfig = field(default_factory=HeadConfig)
+    logistic_c: float = 1.0
+    neighbours: int = 5
+    band: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    min_points: int = 1
+    batch_size: int = 256
+    device: str = "auto"
+    plots: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test", "folds", "seeds", "neighbours", "min_points", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+        if not 0 < self.logistic_c < float("inf"):
+            raise UserError(f"logistic_c must be a positive number, not {self.logistic_c}")
+        if self.sizes is not None and (not self.sizes or min(self.sizes) < 1 or len({*self.sizes}) < len(self.sizes)):
+            raise UserError(f"sizes must be different whole numbers from 1 on, such as [20, 100], not {self.sizes}")
+        if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
+            raise UserError(f"classes must be two or more different labels, not {self.classes}")
+        if not self.probes or len({*self.probes}) < len(self.probes):
+            raise UserError(f"probes must be one or more of {', '.join(get_args(Probe))}, not {self.probes}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As YAML and JSON types; the inverse of what `--config` reads."""
+        return asdict(self)

@@ -1,0 +1,107 @@
+"""Every probe on every split: what is trained on which stars, and what it makes of the test stars."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from astroco_fast.errors import UserError
+from astroco_fast.probe.config import ProbeConfig
+from astroco_fast.probe.heads import (
+    Matrix,
+    Sample,
+    fit_logistic,
+    fit_neighbours,
+    head_seed,
+    require_scikit_learn,
+    train_linear,
+)
+from astroco_fast.probe.metrics import Confusion, confusion_matrix
+from astroco_fast.probe.splits import Split
+from astroco_fast.probe.tables import Text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained probe on its fold's test stars.
+
+    Attributes:
+        probe: linear, logistic or knn.
+        n: training stars a class.
+        fold: of the split.
+        seed: which run of the linear head; None for probes that draw nothing at random.
+        epoch: the one that the validation stars chose; None where there are no epochs.
+        confusion: (C, C), test stars by true and predicted class.
+    """
+
+    probe: str
+    n: int
+    fold: int
+    seed: int | None
+    epoch: int | None
+    confusion: Confusion
+
+
+def evaluate(
+    vectors: Matrix, ids: Text, labels: Text, classes: Sequence[str], splits: Sequence[Split], config: ProbeConfig
+) -> list[Outcome]:
+    """Train and test the configuration's probes on each split.
+
+    Args:
+        vectors: (n, D) float32, embeddings, from whatever encoder.
+        ids: (n,) the stars' ids; each star of the splits is among them.
+        labels: (n,) their classes.
+        classes: the C classes, in the order of the confusion matrices.
+        splits: which stars train, validate and test.
+        config: the probes and their settings; nothing of data, model and splits is used.
+
+    Returns:
+        An outcome for each probe, split and, of the linear head, seed.
+
+    Raises:
+        UserError: a class without training or test stars, embeddings that are not finite, or no scikit-learn.
+    """
+    if {*config.probes} - {"linear"}:
+        require_scikit_learn()
+    if not np.isfinite(vectors).all():
+        star = ids[int(np.argmax(~np.isfinite(vectors).all(1)))]
+        raise UserError(f"the embedding of star {star!r} is not finite; has the model diverged?")
+    row = {star: i for i, star in enumerate(ids)}
+    number = {name: i for i, name in enumerate(classes)}
+    known = np.array([number[label] for label in labels], dtype=np.int64)
+    outcomes: list[Outcome] = []
+    with tqdm(total=len(splits), desc="probe", unit=" splits", disable=None) as progress:
+        for split in splits:
+            rows = {part: np.array([row[star] for star in stars]) for part, stars in split.parts.items()}
+            samples = {part: Sample(vectors[at], known[at]) for part, at in rows.items()}
+            _check_classes(split, samples, classes)
+            outcomes += _on_split(split, samples, len(classes), config)
+            progress.update()
+    return outcomes
+
+
+def _on_split(split: Split, samples: dict[str, Sample], classes: int, config: ProbeConfig) -> Iterator[Outcome]:
+    train, validation, test = samples["train"], samples["validation"], samples["test"]
+    for probe in config.probes:
+        if probe == "linear":
+            for run in range(config.seeds):
+                seed = head_seed(config.seed, split.n, split.fold, run)
+                head = train_linear(train, validation, classes, config.head, seed)
+                matrix = confusion_matrix(test.classes, head.predict(test.vectors), classes)
+                yield Outcome(probe, split.n, split.fold, run, head.epoch, matrix)
+        else:
+            logistic = probe == "logistic"
+            predict = fit_logistic(train, config.logistic_c) if logistic else fit_neighbours(train, config.neighbours)
+            matrix = confusion_matrix(test.classes, predict(test.vectors), classes)
+            yield Outcome(probe, split.n, split.fold, None, None, matrix)
+
+
+def _check_classes(split: Split, samples: dict[str, Sample], classes: Sequence[str]) -> None:
+    for part in ("train", "test"):
+        absent = [name for i, name in enumerate(classes) if not (samples[part].classes == i).any()]
+        if absent:
+            raise UserError(
+                f"n = {split.n}, fold {split.fold}: no star of class {absent[0]!r} in {part}; mend the splits, or "
+                "choose among the classes by --classes"
+            )

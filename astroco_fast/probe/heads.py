@@ -1,0 +1,128 @@
+"""The classifiers on top of embeddings. Each standardises them by the training stars' mean and standard deviation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from astroco_fast.data.hashing import STREAM_PROBE, hash64
+from astroco_fast.errors import MissingExtraError
+from astroco_fast.probe.config import HeadConfig
+
+Matrix = NDArray[np.float32]
+Classes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Stars of one part: embeddings (n, D), and classes (n,) as numbers from 0."""
+
+    vectors: Matrix
+    classes: Classes
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A trained head: standardises, then class scores = vectors @ weight.T + bias; `epoch` is the chosen one."""
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    epoch: int
+
+    def predict(self, vectors: Matrix) -> Classes:
+        """(n,), the class of the highest score."""
+        x = (torch.from_numpy(vectors) - self.mean) / self.scale
+        return (x @ self.weight.T + self.bias).argmax(1).numpy()
+
+
+def train_linear(train: Sample, validation: Sample, classes: int, config: HeadConfig, seed: int) -> LinearHead:
+    """Train the paper's head, of which the validation stars choose the epoch.
+
+    Args:
+        train, validation: the stars.
+        classes: C, how many classes there are.
+        config: the training's settings.
+        seed: of the initial weights and of the order of the stars; the same seed gives the same head.
+
+    Returns:
+        The head of the epoch with the lowest cross-entropy of the validation stars; epochs count from 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.from_numpy(train.vectors)
+    mean, scale = vectors.mean(0), vectors.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # what never varies becomes zero
+    x, y = (vectors - mean) / scale, torch.from_numpy(train.classes)
+    x_val, y_val = (torch.from_numpy(validation.vectors) - mean) / scale, torch.from_numpy(validation.classes)
+    bound = x.shape[1] ** -0.5
+    weight = torch.empty(classes, x.shape[1]).uniform_(-bound, bound, generator=generator).requires_grad_()
+    bias = torch.zeros(classes, requires_grad=True)
+    groups = [{"params": [weight], "weight_decay": config.weight_decay}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    best, lowest, chosen = (weight.detach().clone(), bias.detach().clone()), float("inf"), 0
+    for epoch in range(1, config.epochs + 1):
+        for rows in torch.randperm(len(x), generator=generator).split(config.batch_size):
+            loss = cross_entropy(x[rows] @ weight.T + bias, y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            value = float(cross_entropy(x_val @ weight.T + bias, y_val))
+        if value < lowest:
+            best, lowest, chosen = (weight.detach().clone(), bias.detach().clone()), value, epoch
+        elif epoch - chosen >= config.patience:
+            break
+    return LinearHead(mean, scale, *best, epoch=chosen)
+
+
+def head_seed(seed: int, n: int, fold: int, run: int) -> int:
+    """The seed of one run of the linear head: 63 bits that (seed, n, fold, run) alone decide."""
+    return int(hash64(STREAM_PROBE, seed, n, fold, run)) >> 1
+
+
+def fit_logistic(train: Sample, c: float) -> Callable[[Matrix], Classes]:
+    """scikit-learn's logistic regression on standardised embeddings, classes weighted to count the same.
+
+    Returns:
+        What predicts the classes (n,) of embeddings (n, D).
+    """
+    require_scikit_learn()
+    from sklearn.linear_model import LogisticRegression
+
+    return _fit(LogisticRegression(C=c, class_weight="balanced", max_iter=5000), train)
+
+
+def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes]:
+    """scikit-learn's k-nearest neighbours on standardised embeddings; k is at most the number of training stars.
+
+    Returns:
+        What predicts the classes (n,) of embeddings (n, D).
+    """
+    require_scikit_learn()
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return _fit(KNeighborsClassifier(n_neighbors=min(neighbours, len(train.classes))), train)
+
+
+def require_scikit_learn() -> None:
+    """Raises MissingExtraError where there is no scikit-learn."""
+    if find_spec("sklearn") is None:
+        purpose = "every probe but linear (--probes '[linear]' does without)"
+        raise MissingExtraError("scikit-learn", "probe", purpose)
+
+
+def _fit(classifier: Any, train: Sample) -> Callable[[Matrix], Classes]:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    predict: Callable[[Matrix], Classes] = (
+        make_pipeline(StandardScaler(), classifier).fit(train.vectors, train.classes).predict
+    )
+    return predict

@@ -1,0 +1,146 @@
+"""The command from its settings to the files in its folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from astroco_fast.data.columns import listed
+from astroco_fast.data.store import Store
+from astroco_fast.embed import pick_device
+from astroco_fast.errors import UserError
+from astroco_fast.files import held, whole_file
+from astroco_fast.pretrain.weights import load_model
+from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
+from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
+from astroco_fast.probe.evaluate import evaluate
+from astroco_fast.probe.heads import require_scikit_learn
+from astroco_fast.probe.results import plus_minus, summarise, write_results
+from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
+from astroco_fast.probe.stars import Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.probe.tables import Text
+from astroco_fast.text import rows
+
+EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
+
+
+def probe(config: ProbeConfig) -> dict[str, Any]:
+    """Run `astroco probe`: split, embed, train and test, and write the folder's files.
+
+    Returns:
+        What stands in results.json.
+
+    Raises:
+        UserError: anything wrong with the data, the labels, the splits, the model or the folder; names it.
+    """
+    if {*config.probes} - {"linear"}:
+        require_scikit_learn()
+    out = Path(config.out)
+    portions = open_portions(config.data, config.columns, config.band)
+    model = load_model(config.model).to(pick_device(config.device))
+    stars = read_stars(portions, config.min_points)
+    if config.labels is not None:
+        relabel(stars, config.labels, config.columns)
+    ids, labels = choose(stars, config.classes)
+    splits = _splits(config, stars, ids, labels)
+    used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
+    classes = config.classes or sorted({stars.labels[star] for star in used})
+    with _folder(out):
+        with whole_file(out / CONFIG) as partial:
+            partial.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+        write_splits(out / SPLITS, splits, stars.labels)
+        digest = model_digest(model)
+        cache = Embeddings(out / EMBEDDINGS, digest)
+        made = extract(
+            model, portions, stars, list(used), cache, batch_size=config.batch_size, min_points=config.min_points
+        )
+        print(f"{out / EMBEDDINGS}: {len(used):,} stars, {made:,} of them embedded now", flush=True)
+        vectors = cache.of([stars.curves[star] for star in used])
+        of_used = np.array([stars.labels[star] for star in used], dtype=object)
+        outcomes = evaluate(vectors, used, of_used, classes, splits, config)
+        facts = {"model_sha256": digest, "data_sha256": stars.digest(list(used)), "simulated": stars.simulated}
+        results = summarise(outcomes, classes, splits, stars.labels, config, facts)
+        paths = write_results(out, results, outcomes, config.plots)
+    print("\n".join([*rows(_table(results)), "", *map(str, paths)]))
+    return results
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the folder and hold it; two probes at once would mix their files."""
+    if Store.is_store(out):
+        raise UserError(f"{out}: a store of light curves is no place for results; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be the folder of results: {error.strerror}; choose another --out") from error
+    with held(out, "another probe is writing to it; wait for it, or choose another --out"):
+        yield
+
+
+def _splits(config: ProbeConfig, stars: Stars, ids: Text, labels: Text) -> list[Split]:
+    """The splits that are given, of the data's folders or in a file, or else drawn ones."""
+    if stars.placed and config.splits is not None:
+        raise UserError(f"{config.data} gives splits by its folders; leave out --splits")
+    if stars.placed:
+        return _given(config, stars, stars.splits(), config.data)
+    if config.splits is not None:
+        return _given(config, stars, read_splits(config.splits), config.splits)
+    return draw(
+        ids,
+        labels,
+        config.sizes or PAPER_SIZES,
+        validation=config.validation,
+        test=config.test,
+        folds=config.folds,
+        seed=config.seed,
+        allow_fewer=config.allow_fewer,
+    )
+
+
+def _given(config: ProbeConfig, stars: Stars, splits: list[Split], source: str) -> list[Split]:
+    """Given splits of the sizes and classes that are asked for.
+
+    Raises:
+        UserError: a size that is not there, or a star without light curve or label.
+    """
+    there = sorted({split.n for split in splits})
+    absent = sorted({*(config.sizes or ())} - {*there})
+    if absent:
+        raise UserError(f"{source}: no splits of size {absent[0]}; there are: {', '.join(map(str, there))}")
+    chosen = []
+    for split in splits:
+        if config.sizes is None or split.n in config.sizes:
+            _check_known(split, stars, source)
+            of = {part: tuple(star for star in ids if _asked(config, stars, star)) for part, ids in split.parts.items()}
+            chosen.append(Split(split.n, split.fold, **of))
+    return chosen
+
+
+def _check_known(split: Split, stars: Stars, source: str) -> None:
+    lost = sorted(split.stars - stars.curves.keys())
+    if lost:
+        more = f" ({len(lost):,} such stars: {listed(lost[:3])} ...)" if len(lost) > 1 else ""
+        raise UserError(
+            f"{source}: star {lost[0]!r} has no light curve in the data, or one with too few good points{more}; "
+            "give the data that the splits were made of"
+        )
+    nameless = sorted(split.stars - stars.labels.keys())
+    if nameless:
+        raise UserError(f"{source}: star {nameless[0]!r} has no label; give labels by --labels FILE")
+
+
+def _asked(config: ProbeConfig, stars: Stars, star: str) -> bool:
+    return config.classes is None or stars.labels[star] in config.classes
+
+
+def _table(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Macro-F1 and balanced accuracy of each probe and size."""
+    table: list[tuple[str, ...]] = [("probe", "n", "macro-F1", "balanced accuracy")]
+    for entry in results["results"]:
+        figures = (plus_minus(entry["macro_f1"]), plus_minus(entry["balanced_accuracy"]))
+        table.append((entry["probe"], str(entry["n"]), *figures))
+    return table

@@ -1,0 +1,183 @@
+"""The stars to probe: their labels, and a hash of each light curve, read without keeping the points."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from astroco_fast.data.clean import CleanConfig, clean
+from astroco_fast.data.columns import Columns, listed
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.readers import Source, open_source
+from astroco_fast.data.seen import Seen, two_labels
+from astroco_fast.data.split import star_hash
+from astroco_fast.errors import UserError
+from astroco_fast.probe.records import SUFFIXES, RecordFiles
+from astroco_fast.probe.splits import Split, split_name
+from astroco_fast.probe.tables import Text, read_text
+
+_FOLD, _SIZE = re.compile(r"fold_?(\d+)", re.IGNORECASE), re.compile(r"(?:.*\D)?(\d+)")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Light curves, and the size, fold and part that their folder gives to them; None: none."""
+
+    source: Source
+    place: tuple[int, int, str] | None = None
+
+    def batches(self, min_points: int, dropped: Counter[str]) -> Iterator[tuple[CurveBatch, list[str]]]:
+        """Clean light curves, as `astroco embed` has them, each with the hash of its points; adds to `dropped`."""
+        config = CleanConfig(min_points=min_points)
+        for raw in self.source.batches():
+            batch, reasons = clean(raw, config)
+            dropped.update(reasons)
+            if len(batch):
+                yield batch, _digests(batch)
+
+
+@dataclass
+class Stars:
+    """What is known of n stars.
+
+    Attributes:
+        labels: id -> class; without the stars that have none.
+        curves: id -> hash of the points of its light curve.
+        placed: (n, fold, part) -> ids, where the data give splits.
+        dropped: what the cleaning left out, by reason.
+        simulated: whether any of it is simulated.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, str] = field(default_factory=dict)
+    placed: dict[tuple[int, int, str], list[str]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    simulated: bool = False
+
+    def digest(self, ids: Sequence[str]) -> str:
+        """One hash of these stars: ids, classes and light curves, whatever their order."""
+        text = "\n".join(f"{star}\t{self.labels[star]}\t{self.curves[star]}" for star in sorted(ids))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def splits(self) -> list[Split]:
+        """The splits that the data give.
+
+        Raises:
+            UserError: leakage, or a fold without training, validation or test stars.
+        """
+        folds = sorted({(n, fold) for n, fold, _ in self.placed})
+        parts = ("train", "validation", "test")
+        found = [{part: tuple(self.placed.get((n, fold, part), ())) for part in parts} for n, fold in folds]
+        return [Split(n, fold, **stars) for (n, fold), stars in zip(folds, found, strict=True)]
+
+
+def open_portions(data: str, columns: Columns, band: str | None) -> list[Portion]:
+    """Light curves by where they lie: one portion, or one for each folder of given splits.
+
+    A folder of splits is called train, val, validation or test, and lies below one called fold_K and another one whose
+    name ends with a number, the size: fold_0/alcock_20/train, or 20/fold_0/train. Others are left alone.
+    """
+    root = Path(data)
+    places = _places(root) if root.is_dir() else []
+    if not places:
+        return [Portion(open_source(data, columns, band))]
+    portions = []
+    for folder, place in places:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        curves = RecordFiles(folder, files, columns) if files else folder
+        portions.append(Portion(open_source(curves, columns, band), place))
+    return portions
+
+
+def _places(root: Path) -> list[tuple[Path, tuple[int, int, str]]]:
+    found = []
+    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and split_name(path.name)):
+        above = folder.relative_to(root).parts[:-1]
+        folds = [match for match in map(_FOLD.fullmatch, above) if match]
+        sizes = [match for name in above if not _FOLD.fullmatch(name) and (match := _SIZE.fullmatch(name))]
+        part = split_name(folder.name)
+        if folds and sizes and part is not None:
+            found.append((folder, (int(sizes[-1][1]), int(folds[-1][1]), part)))
+    return found
+
+
+def read_stars(portions: Sequence[Portion], min_points: int) -> Stars:
+    """Read all light curves once, keeping labels and hashes.
+
+    Raises:
+        UserError: a star with two light curves (bands), or two labels; or input that cannot be read.
+    """
+    stars = Stars()
+    bands: dict[str, str] = {}
+    for portion in portions:
+        seen = Seen()
+        here: set[str] = set()
+        for batch, digests in portion.batches(min_points, stars.dropped):
+            seen.check(batch, star_hash(batch.ids))
+            stars.simulated |= batch.simulated
+            for star, band, label, digest in zip(batch.ids, batch.band, batch.label, digests, strict=True):
+                if star in here or stars.curves.get(star, digest) != digest:
+                    raise UserError(_two_curves(batch.source, star, bands[star], band))
+                if stars.labels.get(star, label) != label:
+                    raise UserError(two_labels(batch.source, star, stars.labels[star], label))
+                here.add(star)
+                bands[star], stars.curves[star] = band, digest
+                if label:
+                    stars.labels[star] = label
+        if portion.place is not None:
+            stars.placed.setdefault(portion.place, []).extend(here)
+    return stars
+
+
+def _two_curves(source: str, star: str, one: str, other: str) -> str:
+    start = f"{source or 'light curves'}: star {star!r} has two light curves"
+    if one != other:
+        return f"{start}, in bands {one!r} and {other!r}; choose one band by --band"
+    return f"{start}, with other points in another fold's folder; keep one"
+
+
+def relabel(stars: Stars, path: str, columns: Columns) -> None:
+    """Replace the labels by those of a table with the columns id and label.
+
+    Raises:
+        UserError: two labels for one star, or no star of the table among the light curves.
+    """
+    table = read_text(path, {"id": columns.id, "label": columns.label})
+    labels: dict[str, str] = {}
+    for star, label in zip(table["id"], table["label"], strict=True):
+        if labels.setdefault(star, label) != label:
+            raise UserError(two_labels(path, star, labels[star], label))
+    stars.labels = {star: labels[star] for star in stars.curves if star in labels}
+    if not stars.labels:
+        raise UserError(f"{path}: none of its stars ({listed(list(labels)[:3])}) has a light curve; compare the ids")
+
+
+def choose(stars: Stars, classes: Sequence[str] | None) -> tuple[Text, Text]:
+    """Ids and labels (n,) of the labelled stars of these classes, by default of all, in the order of the ids.
+
+    Raises:
+        UserError: no star has a label, or none one of these classes.
+    """
+    if not stars.labels:
+        raise UserError(
+            "no light curve has a label: name the column by --columns.label, or give a table with --labels FILE"
+        )
+    unknown = sorted({*classes} - {*stars.labels.values()}) if classes is not None else []
+    if unknown:
+        raise UserError(f"no star of class {unknown[0]!r}; found: {listed(sorted({*stars.labels.values()}))}")
+    ids = sorted(star for star, label in stars.labels.items() if classes is None or label in classes)
+    return np.array(ids, dtype=object), np.array([stars.labels[star] for star in ids], dtype=object)
+
+
+def _digests(batch: CurveBatch) -> list[str]:
+    digests = []
+    for first, last in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for values in (batch.time, batch.mag, batch.err):
+            digest.update(values[first:last].tobytes())
+        digests.append(digest.hexdigest())
+    return digests

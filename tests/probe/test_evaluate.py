@@ -1,0 +1,132 @@
+"""Probes on planted embeddings: what can be told apart is, what cannot is not, and the same again."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.probe.config import HeadConfig, ProbeConfig
+from astroco_fast.probe.evaluate import Outcome, evaluate
+from astroco_fast.probe.heads import Sample, train_linear
+from astroco_fast.probe.metrics import (
+    balanced_accuracy,
+    confusion_matrix,
+    f1_scores,
+    macro_f1,
+    mean_and_deviation,
+)
+from astroco_fast.probe.splits import draw
+
+CLASSES = ("EA", "LPV", "RRab", "RRc")
+STARS, WIDTH = 70, 8
+CONFIG = ProbeConfig(data="", model="", out="", seeds=2, head=HeadConfig(epochs=60))
+
+
+def planted(distance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors, ids and labels of classes whose means are some standard deviations apart; scales differ widely."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.array(CLASSES, dtype=object), STARS)
+    means = distance * np.eye(len(CLASSES), WIDTH)
+    vectors = rng.normal(size=(len(labels), WIDTH)) + np.repeat(means, STARS, axis=0)
+    vectors = vectors * np.logspace(-3, 3, WIDTH) + 5.0
+    return vectors.astype(np.float32), np.array([f"s{i}" for i in range(len(labels))], dtype=object), labels
+
+
+def probe(vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray, config: ProbeConfig = CONFIG) -> list[Outcome]:
+    splits = draw(ids, labels, (20,), validation=20, test=30, folds=2)
+    return evaluate(vectors, ids, labels, CLASSES, splits, config)
+
+
+def test_separable_embeddings_are_told_apart_by_every_probe() -> None:
+    outcomes = probe(*planted(distance=8.0))
+    assert [(o.probe, o.fold, o.seed) for o in outcomes[:4]] == [
+        ("linear", 0, 0),
+        ("linear", 0, 1),
+        ("logistic", 0, None),
+        ("knn", 0, None),
+    ]
+    assert len(outcomes) == 8
+    for outcome in outcomes:
+        assert outcome.confusion.sum(1).tolist() == [30] * len(CLASSES)
+        assert macro_f1(outcome.confusion) > 0.97
+
+
+def test_shuffled_labels_give_chance() -> None:
+    vectors, ids, labels = planted(distance=8.0)
+    shuffled = np.random.default_rng(1).permutation(labels)
+    figures = [balanced_accuracy(outcome.confusion) for outcome in probe(vectors, ids, shuffled)]
+    assert abs(np.mean(figures) - 1 / len(CLASSES)) < 0.08
+    assert max(figures) < 0.45
+
+
+def test_the_same_again_and_other_seeds_differ() -> None:
+    def confusions(outcomes: list[Outcome]) -> list[list[list[int]]]:
+        return [outcome.confusion.tolist() for outcome in outcomes]
+
+    data = planted(distance=1.0)
+    first = probe(*data)
+    assert confusions(probe(*data)) == confusions(first)
+    vectors, ids, labels = data
+    order = np.random.default_rng(2).permutation(len(ids))
+    assert confusions(probe(vectors[order], ids[order], labels[order])) == confusions(first)
+    assert not np.array_equal(first[0].confusion, first[1].confusion)
+
+
+def test_validation_stars_choose_the_epoch() -> None:
+    """Training labels that say the opposite of the validation's: every step makes it worse, so the first is best."""
+    vectors, _, labels = planted(distance=8.0)
+    two = (labels == "EA") | (labels == "LPV")
+    right = (labels[two] == "LPV").astype(np.int64)
+    train, validation = Sample(vectors[two], 1 - right), Sample(vectors[two], right)
+    head = HeadConfig(learning_rate=0.1, epochs=30, patience=4)
+    assert train_linear(train, validation, 2, head, seed=0).epoch == 1
+    assert train_linear(train, train, 2, head, seed=0).epoch > 5
+
+
+def test_a_constant_feature_does_no_harm() -> None:
+    vectors, ids, labels = planted(distance=8.0)
+    vectors[:, -1] = 3.0
+    assert min(macro_f1(outcome.confusion) for outcome in probe(vectors, ids, labels)) > 0.97
+
+
+def test_embeddings_that_are_not_finite_name_the_star() -> None:
+    vectors, ids, labels = planted(distance=1.0)
+    vectors[17, 3] = np.nan
+    with pytest.raises(UserError, match="star 's17' is not finite"):
+        probe(vectors, ids, labels)
+
+
+def test_a_class_without_test_stars_is_named() -> None:
+    vectors, ids, labels = planted(distance=1.0)
+    splits = draw(ids[labels != "RRc"], labels[labels != "RRc"], (5,), validation=5, test=5, folds=1)
+    with pytest.raises(UserError, match="no star of class 'RRc' in train"):
+        evaluate(vectors, ids, labels, CLASSES, splits, CONFIG)
+
+
+def test_without_scikit_learn_the_linear_head_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    data = planted(distance=8.0)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn: pip install 'astroco_fast\[probe\]'"):
+        probe(*data)
+    linear = ProbeConfig(data="", model="", out="", seeds=1, probes=["linear"], head=HeadConfig(epochs=60))
+    assert {outcome.probe for outcome in probe(*data, linear)} == {"linear"}
+
+
+def test_figures_by_hand() -> None:
+    matrix = confusion_matrix(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 1]), 4)
+    assert matrix.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(f1_scores(matrix), [2 / 2.5, 1 / 2.5, 0, 0])
+    assert macro_f1(matrix) == pytest.approx(0.3)
+    assert balanced_accuracy(matrix) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert mean_and_deviation([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
+    assert mean_and_deviation([1.0]) == {"mean": 1.0, "std": None}
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    matrix = confusion_matrix(true, predicted, 4)
+    assert macro_f1(matrix) == pytest.approx(metrics.f1_score(true, predicted, average="macro"))
+    assert balanced_accuracy(matrix) == pytest.approx(metrics.balanced_accuracy_score(true, predicted))
