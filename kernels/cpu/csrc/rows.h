@@ -37,16 +37,23 @@ inline std::vector<Tile> runs(const Windows& windows) {
   return found;
 }
 
-// All real rows in tiles of at most `most` rows (a multiple of ROWS), as many tiles as the threads can share evenly.
+// A run in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but the last
+// have a multiple of ROWS, which is even.
+inline std::vector<Tile> cut(Tile run, int64_t threads, int64_t most) {
+  std::vector<Tile> found;
+  int64_t parts = (run.count + most - 1) / most;
+  if (parts < 8 * threads) parts = round_up(parts, threads);
+  const int64_t size = round_up((run.count + parts - 1) / parts, ROWS);
+  for (int64_t first = 0; first < run.count; first += size)
+    found.push_back({run.first + first, std::min(size, run.count - first)});
+  return found;
+}
+
+// All real rows in such tiles.
 inline std::vector<Tile> tiles(const Windows& windows, int64_t threads, int64_t most) {
   std::vector<Tile> found;
-  for (auto run : runs(windows)) {
-    int64_t parts = (run.count + most - 1) / most;
-    if (parts < 8 * threads) parts = round_up(parts, threads);
-    int64_t size = round_up((run.count + parts - 1) / parts, ROWS);
-    for (int64_t first = 0; first < run.count; first += size)
-      found.push_back({run.first + first, std::min(size, run.count - first)});
-  }
+  for (auto run : runs(windows))
+    for (auto tile : cut(run, threads, most)) found.push_back(tile);
   return found;
 }
 
@@ -145,6 +152,11 @@ class Sums {
   }
 
   double* of(int64_t tile) const { return values_ + tile * columns_; }
+
+  void add_to(std::vector<double>& totals) const {
+    for (int64_t i = 0; i < tiles_; ++i)
+      for (int64_t j = 0; j < columns_; ++j) totals[j] += of(i)[j];
+  }
 
   // The sums of columns first .. first + n - 1.
   void total(int64_t first, int64_t n, float* out) const {

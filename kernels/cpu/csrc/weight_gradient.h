@@ -1,91 +1,95 @@
-// The gradient of a matrix: out (n, k) = y^T x over all real rows, y (N, n) and x (N, k).
+// The gradient of a matrix: y^T x over all real rows, y (N, n) and x (N, k).
 #pragma once
 
 #include "rows.h"
 
 namespace astroco {
 
-// Rows of y and x that are multiplied before anything is added to out; with a block of out they fill a core's cache.
+// Rows of y that are multiplied before anything is added to the sums, and columns: small enough for a core's own cache.
 constexpr int64_t CHUNK = 256;
 constexpr int64_t BLOCK_N = 16 * ROWS;
-constexpr int64_t BLOCK_K = 256;
 
-// A block of y, `rows` rows from `first` on and n columns, as the left factor's transpose.
+// A block of y as the left factor's transpose.
 template <class T>
 Left<T> transposed(const T* y, int64_t ld, int64_t rows, int64_t n, Scratch& scratch) {
-  if constexpr (STEP<T> == 1) {
-    return {y, 1, ld};
-  } else {
-    T* pairs = scratch.take<T>(round_up(rows, 2) * n);
-    for (int64_t r = 0; r < rows; r += 2) interleave(y + r * ld, r + 1 < rows ? y + (r + 1) * ld : nullptr, n, pairs + r * n);
-    return {pairs, 2, 2 * n};
-  }
+  T* pairs = scratch.take<T>(round_up(rows, STEP<T>) * n);
+  for (int64_t r = 0; r < rows; r += STEP<T>)
+    if constexpr (STEP<T> == 1)
+      std::copy_n(y + r * ld, n, pairs + r * n);
+    else
+      interleave(y + r * ld, r + 1 < rows ? y + (r + 1) * ld : nullptr, n, pairs + r * n);
+  return {pairs, STEP<T>, STEP<T> * n};
 }
 
-// x (rows, k) packed as B.
+// Packs rows (m, k) of x as those from `first` on of a right factor (depth, k); `first` is a multiple of STEP.
 template <class T, class X>
-const T* packed_rows(const X* x, int64_t ld, int64_t rows, int64_t k, Scratch& scratch) {
-  const int64_t depth = round_up(rows, STEP<T>), end = pitch(k);
-  T* packed = scratch.take<T>(depth * end);
-  T* pair = scratch.take<T>(2 * end);
-  for (int64_t r = 0; r < rows; r += STEP<T>) {
-    const T* lines[2] = {nullptr, nullptr};
-    for (int64_t s = 0; s < STEP<T> && r + s < rows; ++s) {
-      const X* row = x + (r + s) * ld;
+void pack_rows(const X* x, int64_t ld, int64_t m, int64_t k, T* packed, int64_t first, int64_t depth) {
+  const int64_t end = pitch(k), all = round_up(depth, STEP<T>);
+  Scratch scratch;
+  T* lines = scratch.take<T>(STEP<T> * end);
+  for (int64_t r = 0; r < m; r += STEP<T>) {
+    const bool whole = r + STEP<T> <= m;
+    for (int64_t s = 0; s < (whole ? STEP<T> : 1); ++s) {
       if constexpr (std::is_same_v<T, X>) {
-        std::copy(row, row + k, pair + s * end);
-        std::fill(pair + s * end + k, pair + (s + 1) * end, T(0.0f));
+        std::copy_n(x + (r + s) * ld, k, lines + s * end);
+        std::fill(lines + s * end + k, lines + (s + 1) * end, T(0.0f));
       } else {
-        to_half(row, k, pair + s * end);
+        to_half(x + (r + s) * ld, k, lines + s * end);
       }
-      lines[s] = pair + s * end;
     }
     for (int64_t j = 0; j < end; j += PANEL) {
       const int64_t n = std::min(PANEL, end - j);
-      T* to = packed + j * depth + r * n;
+      T* to = packed + j * all + (first + r) * n;
       if constexpr (STEP<T> == 1)
-        std::copy(lines[0] + j, lines[0] + j + n, to);
+        std::copy_n(lines + j, n, to);
       else
-        interleave(lines[0] + j, lines[1] ? lines[1] + j : nullptr, n, to);
+        interleave(lines + j, whole ? lines + end + j : nullptr, n, to);
     }
   }
-  return packed;
 }
 
-template <class T, class X>
-void weight_gradient_of(
-    int64_t threads, float* out, const T* y, int64_t ldy, const X* x, int64_t ldx, const int64_t* windows, int64_t batch,
-    int64_t rows, int64_t n, int64_t k) {
-  std::vector<Tile> chunks;
-  for (auto run : runs(Windows(windows, batch, rows)))
-    for (int64_t first = 0; first < run.count; first += CHUNK)
-      chunks.push_back({run.first + first, std::min(CHUNK, run.count - first)});
-  const int64_t blocks_n = (n + BLOCK_N - 1) / BLOCK_N, blocks_k = (k + BLOCK_K - 1) / BLOCK_K;
-  parallel_for(threads, blocks_n * blocks_k, [&](int64_t i) {
-    const int64_t n0 = i / blocks_k * BLOCK_N, k0 = i % blocks_k * BLOCK_K;
-    const int64_t n1 = std::min(BLOCK_N, n - n0), k1 = std::min(BLOCK_K, k - k0);
+// sums (n, pitch(k)) += y^T x, x packed as (rows, k).
+template <class T>
+void add_products(const T* y, int64_t ldy, int64_t rows, int64_t n, const T* x, int64_t k, float* sums) {
+  const int64_t end = pitch(k), depth = round_up(rows, STEP<T>);
+  for (int64_t r = 0; r < rows; r += CHUNK) {
     Scratch scratch;
-    float* block = scratch.take<float>(n1 * pitch(k1));
-    std::fill(block, block + n1 * pitch(k1), 0.0f);
-    for (auto chunk : chunks) {
-      Scratch local;
-      Left<T> left = transposed(y + chunk.first * ldy + n0, ldy, chunk.count, n1, local);
-      const T* right = packed_rows<T>(x + chunk.first * ldx + k0, ldx, chunk.count, k1, local);
-      gemm(left, n1, chunk.count, right, k1, block, pitch(k1), true);
+    const int64_t some = std::min(CHUNK, rows - r);
+    Left<T> left = transposed(y + r * ldy, ldy, some, n, scratch);
+    for (int64_t j = 0; j < end; j += PANEL) {
+      const int64_t columns = std::min(PANEL, end - j);
+      gemm_panel(left, n, some, x + j * depth + r * columns, columns, sums + j, end, true);
     }
-    for (int64_t r = 0; r < n1; ++r) std::copy_n(block + r * pitch(k1), k1, out + (n0 + r) * k + k0);
-  });
+  }
 }
 
-// ldy, ldx: elements from row to row. x is in the compute type or, where x_is_float, float.
+// out (n, k). ldy, ldx: elements from row to row. x is in the compute type or, where x_is_float, float.
 template <class T>
 void weight_gradient(
     int64_t threads, float* out, const T* y, int64_t ldy, const void* x, int64_t ldx, int64_t x_is_float,
     const int64_t* windows, int64_t batch, int64_t rows, int64_t n, int64_t k) {
-  if (x_is_float)
-    weight_gradient_of(threads, out, y, ldy, static_cast<const float*>(x), ldx, windows, batch, rows, n, k);
-  else
-    weight_gradient_of(threads, out, y, ldy, static_cast<const T*>(x), ldx, windows, batch, rows, n, k);
+  constexpr int64_t MOST = 4 * CHUNK;
+  const int64_t p = pitch(k), blocks = (n + BLOCK_N - 1) / BLOCK_N;
+  Scratch shared;
+  float* sums = shared.take<float>(n * p);
+  T* packed = shared.take<T>(MOST * p);
+  std::fill(sums, sums + n * p, 0.0f);
+  for (auto run : runs(Windows(windows, batch, rows)))
+    for (int64_t done = 0; done < run.count; done += MOST) {
+      const int64_t first = run.first + done, m = std::min(MOST, run.count - done);
+      auto work = cut({first, m}, threads, BLOCK_N);
+      parallel_for(threads, work.size(), [&](int64_t i) {
+        auto pack_tile = [&](auto* source) {
+          pack_rows(source + work[i].first * ldx, ldx, work[i].count, k, packed, work[i].first - first, m);
+        };
+        x_is_float ? pack_tile(static_cast<const float*>(x)) : pack_tile(static_cast<const T*>(x));
+      });
+      parallel_for(threads, blocks, [&](int64_t i) {
+        const int64_t n0 = i * BLOCK_N;
+        add_products(y + first * ldy + n0, ldy, m, std::min(BLOCK_N, n - n0), packed, k, sums + n0 * p);
+      });
+    }
+  for (int64_t i = 0; i < n; ++i) std::copy_n(sums + i * p, k, out + i * k);
 }
 
 }  // namespace astroco

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.cpu import native
-from astroco_fast.kernels.cpu.weights import pack, padded, symbol, weight_gradient
+from astroco_fast.kernels.cpu.weights import pack, padded, symbol
 from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
@@ -73,30 +73,23 @@ def forward(
     return made
 
 
-def _new_gradients(dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, *_: Any):  # type: ignore[no-untyped-def]
-    hidden = kept.shape[2]
-    return (
-        torch.empty_like(x),
-        torch.empty_like(product),
-        new(kept, kept.shape[0], hidden),
-        torch.empty_like(kept),
-        new(x, 2, hidden),
-        new(x, 3, x.shape[1]),
-    )
+def _new_gradients(dy: Tensor, x: Tensor, kept: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+    columns, width = kept.shape[2], x.shape[1]
+    return torch.empty_like(x), new(x, 3, columns, pitch(width)), new(x, 2, columns), new(x, 3, width)
 
 
 @kernel_op(
     "cpu_feed_forward_backward(Tensor dy, Tensor x, Tensor kept, Tensor product, Tensor stats, Tensor windows, "
     "Tensor w_out, Tensor w_in, Tensor b_out, Tensor gain, int hidden, Tensor? seed, int salt, float p) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _new_gradients,
 )
 def backward(
     dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, stats: Tensor, windows: Tensor, w_out: Tensor, w_in: Tensor,
     b_out: Tensor, gain: Tensor, hidden: int, seed: Tensor | None, salt: int, p: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx; what the matrices' gradients are made of: d_o, h, and those of v and g; sums for the vectors'."""
-    made = _new_gradients(dy, x, kept, product)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients: of x; of W_out's transpose, W_val and W_gate; of their biases; of b_out, gain and shift."""
+    made = _new_gradients(dy, x, kept)
     native.call(
         symbol("feed_forward_backward", kept.dtype), *made, dy, x, kept, product, stats, windows, windows.shape[1],
         *x.shape, hidden, w_out, w_in, b_out, gain, seed, salt, p,
@@ -127,16 +120,13 @@ class _FeedForward(torch.autograd.Function):
         up = x.new_zeros(2, columns, width)
         up[0, :hidden], up[1, :hidden] = w_val, w_gate
         w_back, w_in = pack(w_out, True, kept.dtype), pack(up.view(-1, width), True, kept.dtype)
-        dx, d_o, h, d, d_bias, d_end = backward(
+        dx, matrices, d_bias, d_end = backward(
             rows_of(dy), x, kept, product, stats, spans, w_back, w_in, b_out, gain, hidden, seed, ctx.salt, ctx.p
         )
+        d_w_out, d_w_val, d_w_gate = matrices[:, :hidden, :width]
+        d_b_val, d_b_gate = d_bias[:, :hidden]
         d_b_out, d_gain, d_shift = d_end
-        d_w_out = weight_gradient(d_o, h, width, hidden, spans)
-        d_up = weight_gradient(d.view(-1, 2 * columns), x, 2 * columns, width, spans).view(2, columns, width)
-        return (
-            dx, d_up[0, :hidden], d_bias[0, :hidden], d_up[1, :hidden], d_bias[1, :hidden], d_w_out, d_b_out, d_gain,
-            d_shift, *[None] * 6,
-        )  # fmt: skip
+        return dx, d_w_val, d_b_val, d_w_gate, d_b_gate, d_w_out.t(), d_b_out, d_gain, d_shift, *[None] * 6
 
 
 def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
