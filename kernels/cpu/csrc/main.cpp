@@ -1,4 +1,5 @@
 // What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
+#include "convolution.h"
 #include "feed_forward.h"
 #include "feed_forward_backward.h"
 #include "input_embed.h"
@@ -16,6 +17,7 @@
 EXPORT_AS(dropout_scale, dropout_scale)
 EXPORT(pack_weight)
 EXPORT(weight_gradient)
+EXPORT(convolution)
 EXPORT(feed_forward)
 EXPORT(feed_forward_backward)
 EXPORT(input_embed)

@@ -1,0 +1,97 @@
+// Windows to threads: some windows each, or where there are few, a team of threads for each window.
+#pragma once
+
+#include "rows.h"
+
+namespace astroco {
+
+// Consecutive windows that one team does one after another, so that sums over them need one place. Longest first.
+class Shares {
+ public:
+  Shares(int64_t threads, const Windows& windows) : threads_(threads) {
+    int64_t total = 0, filled = 0;
+    for (int64_t i = 0; i < windows.count; ++i) {
+      total += windows.lengths[i];
+      filled += windows.lengths[i] > 0;
+    }
+    teams_ = threads > 1 && filled < 2 * threads;
+    const int64_t enough = teams_ ? 1 : (total + 8 * threads - 1) / (8 * threads);
+    for (int64_t i = 0; i < windows.count; ++i) {
+      if (windows.lengths[i] == 0) continue;
+      if (shares_.empty() || shares_.back().rows >= enough) shares_.push_back({{}, 0});
+      shares_.back().windows.push_back(i);
+      shares_.back().rows += windows.lengths[i];
+    }
+    std::stable_sort(shares_.begin(), shares_.end(), [](auto& a, auto& b) { return a.rows > b.rows; });
+  }
+
+  int64_t count() const { return shares_.size(); }
+
+  // f(team, window, share, memory) on each thread of the window's team; memory is the team's, `bytes` of it. A share's
+  // windows come one after another.
+  template <class F>
+  void run(int64_t bytes, F&& f) const {
+    if (!teams_) {
+      parallel_for(threads_, count(), [&](int64_t i) {
+        std::atomic<int64_t> arrived{0};
+        Team alone(0, 1, arrived);
+        Scratch scratch;
+        char* memory = scratch.take<char>(bytes);
+        for (int64_t window : shares_[i].windows) f(alone, window, i, memory);
+      });
+      return;
+    }
+    Scratch scratch;
+    const int64_t most = std::min(threads_, count());
+    std::vector<std::atomic<int64_t>> arrived(most);
+    std::vector<char*> memory(most);
+    for (auto& place : memory) place = scratch.take<char>(bytes);
+#pragma omp parallel num_threads(threads_)
+    {
+      const int64_t teams = how_many(omp_get_num_threads()), size = omp_get_num_threads() / std::max(teams, int64_t(1));
+      const int64_t thread = omp_get_thread_num(), mine = thread / std::max(size, int64_t(1));
+      if (mine < teams) {
+        Team team(thread % size, size, arrived[mine]);
+        for (int64_t i = mine; i < count(); i += teams) {
+          f(team, shares_[i].windows[0], i, memory[mine]);
+          team.wait();
+        }
+      }
+    }
+  }
+
+ private:
+  struct Share {
+    std::vector<int64_t> windows;
+    int64_t rows;
+  };
+
+  // As many teams of n threads as end first, if all windows take as long.
+  int64_t how_many(int64_t n) const {
+    int64_t best = 0;
+    double least = 0;
+    for (int64_t teams = 1; teams <= std::min(n, count()); ++teams) {
+      const double longest = double((count() + teams - 1) / teams) / (n / teams);
+      if (best == 0 || longest <= least) {
+        best = teams;
+        least = longest;
+      }
+    }
+    return best;
+  }
+
+  int64_t threads_;
+  bool teams_;
+  std::vector<Share> shares_;
+};
+
+// f(first, count) for the tiles of n rows, at most `most` each, that are this thread's; they start at multiples of 8.
+template <class F>
+void for_tiles(const Team& team, int64_t n, int64_t most, F&& f) {
+  const int64_t share = round_up((n + team.size - 1) / team.size, 8);
+  const int64_t end = std::min(n, share * (team.rank + 1));
+  const int64_t size = round_up((share + (share + most - 1) / most - 1) / ((share + most - 1) / most), 8);
+  for (int64_t first = share * team.rank; first < end; first += size) f(first, std::min(size, end - first));
+}
+
+}  // namespace astroco
