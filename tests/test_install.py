@@ -15,11 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"astroco_fast": "astroco_fast", "kernels": "astroco_fast/kernels", "reference": "astroco_fast/reference"}
 
+FOLDERS_WITHIN = ("kernels", "reference", "kernels/cpu")
+
 # Specs are enough: importing the reference itself would load torch, each time.
 WHERE = """
 import importlib.util, json
 import astroco_fast
-names = ("astroco_fast", "astroco_fast.kernels", "astroco_fast.reference")
+names = ("astroco_fast", "astroco_fast.kernels", "astroco_fast.reference", "astroco_fast.kernels.cpu")
 print(json.dumps([importlib.util.find_spec(name).origin for name in names]))
 """
 
@@ -30,6 +32,13 @@ def python_files(root: Path) -> set[str]:
         for folder in FOLDERS
         for path in (root / folder).rglob("*.py")
     }
+
+
+def native_sources(folder: Path) -> set[str]:
+    """What the CPU's kernels are compiled from, in the user's environment."""
+    found = {path.name for path in (folder / "csrc").iterdir()}
+    assert "main.cpp" in found
+    return found
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -103,9 +112,10 @@ def test_every_part_is_found_from_any_directory(installed: tuple[str, Path], che
         if kind == "wheel" and cwd != checkout:
             package = files[0].parent
             assert programs.parent in package.parents
-            assert files == [package / "__init__.py", *(package / p / "__init__.py" for p in ("kernels", "reference"))]
+            assert files == [package / "__init__.py", *(package / p / "__init__.py" for p in FOLDERS_WITHIN)]
         else:  # a checkout in the working directory hides an installed wheel: then all of it must come from there
-            assert files == [checkout / p / "__init__.py" for p in ("astroco_fast", "kernels", "reference")]
+            assert files == [checkout / p / "__init__.py" for p in ("astroco_fast", *FOLDERS_WITHIN)]
+        assert native_sources(files[-1].parent) == native_sources(ROOT / "kernels" / "cpu")
 
 
 def test_a_bare_checkout_needs_no_path_in_its_root(checkout: Path, tmp_path: Path) -> None:

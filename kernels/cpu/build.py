@@ -103,7 +103,7 @@ class Library(NamedTuple):
     plan: Plan
 
 
-def library(sources: Path = SOURCES) -> Library:
+def library(sources: Path) -> Library:
     """The library, compiled if there is none yet: by the first compiler that can.
 
     Args:

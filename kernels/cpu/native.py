@@ -49,7 +49,7 @@ def _load() -> build.Library | str:
     with _lock:
         if _library is None:
             try:
-                _library = build.library()
+                _library = build.library(build.SOURCES)
             except build.BuildFailed as error:
                 _library = str(error)
                 warnings.warn(f"ops run in plain PyTorch on the CPU: {error}", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,361 @@
+"""The CPU kernels' library: compiled once, kept whole, never in the way of who has no compiler."""
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import astroco_fast as af
+from astroco_fast import ops
+from astroco_fast.kernels import cpu as backend
+from astroco_fast.kernels.cpu import build, native
+from tests.conftest import CPU_ISA
+
+HERE = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not build.compilers(), reason="no C++ compiler")
+
+SOURCE = """
+#include <omp.h>
+#include <unistd.h>
+#include <cstdint>
+
+static void sum_all(
+    int64_t threads, double* out, const float* x, const float* y, int64_t n, int64_t, double a, void* null) {
+  out[0] = double(threads), out[1] = x ? x[n] : -1, out[2] = y ? y[n] : -1, out[3] = double(n), out[4] = a;
+  out[5] = null == nullptr;
+}
+static void whole(int64_t, int64_t* out, int64_t a, int64_t b) { out[0] = a, out[1] = b; }
+static void team(int64_t threads, int64_t* out) {
+  out[0] = threads, out[1] = omp_get_max_threads(), out[2] = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : out[2])
+  out[2] += 1;
+}
+static void wait_for(int64_t, volatile int64_t* flag) {
+  for (int i = 0; i < 3000 && !*flag; ++i) usleep(1000);
+  flag[1] = *flag;
+}
+#define EXPORT(name, function) extern "C" constexpr auto* const name = &function;
+EXPORT(exported_sum, sum_all)
+EXPORT(exported_whole, whole)
+EXPORT(exported_team, team)
+EXPORT(exported_wait, wait_for)
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of sources that compile quickly; nothing is known of them, in this process or in the cache."""
+    folder = tmp_path / "csrc"
+    folder.mkdir()
+    (folder / "main.cpp").write_text(SOURCE)
+    monkeypatch.setattr(build, "SOURCES", folder)
+    monkeypatch.setattr(build, "wish", CPU_ISA)
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_functions", {})
+    monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile(plan: build.Plan, scratch: Path) -> Path:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(build, "_compile", compile)
+
+
+def numbers(name: str, *arguments: object, count: int = 2) -> list[int]:
+    out = torch.zeros(count, dtype=torch.int64)
+    native.call(name, out, *arguments)  # type: ignore[arg-type]
+    return out.tolist()
+
+
+# --- Kept between processes ---------------------------------------------------------------------------------------
+
+
+def test_compiled_once_and_kept(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = build.library(sources)
+    assert capfd.readouterr().err == "astroco_fast: compiling CPU kernels (once, a few seconds) ...\n"
+    with monkeypatch.context() as patch:
+        no_compiling(patch)
+        again = build.library(sources)
+    assert again.path == first.path
+    assert first.path is not None
+    assert capfd.readouterr().err == ""
+    assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
+
+
+def test_whatever_could_change_it_compiles_it_anew(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [build.library(sources).path]
+    (sources / "part.h").write_text("// a header")
+    made.append(build.library(sources).path)
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    made.append(build.library(sources).path)
+    monkeypatch.setattr(build, "wish", "default")
+    made.append(build.library(sources).path)
+    assert len(set(made)) == 4
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0, None], ids=["cut", "empty", "gone"])
+def test_a_harmed_file_is_replaced(share: float | None, sources: Path) -> None:
+    path = build.library(sources).path
+    assert path is not None
+    whole = path.read_bytes()
+    path.unlink()  # before it is written to: this process has the old one in memory
+    if share is not None:
+        path.write_bytes(whole[: int(share * len(whole))])
+    assert build.library(sources).path == path
+    assert path.read_bytes() == whole
+
+
+def test_a_foreign_file_of_that_name_is_not_loaded(sources: Path, tmp_path: Path) -> None:
+    """It is of another content than the name says."""
+    first = build.library(sources)
+    assert first.path is not None
+    other = first.path.with_name(f"{first.plan.key}-0000.so")
+    other.write_bytes(b"not a library")
+    assert build.library(sources).path == first.path
+
+
+@pytest.mark.parametrize("where", ["a file", "nowhere"])
+def test_without_a_folder_to_write_to(where: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "a file":
+        monkeypatch.setenv("ASTROCO_CACHE", str(sources / "main.cpp" / "cache"))
+    else:
+        monkeypatch.setattr(build, "cache_folder", lambda: None)
+    assert native.missing() is None
+    assert native.library().path is None
+    assert numbers("exported_whole", 3, 4) == [3, 4]
+
+
+# --- Many processes -----------------------------------------------------------------------------------------------
+
+
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str = "") -> Path:
+    """A compiler that notes in a file each unit that it compiles."""
+    log, script = tmp_path / "compiled", tmp_path / "counting-c++"
+    monkeypatch.delenv("CXX", raising=False)
+    (compiler, *_) = build.compilers()
+    note = f'case "$*" in *" -c "*) echo one >> {log}; {before} ;; esac'
+    script.write_text(f'#!/bin/sh\n{note}\nexec {" ".join(compiler)} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    return log
+
+
+def load_and_tell(folder: Path, told: "multiprocessing.Queue[list[int] | str]") -> None:
+    reason = native.missing()
+    told.put(reason if reason is not None else numbers("exported_whole", 1, 2))
+
+
+def test_of_many_processes_one_compiles(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = counting(tmp_path, monkeypatch)
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    processes = [context.Process(target=load_and_tell, args=(sources, told)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [told.get(timeout=120) for _ in processes] == 4 * [[1, 2]]
+    for process in processes:
+        process.join()
+    assert log.read_text().split() == ["one"]
+    assert capfd.readouterr().err.count("compiling") == 1
+
+
+def test_one_that_is_killed_while_it_compiles_holds_up_nobody(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = counting(tmp_path, monkeypatch, before=f"echo $$ > {tmp_path / 'pid'}; exec sleep 600")
+    context = multiprocessing.get_context("fork")
+    stuck = context.Process(target=load_and_tell, args=(sources, context.Queue()))
+    stuck.start()
+    deadline = time.monotonic() + 60
+    while not log.exists() or not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert stuck.pid is not None
+    os.kill(stuck.pid, signal.SIGKILL)
+    stuck.join()
+    counting(tmp_path, monkeypatch)
+    log.unlink()
+    assert native.missing() is None
+    assert log.read_text().split() == ["one"]
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # its compiler
+
+
+# --- Where it cannot be -------------------------------------------------------------------------------------------
+
+
+def assert_reference(reason: str) -> None:
+    """Ops run, on the reference, and one warning said why."""
+    with pytest.warns(RuntimeWarning, match="ops run in plain PyTorch on the CPU") as caught:
+        assert reason in (native.missing() or "")
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selection = ops.select("feed_forward", torch.device("cpu"), torch.float32, False)
+        assert selection.backend == "reference"
+        assert reason in selection.reasons["cpu"]
+        model = af.AstroCo.from_preset("tiny").eval()
+        assert model(*torch.randn(3, 2, 20)).embedding.isfinite().all()
+
+
+def test_no_compiler(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert_reference("apt install g++" if sys.platform != "darwin" else "xcode-select --install")
+
+
+def test_sources_that_do_not_compile(sources: Path) -> None:
+    (sources / "main.cpp").write_text("int main() { return nothing; }\n")
+    assert_reference("error:")
+
+
+def test_what_is_not_there_is_found_when_it_is_linked(sources: Path) -> None:
+    (sources / "main.cpp").write_text("void absent();\nvoid here() { absent(); }\n")
+    assert_reference("absent")
+
+
+@pytest.mark.parametrize("wish", ["false", "no-such-compiler", "'"])
+def test_a_compiler_that_does_not_work_gives_way_to_another(
+    wish: str, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", wish)
+    assert build.library(sources).plan.compiler[0] != wish
+
+
+def test_cxx_comes_first_with_its_arguments(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (compiler, *_) = build.compilers()
+    monkeypatch.setenv("CXX", f"{compiler[0]} -DHERE=1")
+    assert build.library(sources).plan.compiler == (compiler[0], "-DHERE=1")
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"), [("none", "switched off"), ("avx10", "ASTROCO_CPU_ISA=avx10: this CPU has ")]
+)
+def test_an_instruction_set_that_is_not_there(
+    wish: str, told: str, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "wish", wish)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert told in (native.missing() or "")
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "bf16", "found"),
+    [
+        ("x86_64", "AVX512", True, ["avx512_bf16", "avx512", "avx2", "default"]),
+        ("x86_64", "AVX512", False, ["avx512", "avx2", "default"]),
+        ("x86_64", "AVX2", True, ["avx2", "default"]),  # ATEN_CPU_CAPABILITY=avx2 counts
+        ("AMD64", "DEFAULT", False, ["default"]),
+        ("aarch64", "SVE256", False, ["neon", "default"]),
+        ("arm64", "DEFAULT", False, ["neon", "default"]),
+        ("ppc64le", "VSX", False, ["default"]),
+    ],
+)
+def test_instruction_sets_of_a_cpu(
+    machine: str, capability: str, bf16: bool, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(build, "wish", None)
+    assert build.isas() == found
+    if found == ["default"]:
+        with pytest.raises(build.NoLibrary, match="needs a CPU with"):
+            build._isa()
+    else:
+        assert build._isa().name == found[0]
+
+
+# --- Calls --------------------------------------------------------------------------------------------------------
+
+
+def test_arguments(sources: Path) -> None:
+    x, y = torch.arange(5.0), nn.Parameter(torch.arange(5.0) * 10)
+    out = torch.zeros(6, dtype=torch.float64)
+    native.call("exported_sum", out, x, y, 3, True, 0.1, None)
+    assert out.tolist() == [torch.get_num_threads(), 3, 30, 3, 0.1, 1]
+    native.call("exported_sum", out, None, y, 4, False, 2, x)  # a whole number where a float was
+    assert out.tolist() == [torch.get_num_threads(), -1, 40, 4, 2, 0]
+    assert numbers("exported_whole", -(2**63), True) == [-(2**63), 1]
+    with pytest.raises(ctypes.ArgumentError):
+        numbers("exported_whole", 0.5, 1)
+    with pytest.raises(ValueError, match="no_such_function"):
+        native.call("no_such_function", x)
+
+
+def test_other_threads_go_on(sources: Path) -> None:
+    """A call waits for what another thread writes."""
+    flag = torch.zeros(2, dtype=torch.int64)
+    native.library()
+    other = threading.Timer(0.05, lambda: flag.__setitem__(0, 7))
+    other.start()
+    native.call("exported_wait", flag)
+    other.join()
+    assert flag.tolist() == [7, 7]
+
+
+def test_a_call_is_cheap(sources: Path) -> None:
+    flags = torch.ones(2, dtype=torch.int64)
+    out, x = torch.zeros(6, dtype=torch.float64), torch.zeros(5)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(1000):
+            native.call("exported_sum", out, x, x, 3, True, 0.1, flags)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.05  # 50 microseconds each: 20 times what it takes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_runtime_which_is_torchs(sources: Path) -> None:
+    script = (
+        "import sys, re, pathlib, torch\n"
+        "from astroco_fast.kernels.cpu import build, native\n"
+        "build.SOURCES = pathlib.Path(sys.argv[1])\n"
+        "def runtimes():\n"
+        "    maps = pathlib.Path('/proc/self/maps').read_text()\n"
+        "    return sorted(set(re.findall(r'/\\S*lib(?:gomp|i?omp)\\S*', maps)))\n"
+        "before = runtimes()\n"
+        "out = torch.zeros(3, dtype=torch.int64)\n"
+        "native.call('exported_team', out)\n"
+        "print(before == runtimes(), len(before), before == [str(build.openmp())])\n"
+        "for threads in (1, 3):\n"
+        "    torch.set_num_threads(threads)\n"
+        "    native.call('exported_team', out)\n"
+        "    print(out.tolist())\n"
+    )
+    environment = os.environ | {"ASTROCO_CPU_ISA": CPU_ISA or ""}
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(sources)], capture_output=True, text=True, cwd=HERE, env=environment
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines() == ["True 1 True", "[1, 1, 1]", "[3, 3, 3]"]
+
+
+# --- The kernels themselves ---------------------------------------------------------------------------------------
+
+
+def test_versions_tell_what_made_the_kernels(cpu: str) -> None:
+    compiler, isa, library = backend.versions()
+    assert re.search(r"\d", compiler)
+    assert isa in build.ISAS
+    assert native.library().plan.key in library
