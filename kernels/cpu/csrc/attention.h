@@ -6,6 +6,7 @@
 #pragma once
 
 #include "heads.h"
+#include "teams.h"
 
 namespace astroco {
 
@@ -28,22 +29,10 @@ struct AttentionKept {
   float* stats;
 };
 
-// The part of 0 .. units - 1 that is this member's.
+// f(i) for the part of 0 .. units - 1 that is this member's.
 template <class F>
 inline void share(const Team& team, int64_t units, F&& f) {
   for (int64_t i = units * team.rank / team.size; i < units * (team.rank + 1) / team.size; ++i) f(i);
-}
-
-// f(tile) for the part of rows 0 .. rows - 1 that is this member's.
-template <class F>
-inline void share_rows(const Team& team, int64_t rows, F&& f) {
-  const int64_t blocks = (rows + ROWS - 1) / ROWS;
-  const int64_t first = blocks * team.rank / team.size * ROWS;
-  const int64_t end = std::min(rows, blocks * (team.rank + 1) / team.size * ROWS);
-  if (end <= first) return;
-  const int64_t parts = (end - first + ATTENTION_TILE - 1) / ATTENTION_TILE;
-  const int64_t size = round_up((end - first + parts - 1) / parts, ROWS);
-  for (int64_t row = first; row < end; row += size) f(Tile{row, std::min(size, end - row)});
 }
 
 template <class T>
@@ -57,9 +46,14 @@ struct Attention {
   int64_t features() const { return heads * size; }
   int64_t stride() const { return pitch(3 * features()); }
 
-  WindowSpace<T> space(int64_t rows, Scratch& scratch) const {
-    return {scratch.take<T>(rows * stride()), scratch.take<T>(rows * features()),
-            scratch.take<T>(heads * head_size<T>(size, rows)), scratch.take<T>(heads * head_size<T>(rows, size))};
+  // The numbers that a window's space takes, and the parts of it.
+  int64_t space(int64_t rows) const {
+    return rows * stride() + round_up(rows * features(), PITCH) +
+           heads * (head_size<T>(size, rows) + head_size<T>(rows, size));
+  }
+  WindowSpace<T> space(int64_t rows, T* memory) const {
+    T *attended = memory + rows * stride(), *keys = attended + round_up(rows * features(), PITCH);
+    return {memory, attended, keys, keys + heads * head_size<T>(size, rows)};
   }
 
   // One window, by all members of a team, each of which calls this.
@@ -71,7 +65,7 @@ struct Attention {
     }
     x += w.first * width;
     y += w.first * width;
-    share_rows(team, n, [&](Tile rows) { project(rows, x, at.qkv); });
+    for_tiles(team, n, ATTENTION_TILE, [&](int64_t first, int64_t m) { project({first, m}, x, at.qkv); });
     team.wait();
     share(team, 2 * heads, [&](int64_t i) { pack_head(i / 2, i % 2, n, at); });
     team.wait();
@@ -81,8 +75,7 @@ struct Attention {
       attend(i / tiles, {first, std::min(QUERY_TILE, n - first)}, n, at, sums);
     });
     team.wait();
-    share_rows(team, n, [&](Tile rows) { finish(rows, w.first, x, y, at, kept); });
-    team.wait();
+    for_tiles(team, n, ATTENTION_TILE, [&](int64_t first, int64_t m) { finish({first, m}, w.first, x, y, at, kept); });
   }
 
  private:
@@ -106,7 +99,7 @@ struct Attention {
   void pack_head(int64_t head, bool value, int64_t n, const WindowSpace<T>& at) const {
     const T* rows = at.qkv + (value ? 2 : 1) * features() + head * size;
     if (value)
-      pack_rows(at.values + head * head_size<T>(n, size), rows, stride(), n, size);
+      pack_upright(at.values + head * head_size<T>(n, size), rows, stride(), n, size);
     else
       pack_transposed(at.keys + head * head_size<T>(size, n), rows, stride(), n, size);
   }
@@ -150,67 +143,6 @@ struct Attention {
   }
 };
 
-// Which team takes which windows, all teams of one size.
-struct Teams {
-  int64_t size;
-  std::vector<std::vector<Tile>> windows;
-  double longest;  // the busiest team's time, in any unit
-};
-
-// Windows, longest first, each to the team that is free first. A window cannot use more threads than it has query tiles.
-inline Teams assign(const std::vector<Tile>& windows, int64_t threads, int64_t size, int64_t width) {
-  const int64_t count = std::min<int64_t>(threads / size, windows.size());
-  Teams found{size, std::vector<std::vector<Tile>>(count), 0.0};
-  std::vector<double> busy(count, 0.0);
-  for (auto w : windows) {
-    auto first = std::min_element(busy.begin(), busy.end());
-    *first += double(w.count) * (w.count + 2 * width) / std::min(size, (w.count + QUERY_TILE - 1) / QUERY_TILE);
-    found.windows[first - busy.begin()].push_back(w);
-  }
-  found.longest = *std::max_element(busy.begin(), busy.end());
-  return found;
-}
-
-// The teams that are done first, of one thread each where there are many windows.
-inline Teams teams(const std::vector<Tile>& windows, int64_t threads, int64_t width) {
-  Teams best = assign(windows, threads, 1, width);
-  if (int64_t(windows.size()) >= 8 * threads) return best;
-  for (int64_t size = 2; size <= threads; ++size) {
-    Teams other = assign(windows, threads, size, width);
-    if (other.longest < 0.95 * best.longest) best = std::move(other);
-  }
-  return best;
-}
-
-template <class T>
-void each_window(
-    const Attention<T>& op, const std::vector<Tile>& windows, int64_t threads, const float* x, float* y,
-    const AttentionKept<T>& kept) {
-  auto alone = [&](Tile w) {
-    Scratch scratch;
-    std::atomic<int64_t> arrived{0};
-    Team team(0, 1, arrived);
-    op.window(team, w, x, y, op.space(w.count, scratch), kept);
-  };
-  Teams plan = teams(windows, threads, op.width);
-  if (plan.size == 1) return parallel_for(threads, windows.size(), [&](int64_t i) { alone(windows[i]); });
-  Scratch shared;
-  std::vector<WindowSpace<T>> spaces;
-  for (auto& some : plan.windows) spaces.push_back(op.space(some[0].count, shared));
-  std::vector<std::atomic<int64_t>> arrived(plan.windows.size());
-  const int64_t wanted = plan.size * plan.windows.size();
-#pragma omp parallel num_threads(wanted)
-  {
-    const int64_t given = omp_get_num_threads(), me = omp_get_thread_num();
-    if (given == wanted) {
-      Team team(me % plan.size, plan.size, arrived[me / plan.size]);
-      for (auto w : plan.windows[me / plan.size]) op.window(team, w, x, y, spaces[me / plan.size], kept);
-    } else {  // OpenMP has its limits, as within another parallel region; a team that is not whole would wait for ever
-      for (size_t i = me; i < windows.size(); i += given) alone(windows[i]);
-    }
-  }
-}
-
 // y (N, D) of x (N, D). Backward's needs are kept where qkv is not null.
 template <class T>
 void attention(
@@ -222,11 +154,12 @@ void attention(
   const int64_t size = width / heads;
   const Attention<T> op{width, heads, round_up(size, STEP<T>), w_qkv, w_out, b_qkv, float(1 / std::sqrt(double(size))),
                         {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
-  std::vector<Tile> some;
-  for (int64_t i = 0; i < batch; ++i)
-    if (all.lengths[i] > 0) some.push_back({all.starts[i], all.lengths[i]});
-  std::stable_sort(some.begin(), some.end(), [](Tile a, Tile b) { return a.count > b.count; });
-  if (!some.empty()) each_window(op, some, threads, x, y, {qkv, attended, sums, product, stats});
+  const int64_t longest = batch ? *std::max_element(all.lengths, all.lengths + batch) : 0;
+  Shares(threads, all).run(op.space(longest) * sizeof(T), [&](Team& team, int64_t i, int64_t, char* memory) {
+    const Tile window{all.starts[i], all.lengths[i]};
+    op.window(team, window, x, y, op.space(window.count, reinterpret_cast<T*>(memory)),
+              {qkv, attended, sums, product, stats});
+  });
   clear_others(all, y, width);
 }
 

@@ -59,6 +59,11 @@ struct Taps {
   const float* of(int64_t group) const { return values + group * count * PITCH; }
   // Rows that a window of n takes up: `before` zeros, its own, and zeros.
   int64_t rows(int64_t n) const { return round_up(n, SPAN) + count; }
+  // The memory that the longest window takes up.
+  int64_t bytes(const Windows& windows, int64_t p) const {
+    const int64_t n = windows.count ? *std::max_element(windows.lengths, windows.lengths + windows.count) : 0;
+    return p * rows(n) * sizeof(float);
+  }
 };
 
 // f(t, j, sum_k taps[k] x[t + k]) for `count` results t from `first` on, of one group, whose columns are j, j + 1 ...
@@ -138,8 +143,8 @@ void convolution(
   const Gated<T> gated{width, gain_in, shift_in, eps_in, w_val, w_gate, b_val, b_gate};
   const Taps filter{taps, count, before};
   const Ending end{b_out, gain, shift, eps, width, Dropout(nullptr, 0, 0.0)};
-  const int64_t p = pitch(width), longest = batch ? *std::max_element(all.lengths, all.lengths + batch) : 0;
-  Shares(threads, all).run(p * filter.rows(longest) * sizeof(float), [&](Team& team, int64_t i, int64_t, char* memory) {
+  const int64_t p = pitch(width);
+  Shares(threads, all).run(filter.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
     const int64_t start = all.starts[i], length = all.lengths[i];
     const Groups u{reinterpret_cast<float*>(memory), filter.rows(length)};
     if (team.rank == 0) u.clear_around(width, before, length);
@@ -161,6 +166,108 @@ void convolution(
         end.forward(o + r * p, x + row * width, row, y + row * width);
       }
     });
+  });
+  clear_others(all, y, width);
+}
+
+// What a window's channels of one group are about: their mean, what rounding took from it, and squared deviations, each
+// `p` apart. c (n, PITCH).
+inline void group_statistics(const float* c, int64_t n, float* partial, int64_t p) {
+  for (int64_t j = 0; j < PITCH; j += W) {
+    Vec sum(0.0f), rest(0.0f), squares(0.0f);
+    const Vec share(1.0f / n);
+    for (int64_t t = 0; t < n; ++t) sum = sum + Vec::loadu(c + t * PITCH + j);
+    const Vec mean = sum * share;
+    for (int64_t t = 0; t < n; ++t) {
+      const Vec apart = Vec::loadu(c + t * PITCH + j) - mean;
+      rest = rest + apart;
+      squares = at::vec::fmadd(apart, apart, squares);
+    }
+    mean.store(partial + j);
+    (rest * share).store(partial + p + j);
+    (squares - rest * rest * share).store(partial + 2 * p + j);
+  }
+}
+
+// Training, up to the convolution: values and gates kept (N, 2, P), convolved rows c (N, P), LayerNorm's stats (N, 2), and
+// each window's part of BatchNorm's statistics, (B, 3, P); of windows without points nothing.
+template <class T>
+void convolution_depthwise(
+    int64_t threads, T* kept, T* c, float* stats, float* partial, const float* x, const int64_t* windows, int64_t batch,
+    int64_t rows, int64_t width, const T* w_val, const T* w_gate, const float* b_val, const float* b_gate,
+    const float* taps, int64_t count, int64_t before, const float* gain, const float* shift, double eps) {
+  Windows all(windows, batch, rows);
+  const Gated<T> gated{width, gain, shift, eps, w_val, w_gate, b_val, b_gate};
+  const Taps filter{taps, count, before};
+  const int64_t p = pitch(width);
+  Shares(threads, all).run(filter.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
+    const int64_t start = all.starts[i], length = all.lengths[i];
+    const Groups u{reinterpret_cast<float*>(memory), filter.rows(length)};
+    if (team.rank == 0) u.clear_around(width, before, length);
+    for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
+      gated.forward({start + first, m}, x, u, before + first, kept, stats);
+    });
+    team.wait();
+    Scratch scratch;
+    float* group = scratch.take<float>(length * PITCH);
+    for (int64_t g = team.rank; g < p / PITCH; g += team.size) {
+      depthwise(u.of(g), filter.of(g), count, 0, length, [&](int64_t t, int64_t j, Two sum) {
+        store2(group + t * PITCH + j, sum);
+        store2(c + (start + t) * p + g * PITCH + j, sum);
+      });
+      group_statistics(group, length, partial + i * 3 * p + g * PITCH, p);
+    }
+  });
+}
+
+// BatchNorm of convolved rows and SiLU. statistics (4, P) as from `batch_norm_merge`, scale and offset (D,).
+struct Norm {
+  const float *statistics, *scale, *offset;
+  int64_t width;
+
+  const float* rstd() const { return statistics + 3 * pitch(width); }
+
+  // c centred and scaled.
+  template <class T>
+  Two unit(const T* c, int64_t j) const {
+    return (load2(c + j) - load2(statistics + j)) * load2(rstd() + j);
+  }
+
+  Two apply(Two unit, int64_t j) const { return unit * of(scale, j) + of(offset, j); }
+
+  // 2 W of a vector's numbers; zeros beyond its end.
+  Two of(const float* vector, int64_t j) const {
+    return j < width ? load2(vector + j, width - j) : Two{Vec(0.0f), Vec(0.0f)};
+  }
+};
+
+// Training, from the convolved rows to y; product (N, P) and stats (N, 2) are for backward.
+template <class T>
+void convolution_out(
+    int64_t threads, float* y, T* product, float* stats, const T* c, const float* statistics, const float* scale,
+    const float* offset, const float* x, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
+    const T* w_out, const float* b_out, const float* gain, const float* shift, double eps, const int64_t* seed,
+    int64_t salt, double drop) {
+  Windows all(windows, batch, rows);
+  const Norm norm{statistics, scale, offset, width};
+  const Ending end{b_out, gain, shift, eps, width, Dropout(seed, salt, drop)};
+  const int64_t p = pitch(width);
+  auto work = tiles(all, threads, CONVOLUTION_TILE);
+  parallel_for(threads, work.size(), [&](int64_t i) {
+    Scratch scratch;
+    const int64_t first = work[i].first, m = work[i].count;
+    T* s = scratch.take<T>(m * p);
+    float* o = scratch.take<float>(m * p);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t j = 0; j < p; j += 2 * W)
+        store2(s + r * p + j, silu<T>(norm.apply(norm.unit(c + (first + r) * p, j), j)));
+    gemm(Left<T>{s, p}, m, width, w_out, width, o, p);
+    for (int64_t r = 0, row = first; r < m; ++r, ++row) {
+      to_half(o + r * p, p, product + row * p);
+      Statistics found = end.forward(o + r * p, x + row * width, row, y + row * width);
+      stats[2 * row] = found.mean;
+      stats[2 * row + 1] = found.rstd;
+    }
   });
   clear_others(all, y, width);
 }

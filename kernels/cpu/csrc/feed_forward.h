@@ -24,6 +24,17 @@ inline void gate_row(
   }
 }
 
+// v and g as backward wants them, 2 N pitch(F) numbers: panel by panel, in it row by row, v then g. Row by row alone, a
+// panel's would lie a page apart, where nothing is read ahead.
+template <class T>
+struct Kept {
+  T* values;  // null: not kept
+  int64_t rows;
+
+  // v of this row and the panel of n columns that starts at column j; g is n further on.
+  T* of(int64_t row, int64_t j, int64_t n) const { return values ? values + 2 * (j * rows + row * n) : nullptr; }
+};
+
 template <class T>
 struct FeedForward {
   int64_t width, hidden;            // D and F
@@ -31,9 +42,8 @@ struct FeedForward {
   const float *b_val, *b_gate;      // (pitch(F),)
   Ending end;
 
-  // One tile. kept (N, 2, pitch(F)) takes v and g, product half rows (N, P) what W_out gives, stats (N, 2); null: not
-  // wanted.
-  void forward(Tile tile, const float* x, float* y, T* kept, T* product, float* stats) const {
+  // One tile. kept takes v and g, product half rows (N, P) what W_out gives, stats (N, 2); null: not wanted.
+  void forward(Tile tile, const float* x, float* y, Kept<T> kept, T* product, float* stats) const {
     Scratch scratch;
     const int64_t p = pitch(width), f = pitch(hidden), m = tile.count;
     const float* x0 = x + tile.first * width;
@@ -46,9 +56,9 @@ struct FeedForward {
       gemm_panel(a, m, width, w_val + j * depth, n, v, PANEL);
       gemm_panel(a, m, width, w_gate + j * depth, n, g, PANEL);
       for (int64_t r = 0; r < m; ++r) {
-        T* keep = kept ? kept + (tile.first + r) * 2 * f + j : nullptr;
+        T* keep = kept.of(tile.first + r, j, n);
         gate_row(v + r * PANEL, g + r * PANEL, b_val + j, b_gate + j, n, h + r * f + j, keep,
-                 keep ? keep + f : nullptr);
+                 keep ? keep + n : nullptr);
       }
     }
     gemm(Left<T>{h, f}, m, hidden, w_out, width, o, p);
@@ -74,7 +84,7 @@ void feed_forward(
   FeedForward<T> op{width, hidden, w_val, w_gate, w_out, b_val, b_gate,
                     {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
   auto work = tiles(all, threads, FEED_FORWARD_TILE);
-  parallel_for(threads, work.size(), [&](int64_t i) { op.forward(work[i], x, y, kept, product, stats); });
+  parallel_for(threads, work.size(), [&](int64_t i) { op.forward(work[i], x, y, {kept, rows}, product, stats); });
   clear_others(all, y, width);
 }
 

@@ -45,7 +45,8 @@ struct FeedForwardBackward {
   const T *w_out, *w_in;  // packed (D, F), and W_val over W_gate with pitch(F) rows each, (2 pitch(F), D)
   float* dx;
   const float *dy, *x;
-  const T *kept, *product;
+  Kept<const T> kept;
+  const T* product;
   const float* stats;
 
   // What a chunk's tiles leave behind: hidden rows (n, 3, pitch(F)) of h, dv and dg; x and d_o packed as (n, D).
@@ -69,9 +70,9 @@ struct FeedForwardBackward {
       for (int64_t r0 = 0; r0 < m; r0 += 16) {  // few enough for sums in float
         float sums[2 * PANEL] = {};
         for (int64_t r = r0; r < std::min(m, r0 + 16); ++r) {
-          const T* v = kept + (tile.first + r) * 2 * f + j;
+          const T* v = kept.of(tile.first + r, j, n);
           T* h = rows + r * 3 * f + j;
-          gate_row_backward(dh + r * PANEL, v, v + f, n, h, h + f, h + 2 * f, {sums, sums + PANEL});
+          gate_row_backward(dh + r * PANEL, v, v + n, n, h, h + f, h + 2 * f, {sums, sums + PANEL});
         }
         for (int64_t c = 0; c < n; ++c) d_bias[j + c] += sums[c], d_bias[f + j + c] += sums[PANEL + c];
       }
@@ -106,7 +107,7 @@ void feed_forward_backward(
   using Op = FeedForwardBackward<T>;
   Windows all(windows, batch, rows);
   const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
-              width, hidden, w_out, w_in, dx, dy, x, kept, product, stats};
+              width, hidden, w_out, w_in, dx, dy, x, {kept, rows}, product, stats};
   const int64_t p = pitch(width), f = pitch(hidden);
   const int64_t most = std::max(Op::CHUNK_ROWS, threads * FEED_FORWARD_TILE);
   Scratch shared;

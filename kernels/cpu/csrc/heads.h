@@ -50,7 +50,7 @@ inline void pack_transposed(T* packed, const T* source, int64_t ld, int64_t rows
 
 // B (rows, columns) = `rows` rows of `columns` columns.
 template <class T>
-inline void pack_rows(T* packed, const T* source, int64_t ld, int64_t rows, int64_t columns) {
+inline void pack_upright(T* packed, const T* source, int64_t ld, int64_t rows, int64_t columns) {
   const int64_t depth = round_up(rows, STEP<T>);
   panels(columns, [&](int64_t j, int64_t n) {
     const int64_t real = std::min(n, columns - j);
@@ -75,6 +75,15 @@ inline void store_some(T* p, Two v, int64_t n) {
   std::copy(lanes, lanes + n, p);
 }
 
+// They and zeros.
+template <class T>
+inline Two load_some(const T* p, int64_t n) {
+  if (n >= 2 * W) return load2(p);
+  alignas(64) T lanes[2 * W];
+  std::fill(std::copy(p, p + n, lanes), lanes + 2 * W, T(0.0f));
+  return load2(lanes);
+}
+
 // 2^x to 1e-7 of it.
 inline Vec exp2(Vec x) {
 #ifdef CPU_CAPABILITY_AVX512
@@ -87,7 +96,7 @@ inline Vec exp2(Vec x) {
   power = at::vec::fmadd(power, part, Vec(1.000000119f));
   return Vec(_mm512_scalef_ps(power, whole));
 #else
-  return (x * Vec(0.6931471806f)).exp_u20();
+  return exponential<float>(x * Vec(0.6931471806f));
 #endif
 }
 

@@ -215,13 +215,14 @@ class Dropout {
   const bool on;
 
   void scales(int64_t row, int64_t width, float* out) const {
-    uint32_t start = uint32_t(mixed(key_ + uint64_t(row)) >> 32);
+    const uint32_t start = uint32_t(mixed(key_ + uint64_t(row)) >> 32), drop = drop_;
+    const float scale = scale_;
     for (int64_t j = 0; j < width; ++j) {  // murmur3's last steps, which compilers vectorise
       uint32_t h = start + uint32_t(j) * 0x9e3779b9u;
       h = (h ^ (h >> 16)) * 0x85ebca6bu;
       h = (h ^ (h >> 13)) * 0xc2b2ae35u;
       h ^= h >> 16;
-      out[j] = h < drop_ ? 0.0f : scale_;
+      out[j] = h < drop ? 0.0f : scale;
     }
   }
 
@@ -257,12 +258,17 @@ struct Ending {
   int64_t width;
   Dropout dropout;
 
+  // What this row's dropout multiplies by; null where nothing is dropped.
+  const float* scales(int64_t row, Scratch& scratch) const {
+    if (!dropout.on) return nullptr;
+    float* scale = scratch.take<float>(pitch(width));
+    dropout.scales(row, width, scale);
+    return scale;
+  }
+
   // z = x + Dropout(o + bias), one row; z may be o.
   template <class T>
-  void residual(const T* o, const float* x, int64_t row, float* z) const {
-    Scratch scratch;
-    float* scale = nullptr;
-    if (dropout.on) dropout.scales(row, width, scale = scratch.take<float>(pitch(width)));
+  void residual(const T* o, const float* x, const float* scale, float* z) const {
     columns(width, [&](int64_t j, int64_t n) {
       Two product = load2(o + j) + load2(bias + j, n);
       if (scale) product = product * load2(scale + j, n);
@@ -272,7 +278,8 @@ struct Ending {
 
   // o is overwritten.
   Statistics forward(float* o, const float* x, int64_t row, float* y) const {
-    residual(o, x, row, o);
+    Scratch scratch;
+    residual(o, x, scales(row, scratch), o);
     Statistics s = statistics(o, width, eps);
     normalise(o, s, gain, shift, width, y);
     return s;
@@ -284,12 +291,12 @@ struct Ending {
       const float* dy, const T* o, const float* x, Statistics s, int64_t row, float* d_x, T* d_o, EndingSums sums) const {
     Scratch scratch;
     float *z = scratch.take<float>(pitch(width)), *d = scratch.take<float>(pitch(width));
-    residual(o, x, row, z);
+    const float* scale = scales(row, scratch);
+    residual(o, x, scale, z);
     normalise_backward(dy, z, s, gain, width, d_x, sums.gain, sums.shift);
-    if (dropout.on) dropout.scales(row, width, z);
     columns(width, [&](int64_t j, int64_t n) {
       Two through = load2(d_x + j, n);
-      if (dropout.on) through = through * load2(z + j, n);
+      if (scale) through = through * load2(scale + j, n);
       add_to(sums.bias + j, through, n);
       store2(d + j, through);
     });

@@ -27,6 +27,9 @@ class Shares {
 
   int64_t count() const { return shares_.size(); }
 
+  // The most threads that a team has.
+  int64_t most() const { return teams_ ? threads_ : 1; }
+
   // f(team, window, share, memory) on each thread of the window's team; memory is the team's, `bytes` of it. A share's
   // windows come one after another.
   template <class F>

@@ -47,7 +47,7 @@ def _new_outputs(x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, w_ou
     kept = rows if rest[-1] else 0
     return (
         new(x, rows, width),
-        new(x, kept, 2, b_val.shape[0], dtype=w_val.dtype),
+        new(x, 2, b_val.shape[0], kept, dtype=w_val.dtype),
         new(x, kept, pitch(width), dtype=w_val.dtype),
         new(x, kept, 2),
     )
@@ -74,7 +74,7 @@ def forward(
 
 
 def _new_gradients(dy: Tensor, x: Tensor, kept: Tensor, *_: Any):  # type: ignore[no-untyped-def]
-    columns, width = kept.shape[2], x.shape[1]
+    columns, width = kept.shape[1], x.shape[1]
     return torch.empty_like(x), new(x, 3, columns, pitch(width)), new(x, 2, columns), new(x, 3, width)
 
 
@@ -116,7 +116,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, product, stats, w_val, w_gate, w_out, b_out, gain, spans, seed = ctx.saved_tensors
         hidden, width = w_val.shape
-        columns = kept.shape[2]
+        columns = kept.shape[1]
         up = x.new_zeros(2, columns, width)
         up[0, :hidden], up[1, :hidden] = w_val, w_gate
         w_back, w_in = pack(w_out, True, kept.dtype), pack(up.view(-1, width), True, kept.dtype)
