@@ -5,7 +5,7 @@
 #   make test-slow   the tests that `make test` leaves out
 #   make lint        ruff, ruff format --check, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
-#   make bench       who is how fast, on this machine
+#   make bench       who is how fast, on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
 #   make env         only set up .venv
 #   make clean       remove what was made here, .venv and demo/ included
 #
@@ -64,7 +64,10 @@ audit: $(READY)
 	$(BIN)/python -m astroco_fast.kernels.audit
 
 bench: $(READY)
-	$(BIN)/python -m pytest bench --benchmark-only
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=.benchmarks/latest.json \
+		--benchmark-group-by=group --benchmark-columns=median,iqr,rounds $(BENCH)
+	$(BIN)/python -m bench.report .benchmarks/latest.json
 
 # A finished run is not trained again, an interrupted one goes on.
 demo: $(READY)

@@ -10,33 +10,24 @@ from __future__ import annotations
 
 import time
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from astroco_fast.data.batches import WindowBatches, prefetch
-from astroco_fast.data.convert import convert
 from astroco_fast.data.masking import draw_masks
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
 from astroco_fast.data.windows import epoch_order, window_table
 
-ROOT = Path(__file__).resolve().parents[1]
-CATALINA = ROOT.parent / "shared" / "data" / "catalina.parquet"
 SIZE, BATCH = 200, 256
 BATCHES_A_ROUND = 100
 TARGET = 100_000
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench") / "store"
-    if CATALINA.exists():
-        convert(CATALINA, out)
-    else:
-        convert(simulate_survey(20_000, seed=0), out, provenance={"simulated": True})
-    return Store.open(out, verify=False)
+def store(store_folder):
+    return Store.open(store_folder, verify=False)
 
 
 def plan(count, epoch=1):

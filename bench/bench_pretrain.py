@@ -12,27 +12,11 @@ from __future__ import annotations
 import cProfile
 import json
 import pstats
-from pathlib import Path
 
-import pytest
-
-from astroco_fast.data.convert import convert
-from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.pretrain import main
 
-CATALINA = Path(__file__).resolve().parents[2] / "shared" / "data" / "catalina.parquet"
 STEPS, WINDOWS = 6, 64  # a fourth of the usual batch: what a step costs whatever its size counts four times as much
 TARGET = 0.03
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench") / "store"
-    if CATALINA.exists():
-        convert(CATALINA, out)
-    else:
-        convert(simulate_survey(5000, seed=0), out, provenance={"simulated": True})
-    return out
 
 
 def cumulative(stats: pstats.Stats, file: str, function: str) -> float:
@@ -42,13 +26,13 @@ def cumulative(stats: pstats.Stats, file: str, function: str) -> float:
     return found[0]
 
 
-def test_overhead(benchmark, store, tmp_path):
+def test_overhead(benchmark, store_folder, tmp_path):
     """Under 3 % of a step."""
     out = tmp_path / "run"
     steps = {"max_steps": STEPS, "log_every": 1, "global_batch": WINDOWS, "evaluate_windows": 1, "plots": "false"}
     flags = [text for name, value in steps.items() for text in (f"--train.{name}", str(value))]
     profile = cProfile.Profile()
-    argv = ["--preset", "S", "--data", str(store), "--out", str(out), "--train.device", "cpu", *flags]
+    argv = ["--preset", "S", "--data", str(store_folder), "--out", str(out), "--train.device", "cpu", *flags]
     assert benchmark.pedantic(lambda: profile.runcall(main, argv), rounds=1) == 0
     stats = pstats.Stats(profile)
     step = cumulative(stats, "pretrain/loop.py", "step")

@@ -1,0 +1,112 @@
+"""What is measured of the encoder: presets, tasks, batches, and the windows in them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astroco_fast.data.masking import HIDDEN, draw_roles
+
+LENGTH = 200
+PRESETS, BATCHES, KINDS = ("S", "L"), (1, 32, 256), ("full", "ragged")
+ENCODE, TRAIN = "encode", "training step"
+
+
+class Case(NamedTuple):
+    """One group of figures.
+
+    Attributes:
+        preset: of the encoder.
+        task: `ENCODE`, which gives the embeddings, or `TRAIN`: forward with dropout, loss at probed points, backward.
+        batch: B, windows of `LENGTH` positions.
+        kind: "full", or "ragged": half of all points are padding.
+    """
+
+    preset: str
+    task: str
+    batch: int
+    kind: str
+
+    @property
+    def training(self) -> bool:
+        return self.task == TRAIN
+
+    @property
+    def group(self) -> str:
+        return f"{self.preset} {self.task}, batch {self.batch}, {self.kind} windows"
+
+
+class Batch(NamedTuple):
+    """Centred windows as a loader gives them; zero at padding.
+
+    Attributes:
+        time, mag, err: (B, T) float32.
+        hidden: (B, T) bool; None: nothing is hidden (encode).
+        role: (B, T) uint8, of `astroco_fast.data.masking`.
+        lengths: (B,) int64 on the CPU.
+    """
+
+    time: Tensor
+    mag: Tensor
+    err: Tensor
+    hidden: Tensor | None
+    role: Tensor
+    lengths: Tensor
+
+    @property
+    def full(self) -> bool:
+        return bool((self.lengths == self.time.shape[1]).all())
+
+    def windows(self, chosen: slice) -> Batch:
+        """Some of the windows."""
+        return Batch(*(None if values is None else values[chosen].contiguous() for values in self))
+
+
+def cases() -> list[Case]:
+    """All of them, cheapest batch first."""
+    return [Case(p, task, b, kind) for task in (ENCODE, TRAIN) for p in PRESETS for b in BATCHES for kind in KINDS]
+
+
+def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
+    """Whether a provider is measured without `--full`.
+
+    Args:
+        rival: its kind: eager, compiled, onnx, ours or ours fp32.
+        model: that it runs.
+    """
+    if model != "AstroCo":  # another model's windows/s, at the usual batch
+        return rival == "eager" and case.batch == 32
+    if rival == "compiled":  # compiling takes a minute a model
+        return case == Case("S", ENCODE, 32, "full")
+    if case.training:
+        return case.batch == 32 and (rival == "ours" or (rival == "eager" and case.kind == "full"))
+    if case.batch == 256:  # eager needs half a minute a batch of L
+        return rival == "ours"
+    if case.kind == "ragged":
+        return case.batch == 32 and rival != "ours fp32"
+    return True
+
+
+def window_lengths(batch: int, kind: str, length: int = LENGTH) -> Tensor:
+    """(B,) int64 real points: all, or from almost none to almost all in random order, half of all on average."""
+    if kind == "full":
+        return torch.full((batch,), length)
+    even = ((torch.arange(batch) + 0.5) * length / batch).round().long()
+    return even[torch.randperm(batch, generator=torch.Generator().manual_seed(0))]
+
+
+def make_batch(case: Case, device: torch.device, length: int = LENGTH) -> Batch:
+    """The windows of a case: days over years, magnitudes that vary, the masks of pretraining if it is a step of it."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = window_lengths(case.batch, case.kind, length)
+    real = torch.arange(length) < lengths[:, None]
+    shape = (case.batch, length)
+    time = (torch.rand(shape, generator=draw) * 3000).sort(1).values - 1500
+    mag, err = torch.randn(shape, generator=draw) * 0.3, torch.rand(shape, generator=draw) * 0.1
+    role = torch.from_numpy(draw_roles(lengths.numpy(), np.arange(case.batch), length, seed=0, epoch=1).role)
+    points = [(values * real).to(device) for values in (time, mag, err)]
+    hidden = (role == HIDDEN).to(device) if case.training else None
+    return Batch(*points, hidden, role.to(device), lengths)

@@ -1,0 +1,148 @@
+"""How things are measured: interleaved rounds, the machine's GEMM peak, the memory of a training step."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from astroco_fast import ops
+from bench.cases import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+MIN_ROUNDS, MAX_ROUNDS = 3, 30
+READING = 0.02  # seconds: what is shorter is run several times between two looks at the clock
+WARM = 2.0  # seconds: a call that takes longer is not the slower for being the first
+GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
+
+
+class Timing(NamedTuple):
+    """Interleaved rounds: seconds a call, of a provider and of its baseline."""
+
+    own: list[float]
+    baseline: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.own)
+
+    @property
+    def baseline_median(self) -> float:
+        return statistics.median(self.baseline)
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the baseline."""
+        return self.baseline_median / self.median
+
+
+def device() -> torch.device:
+    """The one that is measured: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(run: Callable[[], Any], on: torch.device, times: int = 1) -> float:
+    """A call, of so many in a row: by the clock, or on a GPU between two of its events."""
+    if on.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(on)
+        start.record()
+        for _ in range(times):
+            run()
+        end.record()
+        torch.cuda.synchronize(on)
+        return start.elapsed_time(end) / 1e3 / times
+    before = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - before) / times
+
+
+def interleave(
+    benchmark: BenchmarkFixture,
+    run: Callable[[], Any],
+    baseline: Callable[[], Any],
+    on: torch.device,
+    budget: float,
+) -> Timing:
+    """Rounds of a provider, each after one of the baseline; as many as fit into `budget` seconds, but three at least.
+
+    pytest-benchmark's own figures are those of the provider, and on a GPU include the wait for it.
+    """
+    own, other = (_estimate(call, on) for call in (run, baseline))
+    times, other_times = (max(1, int(READING / estimate)) for estimate in (own, other))
+    rounds = int(budget / (times * own + other_times * other))
+    timing = Timing([], [])
+    benchmark.pedantic(
+        lambda: timing.own.append(seconds(run, on, times)),
+        setup=lambda: timing.baseline.append(seconds(baseline, on, other_times)),
+        rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS),
+    )
+    return timing
+
+
+def _estimate(run: Callable[[], Any], on: torch.device) -> float:
+    """Seconds of a call, which warms up as well."""
+    first = seconds(run, on)
+    return first if first > WARM else min(seconds(run, on) for _ in range(2))
+
+
+@lru_cache
+def gemm_peak(dtype: torch.dtype, on: torch.device) -> float:
+    """Floating-point operations a second that the machine's library reaches in a large product of matrices, at best."""
+    size = GEMM_SIZE[on.type]
+    a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    best = min(seconds(lambda: torch.mm(a, b, out=out), on) for _ in range(12))
+    return 2 * size**3 / best
+
+
+@lru_cache
+def step_memory(provider: str, case: Case) -> int:
+    """Bytes at the peak of a training step, above those before it, in a process of its own: see `bench.memory`."""
+    words = [sys.executable, "-m", "bench.memory", provider, *map(str, case)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"bench.memory {provider}: {done.stderr[-2000:]}")
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+@lru_cache
+def environment(on: torch.device) -> dict[str, Any]:
+    """What figures depend on besides the code: device, threads, versions."""
+    names = ("astroco_fast", "torch", "numpy", "onnxruntime", "triton")
+    versions = {"python": platform.python_version(), **{name: v for name in names if (v := _version(name))}}
+    for name, backend in ops.BACKENDS.items():
+        if hasattr(backend, "versions"):
+            versions[f"backend {name}"] = ", ".join(map(str, backend.versions()))
+    gpu = torch.cuda.get_device_name(on) if on.type == "cuda" else None
+    return {"device": gpu or _cpu(), "threads": torch.get_num_threads(), "versions": versions}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's name, and the widest instructions that torch uses."""
+    name = platform.processor() or platform.machine()
+    if (told := Path("/proc/cpuinfo")).exists():
+        lines = [line.partition(":") for line in told.read_text().splitlines()]
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

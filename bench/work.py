@@ -1,0 +1,70 @@
+"""What has to be done, whoever does it: floating-point operations and bytes of an op, of real points alone.
+
+Operations are those of matrix products, attention and the depthwise convolution, as is usual; a gradient takes twice
+the forward's. Bytes are those that no fusion within an op can spare: float32 rows that it is given and gives, and its
+parameters, once; in training also the gradient that comes, its input again, and the gradients that it gives. So GFLOP/s
+and GB/s are the useful ones: what a provider spends on padding, or moves besides, counts against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from astroco_fast.config import AstroCoConfig, AstromerConfig
+
+
+class Work(NamedTuple):
+    """Floating-point operations, and bytes moved."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Work:  # type: ignore[override]
+        return Work(self.flops * times, self.bytes * times)
+
+
+def model_work(config: Any, lengths: Tensor, training: bool) -> Work:
+    """Of an encoder on windows of these lengths (B,): all of its ops."""
+    if isinstance(config, AstromerConfig):
+        return _astromer(config, lengths, training)
+    block = sum((op_work(op, config, lengths, training) for op in ("attention", "convolution", "feed_forward")), NONE)
+    outside = op_work("input_embed", config, lengths, training) + op_work("mix_pool", config, lengths, training)
+    return block * config.layers + outside
+
+
+NONE = Work(0, 0)
+
+
+def op_work(op: str, config: AstroCoConfig, lengths: Tensor, training: bool) -> Work:
+    """Of one op of `astroco_fast.ops` on windows of these lengths (B,)."""
+    d, points = config.width, int(lengths.sum())
+    pairs = int((lengths**2).sum())
+    weights, per_pair, given, gives, others = {
+        "input_embed": (d + d * d, 0, 3 / d, 1, 4 * d),  # three numbers a point come in
+        "attention": (4 * d * d, 4 * d, 1, 1, 6 * d),
+        "convolution": (3 * d * d + d * config.kernel, 0, 1, 1, 9 * d),
+        "feed_forward": (3 * config.expansion * d * d, 0, 1, 1, (2 * config.expansion + 3) * d),
+        "mix_pool": (0, 0, config.layers + 1, 1, config.layers + 1),
+        "masked_loss": (0, 0, 3 / d, 0, 0),
+    }[op]
+    return _work(points * d, 2 * points * weights + pairs * per_pair, given, gives, weights + others, training)
+
+
+def _astromer(config: AstromerConfig, lengths: Tensor, training: bool) -> Work:
+    d, points, pairs = config.width, int(lengths.sum()), int((lengths**2).sum())
+    leaks = d * d if config.leak else 0
+    weights = 4 * d * d + 2 * d * config.feed_forward + 2 * leaks
+    block = _work(points * d, 2 * points * weights + 4 * d * pairs, 2, 2, weights, training)
+    return block * config.layers + _work(points * d, 4 * points * d, 1, 1, 2 * d, training)
+
+
+def _work(row: float, flops: float, given: float, gives: float, parameters: float, training: bool) -> Work:
+    """Args: numbers in all rows, operations, rows given and rows that come of it, parameters."""
+    if not training:
+        return Work(flops, 4 * (row * (given + gives) + parameters))
+    return Work(3 * flops, 4 * (row * (3 * given + 2 * gives) + 3 * parameters))
