@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "gemm.h"
@@ -187,18 +188,24 @@ inline void normalise_backward(
     double* d_shift) {
   Vec mean(s.mean), rstd(s.rstd);
   auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
-  Two first{Vec(0.0f), Vec(0.0f)}, second = first;
+  Two second{Vec(0.0f), Vec(0.0f)};
+  alignas(64) double first[2 * W] = {};
   columns(width, [&](int64_t j, int64_t n) {
     Two up = load2(dy + j, n), unit = normal(j, n), scaled = up * load2(gain + j, n);  // zero beyond the row
-    first = first + scaled;
+    add_to(first, scaled, 2 * W);
     second = second + scaled * unit;
     add_to(d_gain + j, up * unit, n);
     add_to(d_shift + j, up, n);
   });
-  Vec about(sum(first) / width), along(sum(second) / width);
+  // Where dy is the same in all rows, so is what is lost of its mean, and sums over rows would show it.
+  const double level = std::accumulate(first, first + 2 * W, 0.0) / width;
+  const Vec minus_level(-float(level)), rest(float(level - float(level))), along(sum(second) / width);
   columns(width, [&](int64_t j, int64_t n) {
-    Two scaled = load2(dy + j, n) * load2(gain + j, n), unit = normal(j, n);
-    store2(dz + j, map(scaled, unit, [&](Vec v, Vec u) { return (v - about - u * along) * rstd; }), n);
+    Two up = load2(dy + j, n), scale = load2(gain + j, n), unit = normal(j, n);
+    auto one = [&](Vec d, Vec g, Vec u) {
+      return (at::vec::fmadd(d, g, minus_level) - at::vec::fmadd(u, along, rest)) * rstd;
+    };
+    store2(dz + j, {one(up.a, scale.a, unit.a), one(up.b, scale.b, unit.b)}, n);
   });
 }
 
