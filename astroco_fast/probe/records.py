@@ -53,7 +53,7 @@ class RecordFiles:
         """Id, band, label, and the points (3, L)."""
         try:
             context, lists = _sequence_example(record)
-        except (ValueError, IndexError, struct.error) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{where}: not a light curve as Astromer writes them ({error}); write Parquet or CSV tables with the "
                 "columns id, label, mjd, mag, err to the same folders"

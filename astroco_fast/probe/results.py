@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astroco_fast import plots
-from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.evaluate import Outcome
@@ -177,10 +176,8 @@ def _draw(out: Path, results: Mapping[str, Any]) -> list[Path]:
                 title = f"{_NAMES[probe]}, {entry['n']} training stars a class{simulated}\n{score}, {_runs(entry)} runs"
                 figure = confusion_figure(np.array(entry["confusion"]), results["classes"], title)
                 paths.append(out / f"confusion_{entry['n']}.png")
-                try:
-                    figure.savefig(paths[-1])
-                except OSError as error:
-                    raise UserError(f"{paths[-1]}: cannot be written: {error.strerror or error}") from error
+                with whole_file(paths[-1]) as partial:
+                    figure.savefig(partial, format="png")
     return paths
 
 

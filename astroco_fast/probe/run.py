@@ -49,11 +49,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
     classes = config.classes or sorted({stars.labels[star] for star in used})
     with _folder(out):
+        digest = model_digest(model)
+        cache = Embeddings(out / EMBEDDINGS, digest)
         with whole_file(out / CONFIG) as partial:
             partial.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
         write_splits(out / SPLITS, splits, stars.labels)
-        digest = model_digest(model)
-        cache = Embeddings(out / EMBEDDINGS, digest)
         made = extract(
             model, portions, stars, list(used), cache, batch_size=config.batch_size, min_points=config.min_points
         )

@@ -139,7 +139,9 @@ def test_embeddings_of_another_model_are_not_used(
     with torch.no_grad():
         next(other.parameters()).add_(1.0)
     other.save_pretrained(tmp_path / "other")
-    assert run(data, tmp_path / "other", tmp_path / "out") == 2
+    before = contents(tmp_path / "out")
+    assert run(data, tmp_path / "other", tmp_path / "out", "--sizes", "[3]") == 2
+    assert contents(tmp_path / "out") == before
     assert "embeddings of another model" in capsys.readouterr().err
 
 

@@ -221,12 +221,22 @@ def test_the_command_takes_records(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "results.json").read_text())["classes"] == list(CLASSES)
 
 
+def test_negative_numbers_of_a_record(tmp_path: Path) -> None:
+    batch = portion(slice(0, 1))
+    lists = dict(zip(("mjd", "mag", "err"), curve(batch, 0), strict=True))
+    write_records(tmp_path / "0.record", [example({"id": -7, "label": 2**40}, lists)])
+    (read,) = RecordFiles(tmp_path, [tmp_path / "0.record"], Columns())
+    assert (read.ids[0], read.label[0]) == ("-7", str(2**40))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"id,mag\n1,2\n", "cut short, or not a TFRecord file"),
         (struct.pack("<QI", 9, 0) + b"\xff" * 9 + b"\0" * 4, "record 1: not a light curve as Astromer writes them"),
         (struct.pack("<QI", 50, 0) + b"abc", "cut short"),
+        (struct.pack("<QI", 2, 0) + b"\x08\x01" + b"\0" * 4, "record 1: not a light curve"),  # a number for the context
+        (struct.pack("<QI", 4, 0) + b"\x0a\x02\x0a\x00" + b"\0" * 4, "record 1: not a light curve"),  # no name
     ],
 )
 def test_other_files_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
