@@ -4,6 +4,8 @@
 // the mean needs no second pass.
 #pragma once
 
+#include <numeric>
+
 #include "rows.h"
 
 namespace astroco {
@@ -47,6 +49,17 @@ inline void mix(
   if (!add) clear_others(all, mixed, width);
 }
 
+// In double throughout: in the gradient of the logits, sums over all rows nearly cancel.
+inline double dot(const float* a, const float* b, int64_t n) {
+  constexpr int64_t LANES = 32;
+  double sums[LANES] = {};
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES)
+    for (int64_t i = 0; i < LANES; ++i) sums[i] += double(a[j + i]) * b[j + i];
+  for (; j < n; ++j) sums[0] += double(a[j]) * b[j];
+  return std::accumulate(sums, sums + LANES, 0.0);
+}
+
 // Back through the whole mix, for some of its states: their gradients d_states (N, D) each, and dots (B, count), for each
 // window and state the sum of the product of the state with the gradient of the mix. d_mixed (N, D) or d_pooled (B, D)
 // may be null: zero.
@@ -69,13 +82,11 @@ inline void mix_backward(
         store2(up + j, value);
       });
       for (int64_t l = 0; l < count; ++l) {
-        Two dot{Vec(0.0f), Vec(0.0f)};
+        const float* state = states[l] + row * width;
         columns(width, [&](int64_t j, int64_t n) {
-          const Two value = load2(up + j);
-          store2(d_states[l] + row * width + j, value * Vec(weights[index + l]), n);
-          dot = dot + value * load2(states[l] + row * width + j, n);
+          store2(d_states[l] + row * width + j, load2(up + j) * Vec(weights[index + l]), n);
         });
-        dots[i * count + l] += sum(dot);  // in double: over all rows they nearly cancel
+        dots[i * count + l] += dot(up, state, width);
       }
     }
   });
