@@ -94,7 +94,7 @@ def window_lengths(batch: int, kind: str, length: int = LENGTH) -> Tensor:
     """(B,) int64 real points: all, or from almost none to almost all in random order, half of all on average."""
     if kind == "full":
         return torch.full((batch,), length)
-    even = ((torch.arange(batch) + 0.5) * length / batch).round().long()
+    even = ((torch.arange(batch) + 0.5) * length / batch).round().long().clamp(1, length - 1)
     return even[torch.randperm(batch, generator=torch.Generator().manual_seed(0))]
 
 

@@ -1,0 +1,200 @@
+"""The benchmark suite itself: what it runs, that it refuses wrong results, and that it counts the work right."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from astroco_fast import ops, presets
+from bench.cases import ENCODE, TRAIN, Case, cases, in_default, make_batch, window_lengths
+from bench.checking import WrongResultError, check_embeddings, check_step
+from bench.measuring import interleave, step_memory
+from bench.one_op import OpProvider, check_op
+from bench.providers import (
+    ASTROMER,
+    BASELINE,
+    Compiled,
+    Eager,
+    Onnx,
+    Ours,
+    Padded,
+    build,
+    by_name,
+    padded_inputs,
+    providers,
+)
+from bench.work import model_work
+
+CPU = torch.device("cpu")
+LENGTH = 20
+aten = torch.ops.aten
+
+
+def tiny(task=ENCODE, kind="full", batch=4):
+    case = Case("tiny", task, batch, kind)
+    return case, make_batch(case, CPU, LENGTH)
+
+
+@pytest.mark.parametrize("batch", [1, 32, 256])
+def test_ragged_windows_are_half_padding(batch):
+    lengths = window_lengths(batch, "ragged")
+    assert lengths.sum() == batch * 100
+    assert 1 <= lengths.min() <= lengths.max() <= 200
+
+
+def test_default_leaves_out_what_is_dear():
+    large = Case("L", TRAIN, 256, "full")
+    assert not any(in_default(large, kind) for kind in ("eager", "compiled", "ours"))
+    assert [case for case in cases() if in_default(case, "compiled")] == [Case("S", ENCODE, 32, "full")]
+    assert {case.batch for case in cases() if in_default(case, "ours")} == {1, 32, 256}
+
+
+def test_names_are_distinct_and_found():
+    names = [provider.name for provider in (BASELINE, *providers())]
+    assert len(set(names)) == len(names)
+    assert by_name("Astromer v2, eager fp32") == Eager("fp32", ASTROMER)
+
+
+@pytest.mark.parametrize("kind", ["full", "ragged"])
+def test_padded_windows_mean_the_same(kind):
+    """What is compiled and exported is the reference."""
+    case, batch = tiny(kind=kind)
+    inputs = padded_inputs(batch)
+    with torch.no_grad():
+        padded = Padded(build("tiny", CPU, False, None, reference=True), batch.full)(*inputs)
+    torch.testing.assert_close(padded, Eager("fp32").make(case, batch).call())
+    assert (inputs[3] is None) == (kind == "full")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "ragged"])
+def test_onnx(kind):
+    """The graph runs, and is right."""
+    provider = Onnx("fp32")
+    if (reason := provider.unavailable(CPU)) is not None:
+        pytest.skip(reason)
+    case, batch = tiny(kind=kind)
+    assert check_embeddings(provider, case, batch, provider.make(case, batch).call()) < 1e-5
+
+
+@pytest.mark.parametrize("provider", [Eager("bf16"), Eager("fp32"), Eager("bf16", ASTROMER)], ids=lambda p: p.name)
+def test_right_provider_passes(provider):
+    check_step(provider, tiny(TRAIN, "ragged")[0], CPU)
+    case, batch = tiny(kind="ragged")
+    check_embeddings(provider, case, batch, provider.make(case, batch).call())
+
+
+def test_ours_is_run_where_it_can():
+    here = [p for p in providers() if isinstance(p, Ours) and p.unavailable(CPU) is None]
+    assert {p.backend for p in here} == {
+        name
+        for name, backend in ops.BACKENDS.items()
+        if name != "reference"
+        and any(backend.unsupported(op, CPU, p.dtype, True) is None for op in ops.OPS for p in here)
+    }
+
+
+class Wrong(Eager):
+    """Right but for one layer, slightly."""
+
+    def make(self, case, batch, dropout=None):
+        run = super().make(case, batch, dropout)
+        with torch.no_grad():
+            run.parameters["blocks.0.attention.qkv.weight"].mul_(1.3)
+        return run
+
+
+def test_wrong_embeddings_are_refused():
+    case, batch = tiny()
+    with pytest.raises(WrongResultError, match="relative error"):
+        check_embeddings(Wrong("fp32"), case, batch, Wrong("fp32").make(case, batch).call())
+    with pytest.raises(WrongResultError, match="not finite"):
+        check_embeddings(Wrong("fp32"), case, batch, torch.full((4, 64), torch.nan))
+
+
+def test_wrong_gradients_are_refused():
+    case, _ = tiny(TRAIN)
+    with pytest.raises(WrongResultError, match="gradient"):
+        check_step(Wrong("fp32"), case, CPU)
+
+
+@pytest.mark.parametrize("op", ops.OPS)
+def test_op_is_checked(op, monkeypatch):
+    """The reference passes; with other weights, or another result, it does not."""
+    case = Case("tiny", TRAIN, 2, "ragged")
+    batch = make_batch(case, CPU)
+    provider = OpProvider("reference", "bf16")
+    check_op(op, provider, case, batch)
+    right = getattr(ops.BACKENDS["reference"], op)
+    calls = []
+
+    def wrong(*args):
+        calls.append(1)
+        result = right(*args)
+        first, *rest = result if isinstance(result, tuple) else (result,)
+        first = first * 1.2 if len(calls) == 1 else first  # the provider's comes before the reference's
+        return (first, *rest) if rest else first
+
+    monkeypatch.setattr(ops.BACKENDS["reference"], op, wrong)
+    with pytest.raises(WrongResultError):
+        check_op(op, provider, case, batch)
+
+
+class _Benchmark:
+    """pytest-benchmark's `pedantic`."""
+
+    def pedantic(self, target, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            target()
+
+
+def test_rounds_alternate(monkeypatch):
+    """After the first looks, one round of the baseline before each of the provider's; three at least."""
+    monkeypatch.setattr("bench.measuring.READING", 0.0)
+    calls = []
+    timing = interleave(_Benchmark(), lambda: calls.append("own"), lambda: calls.append("baseline"), CPU, budget=0.0)
+    assert calls[-6:] == ["baseline", "own"] * 3
+    assert len(timing.own) == len(timing.baseline) == 3
+    assert timing.ratio == timing.baseline_median / timing.median
+
+
+@pytest.mark.parametrize("preset", ["tiny", ASTROMER])
+@pytest.mark.parametrize("training", [False, True])
+def test_operations_are_those_counted_by_torch(preset, training):
+    """Of full windows; inputs' gradients are not taken, and torch's formula for a convolution's knows no groups."""
+    batch = make_batch(Case(preset, TRAIN if training else ENCODE, 2, "full"), CPU, 200)
+    model = build(preset, CPU, training, 0.0, reference=True)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        out = model(batch.time, batch.mag, batch.err, hidden=batch.hidden, centered=True, lengths=batch.lengths)
+        if training:
+            out.reconstruction.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    if aten.convolution_backward in counts:
+        counts[aten.convolution_backward] = 2 * counts[aten.convolution]
+    work = model_work(presets.preset(preset).config, batch.lengths, training)
+    assert work.flops == pytest.approx(sum(counts.values()), rel=0.05)
+
+
+def test_ragged_windows_are_less_work():
+    """Half the points are less than half the operations: attention goes by their squares."""
+    config = presets.preset("S").config
+    full, ragged = (model_work(config, window_lengths(32, kind), False) for kind in ("full", "ragged"))
+    assert 0.4 < ragged.flops / full.flops < 0.5
+    assert 0.4 < ragged.bytes / full.bytes < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_step():
+    """In a process of its own; more windows need more, and at least what a block keeps for backward."""
+    small, large = (step_memory("eager fp32", Case("tiny", TRAIN, batch, "full")) for batch in (8, 64))
+    assert 4 * 64 * 200 * 64 * 10 < large < 10**9
+    assert small < large / 2
+
+
+def test_compiled_is_a_rival():
+    assert Compiled("bf16").role == "rival"
+    assert not Onnx("fp32").runs(Case("S", TRAIN, 32, "full"))
