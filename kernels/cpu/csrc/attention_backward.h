@@ -10,24 +10,16 @@ namespace astroco {
 
 constexpr int64_t BACKWARD_TILE = 8 * ROWS;  // queries at a time
 
-// One head of one window. q, k, v and their gradients have rows of `ld`, what was attended and its gradient of `features`.
+// One head of one window. q, k, v and their gradients have rows of `ld`, the gradient of what was attended
+// of `features`.
 template <class T>
 struct AttentionHead {
   int64_t n, size, ld, features;
-  const T *q, *k, *v, *attended, *d_attended;
+  const T *q, *k, *v, *d_attended;
   T *dq, *dk, *dv;
   const float* sums;  // of the head, rows of `heads`
   int64_t heads;
   float scale;
-
-  // sums over d of d_attended * attended: softmax's gradient takes it from that of every probability.
-  float shared_part(int64_t row) const {
-    Two total{Vec(0.0f), Vec(0.0f)};
-    for (int64_t j = 0; j < size; j += 2 * W)
-      total = total + load_some(attended + row * features + j, size - j) *
-                          load_some(d_attended + row * features + j, size - j);
-    return sum(total);
-  }
 
   // A row of scores s and of the gradients dp of probabilities: probabilities p and the gradients ds of scores, both zero
   // beyond n; s and dp have room for a multiple of 2 W.
@@ -35,11 +27,20 @@ struct AttentionHead {
     const int64_t end = round_up(n, 2 * W);
     std::fill(s + n, s + end, -1e30f);
     std::fill(dp + n, dp + end, 0.0f);
-    const Vec by(scale * LOG2_E), minus(-sums[row * heads]), part(-shared_part(row)), factor(scale);
+    const Vec by(scale * LOG2_E), minus(-sums[row * heads]), factor(scale);
+    Two total{Vec(0.0f), Vec(0.0f)}, along = total;
     for (int64_t j = 0; j < end; j += 2 * W) {
       Two e = map(load2(s + j), [&](Vec v) { return exp2(at::vec::fmadd(v, by, minus)); });
+      store2(s + j, e);
+      total = total + e;
+      along = along + e * load2(dp + j);
+    }
+    // Their sum is one but for the logarithm's rounding, which all of a row would share and columns' sums would add up.
+    const Vec one(1.0f / sum(total)), mean(sum(along) / sum(total));
+    for (int64_t j = 0; j < end; j += 2 * W) {
+      Two e = load2(s + j) * one;
       store2(p + j, e);
-      store2(ds + j, map(e, load2(dp + j), [&](Vec e, Vec d) { return e * (d + part) * factor; }));
+      store2(ds + j, map(e, load2(dp + j), [&](Vec e, Vec d) { return e * (d - mean) * factor; }));
     }
   }
 
@@ -103,7 +104,7 @@ inline void add_columns(const T* rows, int64_t m, int64_t n, double* sums) {
 template <class T>
 void attention_backward(
     int64_t threads, float* dx, T* d_o, T* d_qkv, float* d_bias, float* d_end, const float* dy, const float* x,
-    const T* qkv, const T* attended, const float* sums, const T* product, const float* stats, const int64_t* windows,
+    const T* qkv, const float* sums, const T* product, const float* stats, const int64_t* windows,
     int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_out, const T* w_qkv, const float* b_out,
     const float* gain, const int64_t* seed, int64_t salt, double drop) {
   const Windows all(windows, batch, rows);
@@ -134,7 +135,7 @@ void attention_backward(
     const int64_t start = all.starts[order[i / heads]], head = i % heads, at = start * ld + head * size;
     const int64_t out = start * f + head * size;
     AttentionHead<T>{all.lengths[order[i / heads]], size, ld, f, qkv + at, qkv + at + f, qkv + at + 2 * f,
-                     attended + out, d_attended + out, d_qkv + at, d_qkv + at + f, d_qkv + at + 2 * f,
+                     d_attended + out, d_qkv + at, d_qkv + at + f, d_qkv + at + 2 * f,
                      sums + start * heads + head, heads, scale}.run();
   });
 

@@ -75,15 +75,6 @@ inline void store_some(T* p, Two v, int64_t n) {
   std::copy(lanes, lanes + n, p);
 }
 
-// They and zeros.
-template <class T>
-inline Two load_some(const T* p, int64_t n) {
-  if (n >= 2 * W) return load2(p);
-  alignas(64) T lanes[2 * W];
-  std::fill(std::copy(p, p + n, lanes), lanes + 2 * W, T(0.0f));
-  return load2(lanes);
-}
-
 // 2^x to 1e-7 of it.
 inline Vec exp2(Vec x) {
 #ifdef CPU_CAPABILITY_AVX512

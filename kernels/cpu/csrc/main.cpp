@@ -1,4 +1,6 @@
 // What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
+#include "attention.h"
+#include "attention_backward.h"
 #include "convolution.h"
 #include "feed_forward.h"
 #include "feed_forward_backward.h"
@@ -17,6 +19,8 @@
 EXPORT_AS(dropout_scale, dropout_scale)
 EXPORT(pack_weight)
 EXPORT(weight_gradient)
+EXPORT(attention)
+EXPORT(attention_backward)
 EXPORT(convolution)
 EXPORT(feed_forward)
 EXPORT(feed_forward_backward)
