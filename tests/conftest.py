@@ -25,5 +25,6 @@ def fresh_selfcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(selfcheck, "enabled", True)
     monkeypatch.setattr(selfcheck, "_verdicts", {})
     monkeypatch.setattr(selfcheck, "_warned", set())
-    monkeypatch.setattr(selfcheck, "LENGTHS", (9, 0, 5, 1))
+    for lengths in ("LENGTHS", "CPU_LENGTHS"):
+        monkeypatch.setattr(selfcheck, lengths, (9, 0, 5, 1))
     return tmp_path / "cache" / "selfcheck.json"

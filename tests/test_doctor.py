@@ -3,12 +3,14 @@
 import platform
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from astroco_fast import doctor, ops, selfcheck
+from astroco_fast.kernels.cpu import build
 from tests.fake_backends import FAULTS, every_op, fake, raising, sound, wrong_numbers
 
 
@@ -104,6 +106,23 @@ def test_a_wrong_backend_in_the_environment_is_one_line(
 def test_an_absent_extra_comes_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.EXTRAS, "plots", "no-such-package")
     assert any("pip install 'astroco_fast[plots]'" in line for line in doctor.report())
+
+
+def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> list[str]:
+        return [line.split("kernels: ")[1] for line in doctor.rows(doctor._devices()) if "kernels: " in line]
+
+    monkeypatch.setattr(ops, "_choice", None)
+    monkeypatch.setattr(doctor.native, "missing", lambda: "no C++ compiler; apt install g++")
+    assert told() == ["none: no C++ compiler; apt install g++"]
+    plan = SimpleNamespace(isa=build.ISAS["avx2"], version="g++ 12.2")
+    for path, where in ((Path("/cache/native/x.so"), "/cache/native/x.so"), (None, "memory")):
+        monkeypatch.setattr(doctor.native, "missing", lambda: None)
+        monkeypatch.setattr(doctor.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path))
+        (line,) = told()
+        assert line.startswith(f"for avx2, by g++ 12.2, in {where}")
+    monkeypatch.setattr(ops, "_choice", "reference")
+    assert told() == ["not asked for"]
 
 
 @pytest.mark.parametrize(
