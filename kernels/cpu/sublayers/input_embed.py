@@ -122,12 +122,12 @@ def input_embed(
 
     Where a gradient with respect to the points themselves is wanted, as for a saliency map, the reference runs.
     """
-    points = (time, mag, err)
+    points = [time, mag, err]
     if torch.is_grad_enabled() and any(x.requires_grad for x in points):
         return module(time, mag, err, hidden, layout)
     weight, dtype, norm = module.fuse.weight, compute_dtype(time), module.norm
     fuse = prepared(module, ("cpu input_embed", dtype), (weight,), lambda: pack(weight.detach(), False, dtype))
-    points = tuple(rows_of(x) for x in points)
+    points = [rows_of(x) for x in points]
     shown = None if hidden is None else rows_of(hidden)
     hide = sum(_BITS[name] for name in set(module.hide))
     linear, base, spans = module.photometry, float(module.time_base), windows(layout)
