@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 import astroco_fast as af
-from astroco_fast import ops
+from astroco_fast import ops, verdicts
 from astroco_fast.kernels import cpu as backend
 from astroco_fast.kernels.cpu import build, native
 from tests.conftest import CPU_ISA
@@ -359,3 +361,25 @@ def test_versions_tell_what_made_the_kernels(cpu: str) -> None:
     assert re.search(r"\d", compiler)
     assert isa in build.ISAS
     assert native.library().plan.key in library
+
+
+@pytest.mark.parametrize("isa", build.isas()[1:])
+def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked, not made: the best instruction set's library is the one that all other tests use."""
+    monkeypatch.setattr(build, "wish", isa)
+    (compiler, *_) = build.compilers()
+    plan = build._plan(build.SOURCES, build._isa(), compiler)
+    build._run(*plan.compiler, *plan.compile, "-fsyntax-only", str(plan.source))
+
+
+@pytest.mark.parametrize(("module", "name"), [(verdicts._kernels, "shared.py"), (backend, "csrc/part.h")])
+def test_a_verdict_of_the_self_check_holds_for_these_sources_only(
+    module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the kernels, and what backends share."""
+    before = verdicts._sources(backend)
+    copy = shutil.copytree(Path(module.__file__ or "").parent, tmp_path / "copy")
+    monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))
+    assert verdicts._sources(backend) == before
+    (copy / name).write_text("more")
+    assert verdicts._sources(backend) != before

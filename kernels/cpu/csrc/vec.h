@@ -4,8 +4,7 @@
 // at a time, because that is one vector of BFloat16.
 #pragma once
 
-#include <ATen/cpu/vec/functional_base.h>
-#include <ATen/cpu/vec/vec.h>
+#include <ATen/cpu/vec/functional.h>
 
 #include <cstdint>
 #include <cstring>
