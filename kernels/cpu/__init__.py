@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # The ops that there are kernels for.
-OPS: tuple[str, ...] = ("input_embed", "attention", "feed_forward", "mix_pool", "masked_loss")
+OPS: tuple[str, ...] = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
 
 DTYPES = (torch.float32, torch.bfloat16)
 LIMITS = Limits(widths=(16, 1024), head_size=256, taps=(1, 128))

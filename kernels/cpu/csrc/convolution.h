@@ -230,7 +230,7 @@ struct Norm {
   // c centred and scaled.
   template <class T>
   Two unit(const T* c, int64_t j) const {
-    return (load2(c + j) - load2(statistics + j)) * load2(rstd() + j);
+    return (load2(c + j) - load2(statistics + j) - load2(statistics + pitch(width) + j)) * load2(rstd() + j);
   }
 
   Two apply(Two unit, int64_t j) const { return unit * of(scale, j) + of(offset, j); }

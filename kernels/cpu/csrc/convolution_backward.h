@@ -6,8 +6,8 @@
 namespace astroco {
 
 // The first pass, row tile by row tile: from dy to the gradient of BatchNorm's result, dn (N, P), and the sums; dz (N, D) is
-// the residual's share of dx, d_o and s (N, P) make W_out's gradient; d_end (3, D) of b_out, gain and shift, d_norm (2, D)
-// of scale and offset. w_out is packed as (D, D), not transposed.
+// the residual's share of dx, d_o and s (N, P) make W_out's gradient; d_end (3, D) of b_out, gain and shift, d_norm (3, D)
+// of scale, of offset, and what rounding took from the latter. w_out is packed as (D, D), not transposed.
 template <class T>
 void convolution_backward_out(
     int64_t threads, float* dz, T* d_o, T* s, T* dn, float* d_end, float* d_norm, const float* dy, const float* x,
@@ -48,14 +48,20 @@ void convolution_backward_out(
       }
   });
   for (int64_t part = 0; part < 3; ++part) ends.total(part * p, width, d_end + part * width);
-  for (int64_t part = 0; part < 2; ++part) norms.total(part * p, width, d_norm + part * width);
+  std::vector<double> totals(2 * p, 0.0);
+  norms.add_to(totals);
+  for (int64_t j = 0; j < width; ++j) {
+    d_norm[j] = float(totals[j]);
+    d_norm[width + j] = float(totals[p + j]);
+    d_norm[2 * width + j] = float(totals[p + j] - double(d_norm[width + j]));
+  }
 }
 
 // The second pass, window by window: from dn to dx.
 template <class T>
 struct ConvolutionBackward {
   Norm norm;
-  const float *count, *sums;  // (1,) and (2, D), d_norm over all ranks; null: the statistics do not depend on c
+  const float *count, *sums;  // (1,) and (3, D), d_norm over all ranks; null: the statistics do not depend on c
   Taps taps, reversed;
   const float *gain, *shift;
   const T* w_in;  // W_in's values over its gates, P rows each, packed as (2 P, D)
@@ -71,16 +77,20 @@ struct ConvolutionBackward {
     const int64_t p = pitch(width());
     for (int64_t j = 0; j < PITCH; j += 2 * W) {
       const int64_t column = group * PITCH + j;
-      Two tilt{Vec(0.0f), Vec(0.0f)}, slope = tilt, factor = load2(norm.rstd() + column) * norm.of(norm.scale, column);
-      if (sums) {
-        const Vec share(1.0f / *count);
-        tilt = norm.of(sums, column) * share;
-        slope = norm.of(sums + width(), column) * share;
+      const Two factor = load2(norm.rstd() + column) * norm.of(norm.scale, column);
+      alignas(64) float means[3][2 * W] = {};  // of what d_norm sums; the level in two numbers
+      for (int64_t i = 0; sums && i < 2 * W && column + i < width(); ++i) {
+        const float* sum = sums + column + i;
+        const double level = (double(sum[width()]) + double(sum[2 * width()])) / *count;
+        means[0][i] = *sum / *count;
+        means[1][i] = float(level);
+        means[2][i] = float(level - means[1][i]);
       }
+      const Two tilt = load2(means[0]), level = load2(means[1]), rest = load2(means[2]);
       for (int64_t t = 0; t < window.count; ++t) {
         const int64_t row = window.first + t;
         const Two given = load2(dn + row * p + column), unit = norm.unit(c + row * p, column);
-        store2(dc + t * PITCH + j, (given - slope - unit * tilt) * factor);
+        store2(dc + t * PITCH + j, (given - level - (unit * tilt + rest)) * factor);
         const Two value = load2(kept + row * 2 * p + column), gate = load2(kept + row * 2 * p + p + column);
         store2(u + t * PITCH + j, map(value, gate, [](Vec v, Vec g) { return v * sigmoid<T>(g); }));
       }
@@ -89,7 +99,7 @@ struct ConvolutionBackward {
 
   // d_taps[k] += sum_t dc[t] u[t + k], (taps.count, PITCH); rows of dc beyond the window are zero.
   void tap_gradient(const float* dc, const float* u, int64_t length, double* d_taps) const {
-    constexpr int64_t MOST = 256;  // rows that are summed in float
+    constexpr int64_t MOST = 64;  // rows that are summed in float
     for (int64_t k = 0; k < taps.count; k += SPAN)
       for (int64_t j = 0; j < PITCH; j += 2 * W)
         for (int64_t t0 = 0; t0 < length; t0 += MOST) {

@@ -1,7 +1,9 @@
 // What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
 #include "attention.h"
 #include "attention_backward.h"
+#include "batch_norm.h"
 #include "convolution.h"
+#include "convolution_backward.h"
 #include "feed_forward.h"
 #include "feed_forward_backward.h"
 #include "input_embed.h"
@@ -22,6 +24,11 @@ EXPORT(weight_gradient)
 EXPORT(attention)
 EXPORT(attention_backward)
 EXPORT(convolution)
+EXPORT(convolution_depthwise)
+EXPORT(convolution_out)
+EXPORT(convolution_backward_out)
+EXPORT(convolution_backward_in)
+EXPORT_AS(batch_norm_merge, batch_norm_merge)
 EXPORT(feed_forward)
 EXPORT(feed_forward_backward)
 EXPORT(input_embed)

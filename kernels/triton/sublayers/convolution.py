@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.batch_statistics import Norm, fixed_statistics, merged, norm_of
 from astroco_fast.kernels.prepared import prepared
-from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.tensors import compute_dtype, no_autocast, rows_of, wants_gradient
 from astroco_fast.kernels.triton.batch_norm import (
     batch_norm_merge,
     batch_norm_silu,
@@ -35,7 +36,6 @@ from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_no
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.layout import Layout
-from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
 from astroco_fast.reference.sublayers import Convolution
 
 
@@ -62,42 +62,10 @@ class Weights(NamedTuple):
         return self.matrices[2 * self.taps.shape[1] :]
 
 
-class Norm(NamedTuple):
-    """What training takes of BatchNorm besides its weight and bias.
-
-    In evaluation mode the statistics are `fixed`, (4, P) as from `batch_norm_merge`, and nothing is updated.
-    """
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    eps: float
-    group: Any
-    fixed: Tensor | None
-
-
 def weights(module: Convolution, dtype: torch.dtype) -> Weights:
     """The module's matrices and taps, prepared."""
     sources = (module.pointwise_in.weight, module.pointwise_out.weight, module.depthwise)
     return prepared(module, ("convolution", dtype), sources, lambda: Weights(*convolution_weights(*sources, dtype)))
-
-
-def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
-    """The running statistics in the form of `batch_norm_merge`."""
-
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-
-    def make() -> Tensor:
-        width = mean.shape[0]
-        statistics = mean.new_zeros(4, pitch(width))
-        statistics[0, :width] = mean
-        statistics[3, :width] = torch.rsqrt(variance + norm.eps)
-        return statistics
-
-    return prepared(norm, "statistics", (mean, variance), make)
 
 
 def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -118,18 +86,6 @@ def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return prepared(module, ("folded", dtype), sources, make)
 
 
-def _statistics(count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The batch's statistics from those of its row tiles, over all ranks of the group."""
-    if norm.group is not None:
-        count, local = batch_norm_merge(count, partial, None, None, None, norm.momentum, norm.eps)
-        mine = torch.cat([count, local[:3].flatten()])
-        ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(norm.group))]
-        dist.all_gather(ranks, mine, group=norm.group)
-        count = torch.stack([rank[0] for rank in ranks])
-        partial = torch.stack([rank[1:].view(3, -1) for rank in ranks])
-    return batch_norm_merge(count, partial, norm.running_mean, norm.running_var, norm.batches, norm.momentum, norm.eps)
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,7 +101,7 @@ class _Convolution(torch.autograd.Function):
             )
             c, count, partial = depthwise_statistics(u, w.taps, first, end)
             if norm.fixed is None:
-                count, statistics = _statistics(count, partial, norm)
+                count, statistics = merged(batch_norm_merge, count, partial, norm)
             else:
                 statistics = norm.fixed
             o = torch.mm(batch_norm_silu(c, statistics, scale, offset, end), w.out.t())
@@ -208,13 +164,8 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
         u, *_ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
         s = depthwise_silu(u, taps, shift, spans.first, spans.end)
         return linear_residual_norm(s, w.out, b_out, x, gain_out, shift_out, spans.end, eps_out)
-    assert norm.momentum is not None
-    tracked = norm.training and not statistics_frozen()
-    running = (norm.running_mean, norm.running_var, norm.num_batches_tracked) if tracked else (None, None, None)
-    fixed = None if norm.training else fixed_statistics(norm)
     return _Convolution.apply(
         x, gain_in, shift_in, module.pointwise_in.weight, b_in, module.depthwise, norm.weight, norm.bias,
-        module.pointwise_out.weight, b_out, gain_out, shift_out, w,
-        Norm(*running, norm.momentum, norm.eps, norm.group, fixed), spans.first, spans.end,
+        module.pointwise_out.weight, b_out, gain_out, shift_out, w, norm_of(norm), spans.first, spans.end,
         layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, eps_in, eps_out,
     )  # fmt: skip

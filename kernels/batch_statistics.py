@@ -1,0 +1,83 @@
+"""BatchNorm's statistics between a convolution's kernels: what every backend does alike.
+
+The statistics of a part of a batch (a tile of rows, a window, a rank) are (3, P) float32: the mean, what rounding took
+from it, and the sum of squared deviations. A backend's `merge` joins parts and gives (4, P): the same three and
+1/standard deviation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from astroco_fast.kernels.prepared import prepared
+from astroco_fast.kernels.tensors import pitch
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
+
+# (count, partial, running_mean, running_var, batches, momentum, eps) to the number of rows (1,) and the statistics.
+Merge = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Norm(NamedTuple):
+    """What training takes of BatchNorm besides its weight and bias.
+
+    In evaluation mode the statistics are `fixed`, (4, P), and nothing is updated.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    momentum: float
+    eps: float
+    group: Any
+    fixed: Tensor | None
+
+
+def norm_of(module: MaskedBatchNorm1d) -> Norm:
+    """What this pass takes of it."""
+    assert module.momentum is not None
+    tracked = module.training and not statistics_frozen()
+    running = (module.running_mean, module.running_var, module.num_batches_tracked) if tracked else (None, None, None)
+    fixed = None if module.training else fixed_statistics(module)
+    return Norm(*running, module.momentum, module.eps, module.group, fixed)
+
+
+def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
+    """The running statistics in the form of a merge's."""
+
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+
+    def make() -> Tensor:
+        width = mean.shape[0]
+        statistics = mean.new_zeros(4, pitch(width))
+        statistics[0, :width] = mean
+        statistics[3, :width] = torch.rsqrt(variance + norm.eps)
+        return statistics
+
+    return prepared(norm, "statistics", (mean, variance), make)
+
+
+def merged(merge: Merge, count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The batch's statistics from those of its parts, over all ranks of the group.
+
+    Args:
+        merge: the backend's.
+        count: (parts,) float32, rows of each.
+        partial: (parts, 3, P) float32.
+        norm: its running statistics are updated.
+
+    Returns:
+        The number of rows (1,) and the statistics (4, P).
+    """
+    if norm.group is not None:
+        count, local = merge(count, partial, None, None, None, norm.momentum, norm.eps)
+        mine = torch.cat([count, local[:3].flatten()])
+        ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(norm.group))]
+        dist.all_gather(ranks, mine, group=norm.group)
+        count = torch.stack([rank[0] for rank in ranks])
+        partial = torch.stack([rank[1:].view(3, -1) for rank in ranks])
+    return merge(count, partial, norm.running_mean, norm.running_var, norm.batches, norm.momentum, norm.eps)
