@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from astroco_fast import ops, presets
 from bench.cases import ENCODE, TRAIN, Case, cases, in_default, make_batch, window_lengths
-from bench.checking import WrongResultError, check_embeddings, check_step
+from bench.checking import WrongResultError, check_embeddings, check_gradients, check_step
 from bench.measuring import interleave, step_memory
 from bench.one_op import OpProvider, check_op
 from bench.providers import (
@@ -69,7 +69,8 @@ def test_padded_windows_mean_the_same(kind):
     assert (inputs[3] is None) == (kind == "full")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "ragged"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "ragged"])
 def test_onnx(kind):
     """The graph runs, and is right."""
     provider = Onnx("fp32")
@@ -118,6 +119,16 @@ def test_wrong_gradients_are_refused():
     case, _ = tiny(TRAIN)
     with pytest.raises(WrongResultError, match="gradient"):
         check_step(Wrong("fp32"), case, CPU)
+
+
+@pytest.mark.parametrize("change", [lambda g: g.flip(0), lambda g: g * 1.1, lambda g: g * torch.nan])
+def test_a_small_gradient_counts_too(change):
+    """A bias's is a thousandth of the whole; one that is zero but for rounding counts for nothing."""
+    torch.manual_seed(0)
+    right = {"weight": torch.randn(64, 64), "bias": 1e-2 * torch.randn(64), "key": 1e-8 * torch.randn(64)}
+    assert check_gradients("x", right | {"key": torch.randn(64) * 1e-8}, right) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(WrongResultError, match="gradient of bias"):
+        check_gradients("x", right | {"bias": change(right["bias"])}, right)
 
 
 @pytest.mark.parametrize("op", ops.OPS)
