@@ -23,7 +23,7 @@ class HeadConfig:
             of the best epoch is tested.
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 64
     epochs: int = 500

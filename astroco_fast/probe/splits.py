@@ -121,7 +121,8 @@ def _shares(available: int, train: int, validation: int, test: int) -> tuple[int
     wanted = train + validation + test
     if available >= wanted:
         return train, validation, test
-    validation, test = (max(1, available * share // wanted) for share in (validation, test))
+    validation = max(1, available * validation // wanted)
+    test = max(1, min(available * test // wanted, available - validation - 1))
     return available - validation - test, validation, test
 
 

@@ -20,7 +20,7 @@ from astroco_fast.probe.splits import draw
 
 CLASSES = ("EA", "LPV", "RRab", "RRc")
 STARS, WIDTH = 70, 8
-CONFIG = ProbeConfig(data="", model="", out="", seeds=2, head=HeadConfig(epochs=60))
+CONFIG = ProbeConfig(data="", model="", out="", seeds=2, head=HeadConfig(learning_rate=0.01, epochs=60))
 
 
 def planted(distance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,7 +109,9 @@ def test_without_scikit_learn_the_linear_head_is_left(monkeypatch: pytest.Monkey
     data = planted(distance=8.0)
     with pytest.raises(MissingExtraError, match=r"scikit-learn: pip install 'astroco_fast\[probe\]'"):
         probe(*data)
-    linear = ProbeConfig(data="", model="", out="", seeds=1, probes=["linear"], head=HeadConfig(epochs=60))
+    linear = ProbeConfig(
+        data="", model="", out="", seeds=1, probes=["linear"], head=HeadConfig(learning_rate=0.01, epochs=60)
+    )
     assert {outcome.probe for outcome in probe(*data, linear)} == {"linear"}
 
 

@@ -86,6 +86,9 @@ def test_fewer_stars_are_shared_out_when_told_to() -> None:
     (split,) = draw(ids, labels, (20,), validation=8, test=10, folds=1, allow_fewer=True)
     counts = {part: [[classes[s] for s in ids].count(c) for c in ("EA", "RRab")] for part, ids in split.parts.items()}
     assert counts == {"train": [10, 20], "validation": [4, 8], "test": [5, 10]}
+    ids, labels = stars({"EA": 6, "RRab": 3})
+    (split,) = draw(ids, labels, (4,), validation=4, test=100, folds=1, allow_fewer=True)
+    assert [len(ids) for ids in split.parts.values()] == [1 + 1, 1 + 1, 4 + 1]
     with pytest.raises(UserError, match=r"EA has 2; each class needs 3 \(one a part\)"):
         draw(*stars({"EA": 2, "RRab": 38}), (20,), validation=8, test=10, allow_fewer=True)
 
