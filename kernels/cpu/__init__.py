@@ -22,9 +22,6 @@ __all__ = [
     "versions",
 ]
 
-# The ops that there are kernels for.
-OPS: tuple[str, ...] = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
-
 DTYPES = (torch.float32, torch.bfloat16)
 LIMITS = Limits(widths=(16, 1024), head_size=256, taps=(1, 128))
 
@@ -39,8 +36,6 @@ def unsupported(
     """
     if device.type != "cpu":
         return "runs on the CPU only"
-    if op not in OPS:
-        return "not built yet"
     if dtype not in DTYPES:
         return f"no kernels for {short(dtype)}"
     if module is not None and (reason := unfit(op, module, LIMITS)) is not None:
@@ -76,36 +71,36 @@ def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
 
 
 def input_embed(module: Any, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.input_embed import input_embed as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.input_embed import input_embed as run
 
     return run(module, time, mag, err, hidden, layout)
 
 
 def attention(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.attention import attention as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.attention import attention as run
 
     return run(module, x, layout)
 
 
 def convolution(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.convolution import convolution as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.convolution import convolution as run
 
     return run(module, x, layout)
 
 
 def feed_forward(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.feed_forward import feed_forward as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.feed_forward import feed_forward as run
 
     return run(module, x, layout)
 
 
 def mix_pool(module: Any, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.cpu.sublayers.mix_pool import mix_pool as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.mix_pool import mix_pool as run
 
     return run(module, states, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.cpu.sublayers.masked_loss import masked_loss as run  # type: ignore[import-not-found,unused-ignore]
+    from astroco_fast.kernels.cpu.sublayers.masked_loss import masked_loss as run
 
     return run(prediction, target, role)
