@@ -220,24 +220,28 @@ void convolution_depthwise(
   });
 }
 
-// BatchNorm of convolved rows and SiLU. statistics (4, P) as from `batch_norm_merge`, scale and offset (D,).
+// BatchNorm of convolved rows. statistics (4, P) as from `batch_norm_merge`, scale and offset (D,), padded in `scratch`.
 struct Norm {
-  const float *statistics, *scale, *offset;
   int64_t width;
+  const float *mean, *rest, *rstd, *scale, *offset;
 
-  const float* rstd() const { return statistics + 3 * pitch(width); }
+  Norm(const float* statistics, const float* scale, const float* offset, int64_t width, Scratch& scratch)
+      : width(width), mean(statistics), rest(statistics + pitch(width)), rstd(statistics + 3 * pitch(width)),
+        scale(padded(scale, width, scratch)), offset(padded(offset, width, scratch)) {}
 
   // c centred and scaled.
   template <class T>
   Two unit(const T* c, int64_t j) const {
-    return (load2(c + j) - load2(statistics + j) - load2(statistics + pitch(width) + j)) * load2(rstd() + j);
+    return (load2(c + j) - load2(mean + j) - load2(rest + j)) * load2(rstd + j);
   }
 
-  Two apply(Two unit, int64_t j) const { return unit * of(scale, j) + of(offset, j); }
+  Two apply(Two unit, int64_t j) const { return unit * load2(scale + j) + load2(offset + j); }
 
-  // 2 W of a vector's numbers; zeros beyond its end.
-  Two of(const float* vector, int64_t j) const {
-    return j < width ? load2(vector + j, width - j) : Two{Vec(0.0f), Vec(0.0f)};
+ private:
+  static const float* padded(const float* vector, int64_t width, Scratch& scratch) {
+    float* wide = scratch.take<float>(pitch(width));
+    to_half(vector, width, wide);
+    return wide;
   }
 };
 
@@ -249,7 +253,8 @@ void convolution_out(
     const T* w_out, const float* b_out, const float* gain, const float* shift, double eps, const int64_t* seed,
     int64_t salt, double drop) {
   Windows all(windows, batch, rows);
-  const Norm norm{statistics, scale, offset, width};
+  Scratch shared;
+  const Norm norm(statistics, scale, offset, width, shared);
   const Ending end{b_out, gain, shift, eps, width, Dropout(seed, salt, drop)};
   const int64_t p = pitch(width);
   auto work = tiles(all, threads, CONVOLUTION_TILE);

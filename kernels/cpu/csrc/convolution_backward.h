@@ -15,11 +15,11 @@ void convolution_backward_out(
     const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const T* w_out, const float* b_out,
     const float* gain, const int64_t* seed, int64_t salt, double drop) {
   Windows all(windows, batch, rows);
-  const Norm norm{statistics, scale, offset, width};
+  Scratch shared;
+  const Norm norm(statistics, scale, offset, width, shared);
   const Ending end{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)};
   const int64_t p = pitch(width);
   auto work = tiles(all, threads, CONVOLUTION_TILE);
-  Scratch shared;
   Sums ends(work.size(), 3 * p, shared), norms(work.size(), 2 * p, shared);
   parallel_for(threads, work.size(), [&](int64_t i) {
     Scratch scratch;
@@ -60,7 +60,7 @@ void convolution_backward_out(
 // The second pass, window by window: from dn to dx.
 template <class T>
 struct ConvolutionBackward {
-  Norm norm;
+  Norm norm;  // without its offset
   const float *count, *sums;  // (1,) and (3, D), d_norm over all ranks; null: the statistics do not depend on c
   Taps taps, reversed;
   const float *gain, *shift;
@@ -77,7 +77,7 @@ struct ConvolutionBackward {
     const int64_t p = pitch(width());
     for (int64_t j = 0; j < PITCH; j += 2 * W) {
       const int64_t column = group * PITCH + j;
-      const Two factor = load2(norm.rstd() + column) * norm.of(norm.scale, column);
+      const Two factor = load2(norm.rstd + column) * load2(norm.scale + column);
       alignas(64) float means[3][2 * W] = {};  // of what d_norm sums; the level in two numbers
       for (int64_t i = 0; sums && i < 2 * W && column + i < width(); ++i) {
         const float* sum = sums + column + i;
@@ -178,11 +178,11 @@ void convolution_backward_in(
     const T* w_in, const float* reversed, int64_t taps, int64_t before, int64_t after, const float* gain,
     const float* shift) {
   Windows all(windows, batch, rows);
-  const ConvolutionBackward<T> op{{statistics, scale, nullptr, width}, count, sums, {nullptr, taps, before},
+  Scratch shared;
+  const ConvolutionBackward<T> op{Norm(statistics, scale, scale, width, shared), count, sums, {nullptr, taps, before},
                                   {reversed, taps, after}, gain, shift, w_in, dn, c, kept, x, stats, dz, dx, d, a};
   const int64_t p = pitch(width);
   Shares shares(threads, all);
-  Scratch shared;
   Sums tap_sums(shares.count(), taps * p, shared), biases(shares.count(), 2 * p, shared);
   Sums norms(shares.count() * shares.most(), 2 * p, shared);
   shares.run(0, [&](Team& team, int64_t i, int64_t share, char*) {

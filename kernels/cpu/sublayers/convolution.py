@@ -197,7 +197,7 @@ def backward_out(
 def _new_backward_in(
     dn: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, count: Tensor, sums: Tensor | None, kept: Tensor,
     x: Tensor, stats: Tensor, dz: Tensor, windows: Tensor, w_in: Tensor, reversed: Tensor, *_: object,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         torch.empty_like(x),
         torch.empty_like(kept),
