@@ -67,7 +67,7 @@ def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Pr
         gemm_share=work.flops / timing.median / gemm_peak(provider.dtype, on), **environment(on),
     )  # fmt: skip
     eager_or_ours = provider.other is None and not isinstance(provider, Compiled)  # compiling once more takes minutes
-    if case.training and eager_or_ours and (on.type == "cuda" or sys.platform == "linux"):
+    if case.training and case.kind == "full" and eager_or_ours and (on.type == "cuda" or sys.platform == "linux"):
         benchmark.extra_info.update(
             peak_bytes=step_memory(provider.name, case), baseline_peak_bytes=step_memory(BASELINE.name, case)
         )

@@ -2,7 +2,8 @@
 
     pytest bench/bench_ops.py --benchmark-only
 
-32 windows of 200 points, ragged ones with --full. Rounds alternate with rounds of the eager op in bf16.
+32 windows of 200 points; preset L, ragged windows and our own float32 with --full. Rounds alternate with rounds of the
+eager op in bf16.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from astroco_fast import ops
+from astroco_fast import ops, presets
 from bench.cases import ENCODE, KINDS, PRESETS, TRAIN, Case, make_batch
 from bench.measuring import device, environment, gemm_peak, interleave
 from bench.one_op import BASELINE, OpProvider, check_op, fallback, make_op
-from bench.providers import DTYPES, build
+from bench.providers import DTYPES
 from bench.work import op_work
 
 BATCH = 32
@@ -29,7 +30,8 @@ def _parameters() -> list:  # type: ignore[type-arg]
                 if who != BASELINE and who.unavailable(op) is None:
                     task = "training" if case.training else "inference"
                     label = f"{op}-{case.preset}-{task}-{case.kind}-{who.name}"
-                    marks = [pytest.mark.full] if case.kind == "ragged" else []
+                    dear = case.kind == "ragged" or case.preset != "S" or (who.role, who.precision) == ("ours", "fp32")
+                    marks = [pytest.mark.full] if dear else []
                     found.append(pytest.param(op, case, who, id=label, marks=marks))
     return found
 
@@ -44,8 +46,7 @@ def test_op(benchmark: BenchmarkFixture, budget: float, op: str, case: Case, pro
     error = check_op(op, provider, case, batch)
     run, baseline = (make_op(op, who, case, batch) for who in (provider, BASELINE))
     timing = interleave(benchmark, run.call, baseline.call, on, budget * BUDGET)
-    config = build(case.preset, on, False, None, reference=False).config
-    work = op_work(op, config, batch.lengths, case.training)
+    work = op_work(op, presets.preset(case.preset).config, batch.lengths, case.training)
     benchmark.extra_info.update(
         **case._replace(task=task)._asdict(), subject=op, provider=provider.name, role=provider.role,
         dtype=provider.precision, median_ms=timing.median * 1e3, baseline=BASELINE.name,

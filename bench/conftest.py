@@ -16,7 +16,7 @@ from bench.measuring import device, environment, gemm_peak
 from bench.providers import DTYPES, providers
 
 CATALINA = Path(__file__).resolve().parents[2] / "shared" / "data" / "catalina.parquet"
-DEFAULT_BUDGET, FULL_BUDGET = 3.0, 15.0  # seconds of interleaved rounds, for a provider
+DEFAULT_BUDGET, FULL_BUDGET = 2.0, 15.0  # seconds of interleaved rounds, for a provider
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         terminalreporter.write_line(
             f"--full would add {len(left)} benchmarks ({told}): training at batch 1 and 256, torch.compile of all "
-            "models, every rival at batch 256, ragged ops; and longer rounds"
+            "models, ragged windows and every rival at batch 256, ops of L and ragged ones; and longer rounds"
         )
 
 

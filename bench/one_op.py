@@ -48,7 +48,7 @@ class OpRun(NamedTuple):
 def make_op(op: str, provider: OpProvider, case: Case, batch: Batch, dropout: float | None = None) -> OpRun:
     """An op of the preset's first block, on rows of the packed layout."""
     on, draw = batch.time.device, torch.Generator().manual_seed(1)
-    model: Any = build(case.preset, on, case.training, dropout, reference=False)
+    model = _model(op, case, on, dropout)
     layout = Layout.packed(batch.lengths, LENGTH, on)
 
     def rows() -> Tensor:
@@ -82,6 +82,12 @@ def make_op(op: str, provider: OpProvider, case: Case, batch: Batch, dropout: fl
         return {name: tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
 
     return OpRun(call, gradients)
+
+
+def _model(op: str, case: Case, on: torch.device, dropout: float | None) -> Any:
+    """With one block, unless the op mixes them all."""
+    layers = None if op == "mix_pool" else 1
+    return build(case.preset, on, case.training, dropout, reference=False, layers=layers)
 
 
 def _bound(
@@ -125,7 +131,7 @@ def _of_real_rows(gradients: dict[str, Tensor], layout: Layout) -> dict[str, Ten
 
 def fallback(op: str, provider: OpProvider, case: Case) -> dict[str, str]:
     """Why the op would not run on the provider's backend."""
-    model: Any = build(case.preset, device(), case.training, None, reference=False)
+    model = _model(op, case, device(), None)
     module = None if op == "masked_loss" else getattr(model, op, None) or getattr(model.blocks[0], op)
     configuration = selfcheck.configuration(op, module, model.config.width)
     with af.backend(provider.backend):

@@ -119,7 +119,11 @@ class Compiled(Provider):
 class Onnx(Provider):
     """ONNX Runtime's CPU provider on the graph that torch.onnx exports, for these shapes."""
 
-    kind = "ONNX Runtime"
+    kind = "onnx"
+
+    @property
+    def name(self) -> str:
+        return f"ONNX Runtime {self.precision}"
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -193,15 +197,18 @@ def by_name(name: str) -> Provider:
     return {provider.name: provider for provider in (BASELINE, *providers())}[name]
 
 
-def build(preset: str, device: torch.device, training: bool, dropout: float | None, reference: bool) -> nn.Module:
+def build(
+    preset: str, device: torch.device, training: bool, dropout: float | None, reference: bool, layers: int | None = None
+) -> nn.Module:
     """A preset's model with the same weights each time, BatchNorm's statistics as if it had been trained.
 
     Args:
-        dropout: in place of the preset's; None: the preset's.
+        dropout, layers: in place of the preset's; None: the preset's.
         reference: the plain model; else the package's own.
     """
     torch.manual_seed(0)
-    model: nn.Module = presets.build(preset, **({} if dropout is None else {"dropout": dropout}))
+    changed = {name: value for name, value in (("dropout", dropout), ("layers", layers)) if value is not None}
+    model: nn.Module = presets.build(preset, **changed)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
