@@ -8,7 +8,7 @@
 
 namespace astroco {
 
-constexpr int64_t BACKWARD_TILE = 8 * ROWS;  // queries at a time
+constexpr int64_t BACKWARD_TILE = 16 * ROWS;  // queries at a time: sums over them are read and written once for all
 
 // One head of one window. q, k, v and their gradients have rows of `ld`, the gradient of what was attended
 // of `features`.

@@ -75,16 +75,16 @@ inline void store_some(T* p, Two v, int64_t n) {
   std::copy(lanes, lanes + n, p);
 }
 
-// 2^x to 1e-7 of it.
+// 2^x to 2e-7 of it, 2^0 exactly.
 inline Vec exp2(Vec x) {
 #ifdef CPU_CAPABILITY_AVX512
   __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   Vec part = x - Vec(whole);
-  Vec power = at::vec::fmadd(part, Vec(0.001327647129f), Vec(0.009675540961f));
-  power = at::vec::fmadd(power, part, Vec(0.05550713092f));
-  power = at::vec::fmadd(power, part, Vec(0.2402212024f));
-  power = at::vec::fmadd(power, part, Vec(0.693146944f));
-  power = at::vec::fmadd(power, part, Vec(1.000000119f));
+  Vec power = at::vec::fmadd(part, Vec(0.001326472731f), Vec(0.009671512991f));
+  power = at::vec::fmadd(power, part, Vec(0.05550733581f));
+  power = at::vec::fmadd(power, part, Vec(0.2402224243f));
+  power = at::vec::fmadd(power, part, Vec(0.6931470037f));
+  power = at::vec::fmadd(power, part, Vec(1.0f));
   return Vec(_mm512_scalef_ps(power, whole));
 #else
   return exponential<float>(x * Vec(0.6931471806f));
@@ -108,10 +108,10 @@ inline Softmax softmax(float* s, int64_t n, float factor, T* p) {
   for (int64_t j = 0; j < end; j += 2 * W)
     most = map(most, load2(s + j), [](Vec m, Vec v) { return at::vec::clamp_min(v, m); });
   const float largest = astroco::largest(at::vec::maximum(most.a, most.b));
-  const Vec by(factor), minus(-largest * factor);
+  const Vec by(factor), most_of_all(largest);
   Two total{Vec(0.0f), Vec(0.0f)};
   for (int64_t j = 0; j < end; j += 2 * W) {
-    Two e = map(load2(s + j), [&](Vec v) { return exp2(at::vec::fmadd(v, by, minus)); });
+    Two e = map(load2(s + j), [&](Vec v) { return exp2((v - most_of_all) * by); });
     total = total + e;
     store2(p + j, e);
   }
