@@ -68,7 +68,7 @@ _FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
-    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
 )
 _MAC = sys.platform == "darwin"
 _WAY_OUT = "xcode-select --install" if _MAC else "apt install g++ (dnf install gcc-c++)"

@@ -1,6 +1,6 @@
-// Back through sublayer a: its ending and W_out row by row, the heads of each window, W_qkv row by row.
-//
-// Scores and their exponentials are made again from q, k and the logarithms of softmax's sums.
+// Back through sublayer a: its ending and W_out tile by tile, the heads of each window, W_qkv tile by tile, then the
+// gradients of the matrices. All of that chunk by chunk, some windows each, so that what passes from one step to the next
+// stays in the shared cache. Scores and their exponentials are made again from q, k and the logarithms of softmax's sums.
 #pragma once
 
 #include "attention.h"
@@ -98,62 +98,131 @@ inline void add_columns(const T* rows, int64_t m, int64_t n, double* sums) {
     }
 }
 
-// dx (N, D); for the gradients of matrices half rows d_o (N, P), of W_out's product, and d_qkv (N, pitch(3 F)); those of
-// vectors: d_bias (pitch(3 F),) of b_qkv, d_end (3, D) of b_out, gain and shift. w_out is packed as (D, F), w_qkv as
-// (3 F, D). The rest is as in `attention`.
 template <class T>
-void attention_backward(
-    int64_t threads, float* dx, T* d_o, T* d_qkv, float* d_bias, float* d_end, const float* dy, const float* x,
-    const T* qkv, const float* sums, const T* product, const float* stats, const int64_t* windows,
-    int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_out, const T* w_qkv, const float* b_out,
-    const float* gain, const int64_t* seed, int64_t salt, double drop) {
-  const Windows all(windows, batch, rows);
-  const Ending end{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)};
-  const int64_t size = round_up(width / heads, STEP<T>), f = heads * size, ld = pitch(3 * f), p = pitch(width);
-  const float scale = float(1 / std::sqrt(double(width / heads)));
-  const auto work = tiles(all, threads, ATTENTION_TILE);
-  Scratch shared;
-  T* d_attended = shared.take<T>(rows * f);
-  Sums ends(work.size(), 3 * p, shared), biases(work.size(), ld, shared);
+struct AttentionBackward {
+  static constexpr int64_t CHUNK_ROWS = 1024;
 
-  parallel_for(threads, work.size(), [&](int64_t i) {
+  Ending end;
+  int64_t width, heads, size;  // D, H, d
+  const T *w_out, *w_qkv;      // packed (D, F), (3 F, D)
+  float scale;
+  float* dx;
+  const float *dy, *x;
+  const T *qkv, *attended;
+  const float* sums;
+  const T* product;
+  const float* stats;
+
+  int64_t features() const { return heads * size; }
+  int64_t stride() const { return pitch(3 * features()); }
+
+  // Windows that lie end to end, and what is made of them: gradients of what was attended (n, F) and of q, k and v
+  // (n, pitch(3 F)); x and d_o, of W_out's product, packed as (n, D).
+  struct Chunk {
+    int64_t first, rows, first_window, windows;
+    T *d_attended, *d_qkv, *x, *d_o;
+  };
+
+  // Up to what was attended. dx gets the residual's share.
+  void outside(Tile tile, const Chunk& chunk, double* d_end) const {
     Scratch scratch;
-    const int64_t first = work[i].first, m = work[i].count;
-    double* sums = ends.of(i);
-    for (int64_t row = first; row < first + m; ++row)
-      end.backward(dy + row * width, product + row * p, x + row * width, {stats[2 * row], stats[2 * row + 1]}, row,
-                   dx + row * width, d_o + row * p, {sums, sums + p, sums + 2 * p});
+    const int64_t m = tile.count, p = pitch(width), f = features(), at = tile.first - chunk.first;
+    T* d_o = scratch.take<T>(m * p);
     float* c = scratch.take<float>(m * pitch(f));
-    gemm(Left<T>{d_o + first * p, p}, m, width, w_out, f, c, pitch(f));
-    AttentionHead<T>::store(c, pitch(f), m, f, d_attended + first * f, f);
-  });
+    for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
+      end.backward(dy + row * width, product + row * p, x + row * width, {stats[2 * row], stats[2 * row + 1]}, row,
+                   dx + row * width, d_o + r * p, {d_end, d_end + p, d_end + 2 * p});
+    gemm(Left<T>{d_o, p}, m, width, w_out, f, c, pitch(f));
+    AttentionHead<T>::store(c, pitch(f), m, f, chunk.d_attended + at * f, f);
+    pack_rows(x + tile.first * width, width, m, width, chunk.x, at, chunk.rows);
+    pack_rows(d_o, p, m, width, chunk.d_o, at, chunk.rows);
+  }
 
-  std::vector<int64_t> order(batch);
-  for (int64_t i = 0; i < batch; ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return all.lengths[a] > all.lengths[b]; });
-  parallel_for(threads, batch * heads, [&](int64_t i) {
-    const int64_t start = all.starts[order[i / heads]], head = i % heads, at = start * ld + head * size;
-    const int64_t out = start * f + head * size;
-    AttentionHead<T>{all.lengths[order[i / heads]], size, ld, f, qkv + at, qkv + at + f, qkv + at + 2 * f,
-                     d_attended + out, d_qkv + at, d_qkv + at + f, d_qkv + at + 2 * f,
-                     sums + start * heads + head, heads, scale}.run();
-  });
+  // One head of the window that starts at row `start`.
+  void inside(int64_t start, int64_t n, int64_t head, const Chunk& chunk) const {
+    const int64_t ld = stride(), f = features(), at = head * size;
+    const T* q = qkv + start * ld + at;
+    T* dq = chunk.d_qkv + (start - chunk.first) * ld + at;
+    AttentionHead<T>{n, size, ld, f, q, q + f, q + 2 * f, chunk.d_attended + (start - chunk.first) * f + at,
+                     dq, dq + f, dq + 2 * f, sums + start * heads + head, heads, scale}.run();
+  }
 
-  parallel_for(threads, work.size(), [&](int64_t i) {
+  void into(Tile tile, const Chunk& chunk, double* d_bias) const {
     Scratch scratch;
-    const int64_t first = work[i].first, m = work[i].count;
-    for (int64_t row = first; row < first + m; ++row) std::fill(d_qkv + row * ld + 3 * f, d_qkv + (row + 1) * ld, T(0.0f));
-    add_columns(d_qkv + first * ld, m, ld, biases.of(i));
+    const int64_t m = tile.count, p = pitch(width), ld = stride(), f = features();
+    T* d = chunk.d_qkv + (tile.first - chunk.first) * ld;
+    for (int64_t r = 0; r < m; ++r) std::fill(d + r * ld + 3 * f, d + (r + 1) * ld, T(0.0f));
+    add_columns(d, m, ld, d_bias);
     float* c = scratch.take<float>(m * p);
-    gemm(Left<T>{d_qkv + first * ld, ld}, m, 3 * f, w_qkv, width, c, p);
+    gemm(Left<T>{d, ld}, m, 3 * f, w_qkv, width, c, p);
     for (int64_t r = 0; r < m; ++r) {
-      float* to = dx + (first + r) * width;
+      float* to = dx + (tile.first + r) * width;
       columns(width, [&](int64_t j, int64_t n) { store2(to + j, load2(to + j, n) + load2(c + r * p + j), n); });
     }
-  });
+  }
+
+  int64_t blocks() const { return (4 * features() + BLOCK_N - 1) / BLOCK_N; }
+
+  // Adds a chunk's share to some of d_weights' rows. A block may hold the last rows of W_qkv and the first of W_out.
+  void block(int64_t i, const Chunk& chunk, float* d_weights) const {
+    const int64_t f = features(), p = pitch(width), first = i * BLOCK_N, last = std::min(first + BLOCK_N, 4 * f);
+    const int64_t border = std::clamp(3 * f, first, last);
+    add_products(chunk.d_qkv + first, stride(), chunk.rows, border - first, chunk.x, width, d_weights + first * p);
+    add_products(attended + chunk.first * f + border - 3 * f, f, chunk.rows, last - border, chunk.d_o, width,
+                 d_weights + border * p);
+  }
+
+  void run(int64_t threads, const Windows& all, Chunk& chunk, float* d_weights, std::vector<double>& ends,
+           std::vector<double>& biases) const {
+    const auto work = cut({chunk.first, chunk.rows}, threads, ATTENTION_TILE);
+    const int64_t many = work.size();
+    Scratch shared;
+    Sums end_sums(many, 3 * pitch(width), shared), bias_sums(many, stride(), shared);
+    chunk.d_attended = shared.take<T>(chunk.rows * features());
+    chunk.d_qkv = shared.take<T>(chunk.rows * stride());
+    chunk.x = shared.take<T>(round_up(chunk.rows, STEP<T>) * pitch(width));
+    chunk.d_o = shared.take<T>(round_up(chunk.rows, STEP<T>) * pitch(width));
+    parallel_for(threads, many, [&](int64_t i) { outside(work[i], chunk, end_sums.of(i)); });
+    parallel_for(threads, chunk.windows * heads, [&](int64_t i) {
+      const int64_t window = chunk.first_window + i / heads;
+      if (all.lengths[window] > 0) inside(all.starts[window], all.lengths[window], i % heads, chunk);
+    });
+    parallel_for(threads, many + blocks(), [&](int64_t i) {
+      i < many ? into(work[i], chunk, bias_sums.of(i)) : block(i - many, chunk, d_weights);
+    });
+    end_sums.add_to(ends);
+    bias_sums.add_to(biases);
+  }
+};
+
+// dx (N, D); d_weights (4 F, P), of W_qkv and of W_out's transpose; d_bias (pitch(3 F),) of b_qkv, d_end (3, D) of b_out,
+// gain and shift. The rest is as in `attention`.
+template <class T>
+void attention_backward(
+    int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy, const float* x,
+    const T* qkv, const T* attended, const float* sums, const T* product, const float* stats, const int64_t* windows,
+    int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_out, const T* w_qkv, const float* b_out,
+    const float* gain, const int64_t* seed, int64_t salt, double drop) {
+  using Op = AttentionBackward<T>;
+  const Windows all(windows, batch, rows);
+  const int64_t size = round_up(width / heads, STEP<T>), p = pitch(width);
+  const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
+              width, heads, size, w_out, w_qkv, float(1 / std::sqrt(double(width / heads))), dx, dy, x, qkv, attended,
+              sums, product, stats};
+  std::fill(d_weights, d_weights + 4 * op.features() * p, 0.0f);
+  std::vector<double> ends(3 * p, 0.0), biases(op.stride(), 0.0);
+  for (int64_t next = 0; next < batch;) {
+    typename Op::Chunk chunk{all.starts[next], 0, next, 0};
+    do {
+      chunk.rows += all.lengths[next++];
+    } while (next < batch && all.starts[next] == chunk.first + chunk.rows &&
+             chunk.rows + all.lengths[next] <= std::max(Op::CHUNK_ROWS, threads * ATTENTION_TILE));
+    chunk.windows = next - chunk.first_window;
+    if (chunk.rows > 0) op.run(threads, all, chunk, d_weights, ends, biases);
+  }
   clear_others(all, dx, width);
-  biases.total(0, ld, d_bias);
-  for (int64_t part = 0; part < 3; ++part) ends.total(part * p, width, d_end + part * width);
+  std::copy(biases.begin(), biases.end(), d_bias);
+  for (int64_t part = 0; part < 3; ++part) std::copy_n(ends.begin() + part * p, width, d_end + part * width);
 }
 
 }  // namespace astroco

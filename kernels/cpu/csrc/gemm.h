@@ -21,11 +21,6 @@ constexpr int64_t PANEL = VECTORS * W;
 template <class T>
 constexpr int64_t STEP = std::is_same_v<T, bf16> ? 2 : 1;
 
-template <class T>
-constexpr int64_t packed_size(int64_t n, int64_t k) {
-  return pitch(n) * round_up(k, STEP<T>);
-}
-
 // What one step takes of A, the same in all lanes, and of B, and their product added up.
 inline Vec broadcast(const float* a) { return Vec(*a); }
 inline Vec load_step(const float* b) { return Vec::loadu(b); }
@@ -140,27 +135,19 @@ inline void interleave(const bf16* first, const bf16* second, int64_t n, bf16* p
     for (int64_t j = 0; j < n; ++j) to[j] = a[j];
 }
 
-// Packs B (k, n), whose element (i, j) is source[i * by_k + j * by_n].
-template <class T, class S>
-void pack(T* packed, const S* source, int64_t k, int64_t n, int64_t by_k, int64_t by_n) {
-  int64_t depth = round_up(k, STEP<T>), end = pitch(n);
-  for (int64_t start = 0; start < end; start += PANEL) {
-    int64_t columns = std::min(PANEL, end - start);
-    T* panel = packed + start * depth;
-    for (int64_t i = 0; i < depth; i += STEP<T>)
-      for (int64_t j = 0; j < columns; ++j)
-        for (int64_t s = 0; s < STEP<T>; ++s) {
-          bool inside = i + s < k && start + j < n;
-          panel[i * columns + j * STEP<T> + s] =
-              inside ? T(float(source[(i + s) * by_k + (start + j) * by_n])) : T(0.0f);
-        }
-  }
-}
-
 // A parameter (n, k), or its transpose (k, n), as B.
 template <class T>
-void pack_weight(int64_t, T* packed, const float* weight, int64_t k, int64_t n, int64_t transposed) {
-  pack(packed, weight, k, n, transposed ? n : 1, transposed ? 1 : k);
+void pack_weight(int64_t threads, T* packed, const float* weight, int64_t k, int64_t n, int64_t transposed) {
+  const int64_t by_k = transposed ? n : 1, by_n = transposed ? 1 : k, depth = round_up(k, STEP<T>), end = pitch(n);
+  parallel_for(threads, (end + PANEL - 1) / PANEL, [&](int64_t i) {
+    const int64_t start = i * PANEL, columns = std::min(PANEL, end - start), real = std::min(columns, n - start);
+    T* panel = packed + start * depth;
+    std::fill(panel, panel + columns * depth, T(0.0f));
+    for (int64_t r = 0; r < k; ++r)
+      for (int64_t j = 0; j < real; ++j)
+        panel[r / STEP<T> * STEP<T> * columns + j * STEP<T> + r % STEP<T>] =
+            T(weight[r * by_k + (start + j) * by_n]);
+  });
 }
 
 }  // namespace astroco

@@ -74,23 +74,23 @@ void clear_others(const Windows& windows, T* y, int64_t width) {
 
 // f(j, n) for the columns of a row, 2 W at a time: n are left from j on.
 template <class F>
-inline void columns(int64_t width, F&& f) {
+ALWAYS_INLINE void columns(int64_t width, F&& f) {
   for (int64_t j = 0; j < width; j += 2 * W) f(j, width - j);
 }
 
 template <class F>
-inline Two map(Two x, F&& f) {
+ALWAYS_INLINE Two map(Two x, F&& f) {
   return {f(x.a), f(x.b)};
 }
 template <class F>
-inline Two map(Two x, Two y, F&& f) {
+ALWAYS_INLINE Two map(Two x, Two y, F&& f) {
   return {f(x.a, y.a), f(x.b, y.b)};
 }
-inline Two operator+(Two x, Two y) { return {x.a + y.a, x.b + y.b}; }
-inline Two operator-(Two x, Two y) { return {x.a - y.a, x.b - y.b}; }
-inline Two operator*(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
-inline Two operator*(Two x, Vec y) { return {x.a * y, x.b * y}; }
-inline float sum(Two x) { return sum(x.a + x.b); }
+ALWAYS_INLINE Two operator+(Two x, Two y) { return {x.a + y.a, x.b + y.b}; }
+ALWAYS_INLINE Two operator-(Two x, Two y) { return {x.a - y.a, x.b - y.b}; }
+ALWAYS_INLINE Two operator*(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
+ALWAYS_INLINE Two operator*(Two x, Vec y) { return {x.a * y, x.b * y}; }
+ALWAYS_INLINE float sum(Two x) { return sum(x.a + x.b); }
 
 // A row to a half row.
 template <class T>
@@ -173,7 +173,7 @@ class Sums {
 };
 
 // Adds the first n of 2 W numbers, or all if there are more.
-inline void add_to(double* sums, Two v, int64_t n) {
+ALWAYS_INLINE void add_to(double* sums, Two v, int64_t n) {
   alignas(64) float lanes[2 * W];
   store2(lanes, v);
   if (n >= 2 * W)

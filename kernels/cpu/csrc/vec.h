@@ -10,6 +10,9 @@
 #include <cstring>
 #include <type_traits>
 
+// For what is a few instructions: the compiler would call some of it, and pass vectors through memory.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace astroco {
 
 using bf16 = c10::BFloat16;
@@ -26,9 +29,9 @@ struct Two {
   Vec a, b;
 };
 
-inline Two load2(const float* p) { return {Vec::loadu(p), Vec::loadu(p + W)}; }
+ALWAYS_INLINE Two load2(const float* p) { return {Vec::loadu(p), Vec::loadu(p + W)}; }
 
-inline Two load2(const bf16* p) {
+ALWAYS_INLINE Two load2(const bf16* p) {
 #ifdef CPU_CAPABILITY_AVX512
   auto widen = [](const bf16* q) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
@@ -41,12 +44,12 @@ inline Two load2(const bf16* p) {
 #endif
 }
 
-inline void store2(float* p, Two v) {
+ALWAYS_INLINE void store2(float* p, Two v) {
   v.a.store(p);
   v.b.store(p + W);
 }
 
-inline void store2(bf16* p, Two v) {
+ALWAYS_INLINE void store2(bf16* p, Two v) {
 #ifdef __AVX512BF16__
   // Two instructions where ATen's rounding takes sixteen.
   _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
@@ -56,20 +59,20 @@ inline void store2(bf16* p, Two v) {
 }
 
 // The first n of 2 W numbers, n > 0; the others are zero.
-inline Two load2(const float* p, int64_t n) {
+ALWAYS_INLINE Two load2(const float* p, int64_t n) {
   if (n >= 2 * W) return load2(p);
   if (n > W) return {Vec::loadu(p), Vec::loadu(p + W, n - W)};
   return {Vec::loadu(p, n), Vec(0.0f)};
 }
 
-inline void store2(float* p, Two v, int64_t n) {
+ALWAYS_INLINE void store2(float* p, Two v, int64_t n) {
   if (n >= 2 * W) return store2(p, v);
   v.a.store(p, n < W ? n : W);
   if (n > W) v.b.store(p + W, n - W);
 }
 
-inline float sum(Vec v) { return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, v); }
-inline float largest(Vec v) {
+ALWAYS_INLINE float sum(Vec v) { return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, v); }
+ALWAYS_INLINE float largest(Vec v) {
   return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return at::vec::maximum(x, y); }, v);
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.cpu import native
-from astroco_fast.kernels.cpu.weights import pack, padded, symbol, weight_gradient
+from astroco_fast.kernels.cpu.weights import pack, padded, symbol
 from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
@@ -103,30 +103,30 @@ def forward(
     return made
 
 
-def _new_gradients(dy: Tensor, x: Tensor, qkv: Tensor, sums: Tensor, product: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+def _new_gradients(dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+    width = x.shape[1]
     return (
         torch.empty_like(x),
-        torch.empty_like(product),
-        torch.empty_like(qkv),
+        new(x, 4 * attended.shape[1], pitch(width)),
         new(x, qkv.shape[1]),
-        new(x, 3, x.shape[1]),
+        new(x, 3, width),
     )
 
 
 @kernel_op(
-    "cpu_attention_backward(Tensor dy, Tensor x, Tensor qkv, Tensor sums, Tensor product, Tensor stats, "
-    "Tensor windows, Tensor w_out, Tensor w_qkv, Tensor b_out, Tensor gain, Tensor? seed, int salt, float p) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "cpu_attention_backward(Tensor dy, Tensor x, Tensor qkv, Tensor attended, Tensor sums, Tensor product, "
+    "Tensor stats, Tensor windows, Tensor w_out, Tensor w_qkv, Tensor b_out, Tensor gain, Tensor? seed, int salt, "
+    "float p) -> (Tensor, Tensor, Tensor, Tensor)",
     _new_gradients,
 )
 def backward(
-    dy: Tensor, x: Tensor, qkv: Tensor, sums: Tensor, product: Tensor, stats: Tensor, windows: Tensor, w_out: Tensor,
-    w_qkv: Tensor, b_out: Tensor, gain: Tensor, seed: Tensor | None, salt: int, p: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients: of x; of W_out's product (N, P) and of q, k and v (N, pitch(3 F)); of b_qkv; of b_out, gain, shift."""
-    made = _new_gradients(dy, x, qkv, sums, product)
+    dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, sums: Tensor, product: Tensor, stats: Tensor, windows: Tensor,
+    w_out: Tensor, w_qkv: Tensor, b_out: Tensor, gain: Tensor, seed: Tensor | None, salt: int, p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients: of x; of W_qkv and, transposed, of W_out, (4 F, P); of b_qkv; of b_out, gain and shift."""
+    made = _new_gradients(dy, x, qkv, attended)
     native.call(
-        symbol("attention_backward", qkv.dtype), *made, dy, x, qkv, sums, product, stats, windows,
+        symbol("attention_backward", qkv.dtype), *made, dy, x, qkv, attended, sums, product, stats, windows,
         windows.shape[1], *x.shape, sums.shape[1], w_out, w_qkv, b_out, gain, seed, salt, p,
     )  # fmt: skip
     return made
@@ -151,15 +151,15 @@ class _Attention(torch.autograd.Function):
         width, heads, dtype, features = x.shape[1], sums.shape[1], qkv.dtype, attended.shape[1]
         w_back = pack(spread_out(w_out, heads, dtype), True, dtype)
         w_in = pack(spread_qkv(w_qkv, heads, dtype), True, dtype)
-        dx, d_o, d_qkv, d_bias, d_end = backward(
-            rows_of(dy), x, qkv, sums, product, stats, spans, w_back, w_in, b_out, gain, seed, ctx.salt, ctx.p
+        dx, matrices, d_bias, d_end = backward(
+            rows_of(dy), x, qkv, attended, sums, product, stats, spans, w_back, w_in, b_out, gain, seed, ctx.salt, ctx.p
         )
-        d_out = weight_gradient(d_o, attended, width, features, spans).view(width, heads, -1)
-        d_in = weight_gradient(d_qkv, x, 3 * features, width, spans).view(3 * heads, -1, width)
-        d_b_in = d_bias[: 3 * features].view(3 * heads, -1)
+        # Without the columns that pad the heads.
         size, (d_b_out, d_gain, d_shift) = width // heads, d_end
-        d_w_qkv, d_b_qkv = d_in[:, :size].reshape(-1, width), d_b_in[:, :size].reshape(-1)
-        d_w_out = d_out[..., :size].reshape(width, width)
+        d_in, d_out = matrices[:, :width].split([3 * features, features])
+        d_w_qkv = d_in.unflatten(0, (3 * heads, -1))[:, :size].reshape(-1, width)
+        d_b_qkv = d_bias[: 3 * features].view(3 * heads, -1)[:, :size].reshape(-1)
+        d_w_out = d_out.unflatten(0, (heads, -1))[:, :size].flatten(0, 1).t()
         return dx, d_w_qkv, d_b_qkv, d_w_out, d_b_out, d_gain, d_shift, *[None] * 7
 
 

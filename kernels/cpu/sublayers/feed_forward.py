@@ -1,7 +1,7 @@
 """The feed-forward sublayer: LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))).
 
-Both directions are one pass over tiles of rows, whose hidden units stay in a core's cache (csrc/feed_forward.h). Training
-keeps W_val x, W_gate x and W_out's product in the compute dtype; GELU, sigmoid and their product are made again.
+Both directions are one pass over tiles of rows, whose hidden units stay in a core's cache (csrc/feed_forward.h).
+Training keeps W_val x, W_gate x and W_out's product in the compute dtype; the rest is made again.
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ def weights(module: FeedForward, dtype: torch.dtype) -> Weights:
     val, gate, out = module.w_val, module.w_gate, module.w_out
 
     def make() -> Weights:
-        matrices = (pack(part.weight.detach(), False, dtype) for part in (val, gate, out))
-        return Weights(*matrices, padded(val.bias.detach()), padded(gate.bias.detach()))
+        w_val, w_gate, w_out = (pack(part.weight.detach(), False, dtype) for part in (val, gate, out))
+        return Weights(w_val, w_gate, w_out, padded(val.bias.detach()), padded(gate.bias.detach()))
 
     sources = (val.weight, gate.weight, out.weight, val.bias, gate.bias)
     return prepared(module, ("cpu feed_forward", dtype), sources, make)
@@ -54,9 +54,9 @@ def _new_outputs(x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, w_ou
 
 
 @kernel_op(
-    "cpu_feed_forward(Tensor x, Tensor windows, Tensor w_val, Tensor w_gate, Tensor w_out, Tensor b_val, Tensor b_gate, "
-    "Tensor b_out, Tensor gain, Tensor shift, int hidden, float eps, Tensor? seed, int salt, float p, bool keep) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "cpu_feed_forward(Tensor x, Tensor windows, Tensor w_val, Tensor w_gate, Tensor w_out, Tensor b_val, "
+    "Tensor b_gate, Tensor b_out, Tensor gain, Tensor shift, int hidden, float eps, Tensor? seed, int salt, float p, "
+    "bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _new_outputs,
 )
 def forward(
