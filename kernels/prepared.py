@@ -5,7 +5,7 @@ In inference made once and kept until a parameter changes.
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
-_cache: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[ref[Tensor]], Any, Any]]] = WeakKeyDictionary()
 _steps = 0
 
 
@@ -29,7 +29,7 @@ register_optimizer_step_post_hook(_count_step)
 def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
     """What `make()` gives; without gradients, kept with `module` until one of `sources` changes.
 
-    A change is seen by its tensor's version or place in memory, or by an optimiser's step; what is written through
+    A change is seen by its tensor, its version or place in memory, or by an optimiser's step; what is written through
     `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients are wanted, or a graph is traced or
     captured, nothing is kept: parameters are about to change, and the graph must include the casts.
 
@@ -45,9 +45,11 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
             return make()
     kept = _cache.setdefault(module, {})
     key = [_steps, *((source.data_ptr(), source._version, source.device) for source in sources)]
-    if form not in kept or kept[form][0] != key:
-        kept[form] = (key, make())
-    return kept[form][1]
+    found = kept.get(form)
+    # The tensors themselves count too: another may come to lie where one was freed.
+    if found is None or found[1] != key or any(r() is not source for r, source in zip(found[0], sources, strict=True)):
+        found = kept[form] = ([ref(source) for source in sources], key, make())
+    return found[2]
 
 
 def _untraceable(source: Tensor) -> bool:

@@ -47,6 +47,24 @@ def test_a_change_is_seen(change: str) -> None:
     assert not torch.equal(before[:16, :20], module.weight.detach().bfloat16())
 
 
+def test_another_tensor_in_the_same_place_is_seen() -> None:
+    module = nn.Linear(276, 276)
+    for value in range(20):  # memory that is free again is given out again, sooner or later
+        module.weight = None  # type: ignore[assignment]
+        module.weight = nn.Parameter(torch.full((276, 276), float(value)))
+        with torch.no_grad():
+            made = prepared(module, "copy", (module.weight,), module.weight.clone)
+        assert made[0, 0] == value
+
+
+def test_a_tensor_beside_the_old_one_is_seen() -> None:
+    module, old = nn.Linear(20, 16), nn.Parameter(torch.zeros(16, 20))
+    module.weight = old
+    halved(module)
+    module.weight = nn.Parameter(torch.ones(16, 20))
+    assert halved(module)[0, 0] == 1
+
+
 def test_what_nobody_saw_can_be_told() -> None:
     module = nn.Linear(20, 16)
     before = halved(module)
