@@ -140,6 +140,8 @@ class Onnx(Provider):
         inputs = [values for values in padded_inputs(batch) if values is not None]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Else its threads would go on spinning into the rounds of the baseline, which it then seems to outrun.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         graph = export(Padded(self._model(case, batch, dropout), batch.full), inputs)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         feed = {i.name: values.numpy() for i, values in zip(session.get_inputs(), inputs, strict=True)}

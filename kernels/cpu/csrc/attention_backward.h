@@ -161,11 +161,9 @@ struct AttentionBackward {
     }
   }
 
-  int64_t blocks() const { return (4 * features() + BLOCK_N - 1) / BLOCK_N; }
-
-  // Adds a chunk's share to some of d_weights' rows. A block may hold the last rows of W_qkv and the first of W_out.
-  void block(int64_t i, const Chunk& chunk, float* d_weights) const {
-    const int64_t f = features(), p = pitch(width), first = i * BLOCK_N, last = std::min(first + BLOCK_N, 4 * f);
+  // Adds a chunk's share to d_weights' rows from `first` on, `many`. They may be the last of W_qkv and the first of W_out.
+  void block(int64_t first, int64_t many, const Chunk& chunk, float* d_weights) const {
+    const int64_t f = features(), p = pitch(width), last = std::min(first + many, 4 * f);
     const int64_t border = std::clamp(3 * f, first, last);
     add_products(chunk.d_qkv + first, stride(), chunk.rows, border - first, chunk.x, width, d_weights + first * p);
     add_products(attended + chunk.first * f + border - 3 * f, f, chunk.rows, last - border, chunk.d_o, width,
@@ -174,7 +172,7 @@ struct AttentionBackward {
 
   void run(int64_t threads, const Windows& all, Chunk& chunk, float* d_weights, std::vector<double>& ends,
            std::vector<double>& biases) const {
-    const auto work = cut({chunk.first, chunk.rows}, threads, ATTENTION_TILE);
+    const auto work = cut({{chunk.first, chunk.rows}}, threads, ATTENTION_TILE);
     const int64_t many = work.size();
     Scratch shared;
     Sums end_sums(many, 3 * pitch(width), shared), bias_sums(many, stride(), shared);
@@ -187,8 +185,9 @@ struct AttentionBackward {
       const int64_t window = chunk.first_window + i / heads;
       if (all.lengths[window] > 0) inside(all.starts[window], all.lengths[window], i % heads, chunk);
     });
-    parallel_for(threads, many + blocks(), [&](int64_t i) {
-      i < many ? into(work[i], chunk, bias_sums.of(i)) : block(i - many, chunk, d_weights);
+    const int64_t each = block_columns(4 * features(), threads), blocks = (4 * features() + each - 1) / each;
+    parallel_for(threads, blocks + many, [&](int64_t i) {
+      i < blocks ? block(i * each, each, chunk, d_weights) : into(work[i - blocks], chunk, bias_sums.of(i - blocks));
     });
     end_sums.add_to(ends);
     bias_sums.add_to(biases);

@@ -87,10 +87,10 @@ struct FeedForwardBackward {
     pack_rows(d_o, p, m, width, chunk.d_o, at, chunk.rows);
   }
 
-  // Adds a chunk's share to BLOCK_N rows of (3, pitch(F), pitch(D)): h^T d_o, dv^T x, dg^T x.
-  void block(int64_t i, const Chunk& chunk, float* d_weights) const {
-    const int64_t f = pitch(hidden), per_part = (f + BLOCK_N - 1) / BLOCK_N, part = i / per_part;
-    const int64_t n0 = i % per_part * BLOCK_N, n = std::min(BLOCK_N, f - n0), column = part * f + n0;
+  // Adds a chunk's share to some rows of (3, pitch(F), pitch(D)): h^T d_o, dv^T x, dg^T x. A part has blocks of `each`.
+  void block(int64_t i, int64_t each, const Chunk& chunk, float* d_weights) const {
+    const int64_t f = pitch(hidden), per_part = (f + each - 1) / each, part = i / per_part;
+    const int64_t n0 = i % per_part * each, n = std::min(each, f - n0), column = part * f + n0;
     add_products(chunk.hidden + column, 3 * f, chunk.rows, n, part == 0 ? chunk.d_o : chunk.x, width,
                  d_weights + column * pitch(width));
   }
@@ -108,7 +108,7 @@ void feed_forward_backward(
   Windows all(windows, batch, rows);
   const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
               width, hidden, w_out, w_in, dx, dy, x, {kept, rows}, product, stats};
-  const int64_t p = pitch(width), f = pitch(hidden);
+  const int64_t p = pitch(width), f = pitch(hidden), each = block_columns(3 * f, threads);
   const int64_t most = std::max(Op::CHUNK_ROWS, threads * FEED_FORWARD_TILE);
   Scratch shared;
   typename Op::Chunk chunk{0, 0, shared.take<T>(most * 3 * f), shared.take<T>(most * p), shared.take<T>(most * p)};
@@ -118,11 +118,11 @@ void feed_forward_backward(
     for (int64_t done = 0; done < run.count; done += most) {
       chunk.first = run.first + done;
       chunk.rows = std::min(most, run.count - done);
-      auto work = cut({chunk.first, chunk.rows}, threads, FEED_FORWARD_TILE);
+      auto work = cut({{chunk.first, chunk.rows}}, threads, FEED_FORWARD_TILE);
       Scratch local;
       Sums ends(work.size(), 3 * p, local), biases(work.size(), 2 * f, local);
       parallel_for(threads, work.size(), [&](int64_t i) { op.tile(work[i], chunk, ends.of(i), biases.of(i)); });
-      parallel_for(threads, 3 * ((f + BLOCK_N - 1) / BLOCK_N), [&](int64_t i) { op.block(i, chunk, d_weights); });
+      parallel_for(threads, 3 * ((f + each - 1) / each), [&](int64_t i) { op.block(i, each, chunk, d_weights); });
       ends.add_to(end_sums);
       biases.add_to(bias_sums);
     }

@@ -17,7 +17,10 @@ namespace astroco {
 class Scratch {
  public:
   Scratch() : mark_(arena().used) {}
-  ~Scratch() { arena().used = mark_; }
+  ~Scratch() {
+    arena().used = mark_;
+    if (mark_ == 0) arena().settle();
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -40,7 +43,15 @@ class Scratch {
   // A position is a block and an offset in it, as one number: blocks lie end to end.
   struct Arena {
     std::vector<Block> blocks;
-    size_t used = 0;
+    size_t used = 0, settled = 0;
+
+    // One block from now on, as large as all there were: else every size that was new would leave one behind.
+    void settle() {
+      if (blocks.size() < 2) return;
+      settled = 0;
+      for (auto& block : blocks) settled += block.size;
+      blocks.clear();
+    }
 
     void* take(size_t bytes) {
       size_t start = 0;
@@ -53,7 +64,7 @@ class Scratch {
         }
         start = end;
       }
-      size_t size = std::max(bytes, BLOCK);
+      const size_t size = std::max({bytes, BLOCK, settled});
       blocks.push_back({std::unique_ptr<char, Free>(static_cast<char*>(std::aligned_alloc(LINE, size))), size});
       used = start + bytes;
       return blocks.back().memory.get();

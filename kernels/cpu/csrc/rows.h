@@ -38,24 +38,24 @@ inline std::vector<Tile> runs(const Windows& windows) {
   return found;
 }
 
-// A run in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but the last
+// Runs in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but a run's last
 // have a multiple of ROWS, which is even.
-inline std::vector<Tile> cut(Tile run, int64_t threads, int64_t most) {
-  std::vector<Tile> found;
-  int64_t parts = (run.count + most - 1) / most;
+inline std::vector<Tile> cut(const std::vector<Tile>& runs, int64_t threads, int64_t most) {
+  int64_t rows = 0;
+  for (auto run : runs) rows += run.count;
+  int64_t parts = (rows + most - 1) / most;
   if (parts < 8 * threads) parts = round_up(parts, threads);
-  const int64_t size = round_up((run.count + parts - 1) / parts, ROWS);
-  for (int64_t first = 0; first < run.count; first += size)
-    found.push_back({run.first + first, std::min(size, run.count - first)});
+  const int64_t size = round_up((rows + parts - 1) / std::max<int64_t>(parts, 1), ROWS);
+  std::vector<Tile> found;
+  for (auto run : runs)
+    for (int64_t first = 0; first < run.count; first += size)
+      found.push_back({run.first + first, std::min(size, run.count - first)});
   return found;
 }
 
 // All real rows in such tiles.
 inline std::vector<Tile> tiles(const Windows& windows, int64_t threads, int64_t most) {
-  std::vector<Tile> found;
-  for (auto run : runs(windows))
-    for (auto tile : cut(run, threads, most)) found.push_back(tile);
-  return found;
+  return cut(runs(windows), threads, most);
 }
 
 // Zeros in the rows that are not real.

@@ -34,6 +34,7 @@ class Shares {
   // windows come one after another.
   template <class F>
   void run(int64_t bytes, F&& f) const {
+    if (count() == 0) return;
     if (!teams_) {
       parallel_for(threads_, count(), [&](int64_t i) {
         std::atomic<int64_t> arrived{0};
@@ -51,8 +52,8 @@ class Shares {
     for (auto& place : memory) place = scratch.take<char>(bytes);
 #pragma omp parallel num_threads(threads_)
     {
-      const int64_t teams = how_many(omp_get_num_threads()), size = omp_get_num_threads() / std::max(teams, int64_t(1));
-      const int64_t thread = omp_get_thread_num(), mine = thread / std::max(size, int64_t(1));
+      const int64_t teams = how_many(omp_get_num_threads()), size = omp_get_num_threads() / teams;
+      const int64_t thread = omp_get_thread_num(), mine = thread / size;
       if (mine < teams) {
         Team team(thread % size, size, arrived[mine]);
         for (int64_t i = mine; i < count(); i += teams) {
@@ -69,15 +70,16 @@ class Shares {
     int64_t rows;
   };
 
-  // As many teams of n threads as end first, if all windows take as long.
+  // As many teams of n threads as end first, if all windows are as long as the longest. Members take 8 rows at a time, and
+  // waiting for one another costs them about as much as 8 rows.
   int64_t how_many(int64_t n) const {
-    int64_t best = 0;
-    double least = 0;
+    int64_t best = 1, least = 0;
     for (int64_t teams = 1; teams <= std::min(n, count()); ++teams) {
-      const double longest = double((count() + teams - 1) / teams) / (n / teams);
-      if (best == 0 || longest <= least) {
+      const int64_t size = n / teams, rows = round_up((shares_[0].rows + size - 1) / size, 8) + (size > 1 ? 8 : 0);
+      const int64_t time = (count() + teams - 1) / teams * rows;
+      if (teams == 1 || time <= least) {
         best = teams;
-        least = longest;
+        least = time;
       }
     }
     return best;

@@ -19,7 +19,7 @@ using bf16 = c10::BFloat16;
 using Vec = at::vec::Vectorized<float>;
 constexpr int64_t W = Vec::size();
 
-// Columns of a half row come in multiples of this, whatever the vector's size: see kernels/cpu/windows.py.
+// Columns of a half row come in multiples of this, whatever the vector's size: see kernels/tensors.py.
 constexpr int64_t PITCH = 32;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -84,7 +84,8 @@ inline Vec exponential(Vec x) {
 
 template <class T>
 inline Vec sigmoid(Vec x) {
-  return Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg()));
+  Vec y = Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg()));
+  return std::is_same_v<T, float> ? y : Vec::blendv(y, x, x != x);  // the quick exponential makes a number of NaN
 }
 
 // The normal distribution's cumulative function and density, which GELU(x) = x cdf(x) and its derivative cdf + x pdf

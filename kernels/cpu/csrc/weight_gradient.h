@@ -9,6 +9,11 @@ namespace astroco {
 constexpr int64_t CHUNK = 256;
 constexpr int64_t BLOCK_N = 16 * ROWS;
 
+// Columns of y that are one task, so that there are some for each thread.
+inline int64_t block_columns(int64_t n, int64_t threads) {
+  return std::min(BLOCK_N, round_up((n + 4 * threads - 1) / (4 * threads), 2 * ROWS));
+}
+
 // A block of y as the left factor's transpose.
 template <class T>
 Left<T> transposed(const T* y, int64_t ld, int64_t rows, int64_t n, Scratch& scratch) {
@@ -69,7 +74,7 @@ void weight_gradient(
     int64_t threads, float* out, const T* y, int64_t ldy, const void* x, int64_t ldx, int64_t x_is_float,
     const int64_t* windows, int64_t batch, int64_t rows, int64_t n, int64_t k) {
   constexpr int64_t MOST = 4 * CHUNK;
-  const int64_t p = pitch(k), blocks = (n + BLOCK_N - 1) / BLOCK_N;
+  const int64_t p = pitch(k), each = block_columns(n, threads), blocks = (n + each - 1) / each;
   Scratch shared;
   float* sums = shared.take<float>(n * p);
   T* packed = shared.take<T>(MOST * p);
@@ -77,7 +82,7 @@ void weight_gradient(
   for (auto run : runs(Windows(windows, batch, rows)))
     for (int64_t done = 0; done < run.count; done += MOST) {
       const int64_t first = run.first + done, m = std::min(MOST, run.count - done);
-      auto work = cut({first, m}, threads, BLOCK_N);
+      auto work = cut({{first, m}}, threads, BLOCK_N);
       parallel_for(threads, work.size(), [&](int64_t i) {
         auto pack_tile = [&](auto* source) {
           pack_rows(source + work[i].first * ldx, ldx, work[i].count, k, packed, work[i].first - first, m);
@@ -85,8 +90,8 @@ void weight_gradient(
         x_is_float ? pack_tile(static_cast<const float*>(x)) : pack_tile(static_cast<const T*>(x));
       });
       parallel_for(threads, blocks, [&](int64_t i) {
-        const int64_t n0 = i * BLOCK_N;
-        add_products(y + first * ldy + n0, ldy, m, std::min(BLOCK_N, n - n0), packed, k, sums + n0 * p);
+        const int64_t n0 = i * each;
+        add_products(y + first * ldy + n0, ldy, m, std::min(each, n - n0), packed, k, sums + n0 * p);
       });
     }
   for (int64_t i = 0; i < n; ++i) std::copy_n(sums + i * p, k, out + i * k);
