@@ -3,7 +3,7 @@
 #   make demo        train a tiny model on a simulated survey with two ranks, evaluate, embed, plot: demo/
 #   make test        the default tests
 #   make test-slow   the tests that `make test` leaves out
-#   make lint        ruff, ruff format --check, mypy
+#   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
 #   make bench       who is how fast, on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
 #   make env         only set up .venv
@@ -56,6 +56,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror kernels/cpu/csrc/*
 	rm -rf $(TYPED) && mkdir -p $(TYPED)/astroco_fast
 	ln -s $(CURDIR)/astroco_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(TYPED)/astroco_fast/
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache .

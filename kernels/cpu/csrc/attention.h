@@ -125,8 +125,8 @@ struct Attention {
   }
 
   // W_out and what follows it; `start` is the window's first row.
-  void finish(
-      Tile rows, int64_t start, const float* x, float* y, const WindowSpace<T>& at, const AttentionKept<T>& kept) const {
+  void finish(Tile rows, int64_t start, const float* x, float* y, const WindowSpace<T>& at,
+              const AttentionKept<T>& kept) const {
     Scratch scratch;
     const int64_t m = rows.count, p = pitch(width), f = features();
     float* o = scratch.take<float>(m * p);
@@ -145,14 +145,19 @@ struct Attention {
 
 // y (N, D) of x (N, D). Backward's needs are kept where qkv is not null.
 template <class T>
-void attention(
-    int64_t threads, float* y, T* qkv, T* attended, float* sums, T* product, float* stats, const float* x,
-    const int64_t* windows, int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_qkv, const T* w_out,
-    const float* b_qkv, const float* b_out, const float* gain, const float* shift, double eps, const int64_t* seed,
-    int64_t salt, double p) {
+void attention(int64_t threads, float* y, T* qkv, T* attended, float* sums, T* product, float* stats, const float* x,
+               const int64_t* windows, int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_qkv,
+               const T* w_out, const float* b_qkv, const float* b_out, const float* gain, const float* shift,
+               double eps, const int64_t* seed, int64_t salt, double p) {
   const Windows all(windows, batch, rows);
   const int64_t size = width / heads;
-  const Attention<T> op{width, heads, round_up(size, STEP<T>), w_qkv, w_out, b_qkv, float(1 / std::sqrt(double(size))),
+  const Attention<T> op{width,
+                        heads,
+                        round_up(size, STEP<T>),
+                        w_qkv,
+                        w_out,
+                        b_qkv,
+                        float(1 / std::sqrt(double(size))),
                         {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
   const int64_t longest = batch ? *std::max_element(all.lengths, all.lengths + batch) : 0;
   Shares(threads, all).run(op.space(longest) * sizeof(T), [&](Team& team, int64_t i, int64_t, char* memory) {

@@ -1,6 +1,7 @@
 // Back through sublayer a: its ending and W_out tile by tile, the heads of each window, W_qkv tile by tile, then the
-// gradients of the matrices. All of that chunk by chunk, some windows each, so that what passes from one step to the next
-// stays in the shared cache. Scores and their exponentials are made again from q, k and the logarithms of softmax's sums.
+// gradients of the matrices. All of that chunk by chunk, some windows each, so that what passes from one step to the
+// next stays in the shared cache. Scores and their exponentials are made again from q, k and the logarithms of
+// softmax's sums.
 #pragma once
 
 #include "attention.h"
@@ -21,8 +22,8 @@ struct AttentionHead {
   int64_t heads;
   float scale;
 
-  // A row of scores s and of the gradients dp of probabilities: probabilities p and the gradients ds of scores, both zero
-  // beyond n; s and dp have room for a multiple of 2 W.
+  // A row of scores s and of the gradients dp of probabilities: probabilities p and the gradients ds of scores, both
+  // zero beyond n; s and dp have room for a multiple of 2 W.
   void probabilities(float* s, float* dp, int64_t row, T* p, T* ds) const {
     const int64_t end = round_up(n, 2 * W);
     std::fill(s + n, s + end, -1e30f);
@@ -67,12 +68,12 @@ struct AttentionHead {
 
  private:
   // Some queries' share.
-  void tile(
-      int64_t first, int64_t m, const T* keys_across, const T* values_across, const T* keys, float* k_sums,
-      float* v_sums) const {
+  void tile(int64_t first, int64_t m, const T* keys_across, const T* values_across, const T* keys, float* k_sums,
+            float* v_sums) const {
     Scratch scratch;
     const int64_t lds = round_up(n, 2 * W), width = round_up(size, 2 * W), packed = head_size<T>(m, size);
-    float *s = scratch.take<float>(m * lds), *dp = scratch.take<float>(m * lds), *q_sums = scratch.take<float>(m * width);
+    float *s = scratch.take<float>(m * lds), *dp = scratch.take<float>(m * lds),
+          *q_sums = scratch.take<float>(m * width);
     T *p = scratch.take<T>(m * lds), *ds = scratch.take<T>(m * lds);
     T *queries = scratch.take<T>(packed), *up = scratch.take<T>(packed);
     head_product(Left<T>{q + first * ld, ld}, m, size, keys_across, n, s, lds);
@@ -143,8 +144,11 @@ struct AttentionBackward {
     const int64_t ld = stride(), f = features(), at = head * size;
     const T* q = qkv + start * ld + at;
     T* dq = chunk.d_qkv + (start - chunk.first) * ld + at;
-    AttentionHead<T>{n, size, ld, f, q, q + f, q + 2 * f, chunk.d_attended + (start - chunk.first) * f + at,
-                     dq, dq + f, dq + 2 * f, sums + start * heads + head, heads, scale}.run();
+    AttentionHead<T>{n,     size,   ld,         f,
+                     q,     q + f,  q + 2 * f,  chunk.d_attended + (start - chunk.first) * f + at,
+                     dq,    dq + f, dq + 2 * f, sums + start * heads + head,
+                     heads, scale}
+        .run();
   }
 
   void into(Tile tile, const Chunk& chunk, double* d_bias) const {
@@ -161,7 +165,8 @@ struct AttentionBackward {
     }
   }
 
-  // Adds a chunk's share to d_weights' rows from `first` on, `many`. They may be the last of W_qkv and the first of W_out.
+  // Adds a chunk's share to d_weights' rows from `first` on, `many`. They may be the last of W_qkv and the first of
+  // W_out.
   void block(int64_t first, int64_t many, const Chunk& chunk, float* d_weights) const {
     const int64_t f = features(), p = pitch(width), last = std::min(first + many, 4 * f);
     const int64_t border = std::clamp(3 * f, first, last);
@@ -194,20 +199,32 @@ struct AttentionBackward {
   }
 };
 
-// dx (N, D); d_weights (4 F, P), of W_qkv and of W_out's transpose; d_bias (pitch(3 F),) of b_qkv, d_end (3, D) of b_out,
-// gain and shift. The rest is as in `attention`.
+// dx (N, D); d_weights (4 F, P), of W_qkv and of W_out's transpose; d_bias (pitch(3 F),) of b_qkv, d_end (3, D) of
+// b_out, gain and shift. The rest is as in `attention`.
 template <class T>
-void attention_backward(
-    int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy, const float* x,
-    const T* qkv, const T* attended, const float* sums, const T* product, const float* stats, const int64_t* windows,
-    int64_t batch, int64_t rows, int64_t width, int64_t heads, const T* w_out, const T* w_qkv, const float* b_out,
-    const float* gain, const int64_t* seed, int64_t salt, double drop) {
+void attention_backward(int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy,
+                        const float* x, const T* qkv, const T* attended, const float* sums, const T* product,
+                        const float* stats, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
+                        int64_t heads, const T* w_out, const T* w_qkv, const float* b_out, const float* gain,
+                        const int64_t* seed, int64_t salt, double drop) {
   using Op = AttentionBackward<T>;
   const Windows all(windows, batch, rows);
   const int64_t size = round_up(width / heads, STEP<T>), p = pitch(width);
   const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
-              width, heads, size, w_out, w_qkv, float(1 / std::sqrt(double(width / heads))), dx, dy, x, qkv, attended,
-              sums, product, stats};
+              width,
+              heads,
+              size,
+              w_out,
+              w_qkv,
+              float(1 / std::sqrt(double(width / heads))),
+              dx,
+              dy,
+              x,
+              qkv,
+              attended,
+              sums,
+              product,
+              stats};
   std::fill(d_weights, d_weights + 4 * op.features() * p, 0.0f);
   std::vector<double> ends(3 * p, 0.0), biases(op.stride(), 0.0);
   for (int64_t next = 0; next < batch;) {

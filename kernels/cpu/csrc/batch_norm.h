@@ -8,13 +8,13 @@
 
 namespace astroco {
 
-// Joins parts, windows or ranks, by Chan's formula in double, in their order. count (parts,), partial (parts, 3, p): mean,
-// what rounding took from it, squared deviations; of parts with count 0 it may hold anything. total (1,); statistics
-// (4, p): those of all, and 1 / standard deviation. The running ones (width,) are updated unless null; they stay where
-// there is nothing.
-inline void batch_norm_merge(
-    int64_t, float* total, float* statistics, float* running_mean, float* running_var, int64_t* batches,
-    const float* count, const float* partial, int64_t parts, int64_t width, int64_t p, double momentum, double eps) {
+// Joins parts, windows or ranks, by Chan's formula in double, in their order. count (parts,), partial (parts, 3, p):
+// mean, what rounding took from it, squared deviations; of parts with count 0 it may hold anything. total (1,);
+// statistics (4, p): those of all, and 1 / standard deviation. The running ones (width,) are updated unless null; they
+// stay where there is nothing.
+inline void batch_norm_merge(int64_t, float* total, float* statistics, float* running_mean, float* running_var,
+                             int64_t* batches, const float* count, const float* partial, int64_t parts, int64_t width,
+                             int64_t p, double momentum, double eps) {
   double n = 0.0;
   std::vector<double> mean(p, 0.0), squares(p, 0.0);
   for (int64_t i = 0; i < parts; ++i) {

@@ -53,8 +53,8 @@ inline void correlate(Vec (&sums)[SPAN], const float* x, const float* w) {
 }
 
 struct Taps {
-  const float* values;     // (P / PITCH, count, PITCH)
-  int64_t count, before;   // a multiple of SPAN, zeros at the end; how many are for rows before the result's
+  const float* values;    // (P / PITCH, count, PITCH)
+  int64_t count, before;  // a multiple of SPAN, zeros at the end; how many are for rows before the result's
 
   const float* of(int64_t group) const { return values + group * count * PITCH; }
   // Rows that a window of n takes up: `before` zeros, its own, and zeros.
@@ -89,8 +89,8 @@ struct Gated {
   int64_t width;
   const float *gain, *shift;
   double eps;
-  const T *w_val, *w_gate;          // packed (D, D)
-  const float *b_val, *b_gate;      // (P,)
+  const T *w_val, *w_gate;      // packed (D, D)
+  const float *b_val, *b_gate;  // (P,)
 
   // A tile to rows of u from `row` on. kept (N, 2, P) takes values and gates, stats (N, 2); null: not wanted.
   void forward(Tile tile, const float* x, Groups u, int64_t row, T* kept, float* stats) const {
@@ -134,11 +134,11 @@ inline Two silu(Two x) {
 
 // Inference. taps (P / PITCH, count, PITCH) have BatchNorm's scale in them, offset (P,) is the rest of it.
 template <class T>
-void convolution(
-    int64_t threads, float* y, const float* x, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
-    const T* w_val, const T* w_gate, const float* b_val, const float* b_gate, const T* w_out, const float* taps,
-    const float* offset, int64_t count, int64_t before, const float* gain_in, const float* shift_in, double eps_in,
-    const float* b_out, const float* gain, const float* shift, double eps) {
+void convolution(int64_t threads, float* y, const float* x, const int64_t* windows, int64_t batch, int64_t rows,
+                 int64_t width, const T* w_val, const T* w_gate, const float* b_val, const float* b_gate,
+                 const T* w_out, const float* taps, const float* offset, int64_t count, int64_t before,
+                 const float* gain_in, const float* shift_in, double eps_in, const float* b_out, const float* gain,
+                 const float* shift, double eps) {
   Windows all(windows, batch, rows);
   const Gated<T> gated{width, gain_in, shift_in, eps_in, w_val, w_gate, b_val, b_gate};
   const Taps filter{taps, count, before};
@@ -189,13 +189,13 @@ inline void group_statistics(const float* c, int64_t n, float* partial, int64_t 
   }
 }
 
-// Training, up to the convolution: values and gates kept (N, 2, P), convolved rows c (N, P), LayerNorm's stats (N, 2), and
-// each window's part of BatchNorm's statistics, (B, 3, P); of windows without points nothing.
+// Training, up to the convolution: values and gates kept (N, 2, P), convolved rows c (N, P), LayerNorm's stats (N, 2),
+// and each window's part of BatchNorm's statistics, (B, 3, P); of windows without points nothing.
 template <class T>
-void convolution_depthwise(
-    int64_t threads, T* kept, T* c, float* stats, float* partial, const float* x, const int64_t* windows, int64_t batch,
-    int64_t rows, int64_t width, const T* w_val, const T* w_gate, const float* b_val, const float* b_gate,
-    const float* taps, int64_t count, int64_t before, const float* gain, const float* shift, double eps) {
+void convolution_depthwise(int64_t threads, T* kept, T* c, float* stats, float* partial, const float* x,
+                           const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const T* w_val,
+                           const T* w_gate, const float* b_val, const float* b_gate, const float* taps, int64_t count,
+                           int64_t before, const float* gain, const float* shift, double eps) {
   Windows all(windows, batch, rows);
   const Gated<T> gated{width, gain, shift, eps, w_val, w_gate, b_val, b_gate};
   const Taps filter{taps, count, before};
@@ -204,9 +204,8 @@ void convolution_depthwise(
     const int64_t start = all.starts[i], length = all.lengths[i];
     const Groups u{reinterpret_cast<float*>(memory), filter.rows(length)};
     if (team.rank == 0) u.clear_around(width, before, length);
-    for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
-      gated.forward({start + first, m}, x, u, before + first, kept, stats);
-    });
+    for_tiles(team, length, CONVOLUTION_TILE,
+              [&](int64_t first, int64_t m) { gated.forward({start + first, m}, x, u, before + first, kept, stats); });
     team.wait();
     Scratch scratch;
     float* group = scratch.take<float>(length * PITCH);
@@ -220,14 +219,19 @@ void convolution_depthwise(
   });
 }
 
-// BatchNorm of convolved rows. statistics (4, P) as from `batch_norm_merge`, scale and offset (D,), padded in `scratch`.
+// BatchNorm of convolved rows. statistics (4, P) as from `batch_norm_merge`, scale and offset (D,), padded in
+// `scratch`.
 struct Norm {
   int64_t width;
   const float *mean, *rest, *rstd, *scale, *offset;
 
   Norm(const float* statistics, const float* scale, const float* offset, int64_t width, Scratch& scratch)
-      : width(width), mean(statistics), rest(statistics + pitch(width)), rstd(statistics + 3 * pitch(width)),
-        scale(padded(scale, width, scratch)), offset(padded(offset, width, scratch)) {}
+      : width(width),
+        mean(statistics),
+        rest(statistics + pitch(width)),
+        rstd(statistics + 3 * pitch(width)),
+        scale(padded(scale, width, scratch)),
+        offset(padded(offset, width, scratch)) {}
 
   // c centred and scaled.
   template <class T>
@@ -247,11 +251,10 @@ struct Norm {
 
 // Training, from the convolved rows to y; product (N, P) and stats (N, 2) are for backward.
 template <class T>
-void convolution_out(
-    int64_t threads, float* y, T* product, float* stats, const T* c, const float* statistics, const float* scale,
-    const float* offset, const float* x, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
-    const T* w_out, const float* b_out, const float* gain, const float* shift, double eps, const int64_t* seed,
-    int64_t salt, double drop) {
+void convolution_out(int64_t threads, float* y, T* product, float* stats, const T* c, const float* statistics,
+                     const float* scale, const float* offset, const float* x, const int64_t* windows, int64_t batch,
+                     int64_t rows, int64_t width, const T* w_out, const float* b_out, const float* gain,
+                     const float* shift, double eps, const int64_t* seed, int64_t salt, double drop) {
   Windows all(windows, batch, rows);
   Scratch shared;
   const Norm norm(statistics, scale, offset, width, shared);

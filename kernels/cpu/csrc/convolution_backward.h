@@ -5,15 +5,15 @@
 
 namespace astroco {
 
-// The first pass, row tile by row tile: from dy to the gradient of BatchNorm's result, dn (N, P), and the sums; dz (N, D) is
-// the residual's share of dx, d_o and s (N, P) make W_out's gradient; d_end (3, D) of b_out, gain and shift, d_norm (3, D)
-// of scale, of offset, and what rounding took from the latter. w_out is packed as (D, D), not transposed.
+// The first pass, row tile by row tile: from dy to the gradient of BatchNorm's result, dn (N, P), and the sums; dz (N,
+// D) is the residual's share of dx, d_o and s (N, P) make W_out's gradient; d_end (3, D) of b_out, gain and shift,
+// d_norm (3, D) of scale, of offset, and what rounding took from the latter. w_out is packed as (D, D), not transposed.
 template <class T>
-void convolution_backward_out(
-    int64_t threads, float* dz, T* d_o, T* s, T* dn, float* d_end, float* d_norm, const float* dy, const float* x,
-    const T* product, const float* stats, const T* c, const float* statistics, const float* scale, const float* offset,
-    const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const T* w_out, const float* b_out,
-    const float* gain, const int64_t* seed, int64_t salt, double drop) {
+void convolution_backward_out(int64_t threads, float* dz, T* d_o, T* s, T* dn, float* d_end, float* d_norm,
+                              const float* dy, const float* x, const T* product, const float* stats, const T* c,
+                              const float* statistics, const float* scale, const float* offset, const int64_t* windows,
+                              int64_t batch, int64_t rows, int64_t width, const T* w_out, const float* b_out,
+                              const float* gain, const int64_t* seed, int64_t salt, double drop) {
   Windows all(windows, batch, rows);
   Scratch shared;
   const Norm norm(statistics, scale, offset, width, shared);
@@ -60,7 +60,7 @@ void convolution_backward_out(
 // The second pass, window by window: from dn to dx.
 template <class T>
 struct ConvolutionBackward {
-  Norm norm;  // without its offset
+  Norm norm;                  // without its offset
   const float *count, *sums;  // (1,) and (3, D), d_norm over all ranks; null: the statistics do not depend on c
   Taps taps, reversed;
   const float *gain, *shift;
@@ -168,26 +168,42 @@ struct ConvolutionBackward {
   }
 };
 
-// d_taps (P / PITCH, count, PITCH), d_bias (2, P), d_norm (2, D) of LayerNorm's gain and shift. reversed: the taps from the
-// last to the first, `after` of them for rows before the result's.
+// d_taps (P / PITCH, count, PITCH), d_bias (2, P), d_norm (2, D) of LayerNorm's gain and shift. reversed: the taps from
+// the last to the first, `after` of them for rows before the result's.
 template <class T>
-void convolution_backward_in(
-    int64_t threads, float* dx, T* d, T* a, float* d_taps, float* d_bias, float* d_norm, const T* dn, const T* c,
-    const float* statistics, const float* scale, const float* count, const float* sums, const T* kept, const float* x,
-    const float* stats, const float* dz, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
-    const T* w_in, const float* reversed, int64_t taps, int64_t before, int64_t after, const float* gain,
-    const float* shift) {
+void convolution_backward_in(int64_t threads, float* dx, T* d, T* a, float* d_taps, float* d_bias, float* d_norm,
+                             const T* dn, const T* c, const float* statistics, const float* scale, const float* count,
+                             const float* sums, const T* kept, const float* x, const float* stats, const float* dz,
+                             const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const T* w_in,
+                             const float* reversed, int64_t taps, int64_t before, int64_t after, const float* gain,
+                             const float* shift) {
   Windows all(windows, batch, rows);
   Scratch shared;
-  const ConvolutionBackward<T> op{Norm(statistics, scale, scale, width, shared), count, sums, {nullptr, taps, before},
-                                  {reversed, taps, after}, gain, shift, w_in, dn, c, kept, x, stats, dz, dx, d, a};
+  const ConvolutionBackward<T> op{Norm(statistics, scale, scale, width, shared),
+                                  count,
+                                  sums,
+                                  {nullptr, taps, before},
+                                  {reversed, taps, after},
+                                  gain,
+                                  shift,
+                                  w_in,
+                                  dn,
+                                  c,
+                                  kept,
+                                  x,
+                                  stats,
+                                  dz,
+                                  dx,
+                                  d,
+                                  a};
   const int64_t p = pitch(width);
   Shares shares(threads, all);
   Sums tap_sums(shares.count(), taps * p, shared), biases(shares.count(), 2 * p, shared);
   Sums norms(shares.count() * shares.most(), 2 * p, shared);
   shares.run(0, [&](Team& team, int64_t i, int64_t share, char*) {
     const Tile window{all.starts[i], all.lengths[i]};
-    for (int64_t g = team.rank; g < p / PITCH; g += team.size) op.group(window, g, tap_sums.of(share), biases.of(share));
+    for (int64_t g = team.rank; g < p / PITCH; g += team.size)
+      op.group(window, g, tap_sums.of(share), biases.of(share));
     team.wait();
     for_tiles(team, window.count, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
       op.tile({window.first + first, m}, norms.of(share * shares.most() + team.rank));

@@ -9,11 +9,11 @@ namespace astroco {
 // Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products.
 constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS;
 
-// GELU(v + b_val) * sigmoid(g + b_gate), one row of a panel's products; v and g with their biases are kept where wanted.
+// GELU(v + b_val) * sigmoid(g + b_gate), one row of a panel's products; v and g with their biases are kept where
+// wanted.
 template <class T>
-inline void gate_row(
-    const float* v, const float* g, const float* b_val, const float* b_gate, int64_t columns, T* h, T* keep_v,
-    T* keep_g) {
+inline void gate_row(const float* v, const float* g, const float* b_val, const float* b_gate, int64_t columns, T* h,
+                     T* keep_v, T* keep_g) {
   for (int64_t j = 0; j < columns; j += 2 * W) {
     Two value = load2(v + j) + load2(b_val + j), gate = load2(g + j) + load2(b_gate + j);
     if (keep_v) {
@@ -75,14 +75,13 @@ struct FeedForward {
 };
 
 template <class T>
-void feed_forward(
-    int64_t threads, float* y, T* kept, T* product, float* stats, const float* x, const int64_t* windows, int64_t batch,
-    int64_t rows, int64_t width, int64_t hidden, const T* w_val, const T* w_gate, const T* w_out, const float* b_val,
-    const float* b_gate, const float* b_out, const float* gain, const float* shift, double eps, const int64_t* seed,
-    int64_t salt, double p) {
+void feed_forward(int64_t threads, float* y, T* kept, T* product, float* stats, const float* x, const int64_t* windows,
+                  int64_t batch, int64_t rows, int64_t width, int64_t hidden, const T* w_val, const T* w_gate,
+                  const T* w_out, const float* b_val, const float* b_gate, const float* b_out, const float* gain,
+                  const float* shift, double eps, const int64_t* seed, int64_t salt, double p) {
   Windows all(windows, batch, rows);
-  FeedForward<T> op{width, hidden, w_val, w_gate, w_out, b_val, b_gate,
-                    {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
+  FeedForward<T> op{width, hidden, w_val,  w_gate,
+                    w_out, b_val,  b_gate, {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
   auto work = tiles(all, threads, FEED_FORWARD_TILE);
   parallel_for(threads, work.size(), [&](int64_t i) { op.forward(work[i], x, y, {kept, rows}, product, stats); });
   clear_others(all, y, width);

@@ -1,7 +1,7 @@
 // Back through sublayer c. Of the products of W_val and W_gate forward has kept the results.
 //
-// Rows are done in chunks: in each, tile by tile all but the gradients of the matrices, then those, block by block. What
-// passes from one to the other is as small as a chunk and stays in the shared cache.
+// Rows are done in chunks: in each, tile by tile all but the gradients of the matrices, then those, block by block.
+// What passes from one to the other is as small as a chunk and stays in the shared cache.
 #pragma once
 
 #include "feed_forward.h"
@@ -15,8 +15,8 @@ struct GateSums {
 
 // One row of a panel of dh, with v and g: h again, and the gradients of v and g.
 template <class T>
-inline void gate_row_backward(
-    const float* dh, const T* v, const T* g, int64_t columns, T* h, T* dv, T* dg, GateSums sums) {
+inline void gate_row_backward(const float* dh, const T* v, const T* g, int64_t columns, T* h, T* dv, T* dg,
+                              GateSums sums) {
   for (int64_t j = 0; j < columns; j += 2 * W) {
     Two up = load2(dh + j), value = load2(v + j), gate = load2(g + j), d_value, d_gate, product;
     auto one = [](Vec up, Vec v, Vec g, Vec& dv, Vec& dg, Vec& h) {
@@ -58,7 +58,8 @@ struct FeedForwardBackward {
   void tile(Tile tile, const Chunk& chunk, double* d_end, double* d_bias) const {
     Scratch scratch;
     const int64_t p = pitch(width), f = pitch(hidden), m = tile.count, depth = round_up(width, STEP<T>);
-    float *dz = scratch.take<float>(m * width), *dh = scratch.take<float>(m * PANEL), *back = scratch.take<float>(m * p);
+    float *dz = scratch.take<float>(m * width), *dh = scratch.take<float>(m * PANEL),
+          *back = scratch.take<float>(m * p);
     T* d_o = scratch.take<T>(m * p);
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
       end.backward(dy + row * width, product + row * p, x + row * width, {stats[2 * row], stats[2 * row + 1]}, row,
@@ -96,18 +97,26 @@ struct FeedForwardBackward {
   }
 };
 
-// dx (N, D); d_weights (3, pitch(F), pitch(D)): of W_out's transpose, W_val and W_gate; d_bias (2, pitch(F)) of b_val and
-// b_gate; d_end (3, D) of b_out, gain and shift.
+// dx (N, D); d_weights (3, pitch(F), pitch(D)): of W_out's transpose, W_val and W_gate; d_bias (2, pitch(F)) of b_val
+// and b_gate; d_end (3, D) of b_out, gain and shift.
 template <class T>
-void feed_forward_backward(
-    int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy, const float* x,
-    const T* kept, const T* product, const float* stats, const int64_t* windows, int64_t batch, int64_t rows,
-    int64_t width, int64_t hidden, const T* w_out, const T* w_in, const float* b_out, const float* gain,
-    const int64_t* seed, int64_t salt, double drop) {
+void feed_forward_backward(int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy,
+                           const float* x, const T* kept, const T* product, const float* stats, const int64_t* windows,
+                           int64_t batch, int64_t rows, int64_t width, int64_t hidden, const T* w_out, const T* w_in,
+                           const float* b_out, const float* gain, const int64_t* seed, int64_t salt, double drop) {
   using Op = FeedForwardBackward<T>;
   Windows all(windows, batch, rows);
   const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
-              width, hidden, w_out, w_in, dx, dy, x, {kept, rows}, product, stats};
+              width,
+              hidden,
+              w_out,
+              w_in,
+              dx,
+              dy,
+              x,
+              {kept, rows},
+              product,
+              stats};
   const int64_t p = pitch(width), f = pitch(hidden), each = block_columns(3 * f, threads);
   const int64_t most = std::max(Op::CHUNK_ROWS, threads * FEED_FORWARD_TILE);
   Scratch shared;

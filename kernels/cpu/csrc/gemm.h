@@ -1,8 +1,8 @@
 // Matrix products of a few rows with a packed matrix: C = A B, A (M, K) and C float (M, N) row-major.
 //
-// B is packed into panels of PANEL columns, the last one narrower, each with K in steps of STEP: two for BFloat16, which
-// the CPU multiplies and adds in pairs. A panel is read front to back for every ROWS rows of A, whose products stay in
-// registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros.
+// B is packed into panels of PANEL columns, the last one narrower, each with K in steps of STEP: two for BFloat16,
+// which the CPU multiplies and adds in pairs. A panel is read front to back for every ROWS rows of A, whose products
+// stay in registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros.
 #pragma once
 
 #include "parallel.h"
@@ -39,8 +39,8 @@ inline Pairs load_step(const bf16* b) { return {reinterpret_cast<__m512bh>(_mm51
 inline Vec multiply_add(Pairs a, Pairs b, Vec sum) { return Vec(_mm512_dpbf16_ps(sum, a.values, b.values)); }
 #endif
 
-// Where A's element (m, k) lies, k a multiple of STEP: at values[m * row + k / STEP * step]. Row-major A has row = lda and
-// step = STEP; row = STEP and step = STEP * lda is the transpose of a matrix whose rows are interleaved by STEP.
+// Where A's element (m, k) lies, k a multiple of STEP: at values[m * row + k / STEP * step]. Row-major A has row = lda
+// and step = STEP; row = STEP and step = STEP * lda is the transpose of a matrix whose rows are interleaved by STEP.
 template <class T>
 struct Left {
   const T* values;
@@ -106,8 +106,7 @@ constexpr int64_t DEPTH = 128;
 
 // A (m, k) with the panel of `columns` columns (a multiple of W, at most PANEL) that starts at b.
 template <class T>
-void gemm_panel(
-    Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
+void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
   if (m <= 0) return;
   const int64_t steps = (k + STEP<T> - 1) / STEP<T>, most = STEP<T> == 1 ? DEPTH : steps;
   for (int64_t k0 = 0; k0 < steps; k0 += most, add = true)
@@ -115,8 +114,8 @@ void gemm_panel(
                b + k0 * columns * STEP<T>, columns, c, ldc, add);
 }
 
-// C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, A's next number is read too and must
-// be finite.
+// C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, A's next number is read too and
+// must be finite.
 template <class T>
 void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, bool add = false) {
   int64_t depth = round_up(k, STEP<T>), end = pitch(n);
@@ -145,8 +144,7 @@ void pack_weight(int64_t threads, T* packed, const float* weight, int64_t k, int
     std::fill(panel, panel + columns * depth, T(0.0f));
     for (int64_t r = 0; r < k; ++r)
       for (int64_t j = 0; j < real; ++j)
-        panel[r / STEP<T> * STEP<T> * columns + j * STEP<T> + r % STEP<T>] =
-            T(weight[r * by_k + (start + j) * by_n]);
+        panel[r / STEP<T> * STEP<T> * columns + j * STEP<T> + r % STEP<T>] = T(weight[r * by_k + (start + j) * by_n]);
   });
 }
 

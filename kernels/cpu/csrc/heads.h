@@ -27,8 +27,8 @@ constexpr int64_t head_size(int64_t k, int64_t columns) {
 
 // C (m, columns rounded up to W) = A B or C += A B, B packed as below.
 template <class T>
-inline void head_product(
-    Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
+inline void head_product(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc,
+                         bool add = false) {
   const int64_t depth = round_up(k, STEP<T>);
   panels(columns, [&](int64_t j, int64_t n) { gemm_panel(a, m, k, b + j * depth, n, c + j, ldc, add); });
 }

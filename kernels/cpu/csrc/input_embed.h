@@ -1,5 +1,5 @@
-// x(0): LayerNorm(GELU(fuse(photometry, sines and cosines of the time))), row tile by row tile: a point is 13 bytes, and
-// only y is written.
+// x(0): LayerNorm(GELU(fuse(photometry, sines and cosines of the time))), row tile by row tile: a point is 13 bytes,
+// and only y is written.
 #pragma once
 
 #include <c10/util/bit_cast.h>
@@ -10,11 +10,12 @@ namespace astroco {
 
 constexpr int64_t INPUT_EMBED_TILE = 16 * ROWS;
 
-// sin and cos of time * frequencies[i], to 1.5 units in the last place. The angle is the float product that the reference
-// takes the sine of; it is reduced in double, which is exact enough however many days there are. Plain loops: compilers
-// vectorise them.
+// sin and cos of time * frequencies[i], to 1.5 units in the last place. The angle is the float product that the
+// reference takes the sine of; it is reduced in double, which is exact enough however many days there are. Plain loops:
+// compilers vectorise them.
 inline void sines(float time, const float* frequencies, int64_t n, float* __restrict sine, float* __restrict cosine) {
-  constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: what is added to it becomes a whole number in its low bits
+  constexpr double ROUND =
+      6755399441055744.0;  // 1.5 * 2^52: what is added to it becomes a whole number in its low bits
   for (int64_t i = 0; i < n; ++i) {
     const double angle = time * frequencies[i];
     const double shifted = angle * 0.6366197723675814 + ROUND, quarters = shifted - ROUND;
@@ -24,7 +25,8 @@ inline void sines(float time, const float* frequencies, int64_t n, float* __rest
     const float s = r * r;
     // Taylor's series, cut where the next term is below 1e-9.
     const float a = r + r * s * (-1.0f / 6 + s * (1.0f / 120 + s * (-1.0f / 5040 + s * (1.0f / 362880))));
-    const float b = 1.0f + s * (-0.5f + s * (1.0f / 24 + s * (-1.0f / 720 + s * (1.0f / 40320 - s * (1.0f / 3628800)))));
+    const float b =
+        1.0f + s * (-0.5f + s * (1.0f / 24 + s * (-1.0f / 720 + s * (1.0f / 40320 - s * (1.0f / 3628800)))));
     const bool odd = quarter & 1;
     const uint32_t up = c10::bit_cast<uint32_t>(odd ? b : a), across = c10::bit_cast<uint32_t>(odd ? a : b);
     sine[i] = c10::bit_cast<float>(up ^ (quarter & 2) << 30);
@@ -36,8 +38,8 @@ struct Point {
   float time, mag, err;
 };
 
-// Points (N,) each. Those that are `hidden` (null: none are) have zeros in the fields that `hide` names: 1 for time, 2 for
-// magnitude, 4 for uncertainty.
+// Points (N,) each. Those that are `hidden` (null: none are) have zeros in the fields that `hide` names: 1 for time, 2
+// for magnitude, 4 for uncertainty.
 struct Points {
   const float *time, *mag, *err;
   const uint8_t* hidden;
@@ -54,8 +56,13 @@ class Features {
  public:
   // weight (D/2, 2), bias (D/2,).
   Features(int64_t width, double base, const float* weight, const float* bias, Scratch& scratch)
-      : width_(width), half_(width / 2), quarter_(width / 4), by_mag_(scratch.take<float>(half_)),
-        by_err_(scratch.take<float>(half_)), frequencies_(scratch.take<float>(quarter_)), bias_(bias) {
+      : width_(width),
+        half_(width / 2),
+        quarter_(width / 4),
+        by_mag_(scratch.take<float>(half_)),
+        by_err_(scratch.take<float>(half_)),
+        frequencies_(scratch.take<float>(quarter_)),
+        bias_(bias) {
     for (int64_t j = 0; j < half_; ++j) {
       by_mag_[j] = weight[2 * j];
       by_err_[j] = weight[2 * j + 1];
@@ -79,14 +86,13 @@ class Features {
   const float* bias_;
 };
 
-// y (N, D). features and product, half rows (N, P), take what `fuse` multiplies and gives, stats (N, 2) LayerNorm's; null:
-// not wanted. fuse is packed (D, D).
+// y (N, D). features and product, half rows (N, P), take what `fuse` multiplies and gives, stats (N, 2) LayerNorm's;
+// null: not wanted. fuse is packed (D, D).
 template <class T>
-void input_embed(
-    int64_t threads, float* y, T* features, T* product, float* stats, const float* time, const float* mag,
-    const float* err, const uint8_t* hidden, int64_t hide, const int64_t* windows, int64_t batch, int64_t rows,
-    int64_t width, double base, const float* w_points, const float* b_points, const T* fuse, const float* b_fuse,
-    const float* gain, const float* shift, double eps) {
+void input_embed(int64_t threads, float* y, T* features, T* product, float* stats, const float* time, const float* mag,
+                 const float* err, const uint8_t* hidden, int64_t hide, const int64_t* windows, int64_t batch,
+                 int64_t rows, int64_t width, double base, const float* w_points, const float* b_points, const T* fuse,
+                 const float* b_fuse, const float* gain, const float* shift, double eps) {
   Windows all(windows, batch, rows);
   Scratch shared;
   const Points points{time, mag, err, hidden, hide};
@@ -115,14 +121,14 @@ void input_embed(
   clear_others(all, y, width);
 }
 
-// d_o, half rows (N, P), the gradient of what `fuse` gives, and sums (5, D): the gradients of gain, shift and fuse's bias,
-// and the sums over rows of d_o times the magnitude, and times the uncertainty. Photometry being linear in the two, its
-// gradient is a product of the last three with fuse's weight; that of the features is never needed.
+// d_o, half rows (N, P), the gradient of what `fuse` gives, and sums (5, D): the gradients of gain, shift and fuse's
+// bias, and the sums over rows of d_o times the magnitude, and times the uncertainty. Photometry being linear in the
+// two, its gradient is a product of the last three with fuse's weight; that of the features is never needed.
 template <class T>
-void input_embed_backward(
-    int64_t threads, T* d_o, float* sums, const float* dy, const T* product, const float* stats, const float* mag,
-    const float* err, const uint8_t* hidden, int64_t hide, const int64_t* windows, int64_t batch, int64_t rows,
-    int64_t width, const float* b_fuse, const float* gain) {
+void input_embed_backward(int64_t threads, T* d_o, float* sums, const float* dy, const T* product, const float* stats,
+                          const float* mag, const float* err, const uint8_t* hidden, int64_t hide,
+                          const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const float* b_fuse,
+                          const float* gain) {
   Windows all(windows, batch, rows);
   Scratch shared;
   const Points points{mag, mag, err, hidden, hide};  // times matter no more

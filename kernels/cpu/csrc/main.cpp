@@ -11,7 +11,8 @@
 #include "mix_pool.h"
 #include "weight_gradient.h"
 
-#define EXPORT_AS(symbol, ...) extern "C" __attribute__((visibility("default"))) constexpr auto* const symbol = &astroco::__VA_ARGS__;
+#define EXPORT_AS(symbol, ...) \
+  extern "C" __attribute__((visibility("default"))) constexpr auto* const symbol = &astroco::__VA_ARGS__;
 #ifdef __AVX512BF16__
 #define EXPORT(name) EXPORT_AS(name##_f32, name<float>) EXPORT_AS(name##_bf16, name<astroco::bf16>)
 #else

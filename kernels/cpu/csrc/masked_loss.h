@@ -8,9 +8,8 @@ namespace astroco {
 inline bool probed(int64_t role) { return role >= 1 && role <= 3; }
 
 // squared, count (B, 3) from prediction, target, role (B, T).
-inline void squared_error(
-    int64_t threads, float* squared, float* count, const float* prediction, const float* target, const int64_t* role,
-    int64_t batch, int64_t length) {
+inline void squared_error(int64_t threads, float* squared, float* count, const float* prediction, const float* target,
+                          const int64_t* role, int64_t batch, int64_t length) {
   parallel_for(threads, batch, [&](int64_t b) {
     double sums[4] = {};
     int64_t counts[4] = {};
@@ -26,9 +25,8 @@ inline void squared_error(
 }
 
 // The gradient of prediction; upstream (B, 3) is that of `squared`.
-inline void squared_error_backward(
-    int64_t threads, float* gradient, const float* upstream, const float* prediction, const float* target,
-    const int64_t* role, int64_t batch, int64_t length) {
+inline void squared_error_backward(int64_t threads, float* gradient, const float* upstream, const float* prediction,
+                                   const float* target, const int64_t* role, int64_t batch, int64_t length) {
   parallel_for(threads, batch, [&](int64_t b) {
     for (int64_t i = b * length; i < (b + 1) * length; ++i)
       gradient[i] = probed(role[i]) ? 2.0f * (prediction[i] - target[i]) * upstream[3 * b + role[i] - 1] : 0.0f;

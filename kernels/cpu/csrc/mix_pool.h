@@ -1,7 +1,7 @@
 // The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
 //
-// Memory's pace is all that counts here: a state is read once, and nothing is copied. A thread takes whole windows, so that
-// the mean needs no second pass.
+// Memory's pace is all that counts here: a state is read once, and nothing is copied. A thread takes whole windows, so
+// that the mean needs no second pass.
 #pragma once
 
 #include <numeric>
@@ -20,12 +20,11 @@ inline std::vector<float> softmax(const float* logits, int64_t layers) {
   return weights;
 }
 
-// mixed (N, D) = or, where `add`, += sum_j w_{index + j} states[j], `count` states (N, D). pooled (B, D) takes its means;
-// null: not wanted.
-inline void mix(
-    int64_t threads, float* mixed, float* pooled, const float* const* states, int64_t count, int64_t add,
-    const float* logits, int64_t index, int64_t layers, const int64_t* windows, int64_t batch, int64_t rows,
-    int64_t width) {
+// mixed (N, D) = or, where `add`, += sum_j w_{index + j} states[j], `count` states (N, D). pooled (B, D) takes its
+// means; null: not wanted.
+inline void mix(int64_t threads, float* mixed, float* pooled, const float* const* states, int64_t count, int64_t add,
+                const float* logits, int64_t index, int64_t layers, const int64_t* windows, int64_t batch, int64_t rows,
+                int64_t width) {
   Windows all(windows, batch, rows);
   const auto weights = softmax(logits, layers);
   parallel_for(threads, batch, [&](int64_t i) {
@@ -60,13 +59,13 @@ inline double dot(const float* a, const float* b, int64_t n) {
   return std::accumulate(sums, sums + LANES, 0.0);
 }
 
-// Back through the whole mix, for some of its states: their gradients d_states (N, D) each, and dots (B, count), for each
-// window and state the sum of the product of the state with the gradient of the mix. d_mixed (N, D) or d_pooled (B, D)
-// may be null: zero.
-inline void mix_backward(
-    int64_t threads, float* const* d_states, double* dots, const float* d_mixed, const float* d_pooled,
-    const float* const* states, int64_t count, const float* logits, int64_t index, int64_t layers,
-    const int64_t* windows, int64_t batch, int64_t rows, int64_t width) {
+// Back through the whole mix, for some of its states: their gradients d_states (N, D) each, and dots (B, count), for
+// each window and state the sum of the product of the state with the gradient of the mix. d_mixed (N, D) or d_pooled
+// (B, D) may be null: zero.
+inline void mix_backward(int64_t threads, float* const* d_states, double* dots, const float* d_mixed,
+                         const float* d_pooled, const float* const* states, int64_t count, const float* logits,
+                         int64_t index, int64_t layers, const int64_t* windows, int64_t batch, int64_t rows,
+                         int64_t width) {
   Windows all(windows, batch, rows);
   const auto weights = softmax(logits, layers);
   parallel_for(threads, batch, [&](int64_t i) {

@@ -38,8 +38,8 @@ inline std::vector<Tile> runs(const Windows& windows) {
   return found;
 }
 
-// Runs in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but a run's last
-// have a multiple of ROWS, which is even.
+// Runs in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but a run's
+// last have a multiple of ROWS, which is even.
 inline std::vector<Tile> cut(const std::vector<Tile>& runs, int64_t threads, int64_t most) {
   int64_t rows = 0;
   for (auto run : runs) rows += run.count;
@@ -183,9 +183,8 @@ ALWAYS_INLINE void add_to(double* sums, Two v, int64_t n) {
 }
 
 // Back through `normalise` of z: dz from dy, and what the row adds to the gradients of gain and shift. dz may be dy.
-inline void normalise_backward(
-    const float* dy, const float* z, Statistics s, const float* gain, int64_t width, float* dz, double* d_gain,
-    double* d_shift) {
+inline void normalise_backward(const float* dy, const float* z, Statistics s, const float* gain, int64_t width,
+                               float* dz, double* d_gain, double* d_shift) {
   Vec mean(s.mean), rstd(s.rstd);
   auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
   Two second{Vec(0.0f), Vec(0.0f)};
@@ -247,8 +246,8 @@ class Dropout {
 };
 
 // For tests: no op needs it written out.
-inline void dropout_scale(
-    int64_t threads, float* scales, const int64_t* seed, int64_t salt, double p, int64_t rows, int64_t width) {
+inline void dropout_scale(int64_t threads, float* scales, const int64_t* seed, int64_t salt, double p, int64_t rows,
+                          int64_t width) {
   Dropout dropout(seed, salt, p);
   parallel_for(threads, rows, [&](int64_t row) { dropout.scales(row, width, scales + row * width); });
 }
@@ -294,8 +293,8 @@ struct Ending {
 
   // One row: from dy, o and x come d_x, the residual's share of x's gradient, and d_o, a half row.
   template <class T>
-  void backward(
-      const float* dy, const T* o, const float* x, Statistics s, int64_t row, float* d_x, T* d_o, EndingSums sums) const {
+  void backward(const float* dy, const T* o, const float* x, Statistics s, int64_t row, float* d_x, T* d_o,
+                EndingSums sums) const {
     Scratch scratch;
     float *z = scratch.take<float>(pitch(width)), *d = scratch.take<float>(pitch(width));
     const float* scale = scales(row, scratch);

@@ -70,8 +70,8 @@ class Shares {
     int64_t rows;
   };
 
-  // As many teams of n threads as end first, if all windows are as long as the longest. Members take 8 rows at a time, and
-  // waiting for one another costs them about as much as 8 rows.
+  // As many teams of n threads as end first, if all windows are as long as the longest. Members take 8 rows at a time,
+  // and waiting for one another costs them about as much as 8 rows.
   int64_t how_many(int64_t n) const {
     int64_t best = 1, least = 0;
     for (int64_t teams = 1; teams <= std::min(n, count()); ++teams) {

@@ -71,7 +71,9 @@ ALWAYS_INLINE void store2(float* p, Two v, int64_t n) {
   if (n > W) v.b.store(p + W, n - W);
 }
 
-ALWAYS_INLINE float sum(Vec v) { return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, v); }
+ALWAYS_INLINE float sum(Vec v) {
+  return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return x + y; }, v);
+}
 ALWAYS_INLINE float largest(Vec v) {
   return at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return at::vec::maximum(x, y); }, v);
 }
@@ -108,14 +110,14 @@ inline Normal normal(Vec x) {
   return {cdf, density * Vec(0.3989422804f)};
 }
 
-// For BFloat16, cdf - 1/2 as an odd polynomial up to 4.25, a minimax fit of x cdf(x) to 6e-5, a tenth of what rounding x
-// does to it: half the instructions, and no division.
+// For BFloat16, cdf - 1/2 as an odd polynomial up to 4.25, a minimax fit of x cdf(x) to 6e-5, a tenth of what rounding
+// x does to it: half the instructions, and no division.
 template <class T>
 inline Vec gelu(Vec x) {
   if constexpr (std::is_same_v<T, float>) {
     return x * normal<T>(x).cdf;
   } else {
-    constexpr float COEFFICIENTS[] = {-6.33500839e-09f, 2.60908158e-07f, -6.29855e-06f,   0.000100892504f,
+    constexpr float COEFFICIENTS[] = {-6.33500839e-09f, 2.60908158e-07f, -6.29855e-06f,  0.000100892504f,
                                       -0.0011575413f,   0.00999632834f,  -0.0666729599f, 0.399114233f};
     Vec near = at::vec::clamp(x, Vec(-4.25f), Vec(4.25f)), square = near * near, poly = Vec(6.76425722e-11f);
     for (float c : COEFFICIENTS) poly = at::vec::fmadd(poly, square, Vec(c));

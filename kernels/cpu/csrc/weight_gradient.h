@@ -70,9 +70,8 @@ void add_products(const T* y, int64_t ldy, int64_t rows, int64_t n, const T* x, 
 
 // out (n, k). ldy, ldx: elements from row to row. x is in the compute type or, where x_is_float, float.
 template <class T>
-void weight_gradient(
-    int64_t threads, float* out, const T* y, int64_t ldy, const void* x, int64_t ldx, int64_t x_is_float,
-    const int64_t* windows, int64_t batch, int64_t rows, int64_t n, int64_t k) {
+void weight_gradient(int64_t threads, float* out, const T* y, int64_t ldy, const void* x, int64_t ldx,
+                     int64_t x_is_float, const int64_t* windows, int64_t batch, int64_t rows, int64_t n, int64_t k) {
   constexpr int64_t MOST = 4 * CHUNK;
   const int64_t p = pitch(k), each = block_columns(n, threads), blocks = (n + each - 1) / each;
   Scratch shared;
