@@ -123,7 +123,8 @@ def _cpu_kernels() -> str:
     if (reason := native.missing()) is not None:
         return f"none: {reason}"
     library = native.library()
-    return f"for {library.plan.isa.name}, by {library.plan.version}, in {library.path or 'memory: no cache folder'}"
+    where = library.path or f"memory, and compiled again by every process: {library.unkept}"
+    return f"for {library.plan.isa.name}, by {library.plan.version}, in {where}"
 
 
 def cpu_features() -> list[str]:

@@ -116,9 +116,14 @@ def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor.native, "missing", lambda: "no C++ compiler; apt install g++")
     assert told() == ["none: no C++ compiler; apt install g++"]
     plan = SimpleNamespace(isa=build.ISAS["avx2"], version="g++ 12.2")
-    for path, where in ((Path("/cache/native/x.so"), "/cache/native/x.so"), (None, "memory")):
+    for path, where in (
+        (Path("/cache/native/x.so"), "/cache/native/x.so"),
+        (None, "memory, and compiled again by every process: no space"),
+    ):
         monkeypatch.setattr(doctor.native, "missing", lambda: None)
-        monkeypatch.setattr(doctor.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path))
+        monkeypatch.setattr(
+            doctor.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path, unkept="no space")
+        )
         (line,) = told()
         assert line.startswith(f"for avx2, by g++ 12.2, in {where}")
     monkeypatch.setattr(ops, "_choice", "reference")

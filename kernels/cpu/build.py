@@ -2,7 +2,9 @@
 
 A library is kept by everything that could change it: sources, compiler, flags, torch, instruction set. Its name also
 ends in a hash of its content, since a file that a full disk or a killed copy cut short would crash the process that
-loads it. Of many processes that need it at the same time one compiles.
+loads it. Who could write to the folder could have any process that looks there run their code; so it is the user's
+own, and a file or folder that somebody else can write to is left alone. Of many processes that need the library at the
+same time one compiles.
 """
 
 import ctypes
@@ -96,11 +98,12 @@ class Plan(NamedTuple):
 
 
 class Library(NamedTuple):
-    """A library in use, and what made it. `path` is None where it could not be kept."""
+    """A library in use, and what made it. `path` is None where it could not be kept, and `unkept` says why."""
 
     handle: ctypes.CDLL
     path: Path | None
     plan: Plan
+    unkept: str = ""
 
 
 def library(sources: Path) -> Library:
@@ -231,8 +234,11 @@ def _plan(sources: Path, isa: Isa, compiler: tuple[str, ...]) -> Plan:
 
 
 def _open(plan: Plan) -> Library:
-    cache = cache_folder()
-    folder = None if cache is None else cache / "native"
+    folder, unkept = None, "no cache folder"
+    try:
+        folder = _folder()
+    except OSError as error:
+        unkept = str(error)
     if (found := _kept(folder, plan)) is not None:
         return found
     with _alone(folder):
@@ -242,29 +248,63 @@ def _open(plan: Plan) -> Library:
         with tempfile.TemporaryDirectory(prefix="astroco_fast-") as scratch:
             made = _compile(plan, Path(scratch))
             if folder is not None:
-                _keep(made, folder, plan)
-            # What is kept may lie where nothing can be run; a library that is loaded needs its file no more.
-            return _kept(folder, plan) or Library(ctypes.CDLL(str(made)), None, plan)
+                try:
+                    path = _keep(made, folder, plan)
+                    return Library(ctypes.CDLL(str(path)), path, plan)
+                except OSError as error:  # nothing can be written there, or nothing loaded from there
+                    unkept = str(error)
+            return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # which needs its file no more
+
+
+def _folder() -> Path | None:
+    """Where libraries are kept, made if it is not there; None: there is no cache folder.
+
+    Raises:
+        OSError: it can't be made, or somebody else could put a library there.
+    """
+    cache = cache_folder()
+    if cache is None:
+        return None
+    folder = cache / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(OSError):
+        if folder.stat().st_uid == os.geteuid() and not _ours(folder):
+            folder.chmod(0o700)  # made under a umask that lets the group write
+    if not _ours(folder):
+        raise PermissionError(f"{folder} belongs to another user, or others can write to it")
+    return folder
+
+
+def _ours(path: Path) -> bool:
+    """Whether nobody else can have written it: what is loaded can do all that the user can."""
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _kept(folder: Path | None, plan: Plan) -> Library | None:
-    """The library from the cache folder, if it is there, whole, and can be loaded."""
-    with suppress(OSError):
-        for path in sorted(folder.glob(f"{plan.key}-*.so")) if folder is not None else ():
-            if path.name == _name(path, plan):
+    """The library from the cache folder, if it is there, ours, whole, and can be loaded."""
+    for path in sorted(folder.glob(f"{plan.key}-*.so")) if folder is not None else ():
+        with suppress(OSError):
+            if _ours(path) and path.name == _name(path, plan):
                 return Library(ctypes.CDLL(str(path)), path, plan)
     return None
 
 
-def _keep(made: Path, folder: Path, plan: Plan) -> None:
-    """Copy it to the cache folder, whole or not at all; without a folder to write to, the next process compiles."""
-    partial = folder / f".{plan.key}.{os.getpid()}.partial"
-    with suppress(OSError):
-        try:
-            shutil.copy(made, partial)
-            os.replace(partial, folder / _name(made, plan))
-        finally:
+def _keep(made: Path, folder: Path, plan: Plan) -> Path:
+    """Copy it to the cache folder, whole or not at all.
+
+    Raises:
+        OSError: it can't be written there; so the next process compiles again.
+    """
+    path, partial = folder / _name(made, plan), folder / f".{plan.key}.{os.getpid()}.partial"
+    try:
+        shutil.copyfile(made, partial)
+        partial.chmod(0o700)
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
+    return path
 
 
 def _name(path: Path, plan: Plan) -> str:
@@ -283,7 +323,6 @@ def _alone(folder: Path | None) -> Iterator[None]:
             import fcntl
 
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
                 handle = os.open(folder, os.O_RDONLY)
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield

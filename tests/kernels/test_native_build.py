@@ -48,7 +48,8 @@ static void wait_for(int64_t, volatile int64_t* flag) {
   for (int i = 0; i < 3000 && !*flag; ++i) usleep(1000);
   flag[1] = *flag;
 }
-#define EXPORT(name, function) extern "C" constexpr auto* const name = &function;
+#define EXPORT(name, function) \\
+  extern "C" __attribute__((visibility("default"))) constexpr auto* const name = &function;
 EXPORT(exported_sum, sum_all)
 EXPORT(exported_whole, whole)
 EXPORT(exported_team, team)
@@ -123,13 +124,100 @@ def test_a_harmed_file_is_replaced(share: float | None, sources: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_foreign_file_of_that_name_is_not_loaded(sources: Path, tmp_path: Path) -> None:
-    """It is of another content than the name says."""
+def test_a_file_of_another_content_than_its_name_says_is_not_loaded(sources: Path) -> None:
+    """One that could be loaded: a library with something behind it."""
     first = build.library(sources)
     assert first.path is not None
     other = first.path.with_name(f"{first.plan.key}-0000.so")
-    other.write_bytes(b"not a library")
+    other.write_bytes(first.path.read_bytes() + b"more")
+    other.chmod(0o700)
+    ctypes.CDLL(str(other))
     assert build.library(sources).path == first.path
+
+
+def test_a_file_that_cannot_be_loaded_does_not_hide_another(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is right."""
+    first = build.library(sources)
+    assert first.path is not None
+    no_compiling(monkeypatch)
+    for number in range(10000):
+        other = first.path.with_name("other")
+        other.write_text(f"not a library {number}")
+        if (name := build._name(other, first.plan)) < first.path.name:
+            other.chmod(0o700)
+            other.rename(first.path.with_name(name))
+            break
+    assert build.library(sources).path == first.path
+
+
+def belonging_to(user: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this path were another user's."""
+    stat = Path.stat
+
+    def told(self: Path, **options: bool) -> os.stat_result:
+        status = stat(self, **options)
+        return os.stat_result((*status[:4], user, *status[5:])) if self == path else status
+
+    monkeypatch.setattr(Path, "stat", told)
+
+
+@pytest.mark.parametrize("whose", ["group", "others", "another user"])
+def test_a_library_that_somebody_else_may_have_written_is_not_loaded(
+    whose: str, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be a forgery: the hash in the name is of whatever the file holds."""
+    log = counting(tmp_path, monkeypatch)
+    path = build.library(sources).path
+    assert path is not None
+    if whose == "another user":
+        belonging_to(os.geteuid() + 1, path, monkeypatch)
+    else:
+        path.chmod(0o720 if whose == "group" else 0o702)
+    build.library(sources)
+    assert log.read_text().split() == ["one", "one"]
+    if whose != "another user":  # it was replaced
+        build.library(sources)
+        assert log.read_text().split() == ["one", "one"]
+
+
+def test_the_cache_folder_is_the_users_own(sources: Path, tmp_path: Path) -> None:
+    """Even one that was made when a umask let the group write, and where what lies there cannot be trusted."""
+    before = os.umask(0)
+    try:
+        path = build.library(sources).path
+    finally:
+        os.umask(before)
+    assert path is not None
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert not path.stat().st_mode & 0o022
+    path.parent.chmod(0o777)
+    assert build.library(sources).path == path
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_another_users_cache_folder_is_not_used(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build.library(sources).path
+    assert path is not None
+    belonging_to(os.geteuid() + 1, path.parent, monkeypatch)
+    found = build.library(sources)
+    assert found.path is None
+    assert "belongs to another user" in found.unkept
+    assert [kept.name for kept in path.parent.iterdir()] == [path.name]
+
+
+def test_a_folder_that_nothing_can_be_loaded_from(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk mounted noexec."""
+    load, cache = ctypes.CDLL, os.environ["ASTROCO_CACHE"]
+
+    def refusing(name: str | None) -> ctypes.CDLL:
+        if name is not None and name.startswith(cache):
+            raise OSError(f"{name}: failed to map segment from shared object")
+        return load(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", refusing)
+    found = build.library(sources)
+    assert found.path is None
+    assert found.unkept.endswith("failed to map segment from shared object")
 
 
 @pytest.mark.parametrize("where", ["a file", "nowhere"])
@@ -140,6 +228,7 @@ def test_without_a_folder_to_write_to(where: str, sources: Path, monkeypatch: py
         monkeypatch.setattr(build, "cache_folder", lambda: None)
     assert native.missing() is None
     assert native.library().path is None
+    assert {"a file": "Not a directory", "nowhere": "no cache folder"}[where] in native.library().unkept
     assert numbers("exported_whole", 3, 4) == [3, 4]
 
 
