@@ -204,10 +204,11 @@ def _torch(folder: str, name: str) -> Path:
 
 
 def _plan(sources: Path, isa: Isa, compiler: tuple[str, ...]) -> Plan:
-    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    told, runtime = _run(*compiler, "--version"), openmp()
     version = told.partition("\n")[0].strip()
+    if "clang" in version and runtime is not None and "gomp" in runtime.name:
+        raise BuildFailed(f"it calls LLVM's OpenMP, and PyTorch brings GCC's ({runtime.name}): {_WAY_OUT}")
     include = _torch("include", "ATen").parent
-    runtime = openmp()
     folders = [include, include / "torch" / "csrc" / "api" / "include"]
     if _MAC:  # Apple's compiler comes without omp.h
         folders += [Path(prefix) / "include" for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")]
@@ -338,9 +339,15 @@ def _compile(plan: Plan, scratch: Path) -> Path:
     return made
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
+    """What a compiler says on stdout, in English.
+
+    Raises:
+        BuildFailed: it failed; in the words of its first error.
+    """
     environment = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise BuildFailed(next((line for line in lines if "error" in line or "undefined" in line), lines[-1]))
+    return done.stdout

@@ -330,6 +330,38 @@ def test_a_compiler_that_does_not_work_gives_way_to_another(
     assert build.library(sources).plan.compiler[0] != wish
 
 
+def posing(tmp_path: Path, words: str) -> tuple[str, ...]:
+    """A compiler that says these words of itself, in a shell's `printf`; it compiles as the first one does."""
+    (compiler, *_) = build.compilers()
+    script = tmp_path / "posing"
+    script.write_text(f'#!/bin/sh\n[ "$*" = --version ] && {words} && exit\nexec {" ".join(compiler)} "$@"\n')
+    script.chmod(0o755)
+    return (str(script),)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="torch brings LLVM's OpenMP")
+@pytest.mark.parametrize("another", [False, True])
+def test_clang_where_torch_brings_gccs_openmp(
+    another: bool, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it compiles would ask for functions that are not there."""
+    clang, found = posing(tmp_path, "printf 'Debian clang version 19.1\n'"), build.compilers()
+    monkeypatch.setattr(build, "compilers", lambda: [clang, *found] if another else [clang])
+    monkeypatch.setattr(build, "openmp", lambda: tmp_path / "libgomp-0123.so.1")
+    if another:
+        monkeypatch.setattr(build, "_open", lambda plan: plan)
+        assert build.library(sources).compiler == found[0]  # type: ignore[attr-defined]
+    else:
+        assert_reference("PyTorch brings GCC's (libgomp-0123.so.1): apt install g++")
+
+
+def test_a_compilers_version_is_read_in_english(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the same library serves every locale; whatever bytes there are."""
+    version = "printf 'g++ \\351 12.2 %s\n' \"$LC_ALL\""
+    monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
+    assert build._plan(sources, build._isa(), posing(tmp_path, version)).version == "g++ \ufffd 12.2 C"
+
+
 def test_cxx_comes_first_with_its_arguments(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (compiler, *_) = build.compilers()
     monkeypatch.setenv("CXX", f"{compiler[0]} -DHERE=1")
