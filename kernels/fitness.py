@@ -1,13 +1,15 @@
 """What the kernels of all backends ask of a module.
 
 They compute what the reference's modules compute, and read their parameters. A subclass, or a part put in another's
-place (low-rank adapters do so), may compute something else; a hook would not be called.
+place (low-rank adapters do so), may compute something else; a hook would not be called. And they read as many numbers
+as width, heads, expansion and taps make: past the end of a tensor of another shape (pruned heads).
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward, InputEmbed, LayerMix, LayerNorm
@@ -20,6 +22,9 @@ _MODULES = {
     "mix_pool": LayerMix,
 }
 _PARTS = (nn.Linear, nn.Dropout, LayerNorm, MaskedBatchNorm1d)
+_COUNT = "num_batches_tracked"  # a BatchNorm's, a scalar
+# Other kinds of tensors are quantised, or a device's share of one that lies on many.
+_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Limits(NamedTuple):
@@ -30,56 +35,94 @@ class Limits(NamedTuple):
     taps: tuple[int, int]
 
 
-def unfit(op: str, module: nn.Module, limits: Limits) -> str | None:
-    """Why kernels with these limits can't do this module; None if they can."""
+def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> str | None:
+    """Why kernels with these limits can't do this module on this type of device; None if they can.
+
+    Asked at every call, since all of it may change at any time, in ways that leave no trace; hence quick.
+    """
     if op not in _MODULES:
         return None
     if type(module) is not _MODULES[op]:
         return f"no kernels for {type(module).__name__}"
-    for part in module._modules.values():
+    parts = module._modules
+    for part in parts.values():
         if type(part) not in _PARTS:
             return f"no kernels for {type(module).__name__} with a {type(part).__name__} in it"
-    for part in (module, *module._modules.values()):
-        if part is not None and (reason := _altered(part)) is not None:
-            return reason
-    return None if isinstance(module, LayerMix) else _beyond(module, limits)
+    if isinstance(module, LayerMix):
+        like, shapes = module._parameters["logits"], {}
+    else:
+        norm = parts["norm_out" if isinstance(module, Convolution) else "norm"]
+        like = norm._parameters.get("weight")  # type: ignore[union-attr]
+        shapes = {} if like is None else _shapes(module, like.shape[0])
+    place = device if like is None else like.device
+    if place.type != device.type:
+        return f"no kernels on {device.type} for parameters on {place}"
+    reason = _altered(module, place, None)
+    for name, part in parts.items():
+        reason = reason or _altered(part, place, shapes.get(name))  # type: ignore[arg-type]
+    if reason is not None or isinstance(module, LayerMix):
+        return reason
+    return _beyond(module, like.shape[0], limits)  # type: ignore[union-attr]
 
 
-def _beyond(module: nn.Module, limits: Limits) -> str | None:
+def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
     """Which of the limits a module is beyond."""
-    norm = module.norm_out if isinstance(module, Convolution) else module.norm
-    weight: Tensor = norm.weight  # type: ignore[union-attr,assignment]
-    width, (least, most) = weight.shape[0], limits.widths
+    least, most = limits.widths
     if not least <= width <= most or width % 4:
         return f"width {width}: kernels take multiples of 4 from {least} to {most}"
-    if isinstance(module, Attention) and width // module.heads > limits.head_size:
-        return f"head size {width // module.heads}: kernels take up to {limits.head_size}"
-    if isinstance(module, Convolution) and not limits.taps[0] <= module.depthwise.shape[1] <= limits.taps[1]:
-        return f"{module.depthwise.shape[1]} taps: kernels take {limits.taps[0]} to {limits.taps[1]}"
+    if isinstance(module, Attention):
+        if width % module.heads:
+            return f"width {width}: not a multiple of {module.heads} heads"
+        if width // module.heads > limits.head_size:
+            return f"head size {width // module.heads}: kernels take up to {limits.head_size}"
+    if isinstance(module, Convolution):
+        channels, taps = module.depthwise.shape
+        if channels != width:
+            return f"{channels} channels to convolve: kernels take as many as the width, {width}"
+        if not limits.taps[0] <= taps <= limits.taps[1]:
+            return f"{taps} taps: kernels take {limits.taps[0]} to {limits.taps[1]}"
     return None
 
 
-def _altered(part: nn.Module) -> str | None:
-    """Why kernels can't do a part: it has hooks, which they don't call, or numbers in a form that they can't read.
+def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
+    """By part with parameters, its weight's shape at this width; all else in the part is as long as its first axis."""
+    vector, square = (width,), (width, width)
+    if isinstance(module, FeedForward):
+        weight = module._modules["w_val"]._parameters.get("weight")  # type: ignore[union-attr]
+        hidden = width * max(1, 0 if weight is None else weight.shape[0] // width)
+        return {"w_val": (hidden, width), "w_gate": (hidden, width), "w_out": (width, hidden), "norm": vector}
+    if isinstance(module, Attention):
+        return {"qkv": (3 * width, width), "out": square, "norm": vector}
+    if isinstance(module, Convolution):
+        ends = {"norm_in": vector, "batch_norm": vector, "pointwise_out": square, "norm_out": vector}
+        return {"pointwise_in": (2 * width, width), **ends}
+    return {"photometry": (width // 2, 2), "fuse": square, "norm": vector}
 
-    Asked at every call, since any of it may change at any time, in ways that leave no trace; hence short.
+
+def _altered(part: nn.Module, place: torch.device, shape: tuple[int, ...] | None) -> str | None:
+    """Why kernels can't do a part: it has hooks, which they don't call, or tensors that they can't read.
+
+    Args:
+        shape: its weight's, as it should be; None: it has none.
     """
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         return f"no kernels for a {type(part).__name__} with hooks"
-    for name, tensor in part._parameters.items():
-        if tensor is None:
-            return f"no kernels for a {type(part).__name__} without {name}"
-        if tensor.dtype is not torch.float32:
-            return f"no kernels for parameters in {short(tensor.dtype)}"
-        if not tensor.is_contiguous():
-            return "no kernels for parameters that are not contiguous"
-    for name, buffer in part._buffers.items():
-        if buffer is None:
-            return f"no kernels for a {type(part).__name__} without {name}"
-        if buffer.dtype is not torch.float32 and buffer.is_floating_point():
-            return f"no kernels for buffers in {short(buffer.dtype)}"
-        if not buffer.is_contiguous():
-            return "no kernels for buffers that are not contiguous"
+    if shape is not None and "weight" not in part._parameters:  # it may be elsewhere in the part
+        return f"no kernels for a {type(part).__name__} without weight"
+    for kind, tensors in (("parameters", part._parameters), ("buffers", part._buffers)):
+        for name, tensor in tensors.items():
+            if tensor is None:
+                return f"no kernels for a {type(part).__name__} without {name}"
+            if type(tensor) not in _TENSORS:
+                return f"no kernels for {kind} of type {type(tensor).__name__}"
+            if tensor.dtype is not torch.float32 and (kind == "parameters" or tensor.is_floating_point()):
+                return f"no kernels for {kind} in {short(tensor.dtype)}"
+            if not tensor.is_contiguous():
+                return f"no kernels for {kind} that are not contiguous"
+            if tensor.device != place:
+                return f"no kernels for {kind} on both {place} and {tensor.device}"
+            if shape is not None and tensor.shape != (shape if name == "weight" else shape[:1]) and name != _COUNT:
+                return f"no kernels for a {type(part).__name__} with {name} of shape {tuple(tensor.shape)}"
     return None
 
 

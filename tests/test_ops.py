@@ -258,6 +258,33 @@ def transpose(module: Any) -> None:
     module.load_state_dict(state, strict=False, assign=True)
 
 
+def heads_pruned(module: Any) -> None:
+    """One of two: the reference runs that, since it takes a head's size from what is there."""
+    width = module.norm.weight.shape[0]
+    module.heads //= 2
+    module.qkv, module.out = torch.nn.Linear(width, 3 * width // 2), torch.nn.Linear(width // 2, width)
+
+
+def resized(part: str, *sizes: int) -> Callable[[Any], None]:
+    """Another Linear in a part's place."""
+    return lambda module: setattr(module, part, torch.nn.Linear(*sizes))
+
+
+class Marked(torch.Tensor):
+    """A subclass, as quantised tensors and shards of tensors are."""
+
+
+def marked(module: Any) -> None:
+    module.out.weight = torch.nn.Parameter(module.out.weight.detach().as_subclass(Marked))
+
+
+def taken_out(module: Any) -> None:
+    """As wrappers do that keep parameters of their own and put views of them in their place."""
+    weight = module.out.weight.detach()
+    del module.out.weight
+    module.out.weight = weight
+
+
 def watch(*arguments: Any) -> None:
     """A hook that only looks on, as one that captures activations."""
 
@@ -280,6 +307,39 @@ UNFIT = {
     ),
     "half logits": (*altered("mix_pool", lambda m: m.half()), "parameters in float16"),
     "half photometry": (*altered("input_embed", lambda m: m.photometry.bfloat16()), "parameters in bfloat16"),
+    "pruned heads": (*altered("attention", heads_pruned), "Linear with weight of shape (96, 64)"),
+    "heads that do not divide": (*altered("attention", lambda m: setattr(m, "heads", 5)), "not a multiple of 5 heads"),
+    "narrow output": (*altered("attention", resized("out", 32, 64)), "Linear with weight of shape (64, 32)"),
+    "narrow hidden": (*altered("feed_forward", resized("w_gate", 64, 64)), "Linear with weight of shape (64, 64)"),
+    "part of an expansion": (
+        *altered("feed_forward", resized("w_val", 64, 65)),
+        "Linear with weight of shape (65, 64)",
+    ),
+    "more photometry": (*altered("input_embed", resized("photometry", 3, 32)), "Linear with weight of shape (32, 3)"),
+    "long norm": (
+        *altered("convolution", lambda m: setattr(m.norm_in, "weight", torch.nn.Parameter(torch.ones(68)))),
+        "LayerNorm with weight of shape (68,)",
+    ),
+    "short bias": (
+        *altered("attention", lambda m: setattr(m.out, "bias", torch.nn.Parameter(torch.ones(1)))),
+        "Linear with bias of shape (1,)",
+    ),
+    "short statistics": (
+        *altered("convolution", lambda m: setattr(m.batch_norm, "running_var", torch.ones(1))),
+        "MaskedBatchNorm1d with running_var of shape (1,)",
+    ),
+    "few channels": (
+        *altered("convolution", lambda m: setattr(m, "depthwise", torch.nn.Parameter(torch.ones(32, 7)))),
+        "32 channels to convolve",
+    ),
+    "a subclass of tensors": (*altered("attention", marked), "parameters of type Marked"),
+    "no parameters of its own": (*altered("attention", taken_out), "Linear without weight"),
+    "two devices": (*altered("attention", lambda m: m.out.to("meta")), "parameters on both cpu and meta"),
+    "two devices of buffers": (
+        *altered("convolution", lambda m: setattr(m.batch_norm, "running_mean", torch.zeros(64, device="meta"))),
+        "buffers on both cpu and meta",
+    ),
+    "another device": (*altered("mix_pool", lambda m: m.to("meta")), "no kernels on cpu for parameters on meta"),
     "transposed": (*altered("attention", transpose), "parameters that are not contiguous"),
     "transposed taps": (*altered("convolution", transpose), "parameters that are not contiguous"),
     "without a bias": (*altered("attention", lambda m: m.qkv.register_parameter("bias", None)), "Linear without bias"),

@@ -38,7 +38,7 @@ def unsupported(
         return "runs on the CPU only"
     if dtype not in DTYPES:
         return f"no kernels for {short(dtype)}"
-    if module is not None and (reason := unfit(op, module, LIMITS)) is not None:
+    if module is not None and (reason := unfit(op, module, device, LIMITS)) is not None:
         return reason
     return _while_tracing(dtype) if torch.compiler.is_compiling() else lacking(dtype)
 

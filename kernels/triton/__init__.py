@@ -51,7 +51,7 @@ def unsupported(
         return "triton is not installed; pip install 'astroco_fast[triton]'"
     if dtype not in DTYPES:
         return f"no kernels for {short(dtype)}"
-    return None if module is None else unfit(op, module, LIMITS)
+    return None if module is None else unfit(op, module, device, LIMITS)
 
 
 def versions() -> tuple[str, ...]:
