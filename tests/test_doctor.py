@@ -126,8 +126,9 @@ def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch)
         )
         (line,) = told()
         assert line.startswith(f"for avx2, by g++ 12.2, in {where}")
-    monkeypatch.setattr(ops, "_choice", "reference")
-    assert told() == ["not asked for"]
+    for choice in ("reference", "triton"):
+        monkeypatch.setattr(ops, "_choice", choice)
+        assert told() == ["not asked for"]
 
 
 @pytest.mark.parametrize(
