@@ -56,15 +56,26 @@ def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever is allocated is NaN at first; every kernel is trusted."""
     monkeypatch.setattr(selfcheck, "enabled", False)
-    empty = torch.empty
 
-    def filled(*args, **kwargs):  # type: ignore[no-untyped-def]
-        made = empty(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
+    def poisoning(empty):  # type: ignore[no-untyped-def]
+        def filled(*args, **kwargs):  # type: ignore[no-untyped-def]
+            made = empty(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
 
-    monkeypatch.setattr(torch, "empty", filled)
+        return filled
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
     yield
     af.set_backend(None)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """PyTorch has as many threads after the test as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,6 @@
 """The CPU's convolution: any number of taps, windows shared by threads, statistics joined from parts."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,13 +34,6 @@ def test_any_number_of_taps(cpu: None, taps: int, gradients: bool) -> None:
         for key in found.keys() & {"output 0", "gradient of input 0"}:
             found[key] = found[key] * real
     harness.assert_close(exact, plain, got)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def results(module: Convolution, x: Tensor, layout: Layout, count: int) -> list[Tensor]:
