@@ -27,11 +27,11 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
-    """What `make()` gives; without gradients, kept with `module` until one of `sources` changes.
+    """What `make()` gives; where `sources` need no gradients, kept with `module` until one of `sources` changes.
 
     A change is seen by its tensor, its version or place in memory, or by an optimiser's step; what is written through
-    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients are wanted, or a graph is traced or
-    captured, nothing is kept: parameters are about to change, and the graph must include the casts.
+    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients of the sources are wanted, or a graph is
+    traced or captured, nothing is kept: parameters are about to change, and the graph must include the casts.
 
     Args:
         module: whose parameters these are.
@@ -40,7 +40,8 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
         make: prepares them; it runs without gradients.
     """
     sources = list(sources)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(_untraceable, sources)):
+    trained = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+    if trained or torch.compiler.is_compiling() or any(map(_untraceable, sources)):
         with torch.no_grad():
             return make()
     kept = _cache.setdefault(module, {})

@@ -90,6 +90,14 @@ def test_nothing_is_kept_while_gradients_are_wanted() -> None:
     assert made == [False, False]
 
 
+def test_what_is_frozen_is_kept_beside_what_is_trained() -> None:
+    module = nn.Linear(20, 16).requires_grad_(False)
+    made = [prepared(module, "copy", (module.weight,), module.weight.clone) for _ in range(2)]
+    assert made[0] is made[1]
+    in_place(module)
+    assert prepared(module, "copy", (module.weight,), module.weight.clone) is not made[0]
+
+
 def test_inference_tensors_are_prepared_anew() -> None:
     with torch.inference_mode():
         module = nn.Linear(20, 16)
