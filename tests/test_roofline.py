@@ -100,7 +100,8 @@ def test_every_kernel_op_has_its_operations():
     for module in iter_modules(backend.__path__):
         import_module(f"{backend.__name__}.{module.name}")
     only_for_tests = {"dropout_mask"}
-    assert functions.keys() <= PRODUCTS.keys() | PAIRWISE.keys() | only_for_tests
+    gpu = {name for name in functions if not name.startswith("cpu_")}  # it models GPUs
+    assert gpu <= PRODUCTS.keys() | PAIRWISE.keys() | only_for_tests
 
 
 def test_tilings_of_the_architecture():
