@@ -20,7 +20,6 @@ LENGTHS, SIZE = [20, 9, 13, 20], 20
 
 def gradients(rank: int | None, backend: str) -> dict[str, Tensor]:
     """Of a sum over this rank's half of the windows, or over all; averaged over ranks by DDP."""
-    triton_backend.interpreting = backend == "triton"  # in a process of its own, or as the fixture has it
     model = shortened("tiny", layers=1, dropout=0.0).train()
     wrapped = model
     if rank is not None:
@@ -40,7 +39,8 @@ def gradients(rank: int | None, backend: str) -> dict[str, Tensor]:
 def on_one_rank(folder: Path, backend: str) -> None:
     from astroco_fast import selfcheck
 
-    selfcheck.enabled = False
+    # What the fixture `fused` does for the test's own process, whose later tests must not find it.
+    triton_backend.interpreting, selfcheck.enabled = backend == "triton", False
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.save(gradients(dist.get_rank(), backend), folder / f"{dist.get_rank()}.pt")
