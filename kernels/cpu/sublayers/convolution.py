@@ -24,7 +24,7 @@ from astroco_fast.kernels.tensors import PITCH, compute_dtype, new, pitch, rows_
 from astroco_fast.layout import Layout
 from astroco_fast.reference.sublayers import Convolution
 
-SPAN = 8  # taps come in multiples of this
+SPAN = 8  # taps come in multiples of this, as csrc/convolution.h has it
 
 
 class Weights(NamedTuple):

@@ -1,15 +1,12 @@
 """Squared error at probed points, sums and counts by role."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels import squared_error as shared
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.library import kernel_op
-from astroco_fast.kernels.tensors import new, rows_of
-from astroco_fast.reference.loss import masked_loss as reference
+from astroco_fast.kernels.tensors import new
 
 
 def _new_outputs(prediction: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,33 +42,8 @@ def squared_error_backward(upstream: Tensor, prediction: Tensor, target: Tensor,
     return gradient
 
 
-class _MaskedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(prediction, target, role)
-        squared, count = squared_error(prediction, target, role)
-        ctx.mark_non_differentiable(count)
-        return squared, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        prediction, target, role = ctx.saved_tensors
-        if upstream is None:
-            return None, None, None
-        d_prediction = squared_error_backward(rows_of(upstream), prediction, target, role)
-        # The error's square is the same with the two exchanged.
-        return d_prediction, -d_prediction if ctx.needs_input_grad[1] else None, None
-
-
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) each, to sums and counts (B, 3); see `reference.loss.masked_loss`.
-
-    float64, and shapes that have to be broadcast, are the reference's to run.
-    """
-    if prediction.dim() != 2 or not prediction.shape == target.shape == role.shape:
-        return reference(prediction, target, role)
-    if torch.float64 in (prediction.dtype, target.dtype):
-        return reference(prediction, target, role)
-    return _MaskedLoss.apply(rows_of(prediction.float()), rows_of(target.float()), rows_of(role.long()))
+    """(B, T) each, to sums and counts (B, 3); see `reference.loss.masked_loss`."""
+    if torch.float64 not in (prediction.dtype, target.dtype):  # else the reference runs
+        prediction, target, role = prediction.float(), target.float(), role.long()
+    return shared.squared_error(prediction, target, role, squared_error, squared_error_backward)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.cpu.windows import windows
+from astroco_fast.kernels.layer_mix import logits_gradient
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import new, rows_of
 from astroco_fast.layout import Layout
@@ -119,8 +120,7 @@ class _Mix(torch.autograd.Function):
         gradients, dots = mix_backward(states, d_mixed, d_pooled, logits, before, spans)
         d_logits = None
         if ctx.needs_input_grad[0]:  # then no state is missing: see mix_pool
-            weights, sums = logits.double().softmax(0), dots.sum(0)
-            d_logits = (weights * (sums - (weights * sums).sum())).to(logits.dtype)
+            d_logits = logits_gradient(logits, dots)
         return d_logits, None, None, *gradients
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astroco_fast.kernels.layer_mix import logits_gradient
 from astroco_fast.kernels.tensors import rows_of
 from astroco_fast.kernels.triton.mix import GROUP, mix, mix_backward
 from astroco_fast.kernels.triton.segments import segments
@@ -52,8 +53,7 @@ class _Mix(torch.autograd.Function):
             sums.append(partial)
         d_logits = None
         if ctx.needs_input_grad[0]:  # then no state is missing: see mix_pool
-            weights, dots = logits.double().softmax(0), torch.cat(sums, dim=1).sum(0)
-            d_logits = (weights * (dots - (weights * dots).sum())).to(logits.dtype)
+            d_logits = logits_gradient(logits, torch.cat(sums, dim=1))
         return d_logits, None, None, None, *gradients
 
 
