@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "pretrain an encoder by masked reconstruction",
     "embed": "light curves to vectors, one row a light curve",
     "probe": "tell classes of stars by a frozen encoder's embeddings, from few labels",
+    "reproduce": "the paper's tables on your survey: models, ablations and baselines under one budget",
     "convert": "light curves of any format to a packed store",
     "simulate": "a simulated survey of variable stars",
     "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",

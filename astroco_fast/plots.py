@@ -81,7 +81,7 @@ def training_curves(train: Sequence[dict[str, Any]], validation: Sequence[dict[s
         train, validation: lines of metrics.jsonl (see `astroco_fast.pretrain.log`), of one kind each.
         title: of the figure.
     """
-    figure = _new_figure(13, 4.6)
+    figure = new_figure(13, 4.6)
     figure.suptitle(title)
     loss, rmse, r2 = figure.subplots(1, 3)
 
@@ -107,7 +107,7 @@ def training_curves(train: Sequence[dict[str, Any]], validation: Sequence[dict[s
     for axes in (loss, rmse, r2):
         axes.set_xlabel("optimiser step")
         axes.grid(alpha=0.25, linewidth=0.6)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -123,7 +123,7 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
     """
     columns = min(2, len(windows))
     rows = -(-len(windows) // columns)
-    figure = _new_figure(7.5 * columns, 2.7 * rows + 1.2)
+    figure = new_figure(7.5 * columns, 2.7 * rows + 1.2)
     figure.suptitle(title)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, window in zip(panels.flat, windows, strict=False):
@@ -135,13 +135,13 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
             f"days since the first point (points side by side; dotted: more than {SEASON:.0f} days between)"
         )
     figure.supylabel("magnitude (less the window's mean)")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
 def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
     """Weights (L + 1,) of the input and of each block's output in the mixed sequence, as bars; they add up to 1."""
-    figure = _new_figure(1.6 + 0.9 * max(6, len(weights)), 4)
+    figure = new_figure(1.6 + 0.9 * max(6, len(weights)), 4)
     axes = figure.subplots()
     names = ["input"] + [f"block {i}" for i in range(1, len(weights))]
     bars = axes.bar(names, weights, color=[GREY] + [BLUE] * (len(weights) - 1), width=0.7)
@@ -194,15 +194,15 @@ def _side_by_side(axes: "Axes", time: NDArray[Any]) -> NDArray[np.float64]:
     return place
 
 
-def _legend(figure: "Figure") -> None:
-    """One legend for all panels, below them."""
+def legend(figure: "Figure") -> None:
+    """Draw one legend for all panels, below them."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         found.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(8, len(found)))
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure; inches."""
     from matplotlib.figure import Figure
 

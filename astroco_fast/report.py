@@ -8,7 +8,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not records:
         raise UserError(f"{path}: no metrics yet; let the run take some steps first")
     return records
+
+
+def training_lines(metrics: Iterable[dict[str, Any]]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The lines of training steps, each after the seconds that all steps up to it took.
+
+    Evaluations and checkpoints are not in these seconds, nor the time between a stop and the next start.
+    """
+    seen, seconds = 0, 0.0
+    for line in metrics:
+        if line["split"] == "train":
+            seconds += (line["windows_seen"] - seen) / line["windows_per_s"]
+            seen = line["windows_seen"]
+            yield seconds, line
 
 
 def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@
     pytest bench/bench_model.py --benchmark-only --full -k "L-encode-256"
 
 On a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is that of
-the medians. A provider whose result is off fails, and is not timed. A training step is forward (dropout as in the
+the medians; a compiled model's and ONNX Runtime's with rounds of ours too. A provider whose result is off fails, and is not timed. A training step is forward (dropout as in the
 preset), the loss at probed points and backward, without the optimiser.
 """
 
@@ -19,7 +19,7 @@ from astroco_fast import presets
 from bench.cases import Case, cases, in_default, make_batch
 from bench.checking import check_embeddings, check_step
 from bench.measuring import device, environment, gemm_peak, interleave, step_memory
-from bench.providers import BASELINE, Compiled, Provider, providers
+from bench.providers import BASELINE, Compiled, Eager, Ours, Provider, providers
 from bench.work import model_work
 
 
@@ -36,6 +36,12 @@ def _parameters() -> list:  # type: ignore[type-arg]
         )
         for case, provider in pairs
     ]
+
+
+def ours() -> Ours | None:
+    """What the strongest rivals, compiled models, alternate with as well: ours in bf16, by the best backend here."""
+    here = (p for p in providers() if isinstance(p, Ours) and p.precision == "bf16" and not p.unavailable(device()))
+    return next(here, None)
 
 
 @pytest.mark.parametrize(("case", "provider"), _parameters())
@@ -55,12 +61,15 @@ def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Pr
     if not case.training:
         error = check_embeddings(provider, case, batch, first)
     del first
-    timing = interleave(benchmark, run.call, BASELINE.make(case, batch).call, on, budget)
+    challenger = ours() if provider.role == "rival" and not isinstance(provider, Eager) else None
+    beside = None if challenger is None else challenger.make(case, batch).call
+    timing = interleave(benchmark, run.call, BASELINE.make(case, batch).call, on, budget, beside)
     work = model_work(presets.preset(provider.other or case.preset).config, batch.lengths, case.training)
     benchmark.extra_info.update(
         **case._asdict(), subject="model", provider=provider.name, role="other" if provider.other else provider.role,
         dtype=provider.precision, median_ms=timing.median * 1e3, baseline=BASELINE.name,
         baseline_ms=timing.baseline_median * 1e3, ratio=timing.ratio, rounds=len(timing.own),
+        beside=challenger and challenger.name, beside_ratio=timing.beside_ratio,
         windows_per_s=case.batch / timing.median, gflops=work.flops / timing.median / 1e9,
         gb_per_s=work.bytes / timing.median / 1e9, error=error, fallbacks=run.fallbacks,
         baseline_gflops=work.flops / timing.baseline_median / 1e9 if provider.other is None else None,

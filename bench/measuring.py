@@ -29,10 +29,11 @@ GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 class Timing(NamedTuple):
-    """Interleaved rounds: seconds a call, of a provider and of its baseline."""
+    """Interleaved rounds: seconds a call, of a provider, of its baseline and, if asked for, of a third."""
 
     own: list[float]
     baseline: list[float]
+    beside: list[float]
 
     @property
     def median(self) -> float:
@@ -46,6 +47,11 @@ class Timing(NamedTuple):
     def ratio(self) -> float:
         """How many times as fast as the baseline."""
         return self.baseline_median / self.median
+
+    @property
+    def beside_ratio(self) -> float | None:
+        """How many times as fast the third was."""
+        return self.median / statistics.median(self.beside) if self.beside else None
 
 
 def device() -> torch.device:
@@ -76,19 +82,31 @@ def interleave(
     baseline: Callable[[], Any],
     on: torch.device,
     budget: float,
+    beside: Callable[[], Any] | None = None,
 ) -> Timing:
     """Rounds of a provider, each after one of the baseline; as many as fit into `budget` seconds, but three at least.
 
     pytest-benchmark's own figures are those of the provider, and on a GPU include the wait for it.
+
+    Args:
+        beside: a third, of which there is a round before each of the baseline.
     """
     own = _estimate(run, on)
     other = _estimate(baseline, on) if own < WARM else own  # a call that long needs no warming up
     times, other_times = (max(1, int(READING / estimate)) for estimate in (own, other))
     rounds = int(budget / (times * own + other_times * other))
-    timing = Timing([], [])
+    timing = Timing([], [], [])
+
+    def before() -> None:
+        if beside is not None:
+            timing.beside.append(seconds(beside, on, times))
+        timing.baseline.append(seconds(baseline, on, other_times))
+
+    if beside is not None:
+        _estimate(beside, on)
     benchmark.pedantic(
         lambda: timing.own.append(seconds(run, on, times)),
-        setup=lambda: timing.baseline.append(seconds(baseline, on, other_times)),
+        setup=before,
         rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS),
     )
     return timing

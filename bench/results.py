@@ -23,7 +23,9 @@ class Row:
         subject: "model", or the op's name.
         role: "ours", "rival", "baseline" (eager in bf16), or "other" (another model, no rival).
         ratio: how many times as fast as the baseline, by medians of interleaved rounds.
-        to_best: how many times as fast as the group's best rival, baseline included, by their ratios.
+        beside, beside_ratio: who else this provider's rounds alternated with, and how many times as fast that one was.
+        to_best: how many times as fast as the group's best rival, baseline included: by rounds that alternated, where
+            there are any, else by their ratios.
         gflops, gb_per_s, gemm_share: of the useful work, see bench/work.py; the share is of the GEMM peak in `dtype`.
         peak_bytes: of a training step, above what was there before.
         fallbacks: ops that ran on the reference, and why.
@@ -47,6 +49,8 @@ class Row:
     gemm_share: float | None
     peak_bytes: int | None
     fallbacks: dict[str, str]
+    beside: str | None = None
+    beside_ratio: float | None = None
     to_best: float | None = None
 
 
@@ -154,8 +158,14 @@ def _baselines(entries: list[dict[str, Any]], machine: dict[str, Any]) -> list[R
 
 
 def _with_best(rows: list[Row]) -> list[Row]:
-    best = {row.group: max(rival.ratio for rival in rivals(rows, row.group)) for row in rows}
-    return [replace(row, to_best=row.ratio / best[row.group]) for row in rows]
+    return [replace(row, to_best=min(_times(row, rival) for rival in rivals(rows, row.group))) for row in rows]
+
+
+def _times(row: Row, rival: Row) -> float:
+    """How many times as fast as a rival of its group."""
+    if rival.beside == row.provider and rival.beside_ratio is not None:
+        return rival.beside_ratio
+    return row.ratio / rival.ratio
 
 
 def rivals(rows: Iterable[Row], group: str) -> list[Row]:

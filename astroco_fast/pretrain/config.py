@@ -138,7 +138,7 @@ class PretrainConfig:
 
     def resolve(self, learning_rate: float) -> "PretrainConfig":
         """With the defaults that depend on other settings filled in; `micro_batch` stays, it depends on the machine."""
-        name = "simulated" if self.data is None else _data_name(self.data)
+        name = "simulated" if self.data is None else data_name(self.data)
         defaults = FIRST_RUN if self.data is None else USUAL
         unset = {key: value for key, value in defaults.items() if getattr(self.train, key) is None}
         train = replace(self.train, **unset, learning_rate=self.train.learning_rate or learning_rate)
@@ -151,7 +151,7 @@ class PretrainConfig:
         return values
 
 
-def _data_name(data: str) -> str:
+def data_name(data: str) -> str:
     """What to call light curves: the last part of their path that is no pattern, without endings."""
     parts = Path(data).parts if Path(data).exists() else takewhile(lambda part: not has_magic(part), Path(data).parts)
     return Path(os.path.abspath(Path(*parts))).name.strip(".").split(".")[0] or "data"

@@ -20,7 +20,7 @@ from astroco_fast.probe.evaluate import evaluate
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.results import plus_minus, summarise, write_results
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
-from astroco_fast.probe.stars import Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
 from astroco_fast.probe.tables import Text
 from astroco_fast.text import rows
 
@@ -39,13 +39,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     if {*config.probes} - {"linear"}:
         require_scikit_learn()
     out = Path(config.out)
-    portions = open_portions(config.data, config.columns, config.band)
     model = load_model(config.model).to(pick_device(config.device))
-    stars = read_stars(portions, config.min_points)
-    if config.labels is not None:
-        relabel(stars, config.labels, config.columns)
-    ids, labels = choose(stars, config.classes)
-    splits = _splits(config, stars, ids, labels)
+    portions, stars, splits = assign(config)
     used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
     classes = config.classes or sorted({stars.labels[star] for star in used})
     with _folder(out):
@@ -66,6 +61,20 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         paths = write_results(out, results, outcomes, config.plots)
     print("\n".join([*rows(_table(results)), "", *map(str, paths)]))
     return results
+
+
+def assign(config: ProbeConfig) -> tuple[list[Portion], Stars, list[Split]]:
+    """The light curves, what is known of their stars, and which star is on which side.
+
+    Raises:
+        UserError: anything wrong with the data, the labels or the splits; names it.
+    """
+    portions = open_portions(config.data, config.columns, config.band)
+    stars = read_stars(portions, config.min_points)
+    if config.labels is not None:
+        relabel(stars, config.labels, config.columns)
+    ids, labels = choose(stars, config.classes)
+    return portions, stars, _splits(config, stars, ids, labels)
 
 
 @contextmanager

@@ -29,6 +29,15 @@ def test_ratios_are_to_the_best_rival(results):
     assert only(results.rows, "eager bf16").to_best == pytest.approx(1 / 1.25)
 
 
+def test_rounds_with_ours_count_before_quotients(tmp_path):
+    """Of a rival that ours alternated with: it may be a closer one than the quotients say, or a lesser one."""
+    for direct, best in ((1.2, 1.2), (1.9, 1.8)):
+        compiled = entry("compiled bf16", 1.25, beside="astroco_fast cpu bf16", beside_ratio=direct)
+        run = load(save(tmp_path / "run.json", [entry("astroco_fast cpu bf16", 1.8, "ours"), compiled]))
+        assert only(run.rows, "astroco_fast cpu bf16").to_best == pytest.approx(best)
+        assert only(run.rows, "compiled bf16").to_best == pytest.approx(1.0)
+
+
 def test_baseline_has_a_row_a_case(results):
     """It is measured beside every provider, and by none of its own."""
     row = only(results.rows, "eager bf16")

@@ -174,6 +174,18 @@ def test_rounds_alternate(monkeypatch):
     assert calls[-6:] == ["baseline", "own"] * 3
     assert len(timing.own) == len(timing.baseline) == 3
     assert timing.ratio == timing.baseline_median / timing.median
+    assert timing.beside_ratio is None
+
+
+def test_a_third_has_rounds_of_its_own(monkeypatch):
+    """Each rival's round has one of ours close by, since a quotient of two ratios swings with the machine."""
+    monkeypatch.setattr("bench.measuring.READING", 0.0)
+    calls = []
+    own, baseline, beside = (lambda name=name: calls.append(name) for name in ("own", "baseline", "beside"))
+    timing = interleave(_Benchmark(), own, baseline, CPU, budget=0.0, beside=beside)
+    assert calls[-9:] == ["beside", "baseline", "own"] * 3
+    assert len(timing.beside) == 3
+    assert timing.beside_ratio == timing.median / sorted(timing.beside)[1]
 
 
 @pytest.mark.parametrize("preset", ["tiny", ASTROMER])

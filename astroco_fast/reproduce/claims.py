@@ -1,0 +1,84 @@
+"""Which of the paper's claims hold in a comparison."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from astroco_fast.probe.metrics import mean_and_deviation
+from astroco_fast.reproduce.plan import NO_CONV, NO_GATE, NO_MIX, PAPER_SIZES, V1, V2, L, S
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "within the spread"
+
+
+class Claim(NamedTuple):
+    """A claim of the paper, what came of it here, and the figures."""
+
+    text: str
+    verdict: str
+    figures: str
+
+
+def claims(models: Mapping[str, Any], stage: str) -> list[Claim]:
+    """The claims that a stage's results can speak to.
+
+    Args:
+        models: by name; as `Comparison.results` gives them.
+        stage: one of `plan.STAGES`.
+    """
+    there = {name: facts["stages"][stage] for name, facts in models.items() if stage in facts["stages"]}
+    return [*_reconstruction(there), *_probes(there)]
+
+
+def _reconstruction(there: Mapping[str, Any]) -> Iterator[Claim]:
+    """One run a model: there is no spread to set a difference against."""
+    for better, worse in ((L, S), (S, V2), (V2, V1)):
+        if {better, worse} <= there.keys():
+            low, high = (there[name]["best"]["rmse_hidden"] for name in (better, worse))
+            if low is not None and high is not None:
+                text = f"{better} reconstructs hidden points better than {worse}"
+                yield Claim(text, HOLDS if low < high else FAILS, f"RMSE {low:.4f} against {high:.4f} mag")
+
+
+def _probes(there: Mapping[str, Any]) -> Iterator[Claim]:
+    comparisons: list[tuple[str, str, str, Sequence[int]]] = [
+        (S, V2, "a higher macro-F1 than Astromer v2", PAPER_SIZES),
+        (S, NO_CONV, "convolutions raise the macro-F1", PAPER_SIZES),
+        (S, NO_GATE, "the gate raises the macro-F1", PAPER_SIZES),
+        (NO_GATE, NO_CONV, "without convolutions is worse than without the gate", PAPER_SIZES[:2]),
+        (NO_CONV, NO_GATE, "without the gate is worse than without convolutions", PAPER_SIZES[2:]),
+        (S, NO_MIX, "mixing the layers is better than the last layer", PAPER_SIZES),
+    ]
+    for better, worse, text, sizes in comparisons:
+        for n in sizes:
+            difference = paired(there.get(better), there.get(worse), n)
+            if difference is not None:
+                mean, spread = 100 * difference["mean"], 100 * difference["std"]
+                verdict = OPEN if abs(mean) <= spread else HOLDS if mean > 0 else FAILS
+                yield Claim(f"{text}, {n} labels", verdict, f"{mean:+.1f} ± {spread:.1f} % ({better} less {worse})")
+
+
+def paired(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, n: int) -> dict[str, Any] | None:
+    """Mean and standard deviation over folds of the difference in the linear head's macro-F1, its seeds averaged.
+
+    Both were probed on the same folds, so what a fold's stars make easy or hard drops out. None: one was not probed,
+    or on a single fold.
+    """
+    folds = [_by_fold(stage, n) for stage in (one, other)]
+    shared = sorted({*folds[0]} & {*folds[1]})
+    if len(shared) < 2:
+        return None
+    return mean_and_deviation([folds[0][fold] - folds[1][fold] for fold in shared])
+
+
+def _by_fold(stage: Mapping[str, Any] | None, n: int) -> dict[int, float]:
+    entry = linear_head(stage, n)
+    runs = [] if entry is None else entry["runs"]
+    folds = sorted({run["fold"] for run in runs})
+    return {fold: float(np.mean([run["macro_f1"] for run in runs if run["fold"] == fold])) for fold in folds}
+
+
+def linear_head(stage: Mapping[str, Any] | None, n: int) -> dict[str, Any] | None:
+    """The entry of the linear head with n training stars a class; None: it was not probed so."""
+    entries = [] if stage is None else stage["probes"]
+    return next((entry for entry in entries if (entry["probe"], entry["n"]) == ("linear", n)), None)

@@ -1,0 +1,118 @@
+"""The figures of a comparison."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astroco_fast import plots
+from astroco_fast.report import read_metrics, training_lines
+from astroco_fast.reproduce.claims import linear_head
+from astroco_fast.reproduce.plan import (
+    NO_CONV,
+    NO_GATE,
+    NO_MIX,
+    PAPER_F1,
+    PAPER_SIZES,
+    RECONSTRUCTION,
+    SHOWN_TIME,
+    STAGES,
+    V1,
+    V2,
+    L,
+    S,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_STYLES: Mapping[str, dict[str, Any]] = {
+    S: {"color": plots.BLUE, "marker": "o"},
+    L: {"color": "#56B4E9", "marker": "s"},
+    SHOWN_TIME: {"color": plots.BLUE, "marker": "D", "linestyle": ":"},
+    NO_CONV: {"color": plots.RED, "marker": "v"},
+    NO_GATE: {"color": plots.ORANGE, "marker": "^"},
+    NO_MIX: {"color": "#CC79A7", "marker": "P"},
+    V1: {"color": plots.BLACK, "marker": "x", "linestyle": "--"},
+    V2: {"color": plots.GREEN, "marker": "*"},
+}
+_SPAN = 25  # lines of metrics that the running mean of a training curve takes
+
+
+def labels(results: Mapping[str, Any]) -> "Figure | None":
+    """Macro-F1 of the linear head against labels: ours at the end of each stage, and what the paper prints."""
+    models = results["models"]
+    entries = [entry for facts in models.values() for s in facts["stages"].values() for entry in s["probes"]]
+    sizes = sorted({entry["n"] for entry in entries if entry["probe"] == "linear"})
+    if not sizes:
+        return None
+    figure = plots.new_figure(13.5, 5.2)
+    simulated = "SIMULATED " * results["simulated"]
+    figure.suptitle(f"Linear head on frozen embeddings, {results['light_curves']:,} {simulated}light curves")
+    *ours, paper = figure.subplots(1, len(STAGES) + 1)
+    for axes, stage in zip(ours, STAGES, strict=True):
+        axes.set_title(f"ours, {stage}")
+        shown = {name: facts["stages"].get(stage) for name, facts in models.items() if name in RECONSTRUCTION}
+        for name, found in shown.items():
+            _errors(axes, sizes, found, label=name, **_STYLES[name])
+        _errors(axes, sizes, results["untrained"], label="AstroCo-S, untrained", color=plots.GREY, marker=".")
+    low, high = zip(*(axes.get_ylim() for axes in ours), strict=True)
+    for axes in ours:
+        axes.set_ylim(min(low), max(high))
+        axes.set_ylabel("macro-F1 (%)")
+    paper.set_title("printed in the paper: MACHO, other stars and classes")
+    for name in (S, V2):
+        paper.plot(PAPER_SIZES, PAPER_F1[name], label=name, markerfacecolor="none", **_STYLES[name])
+    for axes in (*ours, paper):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := sizes if axes is not paper else list(PAPER_SIZES), [str(n) for n in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("labels a class")
+        axes.grid(alpha=0.25, linewidth=0.6)
+    plots.legend(figure)
+    return figure
+
+
+def _errors(axes: "Axes", sizes: list[int], found: Mapping[str, Any] | None, **style: Any) -> None:
+    """Means with bars of one standard deviation over folds and seeds."""
+    entries = [entry for n in sizes if (entry := linear_head(found, n)) is not None]
+    if entries:
+        mean = [100 * entry["macro_f1"]["mean"] for entry in entries]
+        deviation = [100 * (entry["macro_f1"]["std"] or 0) for entry in entries]
+        axes.errorbar([entry["n"] for entry in entries], mean, deviation, capsize=3, **style)
+
+
+def training(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "Figure | None":
+    """RMSE at hidden points of the training windows, against windows seen and against time."""
+    curves = {name: list(_curve(runs[name])) for name in results["models"] if (runs[name] / "metrics.jsonl").exists()}
+    figure = plots.new_figure(13.5, 5.2)
+    figure.suptitle(f"Hidden points of training windows, running mean over {_SPAN} lines of metrics")
+    panels = figure.subplots(1, 2, sharey=True)
+    lowest, highest = np.inf, 0.0
+    for name, curve in curves.items():
+        if len(curve) < _SPAN:
+            continue
+        windows, minutes, rmse = np.array(curve).T
+        mean = np.convolve(rmse, np.full(_SPAN, 1 / _SPAN), mode="valid")
+        lowest, highest = min(lowest, mean.min()), max(highest, np.median(mean))
+        for axes, place in zip(panels, (windows / 1000, minutes), strict=True):
+            style = {**_STYLES[name], "marker": ""}
+            axes.plot(place[_SPAN - 1 :], mean, label=name, **style)
+    if not highest:
+        return None
+    for axes, what in zip(panels, ("thousand windows seen", "minutes of training"), strict=True):
+        axes.set_xlabel(what)
+        axes.set_ylim(0.95 * lowest, 1.25 * highest)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    panels[0].set_ylabel("RMSE (mag)")
+    plots.legend(figure)
+    return figure
+
+
+def _curve(run: Path) -> Iterator[tuple[float, float, float]]:
+    """Windows seen, minutes and RMSE of each training line."""
+    for seconds, line in training_lines(read_metrics(run)):
+        if line.get("rmse_hidden") is not None:
+            yield line["windows_seen"], seconds / 60, line["rmse_hidden"]

@@ -1,0 +1,155 @@
+"""`astroco reproduce` from light curves to its report, with models that take milliseconds a step."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from astroco_fast import plots, reproduce
+from astroco_fast.data.convert import convert
+from astroco_fast.data.store import Store
+from astroco_fast.reproduce import plan, run
+from astroco_fast.reproduce.cost import expected
+from astroco_fast.reproduce.plan import BUDGETS, PAPER_F1, PAPER_RMSE, TIME, WINDOWS, Budget, Row
+from tests.probe.survey import survey, table
+
+_SMALL = {"width": 16, "heads": 2, "layers": 1, "window": 8}
+_ROWS = (
+    Row(plan.S, "S", {**_SMALL, "kernel": 4}, 1e-3),
+    Row(plan.NO_CONV, "S-no-conv", {**_SMALL, "kernel": 4}, 1e-3),
+    Row(plan.V2, "astromer-v2-paper", {**_SMALL, "feed_forward": 8}, 1e-3),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
+    tiny = Budget("small", _ROWS, windows=96, epochs=1, global_batch=16, warmup_steps=2, validation_windows=6, gpus=0)
+    monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    pq.write_table(table(), tmp_path / "survey.parquet")
+    return tmp_path / "survey.parquet"
+
+
+def start(data: Path, out: Path, *flags: str) -> int:
+    usual = ("--sizes", "[4, 6]", "--test", "3", "--device", "cpu")
+    return reproduce.main(["--data", str(data), "--out", str(out), *usual, *flags])
+
+
+def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All tables, ours beside the paper's; a second start does nothing again."""
+    out = tmp_path / "out"
+    assert start(data, out) == 0
+    results = json.loads((out / "results.json").read_text())
+    for facts in results["models"].values():
+        stages = facts["stages"]
+        assert stages[WINDOWS]["windows_seen"] == 96
+        assert stages[TIME]["windows_seen"] >= 96
+        assert {(entry["probe"], entry["n"]) for entry in stages[TIME]["probes"]} == {
+            (probe, n) for probe in ("linear", "logistic") for n in (4, 6)
+        }
+    assert results["untrained"]["probes"]
+    page = (out / "README.md").read_text()
+    assert f"*{PAPER_RMSE[plan.S]:.3f}*" in page
+    assert all(f"*{figure}*" in page for figure in PAPER_F1[plan.NO_CONV])
+    assert f"{results['models'][plan.S]['stages'][WINDOWS]['best']['rmse_hidden']:.4f}" in page
+    with (out / "results.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == [name for name in results["models"] for _ in range(2)]
+    if (out / "training.png").exists() or pytest.importorskip("matplotlib"):
+        assert (out / "figure3.png").read_bytes()[:4] == b"\x89PNG"
+    made = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
+    assert len(made) == 2 * len(_ROWS) + 1
+    capsys.readouterr()
+    assert start(data, out) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")} == made
+    assert "Pretraining" not in capsys.readouterr().out
+
+
+def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was three times as fast as the slowest gets three times its steps, the slowest none."""
+    seconds = {plan.S: 10.0, plan.NO_CONV: 30.0, plan.V2: 15.0}
+    by_run = {row.folder: seconds[row.name] for row in _ROWS}
+    monkeypatch.setattr(run, "training_seconds", lambda folder, seen: by_run[folder.name])
+    assert start(data, tmp_path / "out", "--probe", "false") == 0
+    models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    steps = {name: facts["stages"][TIME]["step"] for name, facts in models.items()}
+    assert steps == {plan.S: 18, plan.NO_CONV: 6, plan.V2: 12}
+
+
+def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop in the second model's training: the same command ends with what an undisturbed one has."""
+    flags = ("--probe", "false", "--models", f"[{plan.S}, {plan.NO_CONV}]")
+    monkeypatch.setattr(run, "training_seconds", lambda folder, seen: 1.0)
+    assert start(data, tmp_path / "whole", *flags) == 0
+    trained = []
+
+    def interrupted(config, ranks, stop):  # type: ignore[no-untyped-def]
+        trained.append(config.preset)
+        if len(trained) == 2:
+            stop._signalled = True
+        return pretrain(config, ranks, stop)
+
+    pretrain = run.pretrain
+    monkeypatch.setattr(run, "pretrain", interrupted)
+    assert start(data, tmp_path / "parts", *flags) == 75
+    assert start(data, tmp_path / "parts", *flags) == 0
+    whole, parts = (
+        json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("whole", "parts")
+    )
+    for name, facts in whole.items():
+        for stage, found in facts["stages"].items():
+            assert parts[name]["stages"][stage]["best"] == found["best"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--models", "[AstroCo-XL]"), "no row 'AstroCo-XL'; there are: 'AstroCo-S'"),
+        (("--sizes", "[4, 500]"), "EW"),
+        (("--windows", "0"), "windows must be at least 1"),
+    ],
+)
+def test_bad_input_is_found_before_any_training(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    assert start(data, tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_another_comparison_keeps_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    flags = ("--probe", "false", "--models", f"[{plan.S}]")
+    assert start(data, out, *flags) == 0
+    assert start(data, out, *flags, "--seed", "1") == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+
+
+def test_paper_budget_says_what_it_costs(tmp_path: Path) -> None:
+    """For a survey of a hundredth of the paper's windows a hundredth of the time, and that it is modelled."""
+    convert(survey(), tmp_path / "store")
+    lines = list(expected(BUDGETS["paper"], Store.open(tmp_path / "store"), None, 0))
+    assert "4 GPUs" in lines[1]
+    assert "Modelled, not measured" in lines[1]
+    assert len(list(expected(BUDGETS["small"], Store.open(tmp_path / "store"), None, 0))) == 1
+
+
+def test_budgets_hold_every_row_of_the_tables() -> None:
+    for budget in BUDGETS.values():
+        names = [row.name for row in budget.rows]
+        assert {*plan.RECONSTRUCTION, *plan.ABLATION} == {*names}
+        assert len({row.folder for row in budget.rows}) == len(names)
+        hide = {row.name: dict(row.model).get("hide") for row in budget.rows}
+        assert hide.pop(plan.SHOWN_TIME) == ["magnitude"]
+        assert {*hide.values()} == {None}
