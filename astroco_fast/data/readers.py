@@ -168,6 +168,16 @@ class _ArrayBatches:
             yield CurveBatch.from_arrays(items, [str(first + i) for i in range(len(items))], source="list of arrays")
 
 
+class _StoreBatches:
+    """A store's curves, as often as they are asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __iter__(self) -> Iterator[CurveBatch]:
+        return self._store.batches()
+
+
 class _BatchSource:
     """Whatever yields batches of curves."""
 
@@ -202,6 +212,6 @@ class _StoreSource(_BatchSource):
     """A store's own curves."""
 
     def __init__(self, store: Store, band: str | None) -> None:
-        super().__init__(store.batches(), band)
+        super().__init__(_StoreBatches(store), band)
         self.name = str(store.path)
         self.identity = [{"path": str(store.path.resolve()), "digest": store.digest}]

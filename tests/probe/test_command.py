@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from astroco_fast import plots, probe
+from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.probe import embeddings
 from tests.data.curve_factory import as_long
@@ -46,6 +47,17 @@ def run(data: Path, model: Path, out: Path, *flags: str) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "config.yaml"}
+
+
+def test_a_store_is_read_twice_like_a_table(data: Path, model: Path, tmp_path: Path) -> None:
+    """Once for labels, once for points."""
+    convert(data, tmp_path / "store")
+    assert run(data, model, tmp_path / "of_table", "--plots", "false") == 0
+    assert run(tmp_path / "store", model, tmp_path / "of_store", "--plots", "false") == 0
+    of_table, of_store = (
+        json.loads((tmp_path / name / "results.json").read_text())["results"] for name in ("of_table", "of_store")
+    )
+    assert of_store == of_table
 
 
 def test_the_folder_holds_all_that_was_found(data: Path, model: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def start(data: Path, out: Path, *flags: str) -> int:
-    usual = ("--sizes", "[4, 6]", "--test", "3", "--device", "cpu")
+    usual = ("--sizes", "[4, 5]", "--test", "3", "--device", "cpu")
     return reproduce.main(["--data", str(data), "--out", str(out), *usual, *flags])
 
 
@@ -57,7 +57,7 @@ def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert stages[WINDOWS]["windows_seen"] == 96
         assert stages[TIME]["windows_seen"] >= 96
         assert {(entry["probe"], entry["n"]) for entry in stages[TIME]["probes"]} == {
-            (probe, n) for probe in ("linear", "logistic") for n in (4, 6)
+            (probe, n) for probe in ("linear", "logistic") for n in (4, 5)
         }
     assert results["untrained"]["probes"]
     page = (out / "README.md").read_text()
