@@ -24,10 +24,11 @@ from bench.results import Bar, Change, Other, Results, Row, bars, compare, load,
 SAVED = Path(".benchmarks")
 NOTE = """\
 Ratios are of the medians of interleaved rounds: each provider's rounds alternate with rounds of eager PyTorch in bf16,
-so that both see the same machine. Rounds of `torch.compile` and ONNX Runtime alternate with ours as well; "× best rival" is
-by these, and against eager by the ratios. GFLOP/s and GB/s count useful work only, on real points; the peak is that of a large matrix product in the same
-precision. Memory is the peak of a training step above what was there before it. A training step is forward with
-dropout, loss at probed points, and backward, without the optimiser."""
+so that both see the same machine. Rounds of `torch.compile` and ONNX Runtime alternate with ours too: "× best rival"
+is ours to the closest rival, by such rounds, or against eager by the ratios. GFLOP/s and GB/s count useful work only,
+on real points; the peak is that of a large matrix product in the same precision. Memory is the peak of a training step
+above what was there before it. A training step is forward with dropout, loss at probed points, and backward, without
+the optimiser."""
 PARTIAL = "Not all rivals were run everywhere: `pytest bench --benchmark-only --full` runs the rest."
 
 

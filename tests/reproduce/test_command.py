@@ -104,9 +104,7 @@ def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run, "pretrain", interrupted)
     assert start(data, tmp_path / "parts", *flags) == 75
     assert start(data, tmp_path / "parts", *flags) == 0
-    whole, parts = (
-        json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("whole", "parts")
-    )
+    whole, parts = (json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("whole", "parts"))
     for name, facts in whole.items():
         for stage, found in facts["stages"].items():
             assert parts[name]["stages"][stage]["best"] == found["best"]
