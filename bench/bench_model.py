@@ -4,7 +4,7 @@
     pytest bench/bench_model.py --benchmark-only --full -k "L-encode-256"
 
 On a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is that of
-the medians; a compiled model's and ONNX Runtime's alternate with rounds of ours too. A provider whose result is off
+the medians; those of compiled models, ONNX Runtime and Astromer alternate with rounds of ours too. A provider whose result is off
 fails, and is not timed. A training step is forward (dropout as in the preset), the loss at probed points and backward,
 without the optimiser.
 """
@@ -40,7 +40,7 @@ def _parameters() -> list:  # type: ignore[type-arg]
 
 
 def ours() -> Ours | None:
-    """What the strongest rivals, compiled models, alternate with as well: ours in bf16, by the best backend here."""
+    """What compiled models, the strongest rivals, and other models alternate with too: ours in bf16."""
     here = (p for p in providers() if isinstance(p, Ours) and p.precision == "bf16" and not p.unavailable(device()))
     return next(here, None)
 
@@ -62,7 +62,7 @@ def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Pr
     if not case.training:
         error = check_embeddings(provider, case, batch, first)
     del first
-    challenger = ours() if provider.role == "rival" and not isinstance(provider, Eager) else None
+    challenger = ours() if provider.other or (provider.role == "rival" and not isinstance(provider, Eager)) else None
     beside = None if challenger is None else challenger.make(case, batch).call
     timing = interleave(benchmark, run.call, BASELINE.make(case, batch).call, on, budget, beside)
     work = model_work(presets.preset(provider.other or case.preset).config, batch.lengths, case.training)

@@ -35,12 +35,18 @@ PARTIAL = "Not all rivals were run everywhere: `pytest bench --benchmark-only --
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; gives its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", nargs="?", type=Path, help=f"saved JSON; default: the newest in {SAVED}")
+    parser.add_argument(
+        "run",
+        nargs="*",
+        type=Path,
+        help=f"saved JSON; of several a later one's benchmarks take the place of an earlier one's; default: the newest "
+        f"in {SAVED}",
+    )
     parser.add_argument("--out", type=Path, default=SAVED / "report", help="folder for report.md, .csv and .png")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="flag changes of more than 5 %%")
     args = parser.parse_args(argv)
     try:
-        results = load(args.run or newest(SAVED))
+        results = load(*(args.run or [newest(SAVED)]))
         text = markdown(results)
         if args.compare:
             text += "\n" + comparison(load(args.compare), results)

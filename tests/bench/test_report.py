@@ -38,6 +38,17 @@ def test_rounds_with_ours_count_before_quotients(tmp_path):
         assert only(run.rows, "compiled bf16").to_best == pytest.approx(1.0)
 
 
+def test_a_run_in_parts(tmp_path):
+    """A later part's figure counts; parts of another machine have no place in the same tables."""
+    first = save(tmp_path / "1.json", [entry("astroco_fast cpu bf16", 1.8, "ours"), entry("eager fp32", 0.5)])
+    second = save(tmp_path / "2.json", [entry("astroco_fast cpu bf16", 2.0, "ours")])
+    rows = load(first, second).rows
+    assert (only(rows, "astroco_fast cpu bf16").ratio, only(rows, "eager fp32").ratio) == (2.0, 0.5)
+    second.write_text(second.read_text().replace("A processor", "Another one"))
+    with pytest.raises(UserError, match=r"2\.json: of another machine"):
+        load(first, second)
+
+
 def test_baseline_has_a_row_a_case(results):
     """It is measured beside every provider, and by none of its own."""
     row = only(results.rows, "eager bf16")
