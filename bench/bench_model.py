@@ -4,9 +4,9 @@
     pytest bench/bench_model.py --benchmark-only --full -k "L-encode-256"
 
 On a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is that of
-the medians; those of compiled models, ONNX Runtime and Astromer alternate with rounds of ours too. A provider whose result is off
-fails, and is not timed. A training step is forward (dropout as in the preset), the loss at probed points and backward,
-without the optimiser.
+the medians; those of compiled models, ONNX Runtime and Astromer alternate with rounds of ours too. A provider whose
+result is off fails, and is not timed. A training step is forward (dropout as in the preset), the loss at probed points
+and backward, without the optimiser.
 """
 
 from __future__ import annotations
