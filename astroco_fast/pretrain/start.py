@@ -67,6 +67,7 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
     if reason is not None and ranks.first((out / folder.SUMMARY).exists):
         console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
         return DONE
+    ranks.first(lambda: _point_to_best(checkpoints, state))
     ranks.first(lambda: folder.begin(out, config, ranks))
     _introduce(console, config, data, trainer)
     rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
@@ -112,18 +113,18 @@ def resume(
     ranks.everywhere(load)
     state = State.from_dict(saved["state"])
 
-    def point_to_best() -> None:
-        """As it was then: an evaluation since, at the end of a shorter run, or a kill may have left it elsewhere."""
-        if state.best_checkpoint is not None and (checkpoints.folder / state.best_checkpoint).exists():
-            checkpoints.link(BEST, state.best_checkpoint)
-
-    ranks.first(point_to_best)
     if saved["ranks"] != ranks.world:
         console.say(
             f"Note: {saved['ranks']} ranks before, {ranks.world} now: the same global batches, but other last bits."
         )
     console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
     return state, name
+
+
+def _point_to_best(checkpoints: CheckpointFolder, state: State) -> None:
+    """As it was then: an evaluation since, at the end of a shorter run, or a kill may have left it elsewhere."""
+    if state.best_checkpoint is not None and (checkpoints.folder / state.best_checkpoint).exists():
+        checkpoints.link(BEST, state.best_checkpoint)
 
 
 def _resolve(config: PretrainConfig) -> tuple[ModelConfig, PretrainConfig]:

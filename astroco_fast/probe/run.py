@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -27,8 +27,21 @@ from astroco_fast.text import rows
 EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
 
 
-def probe(config: ProbeConfig) -> dict[str, Any]:
+class Assigned(NamedTuple):
+    """The light curves, what is known of their stars, and which star is on which side."""
+
+    portions: list[Portion]
+    stars: Stars
+    splits: list[Split]
+
+
+def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, Any]:
     """Run `astroco probe`: split, embed, train and test, and write the folder's files.
+
+    Args:
+        config: the settings.
+        assigned: what `assign` gave for the same data, labels and splits, where many models are probed; None: it is
+            asked.
 
     Returns:
         What stands in results.json.
@@ -40,15 +53,18 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         require_scikit_learn()
     out = Path(config.out)
     model = load_model(config.model).to(pick_device(config.device))
-    portions, stars, splits = assign(config)
+    portions, stars, splits = assigned or assign(config)
     used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
     classes = config.classes or sorted({stars.labels[star] for star in used})
     with _folder(out):
         digest = model_digest(model)
         cache = Embeddings(out / EMBEDDINGS, digest)
+        for old in (*out.glob("results.*"), *out.glob("confusion_*.png")):  # of other settings, perhaps
+            old.unlink()
         with whole_file(out / CONFIG) as partial:
             partial.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-        write_splits(out / SPLITS, splits, stars.labels)
+        if config.splits is None or not _is(out / SPLITS, config.splits):
+            write_splits(out / SPLITS, splits, stars.labels)
         made = extract(
             model, portions, stars, list(used), cache, batch_size=config.batch_size, min_points=config.min_points
         )
@@ -63,8 +79,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     return results
 
 
-def assign(config: ProbeConfig) -> tuple[list[Portion], Stars, list[Split]]:
-    """The light curves, what is known of their stars, and which star is on which side.
+def assign(config: ProbeConfig) -> Assigned:
+    """Read the light curves, and draw or read the splits.
 
     Raises:
         UserError: anything wrong with the data, the labels or the splits; names it.
@@ -74,7 +90,11 @@ def assign(config: ProbeConfig) -> tuple[list[Portion], Stars, list[Split]]:
     if config.labels is not None:
         relabel(stars, config.labels, config.columns)
     ids, labels = choose(stars, config.classes)
-    return portions, stars, _splits(config, stars, ids, labels)
+    return Assigned(portions, stars, _splits(config, stars, ids, labels))
+
+
+def _is(path: Path, other: str) -> bool:
+    return path.exists() and path.samefile(other)
 
 
 @contextmanager

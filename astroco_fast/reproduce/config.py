@@ -10,6 +10,8 @@ from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import data_name
 from astroco_fast.probe.config import PAPER_SIZES
 
+SIMULATED_SIZES, SIMULATED_TEST = (20, 60), 30  # of the rarest class there are about 150 stars
+
 
 @dataclass(frozen=True)
 class ReproduceConfig:
@@ -27,8 +29,8 @@ class ReproduceConfig:
         probe: tell classes of stars by the models' embeddings; false: only reconstructions are compared.
         classes: probe only these, such as '[RRab, RRc, EA]'. Default: all labels there are.
         labels: table (CSV, Parquet) with the columns id and label, which then count rather than the light curves' own.
-        sizes: training stars a class of the probes.
-        test: their test stars a class.
+        sizes: training stars a class of the probes. Default: the paper's 20, 100, 500; 20 and 60 without --data.
+        test: their test stars a class. Default: 100; 30 without --data.
         allow_fewer: where a class has too few stars, share what it has out in the same proportions; otherwise an error.
         band: only this band.
         seed: of weights, masks, order, dropout, splits, and the simulated survey.
@@ -46,8 +48,8 @@ class ReproduceConfig:
     probe: bool = True
     classes: list[str] | None = None
     labels: str | None = None
-    sizes: list[int] = field(default_factory=lambda: [*PAPER_SIZES])
-    test: int = 100
+    sizes: list[int] | None = None
+    test: int | None = None
     allow_fewer: bool = False
     band: str | None = None
     seed: int = 0
@@ -59,13 +61,17 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
             raise UserError(f"windows must be at least 1, not {self.windows}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
         if self.models is not None and len({*self.models}) < max(1, len(self.models)):
             raise UserError(f"models must be one or more different rows, not {self.models}")
 
     def resolve(self) -> "ReproduceConfig":
-        """With the folder's name filled in."""
+        """With the defaults that depend on other settings filled in."""
+        sizes, test = (list(PAPER_SIZES), 100) if self.data is not None else (list(SIMULATED_SIZES), SIMULATED_TEST)
         name = "simulated" if self.data is None else data_name(self.data)
-        return replace(self, out=self.out or str(Path("runs") / f"reproduce-{self.budget}-{name}"))
+        out = self.out or str(Path("runs") / f"reproduce-{self.budget}-{name}")
+        return replace(self, out=out, sizes=self.sizes or sizes, test=self.test or test)
 
     def to_dict(self) -> dict[str, Any]:
         """As YAML and JSON types; the inverse of what `--config` reads."""

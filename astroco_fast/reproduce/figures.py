@@ -18,6 +18,7 @@ from astroco_fast.reproduce.plan import (
     RECONSTRUCTION,
     SHOWN_TIME,
     STAGES,
+    UNTRAINED,
     V1,
     V2,
     L,
@@ -38,7 +39,7 @@ _STYLES: Mapping[str, dict[str, Any]] = {
     V1: {"color": plots.BLACK, "marker": "x", "linestyle": "--"},
     V2: {"color": plots.GREEN, "marker": "*"},
 }
-_SPAN = 25  # lines of metrics that the running mean of a training curve takes
+_SPAN = 25  # lines of metrics that the running mean of a training curve takes, or a fifth of them, if that is less
 
 
 def labels(results: Mapping[str, Any]) -> "Figure | None":
@@ -57,8 +58,8 @@ def labels(results: Mapping[str, Any]) -> "Figure | None":
         shown = {name: facts["stages"].get(stage) for name, facts in models.items() if name in RECONSTRUCTION}
         for name, found in shown.items():
             _errors(axes, sizes, found, label=name, **_STYLES[name])
-        _errors(axes, sizes, results["untrained"], label="AstroCo-S, untrained", color=plots.GREY, marker=".")
-    low, high = zip(*(axes.get_ylim() for axes in ours), strict=True)
+        _errors(axes, sizes, results["untrained"], label=UNTRAINED, color=plots.GREY, marker=".")
+    low, high = zip(*(axes.get_ylim() for axes in ours if axes.has_data()), strict=True)
     for axes in ours:
         axes.set_ylim(min(low), max(high))
         axes.set_ylabel("macro-F1 (%)")
@@ -86,20 +87,20 @@ def _errors(axes: "Axes", sizes: list[int], found: Mapping[str, Any] | None, **s
 
 def training(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "Figure | None":
     """RMSE at hidden points of the training windows, against windows seen and against time."""
-    curves = {name: list(_curve(runs[name])) for name in results["models"] if (runs[name] / "metrics.jsonl").exists()}
+    curves = {name: list(_curve(runs[name])) for name, facts in results["models"].items() if facts["stages"]}
     figure = plots.new_figure(13.5, 5.2)
-    figure.suptitle(f"Hidden points of training windows, running mean over {_SPAN} lines of metrics")
+    figure.suptitle("Hidden points of training windows, running mean")
     panels = figure.subplots(1, 2, sharey=True)
     lowest, highest = np.inf, 0.0
     for name, curve in curves.items():
-        if len(curve) < _SPAN:
+        if not curve:
             continue
         windows, minutes, rmse = np.array(curve).T
-        mean = np.convolve(rmse, np.full(_SPAN, 1 / _SPAN), mode="valid")
+        span = max(1, min(_SPAN, len(curve) // 5))
+        mean = np.convolve(rmse, np.full(span, 1 / span), mode="valid")
         lowest, highest = min(lowest, mean.min()), max(highest, np.median(mean))
         for axes, place in zip(panels, (windows / 1000, minutes), strict=True):
-            style = {**_STYLES[name], "marker": ""}
-            axes.plot(place[_SPAN - 1 :], mean, label=name, **style)
+            axes.plot(place[span - 1 :], mean, label=name, **{**_STYLES[name], "marker": ""})
     if not highest:
         return None
     for axes, what in zip(panels, ("thousand windows seen", "minutes of training"), strict=True):

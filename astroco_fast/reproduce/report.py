@@ -12,7 +12,7 @@ from astroco_fast import plots
 from astroco_fast.files import whole_file
 from astroco_fast.reproduce import figures
 from astroco_fast.reproduce.claims import claims, linear_head
-from astroco_fast.reproduce.plan import ABLATION, PAPER_F1, PAPER_RMSE, PAPER_SIZES, RECONSTRUCTION, STAGES
+from astroco_fast.reproduce.plan import ABLATION, PAPER_F1, PAPER_RMSE, PAPER_SIZES, RECONSTRUCTION, STAGES, UNTRAINED
 
 ROLES = ("", "_hidden")
 
@@ -28,27 +28,32 @@ def write_report(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]
     Returns:
         The files. Each is whole, or as it was.
     """
+    drawn = _draw(out, results, runs) if find_spec("matplotlib") is not None else []
     texts = {
-        "README.md": "\n".join(_page(results)) + "\n",
+        "README.md": "\n".join(_page(results, [path.name for path in drawn])) + "\n",
         "results.json": json.dumps(results, indent=1) + "\n",
         "results.csv": _csv(results),
     }
     for name, text in texts.items():
         with whole_file(out / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    paths = [out / name for name in texts]
-    if find_spec("matplotlib") is not None:
-        with plots.drawing():
-            drawn = {"figure3.png": figures.labels(results), "training.png": figures.training(results, runs)}
-            for name, figure in drawn.items():
-                if figure is not None:
-                    paths.append(out / name)
-                    with whole_file(paths[-1]) as partial:
-                        figure.savefig(partial, format="png")
+    return [*(out / name for name in texts), *drawn]
+
+
+def _draw(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]) -> list[Path]:
+    paths = []
+    with plots.drawing():
+        made = {"figure3.png": figures.labels(results), "training.png": figures.training(results, runs)}
+        for name, figure in made.items():
+            if figure is not None:
+                paths.append(out / name)
+                with whole_file(paths[-1]) as partial:
+                    figure.savefig(partial, format="png")
     return paths
 
 
-def _page(results: Mapping[str, Any]) -> Iterator[str]:
+def _page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown. Args: names of the figures that there are."""
     models, settings, budget = results["models"], results["settings"], results["budget"]
     machine = results["environment"]
     simulated = "SIMULATED " * results["simulated"]
@@ -62,31 +67,34 @@ def _page(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "**Equal windows**: every model has seen as many training windows. **Equal time**: every model has trained for "
-        "as long as the slowest took for those windows. RMSE in magnitudes; R2 about each window's own mean; *hidden*: "
-        "the points whose magnitude the model did not see, the figure to compare models by (Astromer v1 sees all)."
+        "**Equal windows**: every model has seen as many training windows, or stopped early (see the budget). **Equal "
+        "time**: every model has trained for as long as the slowest took for those windows. RMSE in magnitudes; R2 "
+        "about each window's own mean; *hidden*: the points whose magnitude the model did not see, the figure to "
+        "compare models by (Astromer v1 sees all)."
     )
     yield from ("", "## Table 1: reconstruction of validation stars", "")
     yield from _reconstruction(models)
     yield from ("", "## Table 2: ablation", "")
     yield from _probes(models, ABLATION)
     yield from ("", "## Figure 3: macro-F1 against labels", "")
-    yield from _probes(
-        {**models, "AstroCo-S, untrained": _untrained(results)}, (*RECONSTRUCTION, "AstroCo-S, untrained")
-    )
-    yield from ("", "![macro-F1 against labels](figure3.png)", "")
+    yield from _probes({**models, UNTRAINED: _untrained(results)}, (*RECONSTRUCTION, UNTRAINED))
+    yield from ("", *_link(drawn, "figure3.png", "macro-F1 against labels"))
     for stage in STAGES:
         yield from (f"## The paper's claims here, {stage}", "", "| claim | here | figures |", "|---|---|---|")
         yield from (f"| {claim.text} | {claim.verdict} | {claim.figures} |" for claim in claims(models, stage))
         yield ""
     yield from ("## Budget", "")
     yield from _budget(models, budget)
-    yield from ("", "![hidden points' RMSE while training](training.png)", "")
+    yield from ("", *_link(drawn, "training.png", "hidden points' RMSE while training"))
     yield (
         f"{machine['cpu']}, {machine['ranks']} process(es) of {machine['threads']} threads, "
         f"{machine['gpu'] or 'no GPU'}; torch {machine['torch']}, astroco_fast {machine['astroco_fast']}; seed "
         f"{settings['seed']}. Repeat it: `astroco reproduce --config config.yaml --out ELSEWHERE`."
     )
+
+
+def _link(drawn: Sequence[str], name: str, text: str) -> list[str]:
+    return [f"![{text}]({name})", ""] if name in drawn else []
 
 
 def _reconstruction(models: Mapping[str, Any]) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,25 @@ from astroco_fast.files import whole_file
 from astroco_fast.pretrain import folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.exits import DONE, INTERRUPTED, Interrupted
+from astroco_fast.pretrain.exits import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.signals import StopRequest
 from astroco_fast.pretrain.source import open_data
 from astroco_fast.pretrain.start import pretrain
 from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
-from astroco_fast.probe.run import assign, probe
+from astroco_fast.probe.heads import require_scikit_learn
+from astroco_fast.probe.run import Assigned, assign, probe
 from astroco_fast.probe.splits import write_splits
 from astroco_fast.report import read_metrics, training_lines
 from astroco_fast.reproduce.config import ReproduceConfig
 from astroco_fast.reproduce.cost import expected
-from astroco_fast.reproduce.plan import BUDGETS, STAGES, UNTRAINED, WINDOWS, Budget, Row
+from astroco_fast.reproduce.plan import BUDGETS, STAGES, UNTRAINED, WINDOWS, Budget, Row, S
 from astroco_fast.reproduce.report import write_report
 
 CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"
-FREE = {"out", "models", "micro_batch", "device"}  # a later start may have other ones
+FREE = {"out", "models"}  # a later start may have other ones ...
+PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
 _NO_LIMIT = 1_000_000
 
 
@@ -47,11 +51,11 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         stop: whether a signal asked to stop.
 
     Returns:
-        The exit status: `exits.DONE`, or `exits.INTERRUPTED` with everything saved.
+        The exit status: `exits.DONE`, `exits.INTERRUPTED` with everything saved, or `exits.DIVERGED` if a model's
+        training did: the others are compared without it.
 
     Raises:
         UserError: bad input or configuration; the same on all ranks.
-        Diverged: a model's training did.
     """
     console = Console(ranks.is_first)
     config = config.resolve()
@@ -81,24 +85,23 @@ def _claim(out: Path, config: ReproduceConfig) -> bool:
     Raises:
         UserError: it holds another comparison; names the settings.
     """
-    path, settings = out / CONFIG, config.to_dict()
-    goes_on = path.exists()
-    if goes_on:
-        try:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            before = None
-        if not isinstance(before, dict):
-            raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
-        changed = sorted({*differences(before, settings)} - FREE)
-        if changed:
-            raise UserError(
-                f"{out} holds a comparison with other settings ({', '.join(changed)}); "
-                f"to go on with it use --config {path}, else choose another --out"
-            )
-    with whole_file(path) as partial:
-        partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    return goes_on
+    path = out / CONFIG
+    if not path.exists():
+        return False
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
+    free = FREE if (out / SPLITS).exists() else FREE | PROBED
+    changed = sorted({*differences(before, config.to_dict())} - free)
+    if changed:
+        raise UserError(
+            f"{out} holds a comparison with other settings ({', '.join(changed)}); "
+            f"to go on with it use --config {path}, else choose another --out"
+        )
+    return True
 
 
 class Comparison:
@@ -110,48 +113,97 @@ class Comparison:
     ) -> None:  # fmt: skip
         self.config, self.budget, self.out, self.store = config, budget, out, store
         self.ranks, self.stop, self.console = ranks, stop, console
+        self._assigned: Assigned | None = None
+        self._runs = {row.name: out / RUNS / row.folder for row in budget.rows}
 
     def prepare(self) -> None:
-        """What could go wrong later, and the stars of the probes (rank 0)."""
+        """What could go wrong later, and the stars of the probes; then the folder is this comparison's (rank 0)."""
+        for row, stage in ((row, stage) for row in self.budget.rows for stage in STAGES):
+            kept = self.place(row, stage)
+            if kept.exists() and read_summary(kept)["store"] != self.store.digest:
+                raise UserError(
+                    f"{self.store.path}: not the light curves that {self.out} compares models on; choose another --out"
+                )
+        if self.config.probe:
+            require_scikit_learn()
+            with self.stop.immediate():
+                self._assigned = assign(self._probe_config(Path(), Path()))
+                if not (self.out / SPLITS).exists():
+                    write_splits(self.out / SPLITS, self._assigned.splits, self._assigned.stars.labels)
+        with whole_file(self.out / CONFIG) as new:
+            new.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False), encoding="utf-8")
         curves = f"{self.store.n_curves:,} {'SIMULATED ' * self.store.simulated}light curves"
         self.console.say(f"Comparing {len(self.budget.rows)} models on {curves}. Folder: {self.out}")
         for line in expected(self.budget, self.store, self.config.band, self.config.seed):
             self.console.say(line)
-        if self.config.probe and not (self.out / SPLITS).exists():
-            with self.stop.immediate():
-                _, stars, splits = assign(self._probe_config(Path(), Path()))
-                write_splits(self.out / SPLITS, splits, stars.labels)
 
     def run(self) -> int:
         """All models to the same number of windows, then all to the same time; probes after each."""
+        diverged: list[Row] = []
         if self.config.probe:
             self.ranks.first(self._probe_untrained, is_long=True)
         for stage, row in ((stage, row) for stage in STAGES for row in self.budget.rows):
-            kept = self.place(row, stage)
-            if not self.ranks.first(kept.exists):
-                self.console.say(f"\n{row.name}, {stage}")
-                steps = self.ranks.first(lambda stage=stage, row=row: self._steps(row, stage))  # type: ignore[misc]
-                if pretrain(self._training(row, steps), self.ranks, self.stop) == INTERRUPTED:
+            if row in diverged:
+                continue
+            try:
+                if self._train(row, stage) == INTERRUPTED:
                     return INTERRUPTED
-                self.ranks.first(lambda row=row, kept=kept: _keep(self._run(row), kept))  # type: ignore[misc]
+            except Diverged as error:
+                self.console.say(f"{row.name} is left out, its training diverged: {error}")
+                diverged.append(row)
+                continue
             if self.config.probe:
-                self.ranks.first(lambda kept=kept: self._probe(kept), is_long=True)  # type: ignore[misc]
+                self.ranks.first(partial(self._probe, self.place(row, stage)), is_long=True)
             self.ranks.first(self._report, is_long=True)
-        return DONE
+        for path in self.ranks.first(self._report, is_long=True):
+            self.console.say(str(path))
+        return DIVERGED if diverged else DONE
 
     def place(self, row: Row, stage: str) -> Path:
         """Where the model is kept as it was at the end of a stage."""
         return self.out / MODELS / f"{row.folder}-{stage.replace(' ', '-')}"
 
-    def _run(self, row: Row) -> Path:
-        return self.out / RUNS / row.folder
+    def _train(self, row: Row, stage: str) -> int:
+        """Take a model to the end of a stage, if it is not there yet."""
+        kept, run = self.place(row, stage), self._runs[row.name]
+        seconds = self.ranks.first(lambda: self._seconds(stage))
+        if self.ranks.first(lambda: kept.exists() and read_summary(kept)["seconds_asked"] == seconds):
+            return DONE
+        steps, there = self.ranks.first(lambda: self._steps(row, stage, seconds))
+        if not there:
+            self.console.say(f"\n{row.name}, {stage}")
+            if pretrain(self._training(row, steps), self.ranks, self.stop) == INTERRUPTED:
+                return INTERRUPTED
+        self.ranks.first(lambda: self._keep(self.place(row, WINDOWS) if there else run, kept, seconds))
+        return DONE
+
+    def _seconds(self, stage: str) -> float | None:
+        """How long the models of a stage train: as long as the slowest took for the windows; None: as it takes.
+
+        The slowest of all that are in the folder: an earlier start may have had other rows.
+        """
+        if stage == WINDOWS:
+            return None
+        kept = (self.place(row, WINDOWS) for row in BUDGETS[self.config.budget].rows)
+        return max(float(read_summary(place)["training_seconds"]) for place in kept if place.exists())
+
+    def _steps(self, row: Row, stage: str, seconds: float | None) -> tuple[int | None, bool]:
+        """How far a model is to be trained (None: the budget's epochs), and whether the first stage took it there."""
+        if seconds is None:
+            windows = self.budget.windows
+            return None if windows is None else -(-windows // self.budget.global_batch), False
+        summary = read_summary(self.place(row, WINDOWS))
+        steps = round(summary["step"] * seconds / summary["training_seconds"])
+        return steps, steps <= summary["step"]
 
     def _training(self, row: Row, steps: int | None) -> PretrainConfig:
         """The settings of a model's pretraining up to so many steps; None: the budget's epochs."""
         config, budget = self.config, self.budget
+        limits: dict[str, Any] = {"epochs": budget.epochs}
+        if steps is not None:
+            limits = {"epochs": _NO_LIMIT, "max_steps": steps, "patience": _NO_LIMIT, "log_every": min(10, steps)}
         train = TrainConfig(
-            epochs=budget.epochs if steps is None else _NO_LIMIT,
-            max_steps=steps,
+            **limits,
             global_batch=budget.global_batch,
             micro_batch=config.micro_batch,
             learning_rate=row.learning_rate,
@@ -161,50 +213,60 @@ class Comparison:
             device=config.device,
         )
         return PretrainConfig(
-            preset=row.preset, data=str(self.store.path), band=config.band, out=str(self._run(row)), seed=config.seed,
-            model=dict(row.model), train=train,
+            preset=row.preset, data=str(self.store.path), band=config.band, out=str(self._runs[row.name]),
+            seed=config.seed, model=dict(row.model), train=train,
         )  # fmt: skip
 
-    def _steps(self, row: Row, stage: str) -> int | None:
-        """How far a model is trained: to the budget's windows, or for as long as the slowest took for those."""
-        if stage == WINDOWS:
-            windows = self.budget.windows
-            return None if windows is None else -(-windows // self.budget.global_batch)
-        summaries = {other.name: read_summary(self.place(other, WINDOWS)) for other in self.budget.rows}
-        longest = max(summary["training_seconds"] for summary in summaries.values())
-        own = summaries[row.name]
-        return round(own["step"] * longest / own["training_seconds"])
+    def _keep(self, source: Path, kept: Path, seconds: float | None) -> None:
+        """Keep a run's best model and its summary, since the run will go on; or a kept model for the next stage too."""
+        summary = json.loads((source / folder.SUMMARY).read_text())
+        if summary["best"] is None:
+            raise UserError(f"{source}: no evaluation has a finite RMSE; see its metrics.jsonl")
+        model = source
+        if source.parent.name == RUNS:
+            model = source / "checkpoints" / "best"
+            summary["training_seconds"] = training_seconds(source, summary)
+            summary["store"] = self.store.digest
+        shutil.rmtree(self.out / PROBES / kept.name, ignore_errors=True)  # of an earlier model of this place
+        with _whole_folder(kept) as new:
+            for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
+                shutil.copyfile(model / name, new / name)
+            text = json.dumps({**summary, "seconds_asked": seconds}, indent=1)
+            (new / folder.SUMMARY).write_text(text + "\n")
 
     def _probe_config(self, model: Path, out: Path) -> ProbeConfig:
         config, splits = self.config, self.out / SPLITS
+        assert config.test is not None
         return ProbeConfig(
             data=str(self.store.path), model=str(model), out=str(out), labels=config.labels, classes=config.classes,
             sizes=config.sizes, test=config.test, seed=config.seed, allow_fewer=config.allow_fewer, band=config.band,
-            splits=str(splits) if splits.exists() else None, probes=["linear", "logistic"], device=config.device,
-            plots=False,
+            splits=str(splits) if splits.exists() else None, columns=config.columns, probes=["linear", "logistic"],
+            device=config.device, plots=False,
         )  # fmt: skip
 
     def _probe(self, kept: Path) -> None:
         out = self.out / PROBES / kept.name
         if not (out / "results.json").exists():
-            (self.out / PROBES).mkdir(exist_ok=True)
             with self.stop.immediate():
-                probe(self._probe_config(kept, out))
+                probe(self._probe_config(kept, out), self._assigned)
 
     def _probe_untrained(self) -> None:
         """The embeddings of preset S as it is initialised: what a probe makes of light curves without pretraining."""
-        like = next((row for row in self.budget.rows if row.preset == "S"), None)
+        like = next((row for row in self.budget.rows if row.name == S), None)
         if like is None:
             return
-        kept = self.out / MODELS / UNTRAINED
+        kept = self._untrained()
         if not kept.exists():
             torch.manual_seed(self.config.seed)
-            presets.build(like.preset, **like.model).save_pretrained(kept)
+            with _whole_folder(kept) as new:
+                presets.build(like.preset, **like.model).save_pretrained(new)
         self._probe(kept)
 
-    def _report(self) -> None:
-        for path in write_report(self.out, self.results(), {row.name: self._run(row) for row in self.budget.rows}):
-            self.console.say(str(path))
+    def _untrained(self) -> Path:
+        return self.out / MODELS / UNTRAINED.replace(", ", "-")
+
+    def _report(self) -> list[Path]:
+        return write_report(self.out, self.results(), self._runs)
 
     def results(self) -> dict[str, Any]:
         """All that has been found so far, as plain data."""
@@ -217,7 +279,7 @@ class Comparison:
             "store": self.store.digest,
             "environment": folder.environment(self.ranks),
             "models": {row.name: self._facts(row) for row in self.budget.rows},
-            "untrained": {"probes": self._probed(self.out / MODELS / UNTRAINED)},
+            "untrained": {"probes": self._probed(self._untrained())},
         }
 
     def _facts(self, row: Row) -> dict[str, Any]:
@@ -242,28 +304,30 @@ class Comparison:
 
 
 def read_summary(kept: Path) -> dict[str, Any]:
-    """What a kept model has reached: a run's summary.json, and the seconds of its training."""
+    """What a kept model has reached: its run's summary.json, and what `_keep` adds to it."""
     summary: dict[str, Any] = json.loads((kept / folder.SUMMARY).read_text())
     return summary
 
 
-def training_seconds(run: Path, windows_seen: int) -> float:
+def training_seconds(run: Path, summary: dict[str, Any]) -> float:
     """The time that a run's steps took, without evaluations and checkpoints, by the lines of its metrics."""
     *_, (seconds, line) = training_lines(read_metrics(run))
-    return float(seconds * windows_seen / line["windows_seen"])  # the last steps may have no line yet
+    return float(seconds * summary["windows_seen"] / line["windows_seen"])  # the last steps may have no line yet
 
 
-def _keep(run: Path, kept: Path) -> None:
-    """Copy a run's best model and its summary, whole or not at all: the run will go on."""
-    summary = json.loads((run / folder.SUMMARY).read_text())
-    summary["training_seconds"] = training_seconds(run, summary["windows_seen"])
-    partial = kept.with_name(f".{kept.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to write to, which takes the place of `path` when the block ends without an error.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    new = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
-            shutil.copyfile(run / "checkpoints" / "best" / name, partial / name)
-        (partial / folder.SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(partial, kept)
+        new.mkdir(parents=True)
+        yield new
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(new, path)
     except OSError as error:
-        raise UserError(f"{kept}: cannot be written: {error.strerror}; make room, or choose another --out") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error

@@ -1,6 +1,7 @@
 """A run stopped anywhere and taken up again ends, to the bit, where one that was never stopped does."""
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,17 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path):
     assert again.code == 0
     assert "finished (2 steps)" in again.out
     assert outcome(tmp_path / "run") == before
+
+
+def test_the_best_model_of_a_finished_run_stays_the_best(arguments, tmp_path):
+    """The evaluation at its end is no part of what a longer run goes on from; the same command is no longer run."""
+    argv = [*arguments, "--train.evaluate_every", "2", "--train.max_steps", "3", "--out", str(tmp_path / "run")]
+    assert run(None, argv, tmp_path) == [0]
+    best = tmp_path / "run" / "checkpoints" / "best"
+    before = os.readlink(best)
+    assert before.endswith("3")
+    assert run(None, argv, tmp_path) == [0]
+    assert os.readlink(best) == before
 
 
 def test_a_damaged_checkpoint_is_passed_over(arguments, unbroken, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
+from astroco_fast.pretrain.exits import Diverged
 from astroco_fast.reproduce import plan, run
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.plan import BUDGETS, PAPER_F1, PAPER_RMSE, TIME, WINDOWS, Budget, Row
@@ -80,17 +81,54 @@ def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pyte
     """A model that was three times as fast as the slowest gets three times its steps, the slowest none."""
     seconds = {plan.S: 10.0, plan.NO_CONV: 30.0, plan.V2: 15.0}
     by_run = {row.folder: seconds[row.name] for row in _ROWS}
-    monkeypatch.setattr(run, "training_seconds", lambda folder, seen: by_run[folder.name])
+    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: by_run[folder.name])
     assert start(data, tmp_path / "out", "--probe", "false") == 0
     models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
     steps = {name: facts["stages"][TIME]["step"] for name, facts in models.items()}
     assert steps == {plan.S: 18, plan.NO_CONV: 6, plan.V2: 12}
 
 
+def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal time is that of all rows: those that were there before train on."""
+    seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
+    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
+    out = tmp_path / "out"
+    for rows, steps in ((f"[{plan.S}]", [6]), (f"[{plan.S}, {plan.NO_CONV}]", [12, 6])):
+        assert start(data, out, "--models", rows) == 0
+        models = json.loads((out / "results.json").read_text())["models"]
+        assert [facts["stages"][TIME]["step"] for facts in models.values()] == steps
+        assert all(facts["stages"][TIME]["probes"] for facts in models.values())
+
+
+def test_a_diverged_model_is_left_out(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(config, ranks, stop):  # type: ignore[no-untyped-def]
+        if config.preset == "S-no-conv":
+            raise Diverged("not finite")
+        return pretrain(config, ranks, stop)
+
+    pretrain = run.pretrain
+    monkeypatch.setattr(run, "pretrain", diverges)
+    assert start(data, tmp_path / "out", "--probe", "false") == 3
+    models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    assert {name: len(facts["stages"]) for name, facts in models.items()} == {plan.S: 2, plan.NO_CONV: 0, plan.V2: 2}
+
+
+def test_a_mistake_can_be_mended_in_the_same_folder(data: Path, tmp_path: Path) -> None:
+    """What was refused has not claimed the folder; and probes may come after training without them."""
+    out = tmp_path / "out"
+    rows = ("--models", f"[{plan.S}]")
+    assert start(tmp_path / "nothing.csv", out, *rows) == 2
+    assert start(data, out, *rows, "--sizes", "[400]") == 2
+    assert start(data, out, *rows, "--probe", "false") == 0
+    assert start(data, out, *rows) == 0
+    stages = json.loads((out / "results.json").read_text())["models"][plan.S]["stages"]
+    assert all(found["probes"] for found in stages.values())
+
+
 def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop in the second model's training: the same command ends with what an undisturbed one has."""
     flags = ("--probe", "false", "--models", f"[{plan.S}, {plan.NO_CONV}]")
-    monkeypatch.setattr(run, "training_seconds", lambda folder, seen: 1.0)
+    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 1.0)
     assert start(data, tmp_path / "whole", *flags) == 0
     trained = []
 
