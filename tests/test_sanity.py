@@ -1,4 +1,4 @@
-"""Does it learn? Preset tiny on a simulated survey, from the simulator to a probe of its embeddings, in half a minute.
+"""Does it learn? Preset tiny on a simulated survey, from the simulator to a probe of its embeddings, in under a minute.
 
 A model may pass every comparison of ops and still be wired wrongly: trained on what it should not see, evaluated on
 other weights, embedded from another layer.
@@ -15,14 +15,15 @@ from astroco_fast import pretrain, probe
 from astroco_fast.data.convert import convert
 from astroco_fast.data.simulate import simulate_survey
 
-STARS, STEPS = 1000, 450
+STARS, STEPS = 1500, 450
 CLASSES = "[RRab, CEP_F, EA, LPV]"
-# Set from SEEDS; docs/results says how.
-HIDDEN_R2, MACRO_F1 = 0.3, 0.5
+# Ten seeds had an R2 of 0.596 to 0.684 and a macro-F1 of 0.463 to 0.692; five untrained models R2 below -0.2, and a
+# macro-F1 of 0.249 to 0.347, where chance is 0.25.
+HIDDEN_R2, MACRO_F1 = 0.5, 0.4
 
 
 def learn(folder: Path, seed: int) -> tuple[float, float]:
-    """R2 at hidden points of validation stars, and the macro-F1 of the linear head with 20 labels a class."""
+    """R2 at hidden points of validation stars, and the logistic regression's macro-F1 with 40 labels a class."""
     store = folder / "store"
     convert(simulate_survey(STARS, seed), store, provenance={"simulated": True})
     train = {"max_steps": STEPS, "epochs": 1000, "global_batch": 32, "warmup_steps": 20, "device": "cpu"}
@@ -33,8 +34,8 @@ def learn(folder: Path, seed: int) -> tuple[float, float]:
     assert pretrain.main([*data, "--out", str(run), "--model.window", "64", *flags]) == 0
     summary = json.loads((run / "summary.json").read_text())
     model = str(run / "checkpoints" / "best")
-    settings = {"model": model, "out": str(folder / "probe"), "classes": CLASSES, "sizes": "[20]", "test": "20"}
-    settings |= {"probes": "[linear]", "seeds": "1", "device": "cpu", "plots": "false"}
+    settings = {"model": model, "out": str(folder / "probe"), "classes": CLASSES, "sizes": "[40]", "test": "20"}
+    settings |= {"probes": "[logistic]", "device": "cpu", "plots": "false"}
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     assert probe.main([*data, *words]) == 0
     entry = json.loads((folder / "probe" / "results.json").read_text())["results"][0]
