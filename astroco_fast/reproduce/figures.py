@@ -63,7 +63,7 @@ def labels(results: Mapping[str, Any]) -> "Figure | None":
     for axes in ours:
         axes.set_ylim(min(low), max(high))
         axes.set_ylabel("macro-F1 (%)")
-    paper.set_title("printed in the paper: MACHO, other stars and classes")
+    paper.set_title("printed in the paper (MACHO)")
     for name in (S, V2):
         paper.plot(PAPER_SIZES, PAPER_F1[name], label=name, markerfacecolor="none", **_STYLES[name])
     for axes in (*ours, paper):
