@@ -123,7 +123,7 @@ BUDGETS: Mapping[str, Budget] = {
         Budget(
             "small",
             tuple(map(_narrow, _PRESETS)),
-            windows=14_000,
+            windows=11_000,
             epochs=1,
             global_batch=32,
             warmup_steps=50,
