@@ -20,8 +20,8 @@ class ReproduceConfig:
     Args:
         data: light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a simulated
             survey.
-        budget: small = models of reduced width and few windows, for two CPU cores and about 45 minutes; paper = the full
-            models on four GPUs. What it expects to cost is said at the start.
+        budget: small = models of reduced width and few windows, for two CPU cores and about 45 minutes; paper = the
+            full models on four GPUs. What it expects to cost is said at the start.
         out: folder for the runs, the probes and the report; the same command goes on in it. Default:
             runs/reproduce-BUDGET-DATA.
         models: only these rows, such as '[AstroCo-S, Astromer v2]'. Default: all.
