@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from astroco_fast.data.hashing import STREAM_PROBE, hash64
 from astroco_fast.errors import MissingExtraError
@@ -62,21 +62,21 @@ def train_linear(train: Sample, validation: Sample, classes: int, config: HeadCo
     x, y = (vectors - mean) / scale, torch.from_numpy(train.classes)
     x_val, y_val = (torch.from_numpy(validation.vectors) - mean) / scale, torch.from_numpy(validation.classes)
     bound = x.shape[1] ** -0.5
-    weight = torch.empty(classes, x.shape[1]).uniform_(-bound, bound, generator=generator).requires_grad_()
-    bias = torch.zeros(classes, requires_grad=True)
+    weight = torch.empty(classes, x.shape[1]).uniform_(-bound, bound, generator=generator)
+    bias, target = torch.zeros(classes), one_hot(y, classes).float()
     groups = [{"params": [weight], "weight_decay": config.weight_decay}, {"params": [bias], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    best, lowest, chosen = (weight.detach().clone(), bias.detach().clone()), float("inf"), 0
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    best, lowest, chosen = (weight.clone(), bias.clone()), float("inf"), 0
     for epoch in range(1, config.epochs + 1):
         for rows in torch.randperm(len(x), generator=generator).split(config.batch_size):
-            loss = cross_entropy(x[rows] @ weight.T + bias, y[rows])
-            optimizer.zero_grad()
-            loss.backward()
+            # The cross-entropy's gradient as a formula: autograd would take three times as long for so small a step.
+            inputs = x[rows]
+            by_score = (torch.addmm(bias, inputs, weight.T).softmax(1) - target[rows]) / len(rows)
+            weight.grad, bias.grad = by_score.T @ inputs, by_score.sum(0)
             optimizer.step()
-        with torch.no_grad():
-            value = float(cross_entropy(x_val @ weight.T + bias, y_val))
+        value = float(cross_entropy(x_val @ weight.T + bias, y_val))
         if value < lowest:
-            best, lowest, chosen = (weight.detach().clone(), bias.detach().clone()), value, epoch
+            best, lowest, chosen = (weight.clone(), bias.clone()), value, epoch
         elif epoch - chosen >= config.patience:
             break
     return LinearHead(mean, scale, *best, epoch=chosen)

@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.probe.config import HeadConfig, ProbeConfig
@@ -82,6 +84,28 @@ def test_validation_stars_choose_the_epoch() -> None:
     head = HeadConfig(learning_rate=0.1, epochs=30, patience=4)
     assert train_linear(train, validation, 2, head, seed=0).epoch == 1
     assert train_linear(train, train, 2, head, seed=0).epoch > 5
+
+
+def test_head_is_what_autograd_and_adamw_make() -> None:
+    """All stars in one batch: each epoch is a step of AdamW down the cross-entropy's gradient."""
+    vectors, _, labels = planted(distance=1.0)
+    classes = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    sample, count = Sample(vectors, classes), len(np.unique(labels))
+    start, end = (
+        train_linear(sample, sample, count, HeadConfig(learning_rate=rate, epochs=6, batch_size=len(classes)), seed=3)
+        for rate in (1e-12, 0.01)
+    )
+    assert end.epoch == 6
+    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
+    groups = [{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=HeadConfig().weight_decay)
+    x = (torch.from_numpy(vectors) - start.mean) / start.scale
+    for _ in range(end.epoch):
+        optimizer.zero_grad()
+        cross_entropy(x @ weight.T + bias, torch.from_numpy(classes)).backward()
+        optimizer.step()
+    torch.testing.assert_close(end.weight, weight.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(end.bias, bias.detach(), rtol=0, atol=1e-5)
 
 
 def test_a_constant_feature_does_no_harm() -> None:
