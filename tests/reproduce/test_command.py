@@ -188,4 +188,5 @@ def test_budgets_hold_every_row_of_the_tables() -> None:
         assert len({row.folder for row in budget.rows}) == len(names)
         hide = {row.name: dict(row.model).get("hide") for row in budget.rows}
         assert hide.pop(plan.SHOWN_TIME) == ["magnitude"]
+        assert hide.pop(plan.TIMES_ONLY) == ["magnitude", "uncertainty"]
         assert {*hide.values()} == {None}
