@@ -61,7 +61,7 @@ def _page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
     yield ""
     yield (
         "Ours: measured by `astroco reproduce`, one run a model, "
-        f"{settings['data'] or 'a simulated survey'}. *Paper*: what arXiv 2509.24134 prints, of models pretrained on "
+        f"{Path(settings['data']).name if settings['data'] else 'a simulated survey'}. *Paper*: what arXiv 2509.24134 prints, of models pretrained on "
         "1.5 million MACHO windows and probed on other stars: there for comparison of orders, not of sizes; blank "
         "where it prints nothing."
     )
