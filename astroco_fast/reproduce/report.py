@@ -56,12 +56,13 @@ def _page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
     """Lines of Markdown. Args: names of the figures that there are."""
     models, settings, budget = results["models"], results["settings"], results["budget"]
     machine = results["environment"]
+    data = Path(settings["data"]).name if settings["data"] else "a simulated survey"
     simulated = "SIMULATED " * results["simulated"]
     yield f"# The paper's tables on {results['light_curves']:,} {simulated}light curves, budget {budget['name']}"
     yield ""
     yield (
         "Ours: measured by `astroco reproduce`, one run a model, "
-        f"{Path(settings['data']).name if settings['data'] else 'a simulated survey'}. *Paper*: what arXiv 2509.24134 prints, of models pretrained on "
+        f"{data}. *Paper*: what arXiv 2509.24134 prints, of models pretrained on "
         "1.5 million MACHO windows and probed on other stars: there for comparison of orders, not of sizes; blank "
         "where it prints nothing."
     )
