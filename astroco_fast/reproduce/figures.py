@@ -46,7 +46,7 @@ _SPAN = 25  # lines of metrics that the running mean of a training curve takes, 
 
 def labels(results: Mapping[str, Any]) -> "Figure | None":
     """Macro-F1 of the linear head against labels: ours at the end of each stage, and what the paper prints."""
-    models = results["models"]
+    models = {name: facts for name, facts in results["models"].items() if name in RECONSTRUCTION}
     entries = [entry for facts in models.values() for s in facts["stages"].values() for entry in s["probes"]]
     sizes = sorted({entry["n"] for entry in entries if entry["probe"] == "linear"})
     if not sizes:
@@ -57,9 +57,8 @@ def labels(results: Mapping[str, Any]) -> "Figure | None":
     *ours, paper = figure.subplots(1, len(STAGES) + 1)
     for axes, stage in zip(ours, STAGES, strict=True):
         axes.set_title(f"ours, {stage}")
-        shown = {name: facts["stages"].get(stage) for name, facts in models.items() if name in RECONSTRUCTION}
-        for name, found in shown.items():
-            _errors(axes, sizes, found, label=name, **_STYLES[name])
+        for name, facts in models.items():
+            _errors(axes, sizes, facts["stages"].get(stage), label=name, **_STYLES[name])
         _errors(axes, sizes, results["untrained"], label=UNTRAINED, color=plots.GREY, marker=".")
     low, high = zip(*(axes.get_ylim() for axes in ours if axes.has_data()), strict=True)
     for axes in ours:

@@ -15,6 +15,10 @@ from astroco_fast.reproduce.claims import claims, linear_head
 from astroco_fast.reproduce.plan import ABLATION, PAPER_F1, PAPER_RMSE, PAPER_SIZES, RECONSTRUCTION, STAGES, UNTRAINED
 
 ROLES = ("", "_hidden")
+_SPREAD = (
+    "Macro-F1: mean and standard deviation over folds of the paired difference. One pretraining a model: what another "
+    "seed of it would change is not in these spreads."
+)
 
 
 def write_report(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]) -> list[Path]:
@@ -81,7 +85,8 @@ def _page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
     yield from _probes({**models, UNTRAINED: _untrained(results)}, (*RECONSTRUCTION, UNTRAINED))
     yield from ("", *_link(drawn, "figure3.png", "macro-F1 against labels"))
     for stage in STAGES:
-        yield from (f"## The paper's claims here, {stage}", "", "| claim | here | figures |", "|---|---|---|")
+        yield from (f"## The paper's claims here, {stage}", "", _SPREAD, "")
+        yield from ("| claim | here | figures |", "|---|---|---|")
         yield from (f"| {claim.text} | {claim.verdict} | {claim.figures} |" for claim in claims(models, stage))
         yield ""
     yield from ("## Budget", "")

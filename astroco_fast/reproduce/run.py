@@ -1,5 +1,6 @@
 """From the settings to the report: train each model, keep it, probe it; whatever is there already is not done again."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -153,7 +154,7 @@ class Comparison:
                 diverged.append(row)
                 continue
             if self.config.probe:
-                self.ranks.first(partial(self._probe, self.place(row, stage)), is_long=True)
+                self.ranks.first(partial(self._probe, self.place(row, stage), self.place(row, WINDOWS)), is_long=True)
             self.ranks.first(self._report, is_long=True)
         for path in self.ranks.first(self._report, is_long=True):
             self.console.say(str(path))
@@ -244,11 +245,17 @@ class Comparison:
             device=config.device, plots=False,
         )  # fmt: skip
 
-    def _probe(self, kept: Path) -> None:
+    def _probe(self, kept: Path, first: Path) -> None:
+        """Probe a kept model; if it still is the one of the `first` stage, as the slowest is, its probes are too."""
         out = self.out / PROBES / kept.name
-        if not (out / "results.json").exists():
-            with self.stop.immediate():
-                probe(self._probe_config(kept, out), self._assigned)
+        if (out / "results.json").exists():
+            return
+        if kept != first and filecmp.cmp(kept / WEIGHTS_FILE, first / WEIGHTS_FILE, shallow=False):
+            with _whole_folder(out) as new:
+                shutil.copytree(self.out / PROBES / first.name, new, dirs_exist_ok=True)
+            return
+        with self.stop.immediate():
+            probe(self._probe_config(kept, out), self._assigned)
 
     def _probe_untrained(self) -> None:
         """The embeddings of preset S as it is initialised: what a probe makes of light curves without pretraining."""
@@ -260,7 +267,7 @@ class Comparison:
             torch.manual_seed(self.config.seed)
             with _whole_folder(kept) as new:
                 presets.build(like.preset, **like.model).save_pretrained(new)
-        self._probe(kept)
+        self._probe(kept, kept)
 
     def _untrained(self) -> Path:
         return self.out / MODELS / UNTRAINED.replace(", ", "-")

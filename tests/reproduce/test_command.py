@@ -88,6 +88,25 @@ def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pyte
     assert steps == {plan.S: 18, plan.NO_CONV: 6, plan.V2: 12}
 
 
+def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slowest is the same model after both stages: the second has the first one's probes."""
+    probed = []
+
+    def counted(config, assigned):  # type: ignore[no-untyped-def]
+        probed.append(Path(config.model).name)
+        return probe(config, assigned)
+
+    probe = run.probe
+    monkeypatch.setattr(run, "probe", counted)
+    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 10.0 * summary["step"] / 6)
+    out = tmp_path / "out"
+    assert start(data, out, "--models", f"[{plan.NO_CONV}]") == 0
+    assert probed == ["S-no-conv-equal-windows"]
+    stages = json.loads((out / "results.json").read_text())["models"][plan.NO_CONV]["stages"]
+    assert stages[TIME]["probes"] == stages[WINDOWS]["probes"] != []
+    assert not (out / "figure3.png").exists()  # an ablation alone has no place in it
+
+
 def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal time is that of all rows: those that were there before train on."""
     seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
