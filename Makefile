@@ -19,8 +19,9 @@ BIN := $(VENV)/bin
 # Test processes and ranks run side by side: one thread each, or they wait for one another.
 test test-slow demo: export OMP_NUM_THREADS ?= 1
 
-# The package as it is once installed, for mypy, which cannot be told that its folders lie apart.
-TYPED := build/typed
+# mypy finds modules by folder only, and `kernels` and `reference` lie beside their package: it checks the package as
+# setuptools builds it.
+BUILT := build/checked
 
 # The stamps bear the version, so that another PYTHON makes the environment anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -57,12 +58,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror kernels/cpu/csrc/*
-	rm -rf $(TYPED) && mkdir -p $(TYPED)/astroco_fast
-	ln -s $(CURDIR)/astroco_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(TYPED)/astroco_fast/
-	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache .
+	rm -rf $(BUILT)
+	$(BIN)/python -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib $(BUILT)
+	cd $(BUILT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
 audit: $(READY)
-	$(BIN)/python -m astroco_fast.kernels.audit
+	$(BIN)/python -m bench.audit
 
 bench: $(READY)
 	mkdir -p .benchmarks

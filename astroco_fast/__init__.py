@@ -4,26 +4,50 @@
 >>> model = af.AstroCo.from_preset("S")
 """
 
-import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
-# In a checkout, `kernels` and `reference` stand beside this package rather than in it. Looking for submodules there too
-# makes a bare checkout work, and keeps a checkout in the working directory from half-hiding an installed wheel.
+# In a checkout, `kernels` and `reference` stand beside this package rather than in it. These two names, and no others,
+# are looked up there, so that the checkout's other folders do not become submodules of the package.
+_BESIDE = ("kernels", "reference")
 _checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "kernels" / "__init__.py").is_file() and (_checkout / "reference" / "__init__.py").is_file():
-    __path__.append(str(_checkout))
+
+
+class _BesidePackage(importlib.abc.MetaPathFinder):
+    """Finds `astroco_fast.kernels` and `astroco_fast.reference` beside the package's folder."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        parent, _, name = fullname.rpartition(".")
+        if parent != __name__ or name not in _BESIDE:
+            return None
+        folder = _checkout / name
+        return importlib.util.spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
+# First, because a checkout in the working directory hides an installed wheel: all of it then comes from the checkout.
+if all((_checkout / name / "__init__.py").is_file() for name in _BESIDE):
+    sys.meta_path.insert(0, _BesidePackage())
 
 # What users import is loaded when first used, so that `astroco --help` need not wait for torch.
 _LAZY = {
     "AstroCo": "astroco_fast.model",
-    "AstroCoConfig": "astroco_fast.config",
+    "AstroCoConfig": "astroco_fast.reference.config",
     "AstroCoOutput": "astroco_fast.reference",
     "Astromer": "astroco_fast.baselines",
-    "AstromerConfig": "astroco_fast.config",
-    "Layout": "astroco_fast.layout",
+    "AstromerConfig": "astroco_fast.reference.config",
+    "Layout": "astroco_fast.reference.layout",
     "backend": "astroco_fast.ops",
     "load": "astroco_fast.presets",
     "set_backend": "astroco_fast.ops",

@@ -1,8 +1,8 @@
 """The baselines as users import them; like AstroCo they are called, trained, saved and asked for embeddings."""
 
-from astroco_fast.config import AstromerConfig
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astromer import ReferenceAstromer
+from astroco_fast.reference.config import AstromerConfig
 
 
 class Astromer(PretrainedEncoder, ReferenceAstromer):

@@ -1,6 +1,6 @@
 """The model card that goes with saved weights."""
 
-from astroco_fast.config import ModelConfig
+from astroco_fast.reference.config import ModelConfig
 
 
 def model_card(name: str, paper: str, config: ModelConfig, features: str, parameters: int, notes: str = "") -> str:

@@ -22,7 +22,6 @@ from torch import nn
 from tqdm import tqdm
 
 from astroco_fast import commands
-from astroco_fast.config import ModelConfig
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.clean import SHORT_CURVES, CleanConfig, clean
 from astroco_fast.data.columns import Columns
@@ -33,6 +32,7 @@ from astroco_fast.data.split import star_hash
 from astroco_fast.data.windows import window_table
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
+from astroco_fast.reference.config import ModelConfig
 
 
 def embed(

@@ -22,9 +22,9 @@ from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import cpu as _cpu
 from astroco_fast.kernels import triton as _triton
-from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import Convolution, LayerMix
 
 OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from astroco_fast.baselines import Astromer
-from astroco_fast.config import AstroCoConfig, AstromerConfig, ModelConfig
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
 from astroco_fast.pretrained import CONFIG_FILE, PretrainedEncoder, local_folder, read_config
+from astroco_fast.reference.config import AstroCoConfig, AstromerConfig, ModelConfig
 
 # By the name that a saved model's config.json gives.
 MODELS: dict[str, type[PretrainedEncoder]] = {model.name: model for model in (AstroCo, Astromer)}

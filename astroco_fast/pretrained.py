@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from astroco_fast.card import model_card
-from astroco_fast.config import ModelConfig
 from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
 

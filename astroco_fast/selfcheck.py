@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as _reference
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import (
     Attention,
     Convolution,

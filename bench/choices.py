@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from astroco_fast import presets
-from astroco_fast.config import AstroCoConfig
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 from astroco_fast.model import AstroCo
@@ -36,6 +35,7 @@ from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.metrics import mean_and_deviation
 from astroco_fast.probe.run import assign, probe
 from astroco_fast.probe.splits import write_splits
+from astroco_fast.reference.config import AstroCoConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import ops, selfcheck
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from bench.cases import LENGTH, Batch, Case
 from bench.checking import TOLERANCE, check_gradients, check_tensors
 from bench.measuring import device

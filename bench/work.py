@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from astroco_fast.config import AstroCoConfig, AstromerConfig
+from astroco_fast.reference.config import AstroCoConfig, AstromerConfig
 
 
 class Work(NamedTuple):

@@ -1,1 +1,5 @@
-"""Fused kernels, a folder a backend: `triton` for GPUs, `cpu` for CPUs; what they share lies here."""
+"""Fused kernels, a folder a backend: `triton` for GPUs, `cpu` for CPUs; this folder holds what they share."""
+
+# In a checkout's root, `import kernels` would load a second copy, whose ops PyTorch's registry would refuse.
+if __name__ != "astroco_fast.kernels":
+    raise ImportError(f"{__name__} is a folder of the package astroco_fast: import astroco_fast.kernels instead")

@@ -26,9 +26,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from astroco_fast.config import AstromerConfig
-from astroco_fast.layout import Layout
+from astroco_fast.reference.config import AstromerConfig
 from astroco_fast.reference.encoder import AstroCoOutput, Encoder
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import LayerNorm, masked_mean
 
 EPSILON = 1e-6  # of every LayerNorm

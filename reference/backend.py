@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.loss import masked_loss
 
 __all__ = ["attention", "convolution", "feed_forward", "input_embed", "masked_loss", "mix_pool", "unsupported"]

@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 
 
 class AstroCoOutput(NamedTuple):

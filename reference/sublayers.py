@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from astroco_fast.layout import Layout
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.layout import Layout
 
 
 class LayerNorm(nn.LayerNorm):

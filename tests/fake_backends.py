@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from astroco_fast import ops
-from astroco_fast.layout import Layout
 from astroco_fast.reference import backend as reference
+from astroco_fast.reference.layout import Layout
 
 Call = Callable[..., Any]
 

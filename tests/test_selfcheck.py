@@ -402,7 +402,7 @@ KERNEL_FAULTS = {
 def test_a_wrong_kernel_of_triton(fault: str, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from astroco_fast.kernels import triton as triton_backend
-    from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+    from astroco_fast.kernels.triton import feed_forward as sublayer
 
     kernel, spoil, reason = KERNEL_FAULTS[fault]
     monkeypatch.setattr(triton_backend, "interpreting", True)

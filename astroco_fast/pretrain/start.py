@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from astroco_fast import presets
-from astroco_fast.config import ModelConfig
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import folder
@@ -25,6 +24,7 @@ from astroco_fast.pretrain.source import open_data
 from astroco_fast.pretrain.state import State
 from astroco_fast.pretrain.trainer import Trainer
 from astroco_fast.pretrain.weights import load_weights
+from astroco_fast.reference.config import ModelConfig
 
 CPU_MICRO_BATCH = 32
 

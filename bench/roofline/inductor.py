@@ -24,8 +24,8 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
 from astroco_fast import ops
-from astroco_fast.layout import Layout
 from astroco_fast.reference import ReferenceAstroCo
+from astroco_fast.reference.layout import Layout
 from bench.roofline.counting import Counts, Op
 from bench.roofline.subject import Batch, make_batch, standing_in
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from astroco_fast.config import AstroCoConfig
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
+from astroco_fast.reference.config import AstroCoConfig
 from bench.roofline import inductor
 from bench.roofline.counting import Counts
 from bench.roofline.subject import DTYPES, count, window_lengths

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.fitness import Limits, short, unfit
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 
 __all__ = [
     "attention",
@@ -71,36 +71,36 @@ def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
 
 
 def input_embed(module: Any, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.input_embed import input_embed as run
+    from astroco_fast.kernels.cpu.input_embed import input_embed as run
 
     return run(module, time, mag, err, hidden, layout)
 
 
 def attention(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.attention import attention as run
+    from astroco_fast.kernels.cpu.attention import attention as run
 
     return run(module, x, layout)
 
 
 def convolution(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.convolution import convolution as run
+    from astroco_fast.kernels.cpu.convolution import convolution as run
 
     return run(module, x, layout)
 
 
 def feed_forward(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.cpu.sublayers.feed_forward import feed_forward as run
+    from astroco_fast.kernels.cpu.feed_forward import feed_forward as run
 
     return run(module, x, layout)
 
 
 def mix_pool(module: Any, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.cpu.sublayers.mix_pool import mix_pool as run
+    from astroco_fast.kernels.cpu.mix_pool import mix_pool as run
 
     return run(module, states, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.cpu.sublayers.masked_loss import masked_loss as run
+    from astroco_fast.kernels.cpu.masked_loss import masked_loss as run
 
     return run(prediction, target, role)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 
 
 def windows(layout: Layout) -> Tensor:

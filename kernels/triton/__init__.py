@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from astroco_fast.kernels.fitness import Limits, short, unfit
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 
 __all__ = [
     "attention",
@@ -58,7 +58,7 @@ def versions() -> tuple[str, ...]:
     """Of what makes the kernels, and which of them run: a verdict of the self-check holds for these."""
     import triton
 
-    from astroco_fast.kernels.triton.sublayers.feed_forward import KEEP
+    from astroco_fast.kernels.triton.feed_forward import KEEP
 
     return f"triton {triton.__version__}", f"keep {int(KEEP)}"
 
@@ -71,36 +71,36 @@ def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
 
 
 def input_embed(module: Any, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.triton.sublayers.input_embed import input_embed as run
+    from astroco_fast.kernels.triton.input_embed import input_embed as run
 
     return run(module, time, mag, err, hidden, layout)
 
 
 def attention(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.triton.sublayers.attention import attention as run
+    from astroco_fast.kernels.triton.attention import attention as run
 
     return run(module, x, layout)
 
 
 def convolution(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.triton.sublayers.convolution import convolution as run
+    from astroco_fast.kernels.triton.convolution import convolution as run
 
     return run(module, x, layout)
 
 
 def feed_forward(module: Any, x: Tensor, layout: Layout) -> Tensor:
-    from astroco_fast.kernels.triton.sublayers.feed_forward import feed_forward as run
+    from astroco_fast.kernels.triton.feed_forward import feed_forward as run
 
     return run(module, x, layout)
 
 
 def mix_pool(module: Any, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.triton.sublayers.mix_pool import mix_pool as run
+    from astroco_fast.kernels.triton.mix_pool import mix_pool as run
 
     return run(module, states, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    from astroco_fast.kernels.triton.sublayers.masked_loss import masked_loss as run
+    from astroco_fast.kernels.triton.masked_loss import masked_loss as run
 
     return run(prediction, target, role)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 
 
 class Segments(NamedTuple):

@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from astroco_fast.kernels.audit import binary
-from astroco_fast.kernels.audit.__main__ import examine_all
-from astroco_fast.kernels.audit.launches import Kernel, specialise
 from astroco_fast.kernels.triton.launch import Config
+from bench.audit import binary
+from bench.audit.__main__ import examine_all
+from bench.audit.launches import Kernel, specialise
 
 
 @triton.jit

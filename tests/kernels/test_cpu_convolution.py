@@ -62,7 +62,7 @@ def test_threads_that_share_windows_give_what_one_gives(cpu: None, threads: None
 
 def test_statistics_joined_from_parts(cpu: None) -> None:
     """About a mean that is 10,000 deviations away; parts without rows may hold anything."""
-    from astroco_fast.kernels.cpu.sublayers.convolution import batch_norm_merge
+    from astroco_fast.kernels.cpu.convolution import batch_norm_merge
 
     torch.manual_seed(0)
     sizes = [50, 0, 1, 200]

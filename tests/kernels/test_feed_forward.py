@@ -16,7 +16,7 @@ from tests.kernels.test_sublayers import check
 
 pytest.importorskip("triton")
 
-from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+from astroco_fast.kernels.triton import feed_forward as sublayer
 
 CASES = [
     Case(33, 276, "packed", torch.bfloat16, "training", "contiguous"),
@@ -52,7 +52,7 @@ def test_environment(value: str | None, keep: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ASTROCO_TRITON_KEEP"}
     if value is not None:
         environment["ASTROCO_TRITON_KEEP"] = value
-    script = "from astroco_fast.kernels.triton.sublayers.feed_forward import KEEP; print(KEEP)"
+    script = "from astroco_fast.kernels.triton.feed_forward import KEEP; print(KEEP)"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(keep)]
 
@@ -62,6 +62,6 @@ def test_keeping_kernels_keep_to_the_bars(tmp_path: Path) -> None:
     """The audit's own tests are of what runs by default."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"ASTROCO_TRITON_KEEP": "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "astroco_fast.kernels.audit", "--op", "feed_forward"]
+    command = [sys.executable, "-m", "bench.audit", "--op", "feed_forward"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

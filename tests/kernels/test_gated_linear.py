@@ -109,7 +109,7 @@ def test_both_inference_forms_are_one_function(
     width: int, expansion: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form is chosen by GPU and width; here by hand."""
-    from astroco_fast.kernels.triton.sublayers import feed_forward as sublayer
+    from astroco_fast.kernels.triton import feed_forward as sublayer
     from astroco_fast.reference.sublayers import FeedForward
 
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys
 from astroco_fast import ops
-from astroco_fast.kernels.audit.launches import Batch, kernels, model_of
+from bench.audit.launches import Batch, kernels, model_of
 
 batches = {
     "packed": Batch((40, 21, 0), 40, capacity=72),

@@ -12,7 +12,7 @@ constexpr int64_t CONVOLUTION_TILE = 96;
 
 // The convolution takes PITCH channels at a time, a group, whose rows lie end to end. Of a vector of channels, SPAN
 // results stay in registers while REACH taps are read once for all of them, and so is each row.
-constexpr int64_t SPAN = 8;  // as in sublayers/convolution.py
+constexpr int64_t SPAN = 8;  // as in kernels/cpu/convolution.py
 #if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
 constexpr int64_t REACH = 8;
 #else

@@ -98,7 +98,7 @@ def test_a_captured_graph_refuses_lengths_from_the_host(monkeypatch: pytest.Monk
 
 
 def test_a_full_batch_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astroco_fast.layout._upload", None)
+    monkeypatch.setattr("astroco_fast.reference.layout._upload", None)
     layout = Layout.packed(torch.tensor([7, 7]), 7, "meta")
     assert layout.full
     assert (layout.lengths.device.type, layout.lengths.dtype) == ("meta", torch.int64)

@@ -17,7 +17,7 @@ from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.layer_mix import logits_gradient
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import new, rows_of
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
-AUDIT = "astroco_fast.kernels.audit"
+AUDIT = "bench.audit"
 # They load a few numbers a point, no tiles of rows, so that no width of their loads is asked for.
 POINTWISE = {"point_features._kernel", "loss._forward_kernel", "loss._backward_kernel"}
 EVERY_ARCH = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -86,7 +86,7 @@ def test_an_op_that_cannot_run_is_a_failure() -> None:
     script = """
 import sys
 from astroco_fast.kernels import triton
-from astroco_fast.kernels.audit.__main__ import main
+from bench.audit.__main__ import main
 
 def broken(*args):
     raise RuntimeError("no such tile")

@@ -17,7 +17,7 @@ from astroco_fast.kernels.triton.gelu_norm import gelu_norm, gelu_norm_backward
 from astroco_fast.kernels.triton.point_features import hide_bits, point_features
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import InputEmbed
 
 

@@ -16,7 +16,7 @@ from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, new, pitch, rows_of, wants_gradient
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
 
 

@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel, on each architecture, without a GPU.
 
-    python -m astroco_fast.kernels.audit [--arch sm_90 ...] [--preset L ...] [--dtype bf16 ...] [--op attention ...]
+    python -m bench.audit [--arch sm_90 ...] [--preset L ...] [--dtype bf16 ...] [--op attention ...]
 
 Nothing is listed by hand: the ops themselves run, forward and backward, on small CPU tensors, and hand over each launch
 in place of making it (`launch.recording`). So what is audited is what a GPU would be given: these kernels, tilings and

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from astroco_fast.kernels.audit.launches import Kernel, target
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
+from bench.audit.launches import Kernel, target
 
 # What a compile may take of a processor. Not of the clock: that would depend on what else runs.
 COMPILE_SECONDS = 5.0

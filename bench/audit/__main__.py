@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from astroco_fast import ops
 from astroco_fast.files import whole_file
-from astroco_fast.kernels import audit
 from astroco_fast.kernels import triton as triton_backend
-from astroco_fast.kernels.audit.binary import Result, examine, failed
-from astroco_fast.kernels.audit.launches import DTYPES, PRESETS, Kernel, kernels
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from astroco_fast.text import rows as aligned
+from bench import audit
+from bench.audit.binary import Result, examine, failed
+from bench.audit.launches import DTYPES, PRESETS, Kernel, kernels
 
 
 def gather(
@@ -94,7 +94,7 @@ def cells(result: Result) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns: 0 if every kernel keeps to its bars, 1 if one does not, 2 if nothing can be compiled here."""
-    parser = argparse.ArgumentParser(prog="python -m astroco_fast.kernels.audit", description=audit.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.audit", description=audit.__doc__)
     for name, choices in (("arch", ARCHITECTURES), ("preset", PRESETS), ("dtype", DTYPES), ("op", ops.OPS)):
         parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices), help="default: all")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write all that is known to a file, as it comes")

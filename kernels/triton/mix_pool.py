@@ -15,7 +15,7 @@ from astroco_fast.kernels.layer_mix import logits_gradient
 from astroco_fast.kernels.tensors import rows_of
 from astroco_fast.kernels.triton.mix import GROUP, mix, mix_backward
 from astroco_fast.kernels.triton.segments import segments
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
 

@@ -21,7 +21,7 @@ from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_nor
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
-from astroco_fast.layout import Layout
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
 
 # ASTROCO_TRITON_KEEP=1: training keeps W_val x and W_gate x in the compute dtype. In half precision they are 16 D bytes

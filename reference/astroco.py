@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from astroco_fast.config import AstroCoConfig
-from astroco_fast.layout import Layout
+from astroco_fast.reference.config import AstroCoConfig
 from astroco_fast.reference.encoder import AstroCoOutput, Encoder
+from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import (
     Attention,
     Convolution,
