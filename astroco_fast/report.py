@@ -22,9 +22,9 @@ from astroco_fast import commands, plots
 from astroco_fast.data.batches import Batch, WindowBatches
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import STATE
-from astroco_fast.pretrain.data import TrainingData, upload
 from astroco_fast.pretrain.weights import load_model
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.text import rows

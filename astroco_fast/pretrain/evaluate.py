@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from astroco_fast import ops
 from astroco_fast.data.batches import Batch
-from astroco_fast.pretrain.data import TrainingData, upload
+from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.trainer import Trainer
 from astroco_fast.reference.loss import ROLES

@@ -17,10 +17,10 @@ import yaml
 import astroco_fast
 from astroco_fast import files
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
 from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
-from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.state import State

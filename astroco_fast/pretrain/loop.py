@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.data import StepBatches, TrainingData
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.evaluate import evaluate
 from astroco_fast.pretrain.exits import DONE, INTERRUPTED, Diverged

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from astroco_fast.pretrain.data import StepBatches, TrainingData
+from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.pretrain.flops import training_flops
 from astroco_fast.pretrain.objective import Sums
 from astroco_fast.pretrain.state import State

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-from astroco_fast.data.convert import convert
-from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import make_store
 from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.signals import StopRequest
-
-SIMULATED_STARS = 2000
 
 
 def open_data(
@@ -32,23 +29,16 @@ def open_data(
         with stop.immediate():
             if goes_on and Store.is_store(folder / "store") and not Store.is_store(config.data or ""):
                 return folder / "store"
-            return _prepare(config, folder / "store", console)
+            return make_store(
+                config.data,
+                folder / "store",
+                seed=config.seed,
+                columns=config.columns,
+                band=config.band,
+                clean=config.clean,
+                say=console.say,
+                progress=console.speaks,
+            )
 
     path = ranks.first(prepare, is_long=True)
     return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
-
-
-def _prepare(config: PretrainConfig, own: Path, console: Console) -> Path:
-    if config.data is None:
-        console.say(f"No --data given: simulating a survey of {SIMULATED_STARS} stars.")
-        curves = simulate_survey(SIMULATED_STARS, config.seed)
-        provenance = {"simulated": True, "stars": SIMULATED_STARS, "seed": config.seed}
-        convert(curves, own, columns=config.columns, band=config.band, clean=config.clean, provenance=provenance)
-        return own
-    if Store.is_store(config.data):
-        return Path(config.data)
-    report = convert(
-        config.data, own, columns=config.columns, band=config.band, clean=config.clean, progress=console.speaks
-    )
-    console.say(str(report))
-    return own

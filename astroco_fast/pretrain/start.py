@@ -9,11 +9,11 @@ from torch import nn
 
 from astroco_fast import presets
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import folder
 from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
 from astroco_fast.pretrain.config import PretrainConfig
-from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.exits import DONE
 from astroco_fast.pretrain.flops import matmul_rate

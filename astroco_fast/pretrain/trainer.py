@@ -18,8 +18,8 @@ from torch.nn.utils import get_total_norm
 from astroco_fast import ops
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.hashing import hash64
+from astroco_fast.data.training import DeviceBatch, StepBatches, upload
 from astroco_fast.pretrain.config import TrainConfig
-from astroco_fast.pretrain.data import DeviceBatch, StepBatches, upload
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.objective import Sums, loss_and_factor, part, sums
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d

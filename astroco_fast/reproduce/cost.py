@@ -6,7 +6,7 @@ import numpy as np
 
 from astroco_fast import presets
 from astroco_fast.data.store import Store
-from astroco_fast.pretrain.data import TrainingData
+from astroco_fast.data.training import TrainingData
 from astroco_fast.pretrain.flops import training_flops
 from astroco_fast.reproduce.plan import Budget
 

@@ -9,8 +9,8 @@ import torch
 
 from astroco_fast import ops
 from astroco_fast.data.partial import PartialStore
+from astroco_fast.data.training import TrainingData
 from astroco_fast.pretrain import loop, main
-from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.trainer import Trainer
 
 Accident = Callable[[], None]

@@ -14,9 +14,9 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import main
-from astroco_fast.pretrain.data import TrainingData, upload
 from astroco_fast.reference import masked_loss
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 24, "window": 40}

@@ -5,8 +5,8 @@ import pytest
 
 from astroco_fast.data.split import split_of
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import EMPTY, TrainingData, micro_batches
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.data import EMPTY, TrainingData, micro_batches
 
 
 @pytest.mark.parametrize("n", [1, 5, 40, 41])

@@ -9,9 +9,9 @@ from astroco_fast.data.batches import Batch, WindowBatches
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
 from astroco_fast.data.split import VALIDATION, split_of
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import TrainingData
 from astroco_fast.data.windows import window_table
 from astroco_fast.pretrain.config import TrainConfig
-from astroco_fast.pretrain.data import TrainingData
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.evaluate import evaluate, metrics, target_sums
 from astroco_fast.pretrain.trainer import Trainer

@@ -11,9 +11,9 @@ from torch import Tensor
 from astroco_fast import presets
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.store import Store
+from astroco_fast.data.training import StepBatches, micro_batches, upload
 from astroco_fast.data.windows import window_table
 from astroco_fast.pretrain.config import TrainConfig
-from astroco_fast.pretrain.data import StepBatches, micro_batches, upload
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.trainer import Trainer
 from tests.pretrain.ranks import on_ranks

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from astroco_fast.commands import parse
+from astroco_fast.data.training import StepBatches, micro_batches
 from astroco_fast.pretrain import PretrainConfig, TrainConfig, loop, main
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
-from astroco_fast.pretrain.data import StepBatches, micro_batches
 from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.trainer import Trainer
 from tests.pretrain.patches import command, evaluations, note_windows

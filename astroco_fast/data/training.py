@@ -1,12 +1,13 @@
-"""Which windows a step takes, and this rank's share of them, ready for the model.
+"""Training data: a store's training and validation windows, and each rank's share of every step.
 
-All of it is a function of (seed, epoch, position in the epoch): where a run was stopped, and on how many ranks it goes
-on, changes nothing.
+Which windows a step takes is a function of (seed, epoch, position in the epoch) alone, so that a run that was stopped
+goes on with the same windows, on any number of ranks.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from astroco_fast.data.batches import Batch, Prefetcher, WindowBatches, prefetch
+from astroco_fast.data.clean import CleanConfig
+from astroco_fast.data.columns import Columns
+from astroco_fast.data.convert import convert
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
+from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.split import TRAIN, VALIDATION, split_of
 from astroco_fast.data.store import Store
 from astroco_fast.data.windows import epoch_order, window_table
@@ -23,6 +28,43 @@ from astroco_fast.errors import UserError
 
 Indices = NDArray[np.int64]
 EMPTY = -1  # a slot without a window
+SIMULATED_STARS = 2000
+
+
+def make_store(
+    data: str | None,
+    out: Path,
+    *,
+    seed: int,
+    columns: Columns,
+    band: str | None,
+    clean: CleanConfig,
+    say: Callable[[str], None],
+    progress: bool,
+) -> Path:
+    """The folder of the store to train on: `data` itself if it is a store, else `out`, converted or simulated.
+
+    Args:
+        data: path of a store, or of whatever `convert` takes; None: simulate a survey of `SIMULATED_STARS` stars.
+        out: where a store made here is written.
+        seed: of the simulated survey.
+        columns, band, clean: of the conversion; see `convert`.
+        say: is given lines for the user.
+        progress: show a progress bar, on a terminal.
+
+    Raises:
+        UserError: the data cannot be read or converted.
+    """
+    if data is not None and Store.is_store(data):
+        return Path(data)
+    if data is None:
+        say(f"No --data given: simulating a survey of {SIMULATED_STARS} stars.")
+        curves = simulate_survey(SIMULATED_STARS, seed)
+        provenance = {"simulated": True, "stars": SIMULATED_STARS, "seed": seed}
+        convert(curves, out, columns=columns, band=band, clean=clean, provenance=provenance)
+        return out
+    say(str(convert(data, out, columns=columns, band=band, clean=clean, progress=progress)))
+    return out
 
 
 @dataclass(frozen=True)
