@@ -3,7 +3,6 @@
 Fused ops are compared with the reference again, for the presets, whatever verdicts of the self-check were kept.
 """
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 import astroco_fast
-from astroco_fast import commands, ops, selfcheck, verdicts
+from astroco_fast import commands, machine, ops, selfcheck, verdicts
 from astroco_fast.kernels.cpu import native
 from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
@@ -70,7 +69,7 @@ def report() -> Iterator[str]:
     yield f"system {platform.system()} {platform.release()} {platform.machine()}"
     yield ""
     yield "packages"
-    yield from rows((name, _version(name) or "absent") for name in PACKAGES)
+    yield from rows((name, machine.package_version(name) or "absent") for name in PACKAGES)
     yield ""
     yield "extras"
     yield from rows((extra, _extra(extra, package)) for extra, package in EXTRAS.items())
@@ -84,15 +83,8 @@ def report() -> Iterator[str]:
     yield from _backends()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _extra(extra: str, package: str) -> str:
-    version = _version(package)
+    version = machine.package_version(package)
     return f"{package} {version}" if version else f"absent; pip install 'astroco_fast[{extra}]'"
 
 
@@ -101,7 +93,7 @@ def _devices() -> Iterator[tuple[str, str]]:
         torch.backends.cpu.get_cpu_capability(),
         f"{torch.get_num_threads()} threads of {os.cpu_count()} cores",
     ]
-    yield "cpu", ", ".join([verdicts.cpu_name(), *described])
+    yield "cpu", ", ".join([machine.cpu_name(), *described])
     found = cpu_features()
     yield "", "features: " + (" ".join(found) if found else "unknown on this system")
     # Without instructions for it bf16 still gives right results, slowly.
@@ -129,7 +121,7 @@ def _cpu_kernels() -> str:
 
 def cpu_features() -> list[str]:
     """Which of `CPU_FEATURES` the processor has, in that order; empty where the system does not tell."""
-    told = {word for key in ("flags", "Features") for line in verdicts.cpuinfo(key)[:1] for word in line.split()}
+    told = {word for key in ("flags", "Features") for line in machine.cpuinfo(key)[:1] for word in line.split()}
     return [name for name in CPU_FEATURES if name in told]
 
 

@@ -1,9 +1,7 @@
 """Verdicts of the self-check, kept on disk by everything that could change them."""
 
-import functools
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 import astroco_fast
 import astroco_fast.kernels as _kernels
 import astroco_fast.reference.backend as _reference
+from astroco_fast import machine
 from astroco_fast.errors import UserError
 from astroco_fast.files import cache_folder, sha256, whole_file
 
@@ -46,26 +45,8 @@ def cache_file() -> Path | None:
 
 def device_name(device: torch.device) -> str:
     """The type of a GPU, or of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@functools.cache
-def cpu_name() -> str:
-    """The CPU's model, or where the system does not tell, its architecture."""
-    names = cpuinfo("model name")
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def cpuinfo(key: str) -> list[str]:
-    """What Linux tells of the CPU under `key`, a value for each core; elsewhere nothing."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in text.splitlines())
-    return [value.strip() for name, _, value in pairs if name.strip() == key]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return machine.gpu_name(device) or f"{device.type} {machine.cpu_name()} {capability}"
 
 
 def environment(key: Key, backend: ModuleType) -> str:

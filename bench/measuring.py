@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from astroco_fast import ops
+from astroco_fast import machine, ops
 from bench.cases import Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,27 +140,12 @@ def step_memory(provider: str, case: Case) -> int:
 
 @lru_cache
 def environment(on: torch.device) -> dict[str, Any]:
-    """What figures depend on besides the code: device, threads, versions."""
-    names = ("astroco_fast", "torch", "numpy", "onnxruntime", "triton")
-    versions = {"python": platform.python_version(), **{name: v for name in names if (v := _version(name))}}
+    """What figures depend on besides the code: the device, the number of threads, and versions."""
+    packages = ("astroco_fast", "torch", "numpy", "onnxruntime", "triton")
+    found = {name: machine.package_version(name) for name in packages}
+    versions = {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
     for name, backend in ops.BACKENDS.items():
         if hasattr(backend, "versions"):
             versions[f"backend {name}"] = ", ".join(map(str, backend.versions()))
-    gpu = torch.cuda.get_device_name(on) if on.type == "cuda" else None
-    return {"device": gpu or _cpu(), "threads": torch.get_num_threads(), "versions": versions}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    """The processor's name, and the widest instructions that torch uses."""
-    name = platform.processor() or platform.machine()
-    if (told := Path("/proc/cpuinfo")).exists():
-        lines = [line.partition(":") for line in told.read_text().splitlines()]
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    cpu = f"{machine.cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    return {"device": machine.gpu_name(on) or cpu, "threads": torch.get_num_threads(), "versions": versions}

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import astroco_fast
-from astroco_fast import files
+from astroco_fast import files, machine
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
@@ -165,14 +165,13 @@ def _figure(value: float | None) -> str:
 
 def environment(ranks: Ranks) -> dict[str, Any]:
     """What this process runs on."""
-    gpu = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "ranks": ranks.world,
         "device": str(ranks.device.type),
-        "gpu": gpu,
-        "cpu": _cpu_name(),
+        "gpu": machine.gpu_name(ranks.device),
+        "cpu": machine.cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -198,11 +197,3 @@ def replace_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,5 +1,6 @@
 """From a configuration to a loop that is ready to run: new, or where it was left."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ from astroco_fast.reference.config import ModelConfig
 CPU_MICRO_BATCH = 32
 
 
-def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
+def pretrain(
+    config: PretrainConfig, ranks: Ranks, stop: StopRequest, initialise: Callable[[nn.Module], None] | None = None
+) -> int:
     """Run a configuration to its end, or to a signal.
 
     Args:
         config: as the user gave it.
         ranks: this process's place among them.
         stop: whether a signal asked to stop.
+        initialise: changes the freshly built model's parameters in place, before the first step.
 
     Returns:
         The exit status: `exits.DONE`, or `exits.INTERRUPTED` with everything saved.
@@ -49,10 +53,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> int:
     out = Path(str(config.out))
     with ExitStack() as until_the_end:
         ranks.first(lambda: until_the_end.enter_context(folder.held(out)))
-        return _pretrain(config, model_config.window, out, ranks, stop, console)
+        return _pretrain(config, model_config.window, out, ranks, stop, console, initialise)
 
 
-def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop: StopRequest, console: Console) -> int:
+def _pretrain(
+    config: PretrainConfig,
+    window: int,
+    out: Path,
+    ranks: Ranks,
+    stop: StopRequest,
+    console: Console,
+    initialise: Callable[[nn.Module], None] | None,
+) -> int:
     """`pretrain` with the defaults filled in, and the run's folder to itself."""
     train = config.train
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
@@ -61,6 +73,8 @@ def _pretrain(config: PretrainConfig, window: int, out: Path, ranks: Ranks, stop
     data = ranks.everywhere(lambda: _training_data(store, config, window, ranks))
     torch.manual_seed(config.seed)
     model = ranks.everywhere(lambda: _build(config))
+    if initialise is not None:
+        initialise(model)
     trainer = Trainer(model, train, ranks, config.seed)
     state, saved = resume(checkpoints, trainer, store, ranks, console)
     reason = limit_reached(state, train)

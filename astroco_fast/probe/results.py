@@ -4,7 +4,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from astroco_fast import plots
+from astroco_fast import machine, plots
 from astroco_fast.files import whole_file
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.evaluate import Outcome
@@ -39,7 +38,7 @@ def summarise(
     keys = list(dict.fromkeys((outcome.probe, outcome.n) for outcome in outcomes))
     return {
         **facts,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: machine.package_version(name) for name in _PACKAGES},
         "classes": list(classes),
         "stars": [_counts(split, classes, labels) for split in splits],
         "results": [
@@ -201,10 +200,3 @@ def confusion_figure(confusion: Any, classes: Sequence[str], title: str) -> "Fig
     axes.spines[:].set_visible(False)
     axes.set_title(f"{title}\nper cent of each true class's test stars", fontsize="medium", loc="left")
     return figure
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

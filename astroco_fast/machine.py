@@ -1,0 +1,38 @@
+"""Facts about the machine that results depend on: the processor, the GPU, and the versions of packages."""
+
+import functools
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The CPU's model, or its architecture where the system names no model."""
+    names = cpuinfo("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cpuinfo(key: str) -> list[str]:
+    """The values that Linux's /proc/cpuinfo gives for `key`, one for each core; empty on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in text.splitlines())
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """The model of a GPU; None for another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
