@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import ops
@@ -32,14 +32,6 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     config_class = AstroCoConfig
     paper = "arXiv 2509.24134"
     recompute = False
-
-    def __init__(self, config: AstroCoConfig) -> None:
-        super().__init__(config)
-        # A batch has one seed of dropout; the salt makes each module's draws its own, also when it is run again in
-        # backward to recompute its activations.
-        for salt, module in enumerate(self.modules()):
-            if isinstance(module, nn.Dropout):
-                module.salt = salt  # type: ignore[assignment]  # a plain number, which modules take too
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
         # A compiler decides for itself what to compute again.

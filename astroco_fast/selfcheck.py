@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from astroco_fast.reference import backend as _reference
+from astroco_fast.reference.dropout import Dropout
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import (
     Attention,
@@ -329,8 +330,8 @@ def _variants(
 ) -> tuple[Results, Results, Results]:
     """What the op gives in float64, in plain PyTorch and on the backend, by name, float64."""
     fused_module, plain_module = copy.deepcopy(subject.module), copy.deepcopy(subject.module)
-    if isinstance(getattr(fused_module, "dropout", None), nn.Dropout):
-        fused_module.dropout.salt = SALT  # type: ignore[union-attr]
+    if isinstance(dropout := getattr(fused_module, "dropout", None), Dropout):
+        dropout.salt = SALT
         if mode.training and hasattr(backend, "dropout_scale"):
             scale = backend.dropout_scale(layout, SALT, DROPOUT, subject.inputs[0].shape[1])
             plain_module.dropout = _GivenDropout(scale)

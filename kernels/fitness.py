@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.dropout import Dropout
 from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward, InputEmbed, LayerMix, LayerNorm
 
 _MODULES = {
@@ -21,7 +22,7 @@ _MODULES = {
     "feed_forward": FeedForward,
     "mix_pool": LayerMix,
 }
-_PARTS = (nn.Linear, nn.Dropout, LayerNorm, MaskedBatchNorm1d)
+_PARTS = (nn.Linear, Dropout, LayerNorm, MaskedBatchNorm1d)
 _COUNT = "num_batches_tracked"  # a BatchNorm's, a scalar
 # Other kinds of tensors are quantised, or a device's share of one that lies on many.
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from astroco_fast.reference.config import AstroCoConfig
+from astroco_fast.reference.dropout import number_salts
 from astroco_fast.reference.encoder import AstroCoOutput, Encoder
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import (
@@ -48,6 +49,7 @@ class ReferenceAstroCo(Encoder):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.mix_pool = LayerMix(config.layers) if config.mix else LastLayer()
         self.head = nn.Linear(config.width, 1)
+        number_salts(self)
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
         def states() -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.dropout import Dropout
 from astroco_fast.reference.layout import Layout
 
 
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -115,7 +116,7 @@ class Convolution(nn.Module):
         self.depthwise = nn.Parameter(torch.empty(width, kernel).uniform_(-(kernel**-0.5), kernel**-0.5))
         self.batch_norm = MaskedBatchNorm1d(width)
         self.pointwise_out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_out = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -140,7 +141,7 @@ class FeedForward(nn.Module):
         self.w_val = nn.Linear(width, expansion * width)
         self.w_gate = nn.Linear(width, expansion * width)
         self.w_out = nn.Linear(expansion * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -155,7 +156,7 @@ class PlainFeedForward(nn.Module):
         super().__init__()
         self.w_in = nn.Linear(width, expansion * width)
         self.w_out = nn.Linear(expansion * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:

@@ -1,6 +1,7 @@
 """The CPU backend of `astroco_fast.ops`: C++ kernels, compiled by the system's compiler when they are first needed."""
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.bfloat16)
 LIMITS = Limits(widths=(16, 1024), head_size=256, taps=(1, 128))
+
+# The ops' modules bear the functions' names: imported first, they do not replace them later.
+for _op in ("attention", "convolution", "feed_forward", "input_embed", "masked_loss", "mix_pool"):
+    import_module(f"astroco_fast.kernels.cpu.{_op}")
 
 
 def unsupported(

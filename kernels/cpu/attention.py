@@ -172,5 +172,5 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
         return forward(rows_of(x), spans, *w, *ends, None, 0, 0.0, keep=False)[0]
     return _Attention.apply(
         x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, spans,
-        module.heads, layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, norm.eps,
+        module.heads, layout.seed() if p > 0 else None, module.dropout.salt, p, norm.eps,
     )  # fmt: skip

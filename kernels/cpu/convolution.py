@@ -300,5 +300,5 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     return _Convolution.apply(
         x, norm_in.weight, norm_in.bias, inner.weight, inner.bias, module.depthwise, norm.weight, norm.bias,
         outer.weight, outer.bias, norm_out.weight, norm_out.bias, w, norm_of(norm), spans,
-        layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, norm_in.eps, norm_out.eps,
+        layout.seed() if p > 0 else None, module.dropout.salt, p, norm_in.eps, norm_out.eps,
     )  # fmt: skip

@@ -139,6 +139,6 @@ def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
         return forward(rows_of(x), spans, *w, *ends, None, 0, 0.0, keep=False)[0]
     return _FeedForward.apply(
         x, module.w_val.weight, module.w_val.bias, module.w_gate.weight, module.w_gate.bias, out.weight, out.bias,
-        norm.weight, norm.bias, w, spans, layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p,
+        norm.weight, norm.bias, w, spans, layout.seed() if p > 0 else None, module.dropout.salt, p,
         norm.eps,
     )  # fmt: skip

@@ -4,6 +4,7 @@ Importing it needs no triton: an op's kernels are imported when it first runs.
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,6 +36,11 @@ LIMITS = Limits(widths=(64, 512), head_size=256, taps=(2, 128))
 
 # Asked once: it looks through the folders of sys.path, which is slow, and which torch.compile can't trace.
 _installed = find_spec("triton") is not None
+
+# The ops' modules bear the functions' names: imported first, they do not replace them later.
+if _installed:
+    for _op in ("attention", "convolution", "feed_forward", "input_embed", "masked_loss", "mix_pool"):
+        import_module(f"astroco_fast.kernels.triton.{_op}")
 
 
 def unsupported(

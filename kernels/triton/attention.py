@@ -118,5 +118,5 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     return _Attention.apply(
         x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, found.end,
         found.offsets, found.longest, module.heads, layout.seed() if p > 0 else None,
-        getattr(module.dropout, "salt", 0), p, norm.eps,
+        module.dropout.salt, p, norm.eps,
     )  # fmt: skip

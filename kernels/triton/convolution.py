@@ -167,5 +167,5 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     return _Convolution.apply(
         x, gain_in, shift_in, module.pointwise_in.weight, b_in, module.depthwise, norm.weight, norm.bias,
         module.pointwise_out.weight, b_out, gain_out, shift_out, w, norm_of(norm), spans.first, spans.end,
-        layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, eps_in, eps_out,
+        layout.seed() if p > 0 else None, module.dropout.salt, p, eps_in, eps_out,
     )  # fmt: skip

@@ -119,5 +119,5 @@ def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     return _FeedForward.apply(
         x, module.w_val.weight, module.w_val.bias, module.w_gate.weight, module.w_gate.bias, module.w_out.weight,
         module.w_out.bias, module.norm.weight, module.norm.bias, weights(module, compute_dtype(x)),
-        segments(layout).end, layout.seed() if p > 0 else None, getattr(module.dropout, "salt", 0), p, module.norm.eps,
+        segments(layout).end, layout.seed() if p > 0 else None, module.dropout.salt, p, module.norm.eps,
     )  # fmt: skip
