@@ -1,6 +1,6 @@
-"""What AstroCo moves, launches and computes: eager, by Inductor's schedule and by this project's kernels, *modelled*.
+"""A model of what AstroCo moves, launches and computes: eager PyTorch beside this project's Triton kernels.
 
 python -m bench.roofline --preset L --batch 256
 
-No GPU is needed, and nothing is measured: the real code runs on tensors without data, and every op is counted.
+Nothing is measured, and no GPU is needed: the real code runs on tensors without data, and every op is counted.
 """

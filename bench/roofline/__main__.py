@@ -1,4 +1,4 @@
-"""`python -m bench.roofline`: tables in Markdown to standard output, and all numbers as JSON."""
+"""`python -m bench.roofline`: prints tables in Markdown, and writes all numbers as JSON if asked to."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from astroco_fast import presets
-from bench.roofline.model import DEVICES, EAGER, FULL, HALF, INDUCTOR, OURS, STEP, Bar, Row, bars, rows
+from bench.roofline.model import DEVICES, EAGER, FULL, HALF, OURS, STEP, Bar, Row, bars, rows
 from bench.roofline.subject import DTYPES
 
-TITLES = {EAGER: "eager PyTorch", INDUCTOR: "Inductor", OURS: "astroco_fast"}
+TITLES = {EAGER: "eager PyTorch", OURS: "astroco_fast"}
 NOTE = """\
-*Modelled*, not measured: the real code ran on tensors without data. Every op is one launch and moves each of its
-distinct inputs and outputs once; operations are those of matrix products and convolutions. The bound of a pass is the
-sum over its launches of the longer of operations / peak and bytes / bandwidth, by data sheet
+*Modelled*, not measured: the real code ran on tensors without data. Every op counts as one launch that moves each of
+its distinct inputs and outputs once; operations are those of matrix products and convolutions. The bound of a pass is
+the sum over its launches of the longer of operations / peak and bytes / bandwidth, by data sheet
 (half precision: {devices}).
-Nothing is added for launches, and no kernel reaches its bound. Kept: what forward leaves for backward, parameters and
-their casts aside. Weights are cast anew for each batch by eager and by Inductor, for each training step by
-astroco_fast. The optimiser is left out."""
-ON_INDUCTOR = """\
-Inductor: `torch.compile`'s schedule of the plain model for an H100, by its own scheduler's count of buffers, taken for
-2 and 3 blocks and extrapolated to {layers}. Not for ragged windows: under it shapes are fixed, and padding stays."""
+A launch adds nothing to the bound, and no kernel reaches its bound. "Kept" is what the forward pass keeps for the
+backward pass, without parameters and their casts. Eager PyTorch casts the weights for every batch, astroco_fast for
+every training step. The optimiser is left out."""
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bench.roofline", description=__doc__)
     parser.add_argument("--preset", default="L", choices=presets.names())
     parser.add_argument("--batch", type=int, default=256, help="windows")
     parser.add_argument("--length", type=int, default=200, help="positions of a window")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--devices", nargs="+", default=list(DEVICES), choices=DEVICES)
-    parser.add_argument("--no-inductor", action="store_true", help="leave Inductor out: its schedule takes minutes")
-    parser.add_argument("--ops", action="store_true", help="also what each op of astroco_fast moves")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--ops", action="store_true", help="also print what each op of astroco_fast moves")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all numbers to this file")
     args = parser.parse_args()
     devices = [DEVICES[name] for name in args.devices]
     config = presets.preset(args.preset).config
-    found = rows(config, args.batch, args.length, args.dtype, devices, not args.no_inductor)
+    found = rows(config, args.batch, args.length, args.dtype, devices)
     limits = bars(found)
     print(markdown(args, found, limits))
     if args.json:
@@ -47,7 +44,7 @@ def main() -> None:
 
 
 def markdown(args: argparse.Namespace, found: list[Row], limits: list[Bar]) -> str:
-    """The tables."""
+    """The page: the batch, a note on the method, tables by kind of windows, the limits."""
     sheets = "; ".join(
         f"{device.name} {device.half / 1e12:g} TFLOP/s, {device.bandwidth / 1e12:g} TB/s"
         for device in map(DEVICES.__getitem__, args.devices)
@@ -56,8 +53,6 @@ def markdown(args: argparse.Namespace, found: list[Row], limits: list[Bar]) -> s
         f"AstroCo-{args.preset}, {args.batch} windows of {args.length}, {args.dtype}.",
         NOTE.format(devices=sheets),
     ]
-    if any(row.implementation == INDUCTOR for row in found):
-        parts.append(ON_INDUCTOR.format(layers=presets.preset(args.preset).config.layers))
     titles = {FULL: "Full windows", HALF: "Ragged windows, half of all points padding"}
     parts += [f"{title}:\n\n{_table(args, [r for r in found if r.batch == kind])}" for kind, title in titles.items()]
     lines = ["| bar | limit | modelled | |", "|---|---:|---:|---|"]
@@ -86,7 +81,7 @@ def _table(args: argparse.Namespace, found: list[Row]) -> str:
 
 
 def _ops(row: Row) -> str:
-    """Where a pass's bytes go, by op."""
+    """A table of the launches and bytes of a pass, by op."""
     lines = [f"{row.name}, {' and '.join(row.architectures)}:", "", "| op | launches | GB |", "|---|---:|---:|"]
     return "\n".join(lines + [f"| {name} | {n} | {size / 1e9:.3f} |" for name, (n, size) in row.ops.items()])
 

@@ -1,35 +1,32 @@
-"""Every implementation, batch and pass, counted, and the time that data sheets allow for it."""
+"""Counts of every implementation, batch and pass, the time that data sheets allow for them, and our limits."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from astroco_fast.reference.config import AstroCoConfig
-from bench.roofline import inductor
 from bench.roofline.counting import Counts
 from bench.roofline.subject import DTYPES, count, window_lengths
 
-EAGER, INDUCTOR, OURS = "eager", "inductor", "astroco_fast"
-Run = Callable[[int], dict[str, Counts]]  # counts a model of so many layers, by pass
+EAGER, OURS = "eager", "astroco_fast"
 FULL, HALF = "full", "half-padded"
 INFERENCE, FORWARD, BACKWARD, STEP = "inference", "forward", "backward", "training step"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet, dense, without sparsity.
+    """A GPU by its data sheet: dense figures, without structured sparsity.
 
     Attributes:
         name: of the GPU.
-        architecture: as compilers call it.
-        half, single: operations per second in half precision on tensor cores, in float32 without them.
-        bandwidth: bytes per second of its memory.
+        architecture: the compiler's name for it, such as sm_90.
+        half: operations a second in half precision, on tensor cores.
+        single: operations a second in float32, without tensor cores.
+        bandwidth: bytes a second to and from its memory.
     """
 
     name: str
@@ -39,9 +36,9 @@ class Device:
     bandwidth: float
 
     def bound(self, counts: Counts) -> float:
-        """Seconds that these ops take at least: each as long as its arithmetic or its bytes, whichever is longer.
+        """The least time, in seconds, that these ops take one after another.
 
-        Nothing is added for launches.
+        An op takes as long as its arithmetic or its memory traffic, whichever is longer; a launch costs nothing.
         """
         return sum(
             max(op.flops / (self.half if op.dtype.itemsize == 2 else self.single), op.bytes / self.bandwidth)
@@ -64,17 +61,17 @@ class Row:
     """One pass of one implementation on one batch.
 
     Attributes:
-        implementation: `EAGER`, `INDUCTOR` or `OURS`.
+        implementation: `EAGER` or `OURS`.
         batch: `FULL` or `HALF`.
         name: of the pass.
-        architectures: whose tilings were counted; bytes agree to 1 %, and are the first one's.
+        architectures: those whose tilings give these counts. Their bytes agree within 1 %; the first one's are given.
         launches: of the whole model.
-        block: launches of one block more.
+        block: launches that one more block adds.
         read, written: bytes.
-        flops: operations.
-        kept: bytes kept for backward.
-        bound: milliseconds, by device.
-        ops: launches and bytes by op, most bytes first; empty for what is extrapolated.
+        flops: floating-point operations.
+        kept: bytes of activations kept for the backward pass.
+        bound: the least time in milliseconds, by device.
+        ops: (launches, bytes) by op, the op with the most bytes first.
     """
 
     implementation: str
@@ -95,19 +92,16 @@ class Row:
         return self.read + self.written
 
 
-def rows(
-    config: AstroCoConfig, batch: int, length: int, dtype: str, devices: Iterable[Device], with_inductor: bool = True
-) -> list[Row]:
-    """Count everything.
+def rows(config: AstroCoConfig, batch: int, length: int, dtype: str, devices: Iterable[Device]) -> list[Row]:
+    """Count both implementations on full and on half-padded windows.
 
     Args:
         config: of the model.
-        batch, length: B, T.
-        dtype: autocast's, a key of `DTYPES`.
-        devices: to give bounds for.
-        with_inductor: its schedule too, for full windows; it takes minutes.
+        batch: windows (B).
+        length: positions of a window (T).
+        dtype: the one that autocast computes in, a key of `DTYPES`.
+        devices: GPUs to give bounds for.
     """
-    compute, layers = DTYPES[dtype], config.layers
     by_architecture: dict[str, list[Device]] = {}
     for device in devices:
         by_architecture.setdefault(device.architecture, []).append(device)
@@ -116,63 +110,54 @@ def rows(
     for kind in (FULL, HALF):
         lengths = window_lengths(batch, length, kind == HALF)
 
-        def run(backend: str, architecture: str, lengths: Tensor = lengths) -> Run:
-            return lambda n: count(
-                backend, replace(config, layers=n), lengths, length, compute, ARCHITECTURES[architecture]
-            )
+        def run(backend: str, architecture: str, layers: int, lengths: Tensor = lengths) -> dict[str, Counts]:
+            changed = replace(config, layers=layers)
+            return count(backend, changed, lengths, length, DTYPES[dtype], ARCHITECTURES[architecture])
 
-        found += _rows(EAGER, kind, everywhere, layers, run("reference", everywhere[0].architecture))
-        if with_inductor and kind == FULL:
-            found += _inductor_rows(config, lengths, length, compute, everywhere)
+        def eager(layers: int) -> dict[str, Counts]:  # plain PyTorch has no tilings
+            return run("reference", everywhere[0].architecture, layers)
+
+        found += _passes(EAGER, kind, everywhere, config.layers, eager)
         ours: list[Row] = []
         for architecture, some in by_architecture.items():
-            _join(ours, _rows(OURS, kind, some, layers, run("triton", architecture)))
+
+            def fused(layers: int, architecture: str = architecture) -> dict[str, Counts]:
+                return run("triton", architecture, layers)
+
+            _join(ours, _passes(OURS, kind, some, config.layers, fused))
         found += ours
     return found
 
 
-def _inductor_rows(
-    config: AstroCoConfig, lengths: Tensor, length: int, dtype: torch.dtype, devices: list[Device]
+def _passes(
+    implementation: str, kind: str, devices: list[Device], layers: int, run: Callable[[int], dict[str, Counts]]
 ) -> list[Row]:
-    def run(layers: int) -> dict[str, Counts]:
-        return inductor.count(replace(config, layers=layers), lengths, length, dtype)
-
-    try:
-        return _rows(INDUCTOR, FULL, devices, config.layers, run, extrapolated=True)
-    except Exception as error:  # torch's internals differ from version to version
-        warnings.warn(f"Inductor is left out, torch {torch.__version__}: {error}", RuntimeWarning, stacklevel=2)
-        return []
-
-
-def _rows(
-    implementation: str,
-    kind: str,
-    devices: list[Device],
-    layers: int,
-    run: Run,
-    extrapolated: bool = False,
-) -> list[Row]:
-    """The passes of one implementation.
-
-    Args:
-        devices: to give bounds for.
-        layers: of the model.
-        run: counts a model of so many layers.
-        extrapolated: from models of 2 and 3 layers; else the whole model is counted.
-    """
-    architectures = tuple(dict.fromkeys(device.architecture for device in devices))
+    """A row for each pass; `run` counts a model of so many layers, by pass."""
     two, three = run(2), run(3)
-    whole = {2: two, 3: three}.get(layers) or (three if extrapolated else run(layers))
+    whole = {2: two, 3: three}.get(layers) or run(layers)
     found = []
     for name in (INFERENCE, FORWARD, BACKWARD, STEP):
-        a, b = (_pass(counts, name) for counts in (two, three))
-        block = b.launches - a.launches
-        if not extrapolated:
-            row = _row(implementation, kind, name, architectures, _pass(whole, name), block, devices)
-        else:
-            low, high = (_row(implementation, kind, name, architectures, c, block, devices) for c in (a, b))
-            row = _extrapolate(low, high, layers - 2)
-        found.append(row)
+        counts = _pass(whole, name)
+        by_op: dict[str, tuple[int, int]] = {}
+        for op in counts.ops:
+            launches, size = by_op.get(op.name, (0, 0))
+            by_op[op.name] = launches + op.launches, size + op.bytes
+        found.append(
+            Row(
+                implementation=implementation,
+                batch=kind,
+                name=name,
+                architectures=tuple(dict.fromkeys(device.architecture for device in devices)),
+                launches=counts.launches,
+                block=_pass(three, name).launches - _pass(two, name).launches,
+                read=counts.read,
+                written=counts.written,
+                flops=counts.flops,
+                kept=counts.kept,
+                bound={device.name: 1e3 * device.bound(counts) for device in devices},
+                ops=dict(sorted(by_op.items(), key=lambda item: -item[1][1])),
+            )
+        )
     return found
 
 
@@ -180,53 +165,8 @@ def _pass(counts: dict[str, Counts], name: str) -> Counts:
     return counts[FORWARD] + counts[BACKWARD] if name == STEP else counts[name]
 
 
-def _row(
-    implementation: str,
-    kind: str,
-    name: str,
-    architectures: tuple[str, ...],
-    counts: Counts,
-    block: int,
-    devices: list[Device],
-) -> Row:
-    by_op: dict[str, tuple[int, int]] = {}
-    for op in counts.ops:
-        launches, size = by_op.get(op.name, (0, 0))
-        by_op[op.name] = launches + op.launches, size + op.bytes
-    return Row(
-        implementation,
-        kind,
-        name,
-        architectures,
-        counts.launches,
-        block,
-        counts.read,
-        counts.written,
-        counts.flops,
-        counts.kept,
-        {device.name: 1e3 * device.bound(counts) for device in devices},
-        dict(sorted(by_op.items(), key=lambda item: -item[1][1])),
-    )
-
-
-def _extrapolate(low: Row, high: Row, blocks: int) -> Row:
-    """`low` and as many blocks as given more, each what `high` has more than `low`."""
-
-    def line(a: float, b: float) -> float:
-        return a + blocks * (b - a)
-
-    return replace(
-        low,
-        **{
-            key: line(getattr(low, key), getattr(high, key)) for key in ("launches", "read", "written", "flops", "kept")
-        },
-        bound={device: line(low.bound[device], high.bound[device]) for device in low.bound},
-        ops={},
-    )
-
-
 def _join(found: list[Row], fresh: list[Row]) -> None:
-    """Add rows; where other tilings make no difference to speak of, to the row that is there."""
+    """Add rows; a row whose architecture counts as another one's does is merged into that one's row."""
     for row in fresh:
         for place, old in enumerate(found):
             same = (old.name, old.launches, old.block) == (row.name, row.launches, row.block)
@@ -240,7 +180,7 @@ def _join(found: list[Row], fresh: list[Row]) -> None:
 
 @dataclass
 class Bar:
-    """A limit, and where we are. Met at or below it."""
+    """A limit and the modelled value, which meets it at or below it."""
 
     text: str
     limit: float
@@ -252,7 +192,7 @@ class Bar:
 
 
 def bars(found: list[Row]) -> list[Bar]:
-    """What this project asks of its kernels; of several tilings the worst counts."""
+    """The limits that this project sets its kernels; where tilings differ, the worst counts."""
 
     def worst(name: str, measure: str, implementation: str = OURS, kind: str = FULL) -> float:
         chosen = [row for row in found if (row.implementation, row.batch, row.name) == (implementation, kind, name)]

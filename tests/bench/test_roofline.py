@@ -20,7 +20,6 @@ import astroco_fast.kernels.triton as backend
 from astroco_fast import presets
 from astroco_fast.kernels.library import functions
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
-from bench.roofline import inductor
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import PAIRWISE, PRODUCTS, counter
 from bench.roofline.model import DEVICES, INFERENCE, OURS, STEP, Device, bars, rows
@@ -133,34 +132,22 @@ def test_half_of_the_ragged_points_are_padding():
 def test_bars_of_two_blocks():
     """As the next test, in less time."""
     config = replace(presets.preset("L").config, layers=2)
-    found = rows(config, 256, 200, "bf16", [DEVICES["H100"]], with_inductor=False)
+    found = rows(config, 256, 200, "bf16", [DEVICES["H100"]])
     assert not [bar for bar in bars(found) if not bar.met]
 
 
 @pytest.mark.slow
 def test_bars():
     """All that `python -m bench.roofline` checks."""
-    found = rows(presets.preset("L").config, 256, 200, "bf16", DEVICES.values(), with_inductor=False)
+    found = rows(presets.preset("L").config, 256, 200, "bf16", DEVICES.values())
     assert {device for row in found for device in row.bound} == DEVICES.keys()
     assert not [bar for bar in bars(found) if not bar.met]
-
-
-@pytest.mark.slow
-def test_inductor():
-    """Between plain PyTorch, which fuses nothing, and us."""
-    config, lengths = replace(presets.preset("L").config, layers=1), window_lengths(32, 200, padded=False)
-    eager, ours = (count(name, config, lengths, 200, torch.bfloat16, SM_90) for name in ("reference", "triton"))
-    compiled = inductor.count(config, lengths, 200, torch.bfloat16)
-    for name in ("inference", "forward", "backward"):
-        assert ours[name].bytes < compiled[name].bytes < eager[name].bytes
-        assert compiled[name].flops == pytest.approx(eager[name].flops, rel=0.02)
-    assert ours["forward"].kept < compiled["forward"].kept < eager["forward"].kept
 
 
 def test_command(tmp_path):
     """Markdown to standard output, JSON to a file."""
     out = tmp_path / "roofline.json"
-    command = [sys.executable, "-m", "bench.roofline", "--preset", "tiny", "--batch", "4", "--no-inductor", "--ops"]
+    command = [sys.executable, "-m", "bench.roofline", "--preset", "tiny", "--batch", "4", "--ops"]
     done = subprocess.run(
         [*command, "--devices", "H100", "--json", str(out)],
         cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
