@@ -1,31 +1,49 @@
 """Registration of kernels with `torch.library`, so that `torch.compile` and `opcheck` know their schema and shapes."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 _LIBRARY = torch.library.Library("astroco_fast", "DEF")
-# Inductor must not hand a kernel other strides than eager mode would: all of them take contiguous tensors.
+# Every kernel takes contiguous tensors, so Inductor must give it the strides that eager mode would.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
-# What each op runs, by name, for who wants to see its launches: the dispatcher hands out an op only, and runs its fake
-# where tensors have no data.
+# The Python function behind each op, by name. The dispatcher hands out only the op, and runs its fake where tensors
+# have no data; bench/roofline runs these functions there instead, to see their launches.
 functions: dict[str, Callable[..., Any]] = {}
 
 
-def kernel_op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as `torch.ops.astroco_fast.<name>` and give that op in its place.
+def kernel_op(
+    allocate: Callable[..., Any], mutates: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the op `torch.ops.astroco_fast.<its name>`, and return the op in its place.
+
+    The op's schema is inferred from the function's annotations (`torch.library.infer_schema`).
 
     Args:
-        schema: as in "name(Tensor x, float p) -> (Tensor, Tensor)".
-        fake: takes the same arguments and allocates the outputs; stands in where tensors have no data.
+        allocate: allocates the outputs, and is the op's fake, which stands in where tensors have no data. It takes
+            those of the function's arguments that it needs, under the same names.
+        mutates: names of the arguments that the function writes to.
+
+    Raises:
+        TypeError: the function has no argument of a name that `allocate` takes.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = schema.partition("(")[0]
+        name = function.__name__
+        signature, needed = inspect.signature(function), inspect.signature(allocate).parameters
+        if unknown := needed.keys() - signature.parameters.keys():
+            raise TypeError(f"{name}: {allocate.__name__} takes {', '.join(sorted(unknown))}, which {name} does not")
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return allocate(**{argument: bound.arguments[argument] for argument in needed})
+
         functions[name] = function
-        _LIBRARY.define(schema, tags=_TAGS)
+        _LIBRARY.define(torch.library.infer_schema(function, op_name=name, mutates_args=mutates), tags=_TAGS)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"astroco_fast::{name}", fake, lib=_LIBRARY)
         return getattr(torch.ops.astroco_fast, name).default

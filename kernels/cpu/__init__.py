@@ -70,9 +70,9 @@ def versions() -> tuple[str, ...]:
 
 def dropout_scale(layout: Layout, salt: int, p: float, width: int) -> Tensor:
     """What the dropout of this salt multiplies this batch's rows by, (N, D) float32: 0 or 1 / (1 - p)."""
-    from astroco_fast.kernels.cpu.dropout import dropout_mask
+    from astroco_fast.kernels.cpu.dropout import cpu_dropout_mask
 
-    return dropout_mask(layout.seed(), salt, p, layout.rows, width)
+    return cpu_dropout_mask(layout.seed(), salt, p, layout.rows, width)
 
 
 def input_embed(module: Any, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.cpu import native
-from astroco_fast.kernels.cpu.weights import pack, padded, symbol
+from astroco_fast.kernels.cpu.weights import cpu_pack, padded, symbol
 from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
@@ -59,17 +59,17 @@ def weights(module: Attention, dtype: torch.dtype) -> Weights:
 
     def make() -> Weights:
         return Weights(
-            pack(spread_qkv(qkv, heads, dtype), False, dtype),
+            cpu_pack(spread_qkv(qkv, heads, dtype), False, dtype),
             padded(spread(b_qkv.detach(), 3 * heads, dtype)),
-            pack(spread_out(out, heads, dtype), False, dtype),
+            cpu_pack(spread_out(out, heads, dtype), False, dtype),
         )
 
     return prepared(module, ("cpu attention", dtype), (qkv, b_qkv, out), make)
 
 
-def _new_outputs(x: Tensor, windows: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out: Tensor, *rest: Any):  # type: ignore[no-untyped-def]
-    (rows, width), dtype, heads = x.shape, w_qkv.dtype, rest[3]
-    kept = rows if rest[-1] else 0
+def _new_outputs(x: Tensor, w_qkv: Tensor, b_qkv: Tensor, heads: int, keep: bool):  # type: ignore[no-untyped-def]
+    (rows, width), dtype = x.shape, w_qkv.dtype
+    kept = rows if keep else 0
     return (
         new(x, rows, width),
         new(x, kept, b_qkv.shape[0], dtype=dtype),
@@ -80,13 +80,8 @@ def _new_outputs(x: Tensor, windows: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out
     )
 
 
-@kernel_op(
-    "cpu_attention(Tensor x, Tensor windows, Tensor w_qkv, Tensor b_qkv, Tensor w_out, Tensor b_out, Tensor gain, "
-    "Tensor shift, int heads, float eps, Tensor? seed, int salt, float p, bool keep) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _new_outputs,
-)
-def forward(
+@kernel_op(_new_outputs)
+def cpu_attention(
     x: Tensor, windows: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
     heads: int, eps: float, seed: Tensor | None, salt: int, p: float, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -95,7 +90,7 @@ def forward(
     That is q, k and v (N, pitch(3 F)); what was attended (N, F); of each head the logarithm to base 2 of softmax's sum
     (N, H); W_out's product (N, P); the norm's mean and deviation (N, 2). Rows that are not real are not written there.
     """
-    y, *kept = made = _new_outputs(x, windows, w_qkv, b_qkv, w_out, b_out, gain, shift, heads, keep)
+    y, *kept = made = _new_outputs(x, w_qkv, b_qkv, heads, keep)
     native.call(
         symbol("attention", w_qkv.dtype), y, *(kept if keep else [None] * 5), x, windows, windows.shape[1], *x.shape,
         heads, w_qkv, w_out, b_qkv, b_out, gain, shift, eps, seed, salt, p,
@@ -103,7 +98,7 @@ def forward(
     return made
 
 
-def _new_gradients(dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+def _new_gradients(x: Tensor, qkv: Tensor, attended: Tensor):  # type: ignore[no-untyped-def]
     width = x.shape[1]
     return (
         torch.empty_like(x),
@@ -113,18 +108,13 @@ def _new_gradients(dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, *_: Any
     )
 
 
-@kernel_op(
-    "cpu_attention_backward(Tensor dy, Tensor x, Tensor qkv, Tensor attended, Tensor sums, Tensor product, "
-    "Tensor stats, Tensor windows, Tensor w_out, Tensor w_qkv, Tensor b_out, Tensor gain, Tensor? seed, int salt, "
-    "float p) -> (Tensor, Tensor, Tensor, Tensor)",
-    _new_gradients,
-)
-def backward(
+@kernel_op(_new_gradients)
+def cpu_attention_backward(
     dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, sums: Tensor, product: Tensor, stats: Tensor, windows: Tensor,
     w_out: Tensor, w_qkv: Tensor, b_out: Tensor, gain: Tensor, seed: Tensor | None, salt: int, p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients: of x; of W_qkv and, transposed, of W_out, (4 F, P); of b_qkv; of b_out, gain and shift."""
-    made = _new_gradients(dy, x, qkv, attended)
+    made = _new_gradients(x, qkv, attended)
     native.call(
         symbol("attention_backward", qkv.dtype), *made, dy, x, qkv, attended, sums, product, stats, windows,
         windows.shape[1], *x.shape, sums.shape[1], w_out, w_qkv, b_out, gain, seed, salt, p,
@@ -139,7 +129,7 @@ class _Attention(torch.autograd.Function):
         w: Weights, spans: Tensor, heads: int, seed: Tensor | None, salt: int, p: float, eps: float,
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
-        y, *kept = forward(x, spans, *w, b_out, gain, shift, heads, eps, seed, salt, p, keep=True)
+        y, *kept = cpu_attention(x, spans, *w, b_out, gain, shift, heads, eps, seed, salt, p, keep=True)
         ctx.save_for_backward(x, *kept, spans, w_qkv, w_out, b_out, gain, seed)
         ctx.salt, ctx.p = salt, p
         return y
@@ -149,9 +139,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, qkv, attended, sums, product, stats, spans, w_qkv, w_out, b_out, gain, seed = ctx.saved_tensors
         width, heads, dtype, features = x.shape[1], sums.shape[1], qkv.dtype, attended.shape[1]
-        w_back = pack(spread_out(w_out, heads, dtype), True, dtype)
-        w_in = pack(spread_qkv(w_qkv, heads, dtype), True, dtype)
-        dx, matrices, d_bias, d_end = backward(
+        w_back = cpu_pack(spread_out(w_out, heads, dtype), True, dtype)
+        w_in = cpu_pack(spread_qkv(w_qkv, heads, dtype), True, dtype)
+        dx, matrices, d_bias, d_end = cpu_attention_backward(
             rows_of(dy), x, qkv, attended, sums, product, stats, spans, w_back, w_in, b_out, gain, seed, ctx.salt, ctx.p
         )
         # Without the columns that pad the heads.
@@ -169,7 +159,7 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     p = module.dropout.p if module.dropout.training else 0.0
     if p == 0 and not wants_gradient(module, x):
         ends = (module.out.bias, norm.weight, norm.bias, module.heads, norm.eps)
-        return forward(rows_of(x), spans, *w, *ends, None, 0, 0.0, keep=False)[0]
+        return cpu_attention(rows_of(x), spans, *w, *ends, None, 0, 0.0, keep=False)[0]
     return _Attention.apply(
         x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, spans,
         module.heads, layout.seed() if p > 0 else None, module.dropout.salt, p, norm.eps,

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.batch_statistics import Norm, merged, norm_of
 from astroco_fast.kernels.cpu import native
-from astroco_fast.kernels.cpu.weights import pack, padded, symbol, weight_gradient
+from astroco_fast.kernels.cpu.weights import cpu_pack, cpu_weight_gradient, padded, symbol
 from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
@@ -42,9 +42,9 @@ def weights(module: Convolution, dtype: torch.dtype) -> Weights:
     inner, outer = module.pointwise_in, module.pointwise_out
 
     def make() -> Weights:
-        val, gate = (pack(half, False, dtype) for half in inner.weight.detach().chunk(2))
+        val, gate = (cpu_pack(half, False, dtype) for half in inner.weight.detach().chunk(2))
         b_val, b_gate = (padded(half) for half in inner.bias.detach().chunk(2))
-        return Weights(val, gate, b_val, b_gate, pack(outer.weight.detach(), False, dtype))
+        return Weights(val, gate, b_val, b_gate, cpu_pack(outer.weight.detach(), False, dtype))
 
     return prepared(module, ("cpu convolution", dtype), (inner.weight, inner.bias, outer.weight), make)
 
@@ -70,17 +70,12 @@ def folded(module: Convolution) -> tuple[Tensor, Tensor]:
     return prepared(module, "cpu folded", (module.depthwise, norm.weight, norm.bias, mean, variance), make)
 
 
-def _new_rows(x: Tensor, *_: object) -> Tensor:
+def _new_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@kernel_op(
-    "cpu_convolution(Tensor x, Tensor windows, Tensor w_val, Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor w_out, "
-    "Tensor taps, Tensor offset, int before, Tensor gain_in, Tensor shift_in, float eps_in, Tensor b_out, Tensor gain, "
-    "Tensor shift, float eps) -> Tensor",
-    _new_rows,
-)
-def inference(
+@kernel_op(_new_rows)
+def cpu_convolution(
     x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor,
     taps: Tensor, offset: Tensor, before: int, gain_in: Tensor, shift_in: Tensor, eps_in: float, b_out: Tensor,
     gain: Tensor, shift: Tensor, eps: float,
@@ -94,7 +89,7 @@ def inference(
     return y
 
 
-def _new_depthwise(x: Tensor, windows: Tensor, w_val: Tensor, *_: object):  # type: ignore[no-untyped-def]
+def _new_depthwise(x: Tensor, windows: Tensor, w_val: Tensor):  # type: ignore[no-untyped-def]
     rows, p = x.shape[0], pitch(x.shape[1])
     return (
         new(x, rows, 2, p, dtype=w_val.dtype),
@@ -104,12 +99,8 @@ def _new_depthwise(x: Tensor, windows: Tensor, w_val: Tensor, *_: object):  # ty
     )
 
 
-@kernel_op(
-    "cpu_convolution_depthwise(Tensor x, Tensor windows, Tensor w_val, Tensor w_gate, Tensor b_val, Tensor b_gate, "
-    "Tensor taps, int before, Tensor gain, Tensor shift, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
-    _new_depthwise,
-)
-def depthwise(
+@kernel_op(_new_depthwise)
+def cpu_convolution_depthwise(
     x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, taps: Tensor, before: int,
     gain: Tensor, shift: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -122,16 +113,12 @@ def depthwise(
     return made
 
 
-def _new_statistics(count: Tensor, partial: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _new_statistics(count: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
     return new(count, 1), new(partial, 4, partial.shape[2])
 
 
-@kernel_op(
-    "cpu_batch_norm_merge(Tensor count, Tensor partial, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? batches, float momentum, float eps) -> (Tensor, Tensor)",
-    _new_statistics,
-)
-def batch_norm_merge(
+@kernel_op(_new_statistics, mutates=("running_mean", "running_var", "batches"))
+def cpu_batch_norm_merge(
     count: Tensor, partial: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
     momentum: float, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -147,22 +134,17 @@ def batch_norm_merge(
     return made
 
 
-def _new_out(c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, x: Tensor, *_: object):  # type: ignore[no-untyped-def]
+def _new_out(c: Tensor, x: Tensor):  # type: ignore[no-untyped-def]
     return torch.empty_like(x), torch.empty_like(c), new(x, x.shape[0], 2)
 
 
-@kernel_op(
-    "cpu_convolution_out(Tensor c, Tensor statistics, Tensor scale, Tensor offset, Tensor x, Tensor windows, "
-    "Tensor w_out, Tensor b_out, Tensor gain, Tensor shift, float eps, Tensor? seed, int salt, float p) "
-    "-> (Tensor, Tensor, Tensor)",
-    _new_out,
-)
-def finish(
+@kernel_op(_new_out)
+def cpu_convolution_out(
     c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, x: Tensor, windows: Tensor, w_out: Tensor,
     b_out: Tensor, gain: Tensor, shift: Tensor, eps: float, seed: Tensor | None, salt: int, p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """From convolved rows to the sublayer's output, W_out's product (N, P), LayerNorm's mean and deviation (N, 2)."""
-    made = _new_out(c, statistics, scale, offset, x)
+    made = _new_out(c, x)
     native.call(
         symbol("convolution_out", c.dtype), *made, c, statistics, scale, offset, x, windows, windows.shape[1], *x.shape,
         w_out, b_out, gain, shift, eps, seed, salt, p,
@@ -170,23 +152,18 @@ def finish(
     return made
 
 
-def _new_backward_out(dy: Tensor, x: Tensor, product: Tensor, *_: object):  # type: ignore[no-untyped-def]
+def _new_backward_out(x: Tensor, product: Tensor):  # type: ignore[no-untyped-def]
     half, width = (torch.empty_like(product) for _ in range(3)), x.shape[1]
     return torch.empty_like(x), *half, new(x, 3, width), new(x, 3, width)
 
 
-@kernel_op(
-    "cpu_convolution_backward_out(Tensor dy, Tensor x, Tensor product, Tensor stats, Tensor c, Tensor statistics, "
-    "Tensor scale, Tensor offset, Tensor windows, Tensor w_out, Tensor b_out, Tensor gain, Tensor? seed, int salt, "
-    "float p) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _new_backward_out,
-)
-def backward_out(
+@kernel_op(_new_backward_out)
+def cpu_convolution_backward_out(
     dy: Tensor, x: Tensor, product: Tensor, stats: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor,
     windows: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, seed: Tensor | None, salt: int, p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The residual's share of dx; d_o and s, for W_out; the gradient of BatchNorm's result; sums for vectors."""
-    made = _new_backward_out(dy, x, product)
+    made = _new_backward_out(x, product)
     native.call(
         symbol("convolution_backward_out", c.dtype), *made, dy, x, product, stats, c, statistics, scale, offset,
         windows, windows.shape[1], *x.shape, w_out, b_out, gain, seed, salt, p,
@@ -195,8 +172,7 @@ def backward_out(
 
 
 def _new_backward_in(
-    dn: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, count: Tensor, sums: Tensor | None, kept: Tensor,
-    x: Tensor, stats: Tensor, dz: Tensor, windows: Tensor, w_in: Tensor, reversed: Tensor, *_: object,
+    c: Tensor, kept: Tensor, x: Tensor, reversed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return (
         torch.empty_like(x),
@@ -208,19 +184,14 @@ def _new_backward_in(
     )
 
 
-@kernel_op(
-    "cpu_convolution_backward_in(Tensor dn, Tensor c, Tensor statistics, Tensor scale, Tensor count, Tensor? sums, "
-    "Tensor kept, Tensor x, Tensor stats, Tensor dz, Tensor windows, Tensor w_in, Tensor reversed, int before, "
-    "int after, Tensor gain, Tensor shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _new_backward_in,
-)
-def backward_in(
+@kernel_op(_new_backward_in)
+def cpu_convolution_backward_in(
     dn: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, count: Tensor, sums: Tensor | None, kept: Tensor,
     x: Tensor, stats: Tensor, dz: Tensor, windows: Tensor, w_in: Tensor, reversed: Tensor, before: int, after: int,
     gain: Tensor, shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx; d and LayerNorm's rows, for W_in; gradients of the taps, `grouped`; sums for vectors."""
-    made = _new_backward_in(dn, c, statistics, scale, count, sums, kept, x, stats, dz, windows, w_in, reversed)
+    made = _new_backward_in(c, kept, x, reversed)
     native.call(
         symbol("convolution_backward_in", c.dtype), *made, dn, c, statistics, scale, count, sums, kept, x, stats, dz,
         windows, windows.shape[1], *x.shape, w_in, reversed, reversed.shape[1], before, after, gain, shift,
@@ -236,13 +207,13 @@ class _Convolution(torch.autograd.Function):
         spans: Tensor, seed: Tensor | None, salt: int, p: float, eps_in: float, eps_out: float,
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
-        kept, c, stats_in, partial = depthwise(
+        kept, c, stats_in, partial = cpu_convolution_depthwise(
             x, spans, *w[:4], grouped(taps), taps.shape[1] // 2, gain_in, shift_in, eps_in
         )
         count, statistics = spans.new_zeros(1, dtype=torch.float32), norm.fixed
         if statistics is None:
-            count, statistics = merged(batch_norm_merge, spans[1].float(), partial, norm)
-        y, product, stats = finish(
+            count, statistics = merged(cpu_batch_norm_merge, spans[1].float(), partial, norm)
+        y, product, stats = cpu_convolution_out(
             c, statistics, scale, offset, x, spans, w.out, b_out, gain_out, shift_out, eps_out, seed, salt, p
         )
         ctx.save_for_backward(
@@ -260,11 +231,11 @@ class _Convolution(torch.autograd.Function):
             w_out, b_out, gain_out, spans, seed,
         ) = ctx.saved_tensors  # fmt: skip
         (width, kernel), p, dtype = taps.shape, c.shape[1], c.dtype
-        dz, d_o, s, dn, d_end, d_norm = backward_out(
-            rows_of(dy), x, product, stats, c, statistics, scale, offset, spans, pack(w_out, True, dtype), b_out,
+        dz, d_o, s, dn, d_end, d_norm = cpu_convolution_backward_out(
+            rows_of(dy), x, product, stats, c, statistics, scale, offset, spans, cpu_pack(w_out, True, dtype), b_out,
             gain_out, seed, ctx.salt, ctx.p,
         )  # fmt: skip
-        d_w_out = weight_gradient(d_o, s, width, width, spans)
+        d_w_out = cpu_weight_gradient(d_o, s, width, width, spans)
         del d_o, s
         sums = None
         if not ctx.fixed:
@@ -274,12 +245,12 @@ class _Convolution(torch.autograd.Function):
                 dist.all_reduce(sums, group=ctx.group)
         halves = x.new_zeros(2, p, width)
         halves[:, :width] = w_in.view(2, width, width)
-        dx, d, a, d_taps, d_bias, d_norm_in = backward_in(
+        dx, d, a, d_taps, d_bias, d_norm_in = cpu_convolution_backward_in(
             dn, c, statistics, scale, count, sums, kept, x, stats_in, dz, spans,
-            pack(halves.view(-1, width), True, dtype), grouped(taps.flip(1)), kernel // 2, kernel - 1 - kernel // 2,
+            cpu_pack(halves.view(-1, width), True, dtype), grouped(taps.flip(1)), kernel // 2, kernel - 1 - kernel // 2,
             gain_in, shift_in,
         )  # fmt: skip
-        d_w_in = weight_gradient(d.view(-1, 2 * p), a, 2 * p, width, spans).view(2, p, width)[:, :width]
+        d_w_in = cpu_weight_gradient(d.view(-1, 2 * p), a, 2 * p, width, spans).view(2, p, width)[:, :width]
         d_taps = d_taps.transpose(1, 2).reshape(p, -1)[:width, :kernel]
         return (
             dx, *d_norm_in, d_w_in.reshape(-1, width), d_bias[:, :width].reshape(-1), d_taps, *d_norm[:2], d_w_out,
@@ -293,7 +264,7 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     inner, outer, norm = module.pointwise_in, module.pointwise_out, module.batch_norm
     p = module.dropout.p if module.dropout.training else 0.0
     if p == 0 and not norm.training and not wants_gradient(module, x):
-        return inference(
+        return cpu_convolution(
             rows_of(x), spans, *w, *folded(module), module.depthwise.shape[1] // 2, norm_in.weight, norm_in.bias,
             norm_in.eps, outer.bias, norm_out.weight, norm_out.bias, norm_out.eps,
         )  # fmt: skip

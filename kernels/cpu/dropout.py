@@ -8,13 +8,13 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import new
 
 
-def _mask_outputs(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
+def _mask_outputs(seed: Tensor, rows: int, width: int) -> Tensor:
     return new(seed, rows, width, dtype=torch.float32)
 
 
-@kernel_op("cpu_dropout_mask(Tensor seed, int salt, float p, int rows, int width) -> Tensor", _mask_outputs)
-def dropout_mask(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
+@kernel_op(_mask_outputs)
+def cpu_dropout_mask(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
     """What dropout multiplies rows by, (rows, width) float32; for tests: no op needs it written out."""
-    mask = _mask_outputs(seed, salt, p, rows, width)
+    mask = _mask_outputs(seed, rows, width)
     call("dropout_scale", mask, seed, salt, float(p), rows, width)
     return mask

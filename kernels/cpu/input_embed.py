@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.cpu import native
-from astroco_fast.kernels.cpu.weights import pack, symbol, weight_gradient
+from astroco_fast.kernels.cpu.weights import cpu_pack, cpu_weight_gradient, symbol
 from astroco_fast.kernels.cpu.windows import windows
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.prepared import prepared
@@ -22,8 +22,8 @@ from astroco_fast.reference.sublayers import InputEmbed
 _BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}
 
 
-def _new_outputs(time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, *rest: Any):  # type: ignore[no-untyped-def]
-    rows, fuse, width, keep = time.shape[0], rest[5], rest[6].shape[0], rest[-1]
+def _new_outputs(time: Tensor, fuse: Tensor, b_fuse: Tensor, keep: bool):  # type: ignore[no-untyped-def]
+    rows, width = time.shape[0], b_fuse.shape[0]
     kept = rows if keep else 0
     half_row = (kept, pitch(width))
     return (
@@ -34,13 +34,8 @@ def _new_outputs(time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, 
     )
 
 
-@kernel_op(
-    "cpu_input_embed(Tensor time, Tensor mag, Tensor err, Tensor? hidden, int hide, Tensor windows, float base, "
-    "Tensor w_points, Tensor b_points, Tensor fuse, Tensor b_fuse, Tensor gain, Tensor shift, float eps, bool keep) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _new_outputs,
-)
-def forward(
+@kernel_op(_new_outputs)
+def cpu_input_embed(
     time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, hide: int, windows: Tensor, base: float,
     w_points: Tensor, b_points: Tensor, fuse: Tensor, b_fuse: Tensor, gain: Tensor, shift: Tensor, eps: float,
     keep: bool,
@@ -52,9 +47,7 @@ def forward(
         base: of the sinusoids' frequencies.
         fuse: packed, in the compute dtype.
     """
-    y, *kept = made = _new_outputs(
-        time, mag, err, hidden, hide, windows, base, w_points, b_points, fuse, b_fuse, keep
-    )  # fmt: skip
+    y, *kept = made = _new_outputs(time, fuse, b_fuse, keep)
     native.call(
         symbol("input_embed", fuse.dtype), y, *(kept if keep else (None, None, None)), time, mag, err, hidden, hide,
         windows, windows.shape[1], *y.shape, base, w_points, b_points, fuse, b_fuse, gain, shift, eps,
@@ -62,16 +55,12 @@ def forward(
     return made
 
 
-def _new_gradients(dy: Tensor, product: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _new_gradients(dy: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(product), new(dy, 5, dy.shape[1])
 
 
-@kernel_op(
-    "cpu_input_embed_backward(Tensor dy, Tensor product, Tensor stats, Tensor mag, Tensor err, Tensor? hidden, "
-    "int hide, Tensor windows, Tensor b_fuse, Tensor gain) -> (Tensor, Tensor)",
-    _new_gradients,
-)
-def backward(
+@kernel_op(_new_gradients)
+def cpu_input_embed_backward(
     dy: Tensor, product: Tensor, stats: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, hide: int,
     windows: Tensor, b_fuse: Tensor, gain: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -91,7 +80,7 @@ class _InputEmbed(torch.autograd.Function):
         w_fuse: Tensor, b_fuse: Tensor, gain: Tensor, shift: Tensor, fuse: Tensor, hide: int, spans: Tensor,
         base: float, eps: float,
     ) -> Tensor:  # fmt: skip
-        y, features, product, stats = forward(
+        y, features, product, stats = cpu_input_embed(
             time, mag, err, hidden, hide, spans, base, w_points, b_points, fuse, b_fuse, gain, shift, eps, keep=True
         )
         ctx.save_for_backward(features, product, stats, mag, err, hidden, w_fuse, b_fuse, gain, spans)
@@ -103,9 +92,11 @@ class _InputEmbed(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         features, product, stats, mag, err, hidden, w_fuse, b_fuse, gain, spans = ctx.saved_tensors
         width = gain.shape[0]
-        d_o, sums = backward(rows_of(dy), product, stats, mag, err, hidden, ctx.hide, spans, b_fuse, gain)
+        d_o, sums = cpu_input_embed_backward(
+            rows_of(dy), product, stats, mag, err, hidden, ctx.hide, spans, b_fuse, gain
+        )
         d_gain, d_shift, d_b_fuse, by_mag, by_err = sums
-        d_w_fuse = weight_gradient(d_o, features, width, width, spans)
+        d_w_fuse = cpu_weight_gradient(d_o, features, width, width, spans)
         photometry = torch.stack([by_mag, by_err, d_b_fuse])[:, :, None]
         # Not a product by `mm`, which autocast would round to bfloat16.
         d_mag, d_err, d_b_points = (photometry * w_fuse[:, : width // 2]).sum(1)
@@ -126,14 +117,14 @@ def input_embed(
     if torch.is_grad_enabled() and any(x.requires_grad for x in points):
         return module(time, mag, err, hidden, layout)
     weight, dtype, norm = module.fuse.weight, compute_dtype(time), module.norm
-    fuse = prepared(module, ("cpu input_embed", dtype), (weight,), lambda: pack(weight.detach(), False, dtype))
+    fuse = prepared(module, ("cpu input_embed", dtype), (weight,), lambda: cpu_pack(weight.detach(), False, dtype))
     points = [rows_of(x) for x in points]
     shown = None if hidden is None else rows_of(hidden)
     hide = sum(_BITS[name] for name in set(module.hide))
     linear, base, spans = module.photometry, float(module.time_base), windows(layout)
     if not wants_gradient(module):
         ends = (linear.weight, linear.bias, fuse, module.fuse.bias, norm.weight, norm.bias, norm.eps)
-        return forward(*points, shown, hide, spans, base, *ends, keep=False)[0]
+        return cpu_input_embed(*points, shown, hide, spans, base, *ends, keep=False)[0]
     return _InputEmbed.apply(
         *points, shown, linear.weight, linear.bias, weight, module.fuse.bias, norm.weight, norm.bias, fuse, hide, spans,
         base, norm.eps,

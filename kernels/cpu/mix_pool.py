@@ -35,57 +35,45 @@ def _mix(
     )  # fmt: skip
 
 
-def _new_outputs(states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool):  # type: ignore[no-untyped-def]
+def _new_outputs(states: Sequence[Tensor], windows: Tensor, pool: bool):  # type: ignore[no-untyped-def]
     x = states[0]
     return new(x, *x.shape), new(x, windows.shape[1] if pool else 0, x.shape[1])
 
 
-@kernel_op(
-    "cpu_mix(Tensor[] states, Tensor logits, int index, Tensor windows, bool pool) -> (Tensor, Tensor)", _new_outputs
-)
-def mix(states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
+@kernel_op(_new_outputs)
+def cpu_mix(states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     """sum_j softmax(logits)_{index + j} states_j, (N, D), and where `pool` its means (B, D), else (0, D)."""
-    mixed, pooled = made = _new_outputs(states, logits, index, windows, pool)
+    mixed, pooled = made = _new_outputs(states, windows, pool)
     _mix(mixed, pooled if pool else None, states, False, logits, index, windows)
     return made
 
 
-def _new_means(
-    mixed: Tensor, states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool
-) -> Tensor:
+def _new_means(mixed: Tensor, windows: Tensor, pool: bool) -> Tensor:
     return new(mixed, windows.shape[1] if pool else 0, mixed.shape[1])
 
 
-@kernel_op(
-    "cpu_mix_add(Tensor(a!) mixed, Tensor[] states, Tensor logits, int index, Tensor windows, bool pool) -> Tensor",
-    _new_means,
-)
-def mix_add(mixed: Tensor, states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool) -> Tensor:
+@kernel_op(_new_means, mutates=("mixed",))
+def cpu_mix_add(
+    mixed: Tensor, states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool
+) -> Tensor:
     """The same added to `mixed`, in place: new memory each time would cost as much as the sum. Gives the means."""
-    pooled = _new_means(mixed, states, logits, index, windows, pool)
+    pooled = _new_means(mixed, windows, pool)
     _mix(mixed, pooled if pool else None, states, True, logits, index, windows)
     return pooled
 
 
-def _new_gradients(
-    states: Sequence[Tensor], d_mixed: Tensor | None, d_pooled: Tensor | None, logits: Tensor, index: int,
-    windows: Tensor,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+def _new_gradients(states: Sequence[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor]:
     x = states[0]
     return [new(x, *x.shape) for x in states], new(x, windows.shape[1], len(states), dtype=torch.float64)
 
 
-@kernel_op(
-    "cpu_mix_backward(Tensor[] states, Tensor? d_mixed, Tensor? d_pooled, Tensor logits, int index, Tensor windows) "
-    "-> (Tensor[], Tensor)",
-    _new_gradients,
-)
-def mix_backward(
+@kernel_op(_new_gradients)
+def cpu_mix_backward(
     states: Sequence[Tensor], d_mixed: Tensor | None, d_pooled: Tensor | None, logits: Tensor, index: int,
     windows: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """The states' gradients, and (B, states) float64 the sums of their products with the gradient of the mix."""
-    d_states, dots = made = _new_gradients(states, d_mixed, d_pooled, logits, index, windows)
+    d_states, dots = made = _new_gradients(states, windows)
     native.call(
         "mix_backward", _addresses(d_states), dots, d_mixed, d_pooled, _addresses(states), len(states), logits, index,
         logits.shape[0], windows, windows.shape[1], *states[0].shape,
@@ -104,9 +92,9 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(logits, spans, *states)
         before = logits.shape[0] - len(states)
         if total is None:
-            return mix(states, logits, before, spans, True)
+            return cpu_mix(states, logits, before, spans, True)
         total = total.clone()  # what comes in may not be what goes out
-        return total, mix_add(total, states, logits, before, spans, True)
+        return total, cpu_mix_add(total, states, logits, before, spans, True)
 
     @staticmethod
     @once_differentiable
@@ -117,7 +105,7 @@ class _Mix(torch.autograd.Function):
         d_mixed = None if d_mixed is None else rows_of(d_mixed)
         d_pooled = None if d_pooled is None else rows_of(d_pooled)
         before = logits.shape[0] - len(states)
-        gradients, dots = mix_backward(states, d_mixed, d_pooled, logits, before, spans)
+        gradients, dots = cpu_mix_backward(states, d_mixed, d_pooled, logits, before, spans)
         d_logits = None
         if ctx.needs_input_grad[0]:  # then no state is missing: see mix_pool
             d_logits = logits_gradient(logits, dots)
@@ -147,9 +135,9 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
             continue
         last = added + 1 == layers
         if total is None:
-            total, pooled = mix([rows_of(x)], logits, added, spans, last)
+            total, pooled = cpu_mix([rows_of(x)], logits, added, spans, last)
         else:
-            pooled = mix_add(total, [rows_of(x)], logits, added, spans, last)
+            pooled = cpu_mix_add(total, [rows_of(x)], logits, added, spans, last)
         added += 1
     if kept:
         total, pooled = _Mix.apply(logits, total, spans, *kept)

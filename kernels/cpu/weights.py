@@ -30,8 +30,8 @@ def _new_packed(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     return new(weight, pitch(n) * (k + k % 2), dtype=dtype)
 
 
-@kernel_op("cpu_pack(Tensor weight, bool transposed, ScalarType dtype) -> Tensor", _new_packed)
-def pack(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
+@kernel_op(_new_packed)
+def cpu_pack(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     """The right factor (k, n) of a product, packed, from a float32 matrix (n, k), or (k, n) where `transposed`."""
     packed = _new_packed(weight, transposed, dtype)
     n, k = weight.shape[::-1] if transposed else weight.shape
@@ -39,12 +39,12 @@ def pack(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     return packed
 
 
-def _new_gradient(y: Tensor, x: Tensor, n: int, k: int, windows: Tensor) -> Tensor:
+def _new_gradient(y: Tensor, n: int, k: int) -> Tensor:
     return new(y, n, k, dtype=torch.float32)
 
 
-@kernel_op("cpu_weight_gradient(Tensor y, Tensor x, int n, int k, Tensor windows) -> Tensor", _new_gradient)
-def weight_gradient(y: Tensor, x: Tensor, n: int, k: int, windows: Tensor) -> Tensor:
+@kernel_op(_new_gradient)
+def cpu_weight_gradient(y: Tensor, x: Tensor, n: int, k: int, windows: Tensor) -> Tensor:
     """y^T x over real rows, (n, k) float32.
 
     Args:
@@ -52,7 +52,7 @@ def weight_gradient(y: Tensor, x: Tensor, n: int, k: int, windows: Tensor) -> Te
         x: (N, k or more), in the compute dtype or float32.
         windows: (2, B), see `windows.windows`.
     """
-    out = _new_gradient(y, x, n, k, windows)
+    out = _new_gradient(y, n, k)
     native.call(
         symbol("weight_gradient", y.dtype), out, y, y.stride(0), x, x.stride(0), x.dtype == torch.float32, windows,
         windows.shape[1], y.shape[0], n, k,

@@ -166,11 +166,7 @@ def _merge_outputs(
     return new(count, 1), new(partial, 4, partial.shape[2])
 
 
-@kernel_op(
-    "batch_norm_merge(Tensor count, Tensor partial, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? batches, float momentum, float eps) -> (Tensor, Tensor)",
-    _merge_outputs,
-)
+@kernel_op(_merge_outputs, mutates=("running_mean", "running_var", "batches"))
 def batch_norm_merge(
     count: Tensor, partial: Tensor, running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
     momentum: float, eps: float,
@@ -206,9 +202,7 @@ def _silu_outputs(c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, e
     return new(c, *c.shape)
 
 
-@kernel_op(
-    "batch_norm_silu(Tensor c, Tensor statistics, Tensor weight, Tensor bias, Tensor end) -> Tensor", _silu_outputs
-)
+@kernel_op(_silu_outputs)
 def batch_norm_silu(c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor) -> Tensor:
     """SiLU(BatchNorm(c)), zero at rows that are not real.
 
@@ -238,11 +232,7 @@ def _sums_outputs(
     return new(c, rows, padded), new(statistics, tiles, 2, weight.shape[0])
 
 
-@kernel_op(
-    "batch_norm_silu_sums(Tensor ds, Tensor c, Tensor statistics, Tensor weight, Tensor bias, Tensor end) "
-    "-> (Tensor, Tensor)",
-    _sums_outputs,
-)
+@kernel_op(_sums_outputs)
 def batch_norm_silu_sums(
     ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -272,11 +262,7 @@ def _gradient_outputs(
     return new(c, *c.shape)
 
 
-@kernel_op(
-    "batch_norm_silu_gradient(Tensor ds, Tensor c, Tensor statistics, Tensor weight, Tensor bias, Tensor end, "
-    "Tensor count, Tensor sums, bool fixed) -> Tensor",
-    _gradient_outputs,
-)
+@kernel_op(_gradient_outputs)
 def batch_norm_silu_gradient(
     ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor, count: Tensor, sums: Tensor,
     fixed: bool,

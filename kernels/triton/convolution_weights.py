@@ -43,9 +43,7 @@ def _outputs(w_in: Tensor, w_out: Tensor, depthwise: Tensor, dtype: torch.dtype)
     return new(w_out, 3 * pitch(width), pitch(width), dtype=dtype), new(depthwise, taps, pitch(width))
 
 
-@kernel_op(
-    "convolution_weights(Tensor w_in, Tensor w_out, Tensor depthwise, ScalarType dtype) -> (Tensor, Tensor)", _outputs
-)
+@kernel_op(_outputs)
 def convolution_weights(w_in: Tensor, w_out: Tensor, depthwise: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The sublayer's matrices as kernels read them.
 

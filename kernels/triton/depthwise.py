@@ -145,10 +145,7 @@ def _silu_outputs(u: Tensor, taps: Tensor, shift: Tensor, first: Tensor, end: Te
     return new(u, *u.shape)
 
 
-@kernel_op(
-    "depthwise_silu(Tensor u, Tensor taps, Tensor shift, Tensor first, Tensor end) -> Tensor",
-    _silu_outputs,
-)
+@kernel_op(_silu_outputs)
 def depthwise_silu(u: Tensor, taps: Tensor, shift: Tensor, first: Tensor, end: Tensor) -> Tensor:
     """SiLU(conv(u) + shift), zero at rows that are not real.
 
@@ -175,10 +172,7 @@ def _statistics_outputs(u: Tensor, taps: Tensor, first: Tensor, end: Tensor) -> 
     return new(u, rows, padded), new(taps, tiles), new(taps, tiles, 3, padded)
 
 
-@kernel_op(
-    "depthwise_statistics(Tensor u, Tensor taps, Tensor first, Tensor end) -> (Tensor, Tensor, Tensor)",
-    _statistics_outputs,
-)
+@kernel_op(_statistics_outputs)
 def depthwise_statistics(u: Tensor, taps: Tensor, first: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """c = conv(u), and for each row tile the statistics over its real rows of c as it is stored, rounded.
 
@@ -203,9 +197,7 @@ def _input_gradient_outputs(dc: Tensor, taps: Tensor, first: Tensor, end: Tensor
     return new(dc, *dc.shape)
 
 
-@kernel_op(
-    "depthwise_input_gradient(Tensor dc, Tensor taps, Tensor first, Tensor end) -> Tensor", _input_gradient_outputs
-)
+@kernel_op(_input_gradient_outputs)
 def depthwise_input_gradient(dc: Tensor, taps: Tensor, first: Tensor, end: Tensor) -> Tensor:
     """The gradient of u from that of c: (N, P) half rows to (N, P) half rows, zero at rows that are not real."""
     du = _input_gradient_outputs(dc, taps, first, end)
@@ -220,10 +212,7 @@ def _tap_gradient_outputs(dc: Tensor, u: Tensor, taps: Tensor, first: Tensor, en
     return new(taps, cdiv(dc.shape[0], SWEEP), width, taps.shape[0])
 
 
-@kernel_op(
-    "depthwise_tap_gradient(Tensor dc, Tensor u, Tensor taps, Tensor first, Tensor end, int width) -> Tensor",
-    _tap_gradient_outputs,
-)
+@kernel_op(_tap_gradient_outputs)
 def depthwise_tap_gradient(dc: Tensor, u: Tensor, taps: Tensor, first: Tensor, end: Tensor, width: int) -> Tensor:
     """Partial sums (sweeps, D, K) float32 whose sum over sweeps is the gradient of the module's taps.
 

@@ -42,7 +42,7 @@ def _mask_outputs(seed: Tensor, salt: int, p: float, rows: int, width: int) -> T
     return new(seed, rows, width, dtype=torch.float32)
 
 
-@kernel_op("dropout_mask(Tensor seed, int salt, float p, int rows, int width) -> Tensor", _mask_outputs)
+@kernel_op(_mask_outputs)
 def dropout_mask(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
     """What dropout multiplies rows by, (rows, width) float32; for tests: no op needs it written out."""
     mask = _mask_outputs(seed, salt, p, rows, width)

@@ -131,11 +131,7 @@ def _outputs(
     return new(x, *x.shape)
 
 
-@kernel_op(
-    "feed_forward_fused(Tensor x, Tensor w_val, Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor w_out, "
-    "Tensor b_out, Tensor weight, Tensor bias, Tensor end, float eps) -> Tensor",
-    _outputs,
-)
+@kernel_op(_outputs)
 def feed_forward_fused(
     x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
     weight: Tensor, bias: Tensor, end: Tensor, eps: float,

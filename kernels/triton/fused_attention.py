@@ -136,11 +136,7 @@ def _gradients(
     return new(q, *q.shape), new(q, *q.shape), new(q, *q.shape)
 
 
-@kernel_op(
-    "efficient_attention_backward(Tensor upstream, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, Tensor "
-    "philox_seed, Tensor philox_offset, Tensor offsets, SymInt longest, float scale) -> (Tensor, Tensor, Tensor)",
-    _gradients,
-)
+@kernel_op(_gradients)
 def efficient_attention_backward(
     upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, philox_seed: Tensor,
     philox_offset: Tensor, offsets: Tensor, longest: int, scale: float,
@@ -230,7 +226,7 @@ def _stack_outputs(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Ten
     return new(dq, rows, 3 * columns), new(dq, blocks, 3 * columns, dtype=torch.float32)
 
 
-@kernel_op("stack_gradients(Tensor dq, Tensor dk, Tensor dv, Tensor end) -> (Tensor, Tensor)", _stack_outputs)
+@kernel_op(_stack_outputs)
 def stack_gradients(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """Three (N, F) side by side, zero at rows that are not real.
 

@@ -223,11 +223,7 @@ def _forward_outputs(
     return new(w_val, rows, features), new(x, normed), new(x, normed), vg
 
 
-@kernel_op(
-    "gated_linear(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w_val, Tensor w_gate, "
-    "Tensor b_val, Tensor b_gate, Tensor end, str activation, bool keep=False) -> (Tensor, Tensor, Tensor, Tensor)",
-    _forward_outputs,
-)
+@kernel_op(_forward_outputs)
 def gated_linear(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
     b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str, keep: bool = False,
@@ -274,12 +270,7 @@ def _backward_outputs(
     return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), new(x, blocks, 2, features)
 
 
-@kernel_op(
-    "gated_linear_backward(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor w_val, "
-    "Tensor w_gate, Tensor b_val, Tensor b_gate, Tensor end, Tensor upstream, Tensor? w_out, str activation, "
-    "Tensor? kept=None) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_outputs,
-)
+@kernel_op(_backward_outputs)
 def gated_linear_backward(
     x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,

@@ -128,10 +128,7 @@ def _forward_outputs(
     return new(b, rows, b.shape[0]), new(b, rows), new(b, rows)
 
 
-@kernel_op(
-    "gelu_norm(Tensor o, Tensor b, Tensor weight, Tensor bias, Tensor end, float eps) -> (Tensor, Tensor, Tensor)",
-    _forward_outputs,
-)
+@kernel_op(_forward_outputs)
 def gelu_norm(
     o: Tensor, b: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,11 +163,7 @@ def _backward_outputs(
     return new(o, *o.shape), new(b, cdiv(rows, _config(width).blocks["BLOCK_R"]), 5, width)
 
 
-@kernel_op(
-    "gelu_norm_backward(Tensor dy, Tensor o, Tensor b, Tensor weight, Tensor end, Tensor mean, Tensor rstd, "
-    "Tensor mag, Tensor err, Tensor? hidden, int hide) -> (Tensor, Tensor)",
-    _backward_outputs,
-)
+@kernel_op(_backward_outputs)
 def gelu_norm_backward(
     dy: Tensor, o: Tensor, b: Tensor, weight: Tensor, end: Tensor, mean: Tensor, rstd: Tensor, mag: Tensor, err: Tensor,
     hidden: Tensor | None, hide: int,

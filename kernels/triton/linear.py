@@ -79,7 +79,7 @@ def _linear_outputs(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
     return new(w, x.shape[0], w.shape[0])
 
 
-@kernel_op("linear(Tensor x, Tensor w, Tensor b, Tensor end) -> Tensor", _linear_outputs)
+@kernel_op(_linear_outputs)
 def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
     """x W^T + b, zero at rows that are not real.
 
@@ -101,7 +101,7 @@ def _linear_onto_outputs(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Ten
     return new(base, *base.shape)
 
 
-@kernel_op("linear_onto(Tensor d, Tensor w, Tensor base, Tensor end) -> Tensor", _linear_onto_outputs)
+@kernel_op(_linear_onto_outputs)
 def linear_onto(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
     """base + d W, zero at rows that are not real.
 
@@ -136,7 +136,7 @@ def _half_rows_outputs(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
     return new(x, x.shape[0], pitch(x.shape[1]), dtype=dtype)
 
 
-@kernel_op("half_rows(Tensor x, Tensor end, ScalarType dtype) -> Tensor", _half_rows_outputs)
+@kernel_op(_half_rows_outputs)
 def half_rows(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
     """x (N, D) float32 as half rows (N, pitch(D)) of `dtype`, zero in the pitch and at rows that are not real."""
     y = _half_rows_outputs(x, end, dtype)

@@ -127,11 +127,7 @@ def _outputs(
     return new(x, *x.shape)
 
 
-@kernel_op(
-    "linear_residual_norm(Tensor a, Tensor w, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, float eps) "
-    "-> Tensor",
-    _outputs,
-)
+@kernel_op(_outputs)
 def linear_residual_norm(
     a: Tensor, w: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
 ) -> Tensor:

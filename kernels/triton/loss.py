@@ -63,7 +63,7 @@ def _forward_outputs(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[
     return new(prediction, *shape, dtype=torch.float32), new(prediction, *shape, dtype=torch.float32)
 
 
-@kernel_op("squared_error(Tensor prediction, Tensor target, Tensor role) -> (Tensor, Tensor)", _forward_outputs)
+@kernel_op(_forward_outputs)
 def squared_error(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of squared error and counts of points, (B, 3) float32 each; columns are roles 1, 2, 3.
 
@@ -81,10 +81,7 @@ def _backward_outputs(upstream: Tensor, prediction: Tensor, target: Tensor, role
     return new(prediction, *prediction.shape)
 
 
-@kernel_op(
-    "squared_error_backward(Tensor upstream, Tensor prediction, Tensor target, Tensor role) -> Tensor",
-    _backward_outputs,
-)
+@kernel_op(_backward_outputs)
 def squared_error_backward(upstream: Tensor, prediction: Tensor, target: Tensor, role: Tensor) -> Tensor:
     """The gradient of prediction, in its dtype; upstream (B, 3) float32 is that of the sums."""
     gradient = _backward_outputs(upstream, prediction, target, role)

@@ -196,11 +196,7 @@ def _forward_outputs(
     return new(x, *x.shape), new(x, start.shape[0] if pool else 0, x.shape[1])
 
 
-@kernel_op(
-    "mix(Tensor[] states, Tensor? total, Tensor logits, int index, Tensor start, Tensor lengths, bool pool) "
-    "-> (Tensor, Tensor)",
-    _forward_outputs,
-)
+@kernel_op(_forward_outputs)
 def mix(
     states: Sequence[Tensor],
     total: Tensor | None,
@@ -245,11 +241,7 @@ def _backward_outputs(
     )
 
 
-@kernel_op(
-    "mix_backward(Tensor[] states, Tensor? dmixed, Tensor? dpooled, Tensor logits, int index, Tensor start, "
-    "Tensor lengths) -> (Tensor[], Tensor)",
-    _backward_outputs,
-)
+@kernel_op(_backward_outputs)
 def mix_backward(
     states: Sequence[Tensor], dmixed: Tensor | None, dpooled: Tensor | None, logits: Tensor, index: int, start: Tensor,
     lengths: Tensor,

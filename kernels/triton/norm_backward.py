@@ -76,11 +76,7 @@ def _outputs(
     return new(x, rows, width), new(x, cdiv(rows, _config(width).blocks["BLOCK_R"]), 2, width)
 
 
-@kernel_op(
-    "norm_backward(Tensor da, Tensor dz, Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor end) "
-    "-> (Tensor, Tensor)",
-    _outputs,
-)
+@kernel_op(_outputs)
 def norm_backward(
     da: Tensor, dz: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -106,11 +106,7 @@ def _outputs(
     return new(like, time.shape[0], pitch(2 * weight.shape[0]))
 
 
-@kernel_op(
-    "point_features(Tensor time, Tensor mag, Tensor err, Tensor? hidden, Tensor frequencies, Tensor weight, "
-    "Tensor bias, Tensor end, int hide, Tensor like) -> Tensor",
-    _outputs,
-)
+@kernel_op(_outputs)
 def point_features(
     time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, weight: Tensor, bias: Tensor,
     end: Tensor, hide: int, like: Tensor,

@@ -164,11 +164,7 @@ def _forward_outputs(
     return new(x, *x.shape), new(x, rows), new(x, rows)
 
 
-@kernel_op(
-    "residual_norm(Tensor o, Tensor b, Tensor x, Tensor weight, Tensor bias, Tensor end, Tensor? seed, int salt, "
-    "float p, float eps) -> (Tensor, Tensor, Tensor)",
-    _forward_outputs,
-)
+@kernel_op(_forward_outputs)
 def residual_norm(
     o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int,
     p: float, eps: float,
@@ -209,11 +205,7 @@ def _backward_outputs(
     return new(x, *x.shape), new(o, *o.shape), new(x, blocks, 3, width)
 
 
-@kernel_op(
-    "residual_norm_backward(Tensor dy, Tensor o, Tensor b, Tensor x, Tensor weight, Tensor end, Tensor? seed, "
-    "int salt, float p, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
-    _backward_outputs,
-)
+@kernel_op(_backward_outputs)
 def residual_norm_backward(
     dy: Tensor, o: Tensor, b: Tensor, x: Tensor, weight: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     mean: Tensor, rstd: Tensor,

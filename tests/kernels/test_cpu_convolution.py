@@ -62,7 +62,7 @@ def test_threads_that_share_windows_give_what_one_gives(cpu: None, threads: None
 
 def test_statistics_joined_from_parts(cpu: None) -> None:
     """About a mean that is 10,000 deviations away; parts without rows may hold anything."""
-    from astroco_fast.kernels.cpu.convolution import batch_norm_merge
+    from astroco_fast.kernels.cpu.convolution import cpu_batch_norm_merge
 
     torch.manual_seed(0)
     sizes = [50, 0, 1, 200]
@@ -75,7 +75,7 @@ def test_statistics_joined_from_parts(cpu: None) -> None:
             partial[i, 1] = mean - partial[i, 0].double()
             partial[i, 2] = (part - mean).square().sum(0)
     running = torch.zeros(20), torch.ones(20), torch.tensor(3)
-    total, statistics = batch_norm_merge(torch.tensor(sizes).float(), partial, *running, 0.1, 0.0)
+    total, statistics = cpu_batch_norm_merge(torch.tensor(sizes).float(), partial, *running, 0.1, 0.0)
     rows = torch.cat(parts)
     assert total.item() == 251
     torch.testing.assert_close(statistics[0].double() + statistics[1].double(), rows.mean(0), rtol=0, atol=1e-6)
