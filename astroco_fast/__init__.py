@@ -49,7 +49,7 @@ _LAZY = {
     "AstromerConfig": "astroco_fast.reference.config",
     "Layout": "astroco_fast.reference.layout",
     "backend": "astroco_fast.ops",
-    "load": "astroco_fast.presets",
+    "load": "astroco_fast.registry",
     "set_backend": "astroco_fast.ops",
     "warmup": "astroco_fast.warming",
 }

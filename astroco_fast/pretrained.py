@@ -7,7 +7,9 @@ from typing import Any, ClassVar, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from astroco_fast import presets
 from astroco_fast.card import model_card
+from astroco_fast.checksums import MANIFEST, check_files
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
@@ -39,16 +41,16 @@ class PretrainedEncoder(Encoder):
         Raises:
             UserError: no such preset or field, a value out of range, or a preset of another architecture.
         """
-        from astroco_fast import presets
-
-        model = presets.build(name, **overrides)
-        if not isinstance(model, cls):
-            raise UserError(f"preset {name!r} is not an {cls.name}; build it with astroco_fast.presets.build({name!r})")
-        return model
+        config = presets.configure(name, overrides)
+        if not isinstance(config, cls.config_class):
+            raise UserError(
+                f"preset {name!r} is not an {cls.name}; build it with astroco_fast.registry.build({name!r})"
+            )
+        return cls(config)
 
     def embed(self, curves: Any, batch_size: int = 256) -> Any:
-        """One vector a light curve; see `astroco_fast.embed.embed`."""
-        from astroco_fast.embed import embed
+        """One vector a light curve; see `astroco_fast.embedding.embed`."""
+        from astroco_fast.embedding import embed
 
         return embed(self, curves, batch_size=batch_size)
 
@@ -81,10 +83,12 @@ class PretrainedEncoder(Encoder):
             source: a folder (a run's `checkpoints/best` is one), or a Hugging Face Hub id such as "name/repository".
 
         Raises:
-            UserError: no such folder, a missing or broken file, another architecture, or weights that do not fit the
-                configuration.
+            UserError: there is no such folder, a file is missing or broken (or its checksum differs, where the folder
+                has a manifest), the architecture is another one, or the weights do not fit the configuration.
         """
         folder = local_folder(source)
+        if (folder / MANIFEST).is_file():  # a run's checkpoint
+            check_files(folder, (CONFIG_FILE, WEIGHTS_FILE))
         model = cls(cls._config(folder / CONFIG_FILE))
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():

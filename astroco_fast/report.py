@@ -25,8 +25,8 @@ from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import STATE
-from astroco_fast.pretrain.weights import load_model
 from astroco_fast.pretrained import PretrainedEncoder
+from astroco_fast.registry import load
 from astroco_fast.text import rows
 
 # Better reconstructed than this share of windows.
@@ -88,7 +88,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         checkpoint = next((c for c in ("best", "last") if (folder / "checkpoints" / c).is_dir()), None)
         if checkpoint is not None:
             _check_digest(store, folder, folder / "checkpoints" / checkpoint)
-            model = load_model(folder / "checkpoints" / checkpoint)
+            model = load(folder / "checkpoints" / checkpoint)
             windows = reconstruct(model, store, config)
             what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
             figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import astroco_fast as af
-from astroco_fast import ops, presets, selfcheck
+from astroco_fast import ops, registry, selfcheck
 from astroco_fast.reference import ReferenceAstroCo
 from astroco_fast.reference.astromer import ReferenceAstromer
 from astroco_fast.reference.layout import Layout
@@ -210,7 +210,7 @@ def build(
     """
     torch.manual_seed(0)
     changed = {name: value for name, value in (("dropout", dropout), ("layers", layers)) if value is not None}
-    model: nn.Module = presets.build(preset, **changed)
+    model: nn.Module = registry.build(preset, **changed)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)

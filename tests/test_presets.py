@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import astroco_fast as af
-from astroco_fast import presets
+from astroco_fast import presets, registry
 from astroco_fast.errors import UserError
 
 
@@ -22,7 +22,7 @@ from astroco_fast.errors import UserError
 )
 def test_sizes_and_learning_rates(name: str, parameters: int, rate: float) -> None:
     with torch.device("meta"):
-        model = presets.build(name)
+        model = registry.build(name)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert presets.preset(name).learning_rate == rate
 
@@ -67,4 +67,4 @@ def test_a_preset_is_of_one_architecture() -> None:
 )
 def test_bad_settings_are_named(name: str, overrides: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        presets.build(name, **overrides)
+        registry.build(name, **overrides)

@@ -17,16 +17,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, sha256
+from astroco_fast.files import flush
 
-MANIFEST, STATE = "manifest.json", "state.json"
+STATE = "state.json"
 FORMAT = 1  # of what a run saves in state.json
 LAST, BEST = "last", "best"
 _TEMPORARY = ".writing-"
@@ -174,34 +175,10 @@ class CheckpointFolder:
                 path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
-def check_files(folder: Path, names: Collection[str] | None = None) -> None:
-    """See that files of a checkpoint are as they were written.
-
-    Args:
-        folder: the checkpoint.
-        names: which files; by default all that its manifest lists.
-
-    Raises:
-        UserError: a file is missing or changed; names it.
-    """
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for file, digest in files.items():
-            if (names is None or file in names) and sha256(folder / file) != digest:
-                raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
-    except OSError as error:
-        raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error
-
-
 def _seal(folder: Path, state: dict[str, Any]) -> None:
     """Add the state, and a manifest of all files, to a checkpoint's tensors, and see all of it safe on disk."""
     (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
-    files = sorted(path for path in folder.iterdir())
-    manifest = {"files": {path.name: sha256(path) for path in files}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in [*files, folder / MANIFEST, folder]:
+    for path in [*write_manifest(folder), folder]:
         flush(path)
 
 

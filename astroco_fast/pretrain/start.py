@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from astroco_fast import presets
+from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
@@ -92,7 +92,7 @@ def _pretrain(
 
 def _build(config: PretrainConfig) -> nn.Module:
     """The model to train, freshly initialised."""
-    model: Any = presets.build(config.preset, **config.model)
+    model: Any = registry.build(config.preset, **config.model)
     if config.train.recompute:
         if not hasattr(model, "recompute"):
             raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")

@@ -7,11 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from astroco_fast import presets
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.checkpoint import MANIFEST, check_files
 from astroco_fast.pretrain.trainer import Trainer
-from astroco_fast.pretrained import CONFIG_FILE, WEIGHTS_FILE, PretrainedEncoder
 from astroco_fast.text import first_reason
 
 MODEL, LIVE, OPTIMIZER = "model.safetensors", "live.safetensors", "optimizer.safetensors"
@@ -49,17 +46,6 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
         _load_optimizer(trainer, load_file(file))
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{file}: does not fit this run's model: {first_reason(error)}") from error
-
-
-def load_model(folder: str | Path) -> PretrainedEncoder:
-    """`presets.load`; a checkpoint's files are compared with its manifest first.
-
-    Raises:
-        UserError: no such folder, or a file that is missing, damaged or of another model.
-    """
-    if (Path(folder) / MANIFEST).is_file():
-        check_files(Path(folder), (CONFIG_FILE, WEIGHTS_FILE))
-    return presets.load(folder)
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:

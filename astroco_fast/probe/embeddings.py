@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.embed import embed_batch
+from astroco_fast.embedding import embed_batch
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 from astroco_fast.pretrained import PretrainedEncoder

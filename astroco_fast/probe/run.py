@@ -13,7 +13,6 @@ from astroco_fast.data.store import Store
 from astroco_fast.embed import pick_device
 from astroco_fast.errors import UserError
 from astroco_fast.files import held, whole_file
-from astroco_fast.pretrain.weights import load_model
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
 from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
 from astroco_fast.probe.evaluate import evaluate
@@ -22,6 +21,7 @@ from astroco_fast.probe.results import plus_minus, summarise, write_results
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
 from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
 from astroco_fast.probe.tables import Text
+from astroco_fast.registry import load
 from astroco_fast.text import rows
 
 EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
@@ -52,7 +52,7 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     if {*config.probes} - {"linear"}:
         require_scikit_learn()
     out = Path(config.out)
-    model = load_model(config.model).to(pick_device(config.device))
+    model = load(config.model).to(pick_device(config.device))
     portions, stars, splits = assigned or assign(config)
     used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
     classes = config.classes or sorted({stars.labels[star] for star in used})

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from astroco_fast import presets
+from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.pretrain.flops import training_flops
@@ -33,7 +33,7 @@ def expected(budget: Budget, store: Store, band: str | None, seed: int) -> Itera
         lengths = data.table.length[data.train].astype(np.float64)
         points, pairs = epochs * lengths.sum(), epochs * np.square(lengths).sum()
         largest = max(
-            training_flops(presets.build(row.preset, **row.model), points, pairs) / budget.gpus / GPU_RATE / 3600
+            training_flops(registry.build(row.preset, **row.model), points, pairs) / budget.gpus / GPU_RATE / 3600
             for row in budget.rows
         )
         yield (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from astroco_fast import presets
+from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
@@ -266,7 +266,7 @@ class Comparison:
         if not kept.exists():
             torch.manual_seed(self.config.seed)
             with _whole_folder(kept) as new:
-                presets.build(like.preset, **like.model).save_pretrained(new)
+                registry.build(like.preset, **like.model).save_pretrained(new)
         self._probe(kept, kept)
 
     def _untrained(self) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import astroco_fast as af
-from astroco_fast import Layout, ops, presets, selfcheck
+from astroco_fast import Layout, ops, registry, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton.launch import ARCHITECTURES, Config, recording
 
@@ -149,7 +149,7 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
 @cache
 def model_of(preset: str) -> Any:
     """The preset's model, always the same."""
-    return presets.build(preset)
+    return registry.build(preset)
 
 
 def target(arch: str) -> Any:

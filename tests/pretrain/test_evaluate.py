@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from astroco_fast import presets
+from astroco_fast import registry
 from astroco_fast.data.batches import Batch, WindowBatches
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
 from astroco_fast.data.split import VALIDATION, split_of
@@ -24,7 +24,7 @@ NAMES = {"": (HIDDEN, RANDOM, UNCHANGED), "_hidden": (HIDDEN,), "_random": (RAND
 def trainer_of(ranks: Ranks) -> Trainer:
     torch.manual_seed(3)
     config = TrainConfig(learning_rate=1e-3, warmup_steps=0, precision="fp32")
-    return Trainer(presets.build("tiny", **SMALL), config, ranks, seed=0)
+    return Trainer(registry.build("tiny", **SMALL), config, ranks, seed=0)
 
 
 def evaluated(path: str, micro: int) -> dict[str, float]:

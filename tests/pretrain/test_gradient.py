@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from astroco_fast import presets
+from astroco_fast import registry
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import StepBatches, micro_batches, upload
@@ -25,7 +25,7 @@ SMALL = {"width": 16, "heads": 2, "layers": 2, "kernel": 4, "window": WINDOW, "d
 
 def build(convolution: bool) -> torch.nn.Module:
     torch.manual_seed(0)
-    return presets.build("tiny", **SMALL, convolution=convolution).double()
+    return registry.build("tiny", **SMALL, convolution=convolution).double()
 
 
 def assembler(path: Path) -> WindowBatches:

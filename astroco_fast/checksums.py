@@ -1,0 +1,39 @@
+"""Checksums of a folder's files: a manifest beside them lists the SHA-256 of each."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from astroco_fast.errors import UserError
+from astroco_fast.files import sha256
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> list[Path]:
+    """Write the manifest of all files in a folder; gives these files, and the manifest last."""
+    files = sorted(folder.iterdir())
+    manifest = {"files": {path.name: sha256(path) for path in files}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return [*files, folder / MANIFEST]
+
+
+def check_files(folder: Path, names: Collection[str] | None = None) -> None:
+    """Compare files with the checksums in their folder's manifest.
+
+    Args:
+        folder: holds the files and the manifest.
+        names: which files to compare; by default all that the manifest lists.
+
+    Raises:
+        UserError: a file is missing or changed, or the manifest is damaged; names it.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for file, digest in files.items():
+            if (names is None or file in names) and sha256(folder / file) != digest:
+                raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error

@@ -1,0 +1,44 @@
+"""The registry of models: which class has which configuration, to build a model or to load one.
+
+A new architecture is added to `MODELS` here, and its presets in `astroco_fast.presets`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from astroco_fast import presets
+from astroco_fast.baselines import Astromer
+from astroco_fast.errors import UserError
+from astroco_fast.model import AstroCo
+from astroco_fast.pretrained import CONFIG_FILE, PretrainedEncoder, local_folder, read_config
+
+MODELS: tuple[type[PretrainedEncoder], ...] = (AstroCo, Astromer)
+
+_BY_CONFIG = {model.config_class: model for model in MODELS}
+_BY_NAME = {model.name: model for model in MODELS}  # as a saved model's config.json gives it
+
+
+def build(name: str, **overrides: Any) -> PretrainedEncoder:
+    """A freshly initialised model of a preset; `overrides` replace fields of its configuration.
+
+    Raises:
+        UserError: no such preset, an unknown field, or a value out of range.
+    """
+    config = presets.configure(name, overrides)
+    return _BY_CONFIG[type(config)](config)
+
+
+def load(source: str | Path) -> PretrainedEncoder:
+    """A saved model of any architecture, in evaluation mode, on the CPU.
+
+    Args:
+        source: a folder that `save_pretrained` wrote (a run's `checkpoints/best` is one), or a Hugging Face Hub id.
+
+    Raises:
+        UserError: no such folder, a missing or broken file, or an architecture that is not in the registry.
+    """
+    folder = local_folder(source)
+    name = read_config(folder / CONFIG_FILE).get("model")
+    if not isinstance(name, str) or name not in _BY_NAME:
+        raise UserError(f"{folder / CONFIG_FILE}: 'model' is {name!r}; there are: {', '.join(_BY_NAME)}")
+    return _BY_NAME[name].from_pretrained(folder)
