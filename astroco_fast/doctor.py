@@ -183,7 +183,7 @@ def _where(
         presets.setdefault(configuration, []).append(preset)
     wrong = 0
     for configuration, names in presets.items():
-        if (reason := selfcheck.rerun(backend, op, device, dtype, configuration)) is not None:
+        if (reason := selfcheck.rerun(ops.BACKENDS[backend], op, device, dtype, configuration)) is not None:
             wrong += 1
             reasons.append((backend, f"self-check failed in {', '.join(names)}: {reason}"))
     return f"{backend} or reference" if 0 < wrong < len(presets) else "reference" if wrong else backend, reasons

@@ -1,16 +1,15 @@
 """The encoder's ops, and which backend runs each.
 
-An op is a piece of the paper, cut the same in every backend. The caller's choice of backend comes first
-(`backend(...)` or `set_backend`, or at start the environment variable `ASTROCO_BACKEND`), else the best that device and
-dtype allow. What the chosen backend can't do, or does wrong here (`selfcheck`), goes to the reference, op by op;
-`astroco doctor` shows what runs where and why.
+An op is a piece of the paper, and every backend has it with the same inputs and outputs. `set_backend`, `backend(...)`
+or, at start, the environment variable `ASTROCO_BACKEND` choose a backend; without a choice the best that the device and
+the dtype allow is taken, op by op. An op that this backend cannot run, or that fails its self-check here, runs on the
+reference. `astroco doctor` shows what runs where and why.
 """
 
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -20,39 +19,55 @@ from torch import Tensor, nn
 
 from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
-from astroco_fast.kernels import cpu as _cpu
-from astroco_fast.kernels import triton as _triton
-from astroco_fast.reference import backend as _reference
+from astroco_fast.kernels.backend import OPS, Backend, Reference, constant_while_tracing
+from astroco_fast.kernels.cpu import Cpu
+from astroco_fast.kernels.triton import Triton
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import Convolution, LayerMix
 
-OPS = ("input_embed", "attention", "convolution", "feed_forward", "mix_pool", "masked_loss")
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Selection",
+    "attention",
+    "backend",
+    "candidates",
+    "convolution",
+    "feed_forward",
+    "input_embed",
+    "masked_loss",
+    "mix_pool",
+    "select",
+    "set_backend",
+]
 
-# By name, best first. A backend is a module with a function per op and `unsupported`, as in reference/backend.py; it
-# may have `versions` and `dropout_scale`, as in kernels/triton. A fused one gives zeros for rows that are not real.
-BACKENDS: dict[str, ModuleType] = {"triton": _triton, "cpu": _cpu, "reference": _reference}
+# By name, best first.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Triton(), Cpu(), Reference())}
 
-# The caller's choice. A plain global, so that code compiled under one choice is compiled anew under another.
+# The caller's choice. A plain global, so that torch.compile compiles anew when it changes.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None
 
-# By process group, convolution, and backend with dtype: whether all of the group's ranks can run it.
+# By process group, convolution, and backend with dtype: whether every rank of the group can run it.
 _agreements: WeakKeyDictionary[Any, WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], bool]]]
 _agreements = WeakKeyDictionary()
 
 
 class Selection(NamedTuple):
-    """Where an op runs, and for each better backend why not there."""
+    """The backend that runs an op, and by better backend the reason why it does not."""
 
     backend: str
     reasons: dict[str, str]
 
 
 def set_backend(name: str | None) -> None:
-    """Choose the backend for this process: a name from `BACKENDS`, or None for the best available.
+    """Choose the backend for this process.
+
+    Args:
+        name: a key of `BACKENDS`; None: the best available, op by op.
 
     Raises:
-        UserError: no such backend.
+        UserError: there is no backend of this name.
     """
     global _choice
     _choice = None if name is None else _known(name, "set_backend")
@@ -60,10 +75,13 @@ def set_backend(name: str | None) -> None:
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose the backend within a `with` block, for the whole process.
+    """Choose the backend, for all threads of the process, until the `with` block ends.
+
+    Args:
+        name: a key of `BACKENDS`.
 
     Raises:
-        UserError: no such backend.
+        UserError: there is no backend of this name.
     """
     global _choice
     before, _choice = _choice, _known(name, "backend")
@@ -74,7 +92,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def candidates() -> list[str]:
-    """The backends that may run an op before the reference does, best first: all there are, or the caller's choice.
+    """The backends to ask for an op, best first: the caller's choice, or else all of them.
 
     Raises:
         UserError: `ASTROCO_BACKEND` names no backend.
@@ -90,17 +108,22 @@ def select(
     module: nn.Module | None = None,
     configuration: selfcheck.Configuration | None = None,
 ) -> Selection:
-    """The backend that runs `op` on tensors of this device and dtype.
+    """Find the backend that runs `op` on tensors of this device and dtype.
 
     Args:
-        module: the op's; None: in general.
-        configuration: the module's; with it the op's self-check counts, and runs if it has not. None: it does not.
+        op: a name from `OPS`.
+        device: of the op's tensors.
+        dtype: the one computed in: the tensors' own, or autocast's.
+        training: whether the op's module is in training mode.
+        module: the op's; None: any that `astroco_fast` makes.
+        configuration: the module's, see `selfcheck.configuration`. A backend whose self-check fails for it is passed
+            over; a check that is due is run. None: no self-check counts.
     """
     reasons: dict[str, str] = {}
     for name in candidates():
         reason = BACKENDS[name].unsupported(op, device, dtype, training, module)
         if reason is None and configuration is not None and name != "reference":
-            reason = selfcheck.failure(name, op, device, dtype, configuration)
+            reason = _selfcheck_failure(name, op, device, dtype, configuration)
         if op == "convolution" and module is not None and name != "reference":
             reason = _agreed(name, device, dtype, module, reason)
         if reason is None:
@@ -109,10 +132,17 @@ def select(
     return Selection("reference", reasons)
 
 
+@constant_while_tracing
+def _selfcheck_failure(
+    name: str, op: str, device: torch.device, dtype: torch.dtype, configuration: selfcheck.Configuration
+) -> str | None:
+    return selfcheck.failure(BACKENDS[name], op, device, dtype, configuration)
+
+
 def input_embed(
     module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
 ) -> Tensor:
-    """Centred points (N,) to x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
+    """Embed points (N,), zero-mean in their window: x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
     norm: Any = module.norm
     like: Tensor = norm.weight
     for name, values in (("time", time), ("mag", mag), ("err", err)):
@@ -120,13 +150,13 @@ def input_embed(
     if hidden is not None:
         _check("input_embed", "hidden", hidden, "(N,)", (layout.rows,), torch.bool, like.device)
     _check_layout("input_embed", layout, like.device)
-    return _backend("input_embed", time, module, like.shape[0]).input_embed(module, time, mag, err, hidden, layout)
+    return _function("input_embed", time, module, like.shape[0])(module, time, mag, err, hidden, layout)
 
 
 def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer a, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
     width = _check_rows("attention", x, layout, module.norm)
-    return _backend("attention", x, module, width).attention(module, x, layout)
+    return _function("attention", x, module, width)(module, x, layout)
 
 
 def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
@@ -135,17 +165,17 @@ def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     taps = cast(Tensor, module.depthwise).shape
     if len(taps) != 2 or taps[0] != width or taps[1] < 1:
         raise ValueError(f"convolution: depthwise must be (D, K) = ({width}, K), K at least 1, got {tuple(taps)}")
-    return _backend("convolution", x, module, width).convolution(module, x, layout)
+    return _function("convolution", x, module, width)(module, x, layout)
 
 
 def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer c, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
     width = _check_rows("feed_forward", x, layout, module.norm)
-    return _backend("feed_forward", x, module, width).feed_forward(module, x, layout)
+    return _function("feed_forward", x, module, width)(module, x, layout)
 
 
 def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    """The layer mix, rows (N, D), and its mean over real points, (B, D).
+    """Layer mix, rows (N, D), and its mean over each window's real points, (B, D).
 
     `states` yields x(0) .. x(L) as they are computed, so that no layer's output has to be kept for the mix.
     """
@@ -154,10 +184,10 @@ def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tup
     if first is None or first.dim() != 2:
         raise ValueError(f"mix_pool: states must be rows (N, D), got {'none' if first is None else _described(first)}")
     _check_layout("mix_pool", layout, first.device)
-    backend = _backend("mix_pool", first, module, first.shape[1])
+    function = _function("mix_pool", first, module, first.shape[1])
     checked = _checked_states(module, itertools.chain(iter([first]), states), layout.rows, first)
-    del first  # and an iterator that has ended lets go of its list
-    return backend.mix_pool(module, checked, layout)
+    del first  # the iterators hold it until the backend has taken it, and no longer
+    return function(module, checked, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,25 +200,32 @@ def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tenso
         raise ValueError(f"masked_loss: target must be floating point, got {_described(target)}")
     if role.is_floating_point() or role.is_complex():
         raise ValueError(f"masked_loss: role must hold whole numbers, got {_described(role)}")
-    return _backend("masked_loss", prediction, None, 0).masked_loss(prediction, target, role)
+    return _function("masked_loss", prediction, None, 0)(prediction, target, role)
 
 
-def _backend(op: str, like: Tensor, module: nn.Module | None, width: int) -> ModuleType:
+def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Callable[..., Any]:
+    """The op's function on the backend that runs it.
+
+    Args:
+        like: one of the op's tensors, of its device and dtype.
+        module: None for `masked_loss`, which has none.
+        width: D.
+    """
     device, dtype = like.device, like.dtype
-    # Autocast leaves float64 as it is, and does not know tensors without data.
+    # Autocast leaves float64 as it is, and refuses to be asked about tensors without data.
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     training = like.requires_grad if module is None else module.training
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
-    return BACKENDS[select(op, device, dtype, training, module, configuration).backend]
+    return BACKENDS[select(op, device, dtype, training, module, configuration).backend].function(op)
 
 
 def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Module, reason: str | None) -> str | None:
-    """`reason`, or where there is none, that another rank has one.
+    """`reason`, or if it is None and another rank cannot run the convolution on this backend, a sentence saying so.
 
-    Backends synchronise a BatchNorm by different collectives: ranks on different backends would wait for one another.
-    Hence a group's ranks agree when a convolution first trains; what is done to it later has to be done on all of them.
-    While a graph is traced or captured they can't.
+    Each backend synchronises BatchNorm by collectives of its own, so ranks on different backends would wait for one
+    another forever. Hence the ranks of a group agree when a convolution first trains; whoever changes the module later
+    has to do so on every rank. No agreement is possible while a graph is traced or captured.
     """
     norm = module.batch_norm if isinstance(module, Convolution) else None
     if not isinstance(norm, MaskedBatchNorm1d) or norm.group is None or not norm.training:
@@ -204,7 +241,7 @@ def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Modu
 
 
 def _check_rows(op: str, x: Tensor, layout: Layout, norm: Any) -> int:
-    """Refuse an `x` that is not rows (N, D), as the op's LayerNorm `norm` gives them; returns D."""
+    """Refuse an `x` that is not rows (N, D), with D, dtype and device those of the op's LayerNorm `norm`; return D."""
     like: Tensor = norm.weight
     width = like.shape[0]
     _check(op, "x", x, "(N, D)", (layout.rows, width), like.dtype, like.device)
@@ -230,9 +267,9 @@ def _described(x: Tensor) -> str:
 
 
 def _checked_states(module: nn.Module, states: Iterator[Tensor], rows: int, like: Tensor) -> Iterator[Tensor]:
-    """The states; refuses one that is not (rows, D) as `like` has it, and as many as the mix has no weights for."""
+    """Yield the states; refuse one that is not (rows, D), D as in `like`, and a number other than the mix's weights."""
     shape, dtype, device = (rows, like.shape[1]), like.dtype, like.device
-    del like  # nothing may keep a state that its consumer does not
+    del like  # a state that is still referenced here could not be freed
     weights = module.logits.shape[0] if isinstance(module, LayerMix) else None
     number = 0
     for x in states:

@@ -1,34 +1,31 @@
-"""The self-check: is an op of a fused backend right on this machine?
+"""The self-check: does an op of a fused backend give right results on this machine?
 
-Nobody has run the kernels on every GPU, so the first use of an op on a GPU type, in a dtype and a configuration (width,
-heads, taps ...) compares it with the reference in float64, on random ragged windows, forward and backward, by
+Not every GPU has run the kernels before. So the first use of an op on a type of GPU or CPU, in a dtype and a
+configuration (width, heads, taps ...), compares it with the reference in float64, on random ragged windows, forward and
+backward, by the rule in `comparison`. An op that is off, raises or does not compile runs on the reference from then on,
+with one warning. Verdicts are cached on disk, see `verdicts`.
 
-    max |fused - exact| <= 2 max |plain - exact| + 1e-6
-
-where `plain` is the reference in the dtype in question. An op that is off, raises or does not compile runs on the
-reference from then on, with one warning. Verdicts are kept on disk, by whatever could change them.
-
-The check has a thread of its own: whether gradients are wanted, inference mode, autocast, torch.compile's tracing and
-other modes belong to a thread, so that the caller's neither reach the check nor are touched by it. Thus it may run even
-while torch.compile traces, where its verdict is a constant. While a CUDA graph is being captured nothing may run, and
-an op without a verdict counts as right: capturing comes after a warm-up anyway, and `warmup` is one.
+The check runs in a thread of its own, because grad mode, inference mode, autocast and torch.compile's tracing belong to
+a thread: the caller's modes neither reach the check nor are changed by it. So it may run even while torch.compile
+traces; its verdict is then a constant of the graph. While a CUDA graph is captured nothing may run, and an op without a
+verdict counts as right: a capture needs a warm-up before it anyway, and `warmup` runs the checks.
 """
 
 import copy
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from subprocess import SubprocessError
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.reference import backend as _reference
+from astroco_fast.comparison import Comparison, GivenDropout, Results, results, zero_filler
+from astroco_fast.kernels.backend import Backend, Reference
 from astroco_fast.reference.dropout import Dropout
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import (
@@ -47,7 +44,11 @@ enabled = os.environ.get("ASTROCO_SELFCHECK", "1") != "0"
 
 
 class Mode(NamedTuple):
-    """A way that an op runs. Packed rows have filler after them, padded ones have it in every window."""
+    """A way in which an op is run.
+
+    Attributes:
+        packed: filler rows follow the packed rows; else they stand in every window.
+    """
 
     name: str
     training: bool
@@ -60,13 +61,13 @@ MODES = (
     Mode("training", training=True, gradients=True, packed=True),
     Mode("evaluation with gradients", training=False, gradients=True, packed=True),
 )
-# Real points of the windows: one as long as the presets', an empty one, and tiles that end within a window.
+# Real points of the windows: one as long as the presets', an empty one, and such that tiles end within a window.
 LENGTHS = (200, 0, 67, 131, 1)
-# Plain PyTorch takes longest on CPUs: seconds for a whole model at the lengths above. Tiles there are of 96 rows.
+# At the lengths above, the reference takes seconds on a CPU. The CPU kernels' tiles have 96 rows.
 CPU_LENGTHS = (101, 0, 33, 1)
 FILLER = 9
 DROPOUT, SALT = 0.1, 3
-# A tensor of few numbers may be exact in plain PyTorch by luck; only what is off in all draws together is off.
+# More draws of the inputs follow while the draws so far, taken together, are off: see `Comparison`.
 DRAWS = 3
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
@@ -75,17 +76,22 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "convolution": Convolution,
     "feed_forward": FeedForward,
 }
+_REFERENCE = Reference()
 _verdicts: dict[Key, str | None] = {}
 _warned: set[tuple[str, str, str]] = set()
 _lock = threading.Lock()
 
 
 def configuration(op: str, module: Any, width: int) -> Configuration | None:
-    """What `_fresh` makes a module like `module` from; None: an unknown kind of module, which can't be checked.
+    """What tells this module's form of the op from others: the arguments that `_fresh` makes one like it from.
 
     Args:
-        module: None for `masked_loss`.
+        op: a name from `OPS`.
+        module: the op's; None for `masked_loss`.
         width: D, which `mix_pool`'s module does not know.
+
+    Returns:
+        None: a module of an unknown kind, which cannot be checked.
     """
     kind = type(module)
     if kind is Attention:
@@ -106,32 +112,25 @@ def configuration(op: str, module: Any, width: int) -> Configuration | None:
 
 
 def failure(
-    backend: str, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration
+    backend: Backend, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration
 ) -> str | None:
-    """Why the op failed its self-check, which runs if there is no verdict yet; None: it passed.
+    """Why the op failed its self-check; None: it passed. The check runs if there is no verdict yet.
 
     Args:
-        backend: a name from `ops.BACKENDS`.
-        op: a name from `ops.OPS`.
-        dtype: what is computed in: float32, or autocast's dtype.
-        configuration: of the module, see `configuration`.
+        op: a name from `OPS`.
+        dtype: the one computed in: float32, or autocast's dtype.
+        configuration: the module's, see `configuration`.
     """
-    if torch.compiler.is_compiling():
-        return _while_tracing(backend, op, device, dtype, configuration)
-    return _known(backend, op, device, dtype, configuration)
-
-
-def _known(backend: str, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration) -> str | None:
-    key = Key(backend, op, device, dtype, configuration)
+    key = Key(backend.name, op, device, dtype, configuration)
     if key in _verdicts:
         return _verdicts[key]
     if not may_run(device):
         return None
     with _lock:
         if key not in _verdicts:
-            told = stored(key, _backend(key))
+            told = stored(key, backend)
             if told is None:
-                _run_and_store(key)
+                _run_and_store(key, backend)
             else:
                 _verdicts[key] = told or None
     if (reason := _verdicts[key]) is not None:
@@ -140,34 +139,33 @@ def _known(backend: str, op: str, device: torch.device, dtype: torch.dtype, conf
 
 
 def may_run(device: torch.device) -> bool:
-    """Not on a device that is not there (tensors without data may be on any), nor while a CUDA graph is captured."""
+    """Whether an op can be run on the device now.
+
+    It cannot while a CUDA graph is captured, nor on a device that is not there: tensors without data may be on any.
+    """
     if device.type == "cuda":
         return torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()
     return device.type != "meta"
 
 
-# The function runs for real while torch.compile traces its caller, and its result becomes a constant of the graph.
-_while_tracing = torch.compiler.assume_constant_result(_known)
-
-
-def rerun(backend: str, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration) -> str | None:
-    """Run the self-check whatever was known, and keep its verdict; gives what `failure` gives."""
+def rerun(
+    backend: Backend, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration
+) -> str | None:
+    """Run the self-check even if there is a verdict, and replace that; see `failure`."""
     with _lock:
-        return _run_and_store(Key(backend, op, device, dtype, configuration))
+        return _run_and_store(Key(backend.name, op, device, dtype, configuration), backend)
 
 
-def _run_and_store(key: Key) -> str | None:
-    backend = _backend(key)
-
+def _run_and_store(key: Key, backend: Backend) -> str | None:
     def run() -> tuple[str | None, bool]:
         with torch.cuda.device(key.device) if key.device.type == "cuda" else nullcontext():
             try:
                 return _check(backend, key.op, key.device, key.dtype, dict(key.configuration)), True
-            except Exception as error:  # compilers and drivers raise many kinds; each means that the op can't be used
+            except Exception as error:  # compilers and drivers raise many kinds; each means that the op is unusable
                 told = " ".join(str(error).split())
                 return f"{type(error).__name__}: {told[:300]}", not _is_passing(error)
 
-    if key.device.type == "cuda":  # an error of what was launched before is raised here, to its owner
+    if key.device.type == "cuda":  # raises errors of earlier launches to the caller, whose they are
         torch.cuda.synchronize(key.device)
     with ThreadPoolExecutor(1) as pool:
         reason, lasting = pool.submit(run).result()
@@ -177,21 +175,15 @@ def _run_and_store(key: Key) -> str | None:
     return reason
 
 
-# What libraries and drivers say, in plain RuntimeErrors too, where a GPU is full or in a bad state.
+# Words in the messages of libraries and drivers, often plain RuntimeErrors, when a GPU is full or in a bad state.
 _PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "CUDA error", "HIP error", "C compiler")
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether it tells of what the machine lacks at present (memory, a C compiler) or of its state, not of the op."""
+    """Whether the error is about what the machine lacks at present (memory, a C compiler) or its state, not the op."""
     kinds = (torch.OutOfMemoryError, MemoryError, OSError, ImportError, SubprocessError)
-    state = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # older ones have no such kind
+    state = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # new in torch 2.8
     return isinstance(error, (*kinds, state)) or any(words in str(error) for words in _PASSING)
-
-
-def _backend(key: Key) -> ModuleType:
-    from astroco_fast import ops  # which imports this module
-
-    return ops.BACKENDS[key.backend]
 
 
 def _warn(key: Key, reason: str) -> None:
@@ -206,18 +198,7 @@ def _warn(key: Key, reason: str) -> None:
         )
 
 
-# --- The comparison -----------------------------------------------------------------------------------------------
-
-
-class _GivenDropout(nn.Module):
-    """Dropout whose draws are given, so that the reference drops what the backend drops."""
-
-    def __init__(self, scale: Tensor) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.to(x.dtype)
+# --- What is compared ---------------------------------------------------------------------------------------------
 
 
 class _Subject(NamedTuple):
@@ -225,53 +206,35 @@ class _Subject(NamedTuple):
 
     Attributes:
         module: with parameters of its own; for the loss, which has none, an empty one.
-        inputs: float32.
-        differentiable: whether gradients of the inputs are compared.
-        real: True where inputs count: (N,) rows, or (B, T) points.
-        call: the op as (backend, module, inputs) to outputs.
+        inputs: float32; they require gradients where those are compared.
+        real: bool, True where inputs count: (N,) rows, or (B, T) points.
+        call: the op's function on a backend, the module and the inputs, to outputs.
     """
 
     module: nn.Module
     inputs: list[Tensor]
-    differentiable: bool
     real: Tensor
-    call: Callable[[ModuleType, nn.Module, Sequence[Tensor]], Any]
+    call: Callable[..., Any]
 
 
-def _check(
-    backend: ModuleType, op: str, device: torch.device, dtype: torch.dtype, values: dict[str, Any]
-) -> str | None:
-    """Why the backend's op is not right, in any mode that the backend runs it in."""
+def _check(backend: Backend, op: str, device: torch.device, dtype: torch.dtype, values: dict[str, Any]) -> str | None:
+    """What is wrong with the backend's op, in any mode that the backend runs it in; None: nothing."""
     for mode in MODES:
-        errors: dict[str, float] = {}
-        allowed: dict[str, float] = {}
-        off: list[str] = []
+        comparison = Comparison()
         for draw in range(DRAWS):
             with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
                 torch.default_generator.manual_seed(draw)
                 layout = _layout(mode, device)
-                subject = _subject(op, values, layout, device, mode.training)
+                subject = _subject(op, values, layout, device, mode)
                 if backend.unsupported(op, device, dtype, mode.training, subject.module) is not None:
                     break
-                exact, plain, fused = _variants(backend, subject, layout, mode, dtype)
-            if fused.keys() != exact.keys():
-                return f"{', '.join(sorted(fused.keys() ^ exact.keys()))}: there in one of the two only, in {mode.name}"
-            for key, truth in exact.items():
-                errors[key] = max(errors.get(key, 0.0), _furthest(fused[key], truth))
-                allowed[key] = max(allowed.get(key, 0.0), 2 * _furthest(plain[key], truth) + 1e-6)
-            off = [key for key in errors if not errors[key] <= allowed[key]]
-            if not off:
+                comparison.add(*_runs(backend, op, subject, layout, mode, dtype))
+            if not comparison.off():
                 break
-        if off:
-            first = off[0]  # outputs come before gradients, which are off wherever outputs are
-            return f"{first} is off by {errors[first]:.2g}, {allowed[first]:.2g} allowed, in {mode.name}"
+        if off := comparison.off():
+            name, wrong = next(iter(off.items()))  # an output, if one is off: gradients then are off too
+            return f"{name} {wrong}, in {mode.name}"
     return None
-
-
-def _furthest(found: Tensor, truth: Tensor) -> float:
-    if found.shape != truth.shape:
-        return float("inf")
-    return (found - truth).abs().nan_to_num(nan=float("inf")).amax().item() if truth.numel() else 0.0
 
 
 def _layout(mode: Mode, device: torch.device) -> Layout:
@@ -282,24 +245,24 @@ def _layout(mode: Mode, device: torch.device) -> Layout:
     return Layout.padded(lengths.to(device), length)
 
 
-def _subject(op: str, values: dict[str, Any], layout: Layout, device: torch.device, training: bool) -> _Subject:
+def _subject(op: str, values: dict[str, Any], layout: Layout, device: torch.device, mode: Mode) -> _Subject:
     rows = layout.rows
     real = layout.valid if layout.valid is not None else torch.ones(rows, dtype=torch.bool, device=device)
     if op == "masked_loss":
         shape = (layout.batch, layout.length)
         target, role = torch.randn(shape).to(device), torch.randint(4, shape).to(device)
-        inputs = [torch.randn(shape).to(device)]
-        return _Subject(nn.Module(), inputs, True, role != 0, lambda b, m, ins: b.masked_loss(ins[0], target, role))
-    module = _fresh(op, values).to(device).train(training)
+        prediction = torch.randn(shape).to(device).requires_grad_(mode.gradients)
+        return _Subject(nn.Module(), [prediction], role != 0, lambda f, m, x: f(x, target, role))
+    module = _fresh(op, values).to(device).train(mode.training)
     if op == "input_embed":
         hidden = (torch.rand(rows) < 0.3).to(device)
         inputs = [scale * torch.randn(rows).to(device) for scale in (300.0, 1.0, 0.1)]
-        return _Subject(module, inputs, False, real, lambda b, m, ins: b.input_embed(m, *ins, hidden, layout))
+        return _Subject(module, inputs, real, lambda f, m, *points: f(m, *points, hidden, layout))
+    count = values.get("layers", 1) + 1 if op == "mix_pool" else 1
+    inputs = [torch.randn(rows, values["width"]).to(device).requires_grad_(mode.gradients) for _ in range(count)]
     if op == "mix_pool":
-        states = [torch.randn(rows, values["width"]).to(device) for _ in range(values.get("layers", 1) + 1)]
-        return _Subject(module, states, True, real, lambda b, m, ins: b.mix_pool(m, iter(ins), layout))
-    x = torch.randn(rows, values["width"]).to(device)
-    return _Subject(module, [x], True, real, lambda b, m, ins: getattr(b, op)(m, *ins, layout))
+        return _Subject(module, inputs, real, lambda f, m, *states: f(m, iter(states), layout))
+    return _Subject(module, inputs, real, lambda f, m, x: f(m, x, layout))
 
 
 def _fresh(op: str, values: dict[str, Any]) -> nn.Module:
@@ -322,76 +285,42 @@ def _fresh(op: str, values: dict[str, Any]) -> nn.Module:
     return module
 
 
-Results = dict[str, Tensor]
-
-
-def _variants(
-    backend: ModuleType, subject: _Subject, layout: Layout, mode: Mode, dtype: torch.dtype
+def _runs(
+    backend: Backend, op: str, subject: _Subject, layout: Layout, mode: Mode, dtype: torch.dtype
 ) -> tuple[Results, Results, Results]:
-    """What the op gives in float64, in plain PyTorch and on the backend, by name, float64."""
+    """What the op gives in float64, in plain PyTorch and on the backend."""
     fused_module, plain_module = copy.deepcopy(subject.module), copy.deepcopy(subject.module)
     if isinstance(dropout := getattr(fused_module, "dropout", None), Dropout):
         dropout.salt = SALT
-        if mode.training and hasattr(backend, "dropout_scale"):
+        scale = None
+        if mode.training:
             scale = backend.dropout_scale(layout, SALT, DROPOUT, subject.inputs[0].shape[1])
-            plain_module.dropout = _GivenDropout(scale)
-        else:  # a backend that does not tell its draws is checked without
-            fused_module.dropout.p = plain_module.dropout.p = 0.0  # type: ignore[union-attr]
-    exact_module = copy.deepcopy(plain_module).double()
+        if scale is None:
+            dropout.p = plain_module.dropout.p = 0.0  # type: ignore[union-attr]
+        else:
+            plain_module.dropout = GivenDropout(scale)
 
-    real = subject.real
-    clean = [x.masked_fill(~_over(real, x), 0) for x in subject.inputs]
-    with torch.no_grad():
-        outputs = _tuple(subject.call(_reference, copy.deepcopy(plain_module), clean))
-    upstream = [torch.randn(out.shape).to(out.device) for out in outputs] if mode.gradients else None
+    upstream: list[Tensor] | None = None
 
-    def run(module: nn.Module, runner: ModuleType, fill: float, to: torch.dtype) -> Results:
-        half = to not in (torch.float32, torch.float64)
-        inputs = [x.masked_fill(~_over(real, x), fill).to(torch.float32 if half else to) for x in subject.inputs]
-        if mode.gradients and subject.differentiable:
-            inputs = [x.requires_grad_() for x in inputs]
-        ups = upstream
-        if ups is not None:
-            ups = [up.masked_fill(~_over(real, up), fill) if _is_over(real, up) else up for up in ups]
-        with torch.autocast(real.device.type, dtype=to) if half else nullcontext():
-            return _results(lambda m, ins: subject.call(runner, m, ins), module, inputs, ups)
+    def run(runner: Backend, module: nn.Module, fill: float, to: torch.dtype) -> Results:
+        """`fill` stands in rows that are not real."""
+        function = runner.function(op)
+        inputs = [_filled(x, subject.real, fill) for x in subject.inputs]
+        ups = None if upstream is None else [_filled(up, subject.real, fill) for up in upstream]
+        return results(lambda *arguments: subject.call(function, *arguments), module, inputs, ups, to)
 
-    exact = run(exact_module, _reference, 0.0, torch.float64)
-    plain = run(plain_module, _reference, 0.0, dtype)
-    fused = run(fused_module, backend, float("nan"), dtype)
-    for found in (exact, plain):  # the reference leaves rows that are not real undefined; a backend's are zero
-        for key, value in found.items():
-            if key.startswith(("output", "the gradient of input")) and _is_over(real, value):
-                found[key] = value.masked_fill(~_over(real, value), 0)
-    return exact, plain, fused
+    outputs = run(_REFERENCE, plain_module, 0.0, torch.float32)
+    if mode.gradients:
+        upstream = [torch.randn(x.shape).to(x.device) for name, x in outputs.items() if name.startswith("output")]
+    exact = run(_REFERENCE, plain_module, 0.0, torch.float64)
+    plain = run(_REFERENCE, plain_module, 0.0, dtype)
+    fused = run(backend, fused_module, float("nan"), dtype)
+    return zero_filler(exact, subject.real), zero_filler(plain, subject.real), fused
 
 
-def _is_over(real: Tensor, x: Tensor) -> bool:
-    return x.shape[: real.dim()] == real.shape
-
-
-def _over(real: Tensor, x: Tensor) -> Tensor:
-    return real.view(*real.shape, *[1] * (x.dim() - real.dim()))
-
-
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def _results(
-    call: Callable[[nn.Module, Sequence[Tensor]], Any],
-    module: nn.Module,
-    inputs: Sequence[Tensor],
-    upstream: Sequence[Tensor] | None,
-) -> Results:
-    with torch.set_grad_enabled(upstream is not None):
-        outputs = _tuple(call(module, inputs))
-    found = {f"output {i}": output for i, output in enumerate(outputs)}
-    if upstream is not None:
-        wanted = {f"the gradient of input {i}": x for i, x in enumerate(inputs) if x.requires_grad}
-        wanted |= {f"the gradient of {name}": parameter for name, parameter in module.named_parameters()}
-        ends = [(out, up.to(out.dtype)) for out, up in zip(outputs, upstream, strict=True) if out.requires_grad]
-        gradients = torch.autograd.grad([out for out, _ in ends], list(wanted.values()), [up for _, up in ends])
-        found |= dict(zip(wanted, gradients, strict=True))
-    found |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    return {key: value.detach().double() for key, value in found.items()}
+def _filled(x: Tensor, real: Tensor, value: float) -> Tensor:
+    """x with `value` where it is not real; a tensor that is not over rows stays as it is."""
+    if x.shape[: real.dim()] != real.shape:
+        return x
+    over = real.view(*real.shape, *[1] * (x.dim() - real.dim()))
+    return x.detach().masked_fill(~over, value).requires_grad_(x.requires_grad)

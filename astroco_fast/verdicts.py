@@ -1,21 +1,18 @@
-"""Verdicts of the self-check, kept on disk by everything that could change them."""
+"""Verdicts of the self-check, cached on disk, keyed by device, driver, versions and sources."""
 
 import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 import astroco_fast
-import astroco_fast.kernels as _kernels
-import astroco_fast.reference.backend as _reference
-from astroco_fast import machine
+from astroco_fast import kernels, machine, reference
 from astroco_fast.errors import UserError
 from astroco_fast.files import cache_folder, sha256, whole_file
+from astroco_fast.kernels.backend import Backend
 
 # What tells apart the forms that a backend may have of an op: pairs of a name and a number (or text).
 Configuration = tuple[tuple[str, Any], ...]
@@ -49,21 +46,21 @@ def device_name(device: torch.device) -> str:
     return machine.gpu_name(device) or f"{device.type} {machine.cpu_name()} {capability}"
 
 
-def environment(key: Key, backend: ModuleType) -> str:
+def environment(key: Key, backend: Backend) -> str:
     """All that a verdict depends on besides the op: device, driver, versions, and the sources compared."""
-    versions = [f"astroco_fast {astroco_fast.__version__}", f"torch {torch.__version__}", *_versions(backend)]
+    versions = [f"astroco_fast {astroco_fast.__version__}", f"torch {torch.__version__}", *backend.versions()]
     where = [key.backend, device_name(key.device), f"driver {_driver()}"]
     return ", ".join([*where, *versions, f"sources {_sources(backend)}"])
 
 
-def stored(key: Key, backend: ModuleType) -> str | None:
+def stored(key: Key, backend: Backend) -> str | None:
     """The verdict on disk, "" for passed; None: there is none."""
     if (path := cache_file()) is None:
         return None
     return _read(path).get(environment(key, backend), {}).get(key.name)
 
 
-def store(key: Key, backend: ModuleType, reason: str | None) -> None:
+def store(key: Key, backend: Backend, reason: str | None) -> None:
     """Keep a verdict; without a folder to write to it is found again by the next process."""
     if (path := cache_file()) is None:
         return
@@ -75,10 +72,6 @@ def store(key: Key, backend: ModuleType, reason: str | None) -> None:
             partial.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def _versions(backend: ModuleType) -> Sequence[str]:
-    return backend.versions() if hasattr(backend, "versions") else ()
-
-
 def _driver() -> str:
     for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
         with suppress(OSError):
@@ -86,16 +79,17 @@ def _driver() -> str:
     return "unknown"
 
 
-def _sources(backend: ModuleType) -> str:
-    """A short hash of the backend's files, of those that backends share, and of the reference's."""
+def _sources(backend: Backend) -> str:
+    """A short hash of the backend's files, of those that all backends share, and of the reference's."""
     digest = hashlib.sha256()
-    for module, pattern in ((backend, "**/*"), (_kernels, "*"), (_reference, "**/*")):
-        if told := getattr(module, "__file__", None):
-            folder = Path(told).parent
-            for path in sorted(
-                path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts
-            ):
-                digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
+    shared = [
+        (Path(package.__file__ or "").parent, pattern) for package, pattern in ((kernels, "*"), (reference, "**/*"))
+    ]
+    own = [] if (folder := backend.folder()) is None else [(folder, "**/*")]
+    for folder, pattern in own + shared:
+        files = (path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts)
+        for path in sorted(files):
+            digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -145,7 +145,7 @@ def environment(on: torch.device) -> dict[str, Any]:
     found = {name: machine.package_version(name) for name in packages}
     versions = {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
     for name, backend in ops.BACKENDS.items():
-        if hasattr(backend, "versions"):
-            versions[f"backend {name}"] = ", ".join(map(str, backend.versions()))
+        if made_by := backend.versions():
+            versions[f"backend {name}"] = ", ".join(made_by)
     cpu = f"{machine.cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
     return {"device": machine.gpu_name(on) or cpu, "threads": torch.get_num_threads(), "versions": versions}

@@ -1,41 +1,58 @@
-"""Backends to test dispatch and self-check with: the reference's numbers, with a fault where one is wanted."""
+"""Backends to test dispatch and the self-check with: the reference's results, with a fault where a test wants one."""
 
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from astroco_fast import ops
-from astroco_fast.reference import backend as reference
+from astroco_fast.kernels.backend import OPS, Backend, Reference
 from astroco_fast.reference.layout import Layout
 
 Call = Callable[..., Any]
 
 
-def fake(unsupported: Call | None = None, **functions: Call) -> ModuleType:
-    """A backend that runs the ops given, by name; `unsupported` may say where not."""
+class Fake(Backend):
+    """A backend that runs the functions given, by op.
 
-    def default(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None) -> str | None:
-        return None if op in functions else "not written"
+    Args:
+        refusal, dropout_scale: in place of the methods of that name.
+    """
 
-    return cast(ModuleType, SimpleNamespace(unsupported=unsupported or default, **functions))
+    def __init__(
+        self, name: str, refusal: Call | None = None, dropout_scale: Call | None = None, **functions: Call
+    ) -> None:
+        self.name, self.ops, self._functions = name, tuple(functions), functions
+        if refusal is not None:
+            self.refusal = refusal  # type: ignore[method-assign]
+        if dropout_scale is not None:
+            self.dropout_scale = dropout_scale  # type: ignore[method-assign]
+
+    def function(self, op: str) -> Call:
+        return self._functions[op]
+
+    def folder(self) -> None:
+        return None
+
+
+def backends(*others: Backend) -> dict[str, Backend]:
+    """A table like `ops.BACKENDS`: the others, best first, and the reference."""
+    return {backend.name: backend for backend in (*others, Reference())}
 
 
 def sound(op: str) -> Call:
-    """An op as a backend must have it: rows that are not real count for nothing, and leave as zero."""
+    """An op as a backend must have it: rows that are not real have no effect and are zero in the results."""
 
     def over_rows(module: Any, *arguments: Any) -> Tensor:
         *values, layout = arguments
         clean = [_zeroed(value, layout) if isinstance(value, Tensor) else value for value in values]
-        return _zeroed(getattr(reference, op)(module, *clean, layout), layout)
+        return _zeroed(Reference().function(op)(module, *clean, layout), layout)
 
     def mix_pool(module: Any, states: Any, layout: Layout) -> tuple[Tensor, Tensor]:
-        mixed, embedding = reference.mix_pool(module, (_zeroed(x, layout) for x in states), layout)
+        mixed, embedding = Reference().function("mix_pool")(module, (_zeroed(x, layout) for x in states), layout)
         return _zeroed(mixed, layout), embedding
 
-    return {"mix_pool": mix_pool, "masked_loss": reference.masked_loss}.get(op, over_rows)
+    return {"mix_pool": mix_pool, "masked_loss": Reference().function("masked_loss")}.get(op, over_rows)
 
 
 def _zeroed(x: Tensor, layout: Layout) -> Tensor:
@@ -45,8 +62,8 @@ def _zeroed(x: Tensor, layout: Layout) -> Tensor:
 
 
 def every_op() -> dict[str, Call]:
-    """All ops, sound."""
-    return {op: sound(op) for op in ops.OPS}
+    """Every op, right."""
+    return {op: sound(op) for op in OPS}
 
 
 class _WrongBackward(torch.autograd.Function):
@@ -60,7 +77,7 @@ class _WrongBackward(torch.autograd.Function):
 
 
 def raising(op: str) -> Call:
-    """Fails as a kernel that does not compile."""
+    """Raise, as a kernel that does not compile."""
 
     def run(*arguments: Any) -> Any:
         raise RuntimeError("no such instruction\non this GPU")
@@ -69,20 +86,20 @@ def raising(op: str) -> Call:
 
 
 def wrong_numbers(op: str) -> Call:
-    """Off by 1 %."""
+    """Give results that are off by 1 %."""
     right = sound(op)
     return lambda *arguments: _first(right(*arguments), lambda out: 1.01 * out)
 
 
 def wrong_backward(op: str) -> Call:
-    """Right forward; gradients off by 1 %."""
+    """Give right results, and gradients that are off by 1 %."""
     right = sound(op)
     return lambda *arguments: _first(right(*arguments), _WrongBackward.apply)
 
 
 def leaking(op: str) -> Call:
-    """Lets what stands in rows that are not real through."""
-    return getattr(reference, op)
+    """Let rows that are not real have an effect."""
+    return Reference().function(op)
 
 
 FAULTS = {"raising": raising, "wrong numbers": wrong_numbers, "wrong backward": wrong_backward, "leaking": leaking}

@@ -11,7 +11,7 @@ import torch
 
 from astroco_fast import doctor, ops, selfcheck
 from astroco_fast.kernels.cpu import build
-from tests.fake_backends import FAULTS, every_op, fake, raising, sound, wrong_numbers
+from tests.fake_backends import FAULTS, Fake, every_op, raising, sound, wrong_numbers
 
 
 def test_it_tells_versions_devices_and_a_backend_for_every_op(
@@ -35,12 +35,10 @@ def rows(out: str) -> dict[str, list[str]]:
 def test_it_says_why_a_better_backend_is_passed_over(
     fresh_selfcheck: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(
-        op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None
-    ) -> str | None:
+    def refusal(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any) -> str | None:
         return "no half precision yet" if op == "attention" and dtype is torch.bfloat16 else None
 
-    monkeypatch.setattr(ops, "BACKENDS", {"quick": fake(unsupported, **every_op()), **ops.BACKENDS})
+    monkeypatch.setattr(ops, "BACKENDS", {"quick": Fake("quick", refusal, **every_op()), **ops.BACKENDS})
     monkeypatch.setattr(ops, "_choice", None)
     monkeypatch.setattr(doctor, "PRESETS", ("tiny",))
     assert doctor.main([]) == 0
@@ -68,7 +66,8 @@ def test_it_runs_the_self_check_again_and_tells_what_failed(
         return FAULTS["wrong backward" if x.shape[1] == 276 else "none"]("feed_forward")(module, x, layout)
 
     monkeypatch.setitem(FAULTS, "none", sound)
-    monkeypatch.setattr(ops, "BACKENDS", {"quick": fake(**{**functions, "feed_forward": feed_forward}), **ops.BACKENDS})
+    quick = Fake("quick", **{**functions, "feed_forward": feed_forward})
+    monkeypatch.setattr(ops, "BACKENDS", {"quick": quick, **ops.BACKENDS})
     monkeypatch.setattr(ops, "_choice", None)
     monkeypatch.setattr(doctor, "DTYPES", (torch.float32,))
     assert doctor.main([]) == 0
@@ -86,7 +85,7 @@ def test_it_runs_the_self_check_again_and_tells_what_failed(
     assert "RuntimeError: no such instruction on this GPU" in out
     assert str(fresh_selfcheck) in out
     # The verdicts that were kept before do not count, those found now do.
-    monkeypatch.setattr(ops, "BACKENDS", {**ops.BACKENDS, "quick": fake(**every_op())})
+    monkeypatch.setattr(ops, "BACKENDS", {**ops.BACKENDS, "quick": Fake("quick", **every_op())})
     assert doctor.main([]) == 0
     assert rows(capsys.readouterr().out)["attention"][0] == "quick"
     assert set(selfcheck._verdicts.values()) == {None}

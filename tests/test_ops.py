@@ -15,8 +15,7 @@ import astroco_fast as af
 from astroco_fast import Layout, ops, selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as triton_backend
-from astroco_fast.reference import backend as reference_backend
-from tests.fake_backends import fake, raising, sound
+from tests.fake_backends import Fake, backends, raising, sound
 from tests.pretrain.ranks import on_ranks
 from tests.windows import make_windows
 
@@ -28,19 +27,15 @@ def picky(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A backend that runs the feed-forward, in float32 evaluation only; gives the list of its calls."""
     calls: list[str] = []
 
-    def unsupported(
-        op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None
-    ) -> str | None:
-        if op != "feed_forward":
-            return "not written"
+    def refusal(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any) -> str | None:
         return "inference only" if training else None if dtype == F32 else f"no {dtype}"
 
     def feed_forward(*arguments: Any) -> Any:
         calls.append("feed_forward")
         return sound("feed_forward")(*arguments)
 
-    picky = fake(unsupported=unsupported, feed_forward=feed_forward)
-    monkeypatch.setattr(ops, "BACKENDS", {"picky": picky, "reference": reference_backend})
+    picky = Fake("picky", refusal=refusal, feed_forward=feed_forward)
+    monkeypatch.setattr(ops, "BACKENDS", backends(picky))
     monkeypatch.setattr(selfcheck, "enabled", False)
     yield calls
     af.set_backend(None)
@@ -48,7 +43,7 @@ def picky(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_best_backend_per_op_and_reasons(picky: list[str]) -> None:
     assert ops.select("feed_forward", CPU, F32, False) == ("picky", {})
-    assert ops.select("attention", CPU, F32, False) == ("reference", {"picky": "not written"})
+    assert ops.select("attention", CPU, F32, False) == ("reference", {"picky": "no kernels for attention"})
     assert ops.select("feed_forward", CPU, F32, True) == ("reference", {"picky": "inference only"})
 
 
@@ -86,9 +81,18 @@ def test_unknown_backends_are_refused() -> None:
 
 
 def test_every_op_has_a_reference() -> None:
+    assert set(ops.BACKENDS["reference"].ops) == set(ops.OPS)
     for op in ops.OPS:
         assert callable(getattr(ops, op))
-        assert callable(getattr(reference_backend, op))
+        assert callable(ops.BACKENDS["reference"].function(op))
+
+
+@pytest.mark.parametrize("name", ops.BACKENDS)
+def test_a_backend_has_the_ops_that_it_registers(name: str) -> None:
+    if name == "triton":
+        pytest.importorskip("triton")
+    for op in ops.BACKENDS[name].ops:
+        assert callable(ops.BACKENDS[name].function(op))
 
 
 LAYOUT = Layout.packed(torch.tensor([5, 2]), 5, capacity=9)
@@ -396,7 +400,7 @@ def convolve_on_a_rank(folder: Path, wrong: int | None) -> tuple[list[str], dict
     dist.init_process_group("gloo")
     ran: list[str] = []
     convolution = raising("convolution") if dist.get_rank() == wrong else gathering(ran)
-    ops.BACKENDS = {"fused": fake(convolution=convolution), "reference": reference_backend}
+    ops.BACKENDS = backends(Fake("fused", convolution=convolution))
     selfcheck.LENGTHS = selfcheck.CPU_LENGTHS = (9, 0, 5, 1)
     module, x = block().train().convolution, torch.randn(9, 8)
     module.batch_norm.group = dist.group.WORLD
@@ -427,11 +431,11 @@ def test_ranks_that_synchronise_batchnorm_run_the_same_backend(wrong: int | None
 def test_autocast_does_not_hide_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes: list[torch.dtype] = []
 
-    def unsupported(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any = None) -> str:
+    def refusal(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any) -> str:
         dtypes.append(dtype)
         return "not written"
 
-    monkeypatch.setattr(ops, "BACKENDS", {"fussy": fake(unsupported), "reference": reference_backend})
+    monkeypatch.setattr(ops, "BACKENDS", backends(Fake("fussy", refusal, attention=sound("attention"))))
     x = torch.zeros(9, 8, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ops.attention(block(torch.float64).attention, x, LAYOUT)

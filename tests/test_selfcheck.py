@@ -14,8 +14,7 @@ from torch import Tensor
 
 import astroco_fast as af
 from astroco_fast import ops, selfcheck, verdicts
-from astroco_fast.reference import backend as reference
-from tests.fake_backends import FAULTS, every_op, fake, raising, sound, wrong_numbers
+from tests.fake_backends import FAULTS, Fake, backends, every_op, raising, sound, wrong_numbers
 from tests.windows import make_windows
 
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -27,7 +26,7 @@ def small_model(**overrides: Any) -> af.AstroCo:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    monkeypatch.setattr(ops, "BACKENDS", {"fused": fake(**functions), "reference": reference})
+    monkeypatch.setattr(ops, "BACKENDS", backends(Fake("fused", **functions)))
 
 
 def everything(model: af.AstroCo) -> list[Tensor]:
@@ -133,15 +132,15 @@ def test_the_warning_names_the_reason_and_only_the_wrong_dtype_falls_back(
 
 
 def test_a_mode_that_is_not_supported_is_not_checked(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(op: str, device: Any, dtype: Any, training: bool, module: Any = None) -> str | None:
+    def refusal(op: str, device: Any, dtype: Any, training: bool, module: Any) -> str | None:
         return "inference only" if training else None
 
     def inference(module: Any, x: Tensor, layout: Any) -> Tensor:
         assert not module.training
         return sound("attention")(module, x, layout)
 
-    use(monkeypatch, unsupported=unsupported, attention=inference)
-    assert selfcheck.rerun("fused", "attention", CPU, F32, (("width", 8), ("heads", 2))) is None
+    use(monkeypatch, refusal=refusal, attention=inference)
+    assert selfcheck.rerun(ops.BACKENDS["fused"], "attention", CPU, F32, (("width", 8), ("heads", 2))) is None
 
 
 def test_dropout_is_checked_by_the_draws_that_a_backend_tells(
@@ -168,9 +167,9 @@ def test_dropout_is_checked_by_the_draws_that_a_backend_tells(
 
     where = (("width", 8), ("expansion", 2))
     use(monkeypatch, feed_forward=feed_forward, dropout_scale=dropout_scale)
-    assert selfcheck.rerun("fused", "feed_forward", CPU, F32, where) is None
+    assert selfcheck.rerun(ops.BACKENDS["fused"], "feed_forward", CPU, F32, where) is None
     use(monkeypatch, feed_forward=lambda *a: feed_forward(*a, salt=99), dropout_scale=dropout_scale)
-    reason = selfcheck.rerun("fused", "feed_forward", CPU, F32, where)
+    reason = selfcheck.rerun(ops.BACKENDS["fused"], "feed_forward", CPU, F32, where)
     assert reason is not None
     assert "in training" in reason
 
@@ -214,7 +213,10 @@ def test_tensors_without_data_are_not_checked(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     use(monkeypatch, attention=raising("attention"))
-    assert selfcheck.failure("fused", "attention", torch.device(device), F32, (("width", 8), ("heads", 2))) is None
+    assert (
+        selfcheck.failure(ops.BACKENDS["fused"], "attention", torch.device(device), F32, (("width", 8), ("heads", 2)))
+        is None
+    )
     assert not selfcheck._verdicts
 
 
@@ -240,7 +242,7 @@ def test_the_reference_is_not_checked(fresh_selfcheck: Path, monkeypatch: pytest
 
 
 def check_attention() -> str | None:
-    return selfcheck.failure("fused", "attention", CPU, F32, (("width", 8), ("heads", 2)))
+    return selfcheck.failure(ops.BACKENDS["fused"], "attention", CPU, F32, (("width", 8), ("heads", 2)))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_many_processes_write_at_once(fresh_selfcheck: Path, monkeypatch: pytest
     def key(width: int) -> verdicts.Key:
         return verdicts.Key("fused", "attention", CPU, F32, (("width", width),))
 
-    backend, children = fake(), []
+    backend, children = Fake("fused"), []
     for process in range(4):
         if (child := os.fork()) == 0:
             try:
@@ -359,7 +361,9 @@ def test_an_earlier_error_is_raised_to_its_owner(fresh_selfcheck: Path, monkeypa
     use(monkeypatch, attention=sound("attention"))
     checks = count_checks(monkeypatch)
     with pytest.raises(RuntimeError) as raised:
-        selfcheck.failure("fused", "attention", torch.device("cuda", 0), F32, (("width", 8), ("heads", 2)))
+        selfcheck.failure(
+            ops.BACKENDS["fused"], "attention", torch.device("cuda", 0), F32, (("width", 8), ("heads", 2))
+        )
     assert raised.value is earlier
     assert not checks
     assert not selfcheck._verdicts
@@ -372,14 +376,16 @@ def test_plain_torch_that_is_exact_by_luck_does_not_fail_an_op(
 ) -> None:
     draws = iter([(0.0, errors[0]), (1e-6, errors[1]), (1e-6, errors[1])])
 
-    def variants(*arguments: Any) -> Any:
+    def runs(*arguments: Any) -> Any:
         plain, fused = next(draws)
         return tuple({"output 0": torch.tensor([error], dtype=torch.float64)} for error in (0.0, plain, fused))
 
-    monkeypatch.setattr(selfcheck, "_variants", variants)
+    monkeypatch.setattr(selfcheck, "_runs", runs)
     monkeypatch.setattr(selfcheck, "MODES", selfcheck.MODES[:1])
     use(monkeypatch, attention=sound("attention"))
-    assert (selfcheck.rerun("fused", "attention", CPU, F32, (("width", 8), ("heads", 2))) is None) == passes
+    assert (
+        selfcheck.rerun(ops.BACKENDS["fused"], "attention", CPU, F32, (("width", 8), ("heads", 2))) is None
+    ) == passes
 
 
 KERNEL_FAULTS = {

@@ -12,9 +12,8 @@ import torch.distributed as dist
 import astroco_fast as af
 from astroco_fast import ops, selfcheck
 from astroco_fast.kernels import triton as triton_backend
-from astroco_fast.reference import backend as reference
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
-from tests.fake_backends import every_op, fake
+from tests.fake_backends import Fake, backends, every_op
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -44,7 +43,7 @@ def test_the_caller_is_left_as_it_was(training: bool | None) -> None:
 def test_all_ops_that_a_run_needs_are_checked_beforehand(
     training: bool, dtype: torch.dtype | None, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "BACKENDS", {"fused": fake(**every_op()), "reference": reference})
+    monkeypatch.setattr(ops, "BACKENDS", backends(Fake("fused", **every_op())))
     model = small()
     af.warmup(model, batch_size=4, dtype=dtype, training=training)
     checked = {(key.op, key.dtype) for key in selfcheck._verdicts}
@@ -85,18 +84,19 @@ def test_no_other_process_is_waited_for(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+class FeedForwardAlone(triton_backend.Triton):
+    """Triton's backend with a single op."""
+
+    ops = ("feed_forward",)
+
+
 def test_with_the_kernels_themselves(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter, on one op: the others are each too slow there to be worth it here."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
-    unsupported = triton_backend.unsupported
-
-    def only_feed_forward(op: str, *rest: Any) -> str | None:
-        return unsupported(op, *rest) if op == "feed_forward" else "left out"
-
     monkeypatch.setattr(triton_backend, "interpreting", True)
-    monkeypatch.setattr(triton_backend, "unsupported", only_feed_forward)
+    monkeypatch.setitem(ops.BACKENDS, "triton", FeedForwardAlone())
     af.warmup(small(width=64, layers=1), batch_size=2, dtype=None, training=True)
     (table,) = json.loads(fresh_selfcheck.read_text()).values()
     assert table == {"feed_forward float32 width=64 expansion=4": ""}

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("audit: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
         return 2
-    if reason := triton_backend.unsupported("attention", torch.device("meta"), torch.float32, False):
+    if reason := triton_backend.Triton().unsupported("attention", torch.device("meta"), torch.float32, False):
         print(f"audit: {reason}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)

@@ -142,7 +142,7 @@ def test_op_is_checked(op, monkeypatch):
     batch = make_batch(case, CPU)
     provider = OpProvider("reference", "bf16")
     check_op(op, provider, case, batch)
-    right = getattr(ops.BACKENDS["reference"], op)
+    right = ops.BACKENDS["reference"].function(op)
     calls = []
 
     def wrong(*args):
@@ -152,7 +152,7 @@ def test_op_is_checked(op, monkeypatch):
         first = first * 1.2 if len(calls) == 1 else first  # the provider's comes before the reference's
         return (first, *rest) if rest else first
 
-    monkeypatch.setattr(ops.BACKENDS["reference"], op, wrong)
+    monkeypatch.setattr(ops.BACKENDS["reference"], "function", lambda op: wrong)
     with pytest.raises(WrongResultError):
         check_op(op, provider, case, batch)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # lists torch's functions when it is imported, which must not be while `poisoned` replaces some
 
 import astroco_fast as af
 from astroco_fast import selfcheck

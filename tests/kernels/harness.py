@@ -1,13 +1,5 @@
-"""A backend's op against the reference in float64, by the tolerance that plain PyTorch calibrates.
+"""A backend's op against the reference in float64, by the rule in `astroco_fast.comparison`."""
 
-    max |fused - exact| <= 2 max |plain - exact| + 1e-6
-
-for outputs, gradients of inputs and of every parameter, and buffers; `exact` is the reference in float64, `plain` the
-reference in the dtype under test.
-"""
-
-import contextlib
-import copy
 from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
@@ -17,6 +9,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import Layout
+from astroco_fast.comparison import Comparison, Results, results, zero_filler
 from astroco_fast.kernels import cpu
 
 Call = Callable[..., Any]
@@ -101,27 +94,6 @@ def sliced(x: Tensor) -> Tensor:
     return torch.stack([x, torch.full_like(x, float("nan"))], dim=1).flatten(0, 1)[::2]
 
 
-def results(
-    call: Call, module: nn.Module, inputs: Sequence[Tensor], upstream: Sequence[Tensor] | None
-) -> dict[str, Tensor]:
-    """Outputs, gradients and buffers of `call(module, *inputs)`, by name, float64.
-
-    Args:
-        upstream: the outputs' gradients; None: run without gradients. An input that is floating point and contiguous
-            or sliced gets a gradient if it has `requires_grad`.
-    """
-    with torch.set_grad_enabled(upstream is not None):
-        outputs = call(module, *inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {f"output {i}": output for i, output in enumerate(outputs)}
-    if upstream is not None:
-        torch.autograd.backward(outputs, [up.to(out.dtype) for up, out in zip(upstream, outputs, strict=True)])
-        found |= {f"gradient of input {i}": x.grad for i, x in enumerate(inputs) if x.requires_grad}
-        found |= {f"gradient of {key}": p.grad for key, p in module.named_parameters() if p.grad is not None}
-    found |= {key: value for key, value in module.named_buffers() if value.is_floating_point()}
-    return {key: value.detach().double().clone() for key, value in found.items()}
-
-
 def variants(
     call: Call,
     module: nn.Module,
@@ -132,43 +104,39 @@ def variants(
     fused_inputs: Sequence[Tensor] | None = None,
     fused_upstream: Sequence[Tensor] | None = None,
     plain_module: nn.Module | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """`results` in float64, in plain PyTorch and by the backend; the latter two in `dtype`, by autocast if half.
+) -> tuple[Results, Results, Results]:
+    """`comparison.results` of the reference in float64 and in `dtype`, and of the backend in `dtype`.
 
     Args:
         call: goes through `astroco_fast.ops`.
-        fused_inputs, fused_upstream: what the backend gets in place of inputs and upstream: the same values, laid out
-            otherwise or poisoned where they must not matter.
+        fused_inputs, fused_upstream: what the backend gets in place of inputs and upstream: the same values, with
+            other strides, or NaN where they must have no effect.
         plain_module: what the reference gets in place of module: the same, its dropout's draws given.
     """
     plain_module = module if plain_module is None else plain_module
 
-    def run(name: str, model: nn.Module, args: Sequence[Tensor], ups: Sequence[Tensor] | None) -> dict[str, Tensor]:
-        model = copy.deepcopy(model)
-        kind = args[0].device.type
-        half = dtype in (torch.bfloat16, torch.float16) and args[0].dtype != torch.float64
-        with af.backend(name), torch.autocast(kind, dtype=dtype) if half else contextlib.nullcontext():
-            return results(call, model, args, ups)
+    def run(
+        name: str, model: nn.Module, args: Sequence[Tensor], ups: Sequence[Tensor] | None, to: torch.dtype
+    ) -> Results:
+        with af.backend(name):
+            return results(call, model, args, ups, to)
 
-    def fresh(args: Sequence[Tensor], to: torch.dtype) -> list[Tensor]:
-        return [
-            x.detach().to(to).requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in args
-        ]  # strides are kept: `to` makes no copy where the dtype is right
-
-    doubled = None if upstream is None else [up.double() for up in upstream]
-    exact = run("reference", copy.deepcopy(plain_module).double(), fresh(inputs, torch.float64), doubled)
-    plain = run("reference", plain_module, fresh(inputs, torch.float32), upstream)
-    fused = run(backend, module, fused_inputs or fresh(inputs, torch.float32), fused_upstream or upstream)
+    exact = run("reference", plain_module, inputs, upstream, torch.float64)
+    plain = run("reference", plain_module, inputs, upstream, dtype)
+    fused = run(backend, module, fused_inputs or inputs, fused_upstream or upstream, dtype)
     return exact, plain, fused
 
 
-def assert_close(exact: dict[str, Tensor], plain: dict[str, Tensor], fused: dict[str, Tensor]) -> None:
-    """The tolerance above, for every name; a NaN fails."""
-    assert fused.keys() == exact.keys(), fused.keys() ^ exact.keys()
-    off = {}
-    for key, truth in exact.items():
-        allowed = 2 * (plain[key] - truth).abs().amax().item() + 1e-6 if truth.numel() else 0.0
-        error = (fused[key] - truth).abs().amax().item() if truth.numel() else 0.0
-        if not error <= allowed:
-            off[key] = f"{error:.3g} > {allowed:.3g}"
-    assert not off, off
+def assert_close(*draws: tuple[Results, Results, Results], real: Tensor | None = None) -> None:
+    """The exact, plain and fused results of each draw obey the rule in `astroco_fast.comparison`.
+
+    Args:
+        real: bool, (N,) rows that are real points: in the others the backend's results are zero. None: every row is
+            compared with the reference's.
+    """
+    comparison = Comparison()
+    for exact, plain, fused in draws:
+        if real is not None:
+            exact, plain = zero_filler(exact, real), zero_filler(plain, real)
+        comparison.add(exact, plain, fused)
+    assert not comparison.off()

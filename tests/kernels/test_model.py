@@ -53,8 +53,7 @@ def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: t
         up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
         gradients = up if mode == "training" else None
         draws.append(harness.variants(call, model, windows(device, seed), gradients, dtype, fused))
-    exact, plain, got = ({key: torch.stack([d[i][key] for d in draws]) for key in draws[0][i]} for i in range(3))
-    harness.assert_close(exact, plain, got)
+    harness.assert_close(*draws)
 
 
 def test_every_dropout_draws_its_own() -> None:

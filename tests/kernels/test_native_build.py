@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import astroco_fast as af
-from astroco_fast import ops, verdicts
+from astroco_fast import kernels, ops, verdicts
 from astroco_fast.kernels import cpu as backend
 from astroco_fast.kernels.cpu import build, native
 from tests.conftest import CPU_ISA
@@ -478,7 +478,7 @@ def test_one_openmp_runtime_which_is_torchs(sources: Path) -> None:
 
 
 def test_versions_tell_what_made_the_kernels(cpu: str) -> None:
-    compiler, isa, library = backend.versions()
+    compiler, isa, library = backend.Cpu().versions()
     assert re.search(r"\d", compiler)
     assert isa in build.ISAS
     assert native.library().plan.key in library
@@ -493,14 +493,14 @@ def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.Monke
     build._run(*plan.compiler, *plan.compile, "-fsyntax-only", str(plan.source))
 
 
-@pytest.mark.parametrize(("module", "name"), [(verdicts._kernels, "shared.py"), (backend, "csrc/part.h")])
+@pytest.mark.parametrize(("module", "name"), [(kernels, "shared.py"), (backend, "csrc/part.h")])
 def test_a_verdict_of_the_self_check_holds_for_these_sources_only(
     module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the kernels, and what backends share."""
-    before = verdicts._sources(backend)
+    before = verdicts._sources(backend.Cpu())
     copy = shutil.copytree(Path(module.__file__ or "").parent, tmp_path / "copy")
     monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))
-    assert verdicts._sources(backend) == before
+    assert verdicts._sources(backend.Cpu()) == before
     (copy / name).write_text("more")
-    assert verdicts._sources(backend) != before
+    assert verdicts._sources(backend.Cpu()) != before

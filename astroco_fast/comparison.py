@@ -1,0 +1,156 @@
+"""Comparison of a backend's results with float64: one rule for the self-check, the tests and the benchmarks.
+
+    max |fused - exact| <= 2 max |plain - exact| + 1e-6
+
+holds for each output, gradient of an input or a parameter, and buffer. `exact` is the reference in float64, `plain` the
+reference in the dtype under test, and `fused` the backend in that dtype. So plain PyTorch's own rounding, whatever the
+op and the width, says how far off a backend may be.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# By name: "output 0", "the gradient of input 0", "the gradient of norm.weight", "batch_norm.running_mean".
+Results = dict[str, Tensor]
+
+
+def results(
+    call: Callable[..., Any],
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    upstream: Sequence[Tensor] | None,
+    dtype: torch.dtype,
+) -> Results:
+    """Run `call(module, *inputs)` on copies of its arguments; give outputs, gradients and floating-point buffers.
+
+    Args:
+        call: gives a tensor or a tuple of tensors.
+        inputs: with their strides. Those that require gradients get one in the results.
+        upstream: the outputs' gradients; None: no gradients are computed.
+        dtype: what is computed in. float64: inputs, parameters and buffers are cast to it. Half precision: by autocast.
+
+    Returns:
+        The results; a gradient that autograd does not reach is missing.
+    """
+    module = copy.deepcopy(module)
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    if dtype is torch.float64:
+        module = module.double()
+        inputs = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
+    half = dtype not in (torch.float32, torch.float64)
+    with torch.autocast(inputs[0].device.type, dtype=dtype) if half else nullcontext():
+        with torch.set_grad_enabled(upstream is not None):
+            outputs = call(module, *inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found: dict[str, Tensor | None] = {f"output {i}": output for i, output in enumerate(outputs)}
+        if upstream is not None:
+            found |= _gradients(outputs, upstream, module, inputs)
+    found |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return {name: value.detach() for name, value in found.items() if value is not None}
+
+
+def _gradients(
+    outputs: Sequence[Tensor], upstream: Sequence[Tensor], module: nn.Module, inputs: Sequence[Tensor]
+) -> dict[str, Tensor | None]:
+    wanted = {f"the gradient of input {i}": x for i, x in enumerate(inputs) if x.requires_grad}
+    wanted |= {f"the gradient of {name}": p for name, p in module.named_parameters() if p.requires_grad}
+    ends = [(out, up.to(out.dtype)) for out, up in zip(outputs, upstream, strict=True) if out.requires_grad]
+    if not wanted or not ends:
+        return {}
+    found = torch.autograd.grad(
+        [out for out, _ in ends], list(wanted.values()), [up for _, up in ends], allow_unused=True
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
+def zero_filler(found: Results, real: Tensor) -> Results:
+    """Results of the reference as a backend must give them: zero in rows that are not real points.
+
+    The reference leaves these rows of outputs and of inputs' gradients undefined.
+
+    Args:
+        real: bool, True at real points: (N,) rows, or (B, T) positions. Results of another shape stay as they are.
+    """
+
+    def over_rows(name: str, value: Tensor) -> bool:
+        return name.startswith(("output", "the gradient of input")) and value.shape[: real.dim()] == real.shape
+
+    return {
+        name: value.masked_fill(~real.view(*real.shape, *[1] * (value.dim() - real.dim())), 0)
+        if over_rows(name, value)
+        else value
+        for name, value in found.items()
+    }
+
+
+class Comparison:
+    """A backend's results held against float64, over one draw of the inputs or several.
+
+    A tensor of few numbers may be exact in plain PyTorch by luck, so errors count by their largest over all draws.
+    """
+
+    def __init__(self) -> None:
+        self._faults: dict[str, str | None] = {}  # by every name seen
+        self._errors: dict[str, float] = {}
+        self._allowed: dict[str, float] = {}
+
+    def add(self, exact: Results, plain: Results, fused: Results) -> None:
+        """Take in the three runs of one draw."""
+        for name, truth in exact.items():
+            self._faults[name] = _fault(truth, plain[name], fused.get(name)) or self._faults.get(name)
+            if self._faults[name] is None:
+                error, allowed = _furthest(fused[name], truth), 2 * _furthest(plain[name], truth) + 1e-6
+                self._errors[name] = max(self._errors.get(name, 0.0), error)
+                self._allowed[name] = max(self._allowed.get(name, 0.0), allowed)
+        for name in fused.keys() - exact.keys():
+            self._faults[name] = "is not among the reference's results"
+
+    def off(self) -> dict[str, str]:
+        """By name of each wrong result, outputs first, the rest of a sentence that says what is wrong with it."""
+        return {name: wrong for name in self._faults if (wrong := self._wrong(name)) is not None}
+
+    def _wrong(self, name: str) -> str | None:
+        if (fault := self._faults[name]) is not None:
+            return fault
+        error, allowed = self._errors[name], self._allowed[name]
+        return None if error <= allowed else f"is off by {error:.2g}, {allowed:.2g} allowed"
+
+
+def _fault(truth: Tensor, plain: Tensor, found: Tensor | None) -> str | None:
+    """What is wrong with a result besides its numbers."""
+    if found is None:
+        return "is missing"
+    if found.shape != truth.shape:
+        return f"is of shape {tuple(found.shape)}, not {tuple(truth.shape)}"
+    if found.dtype != plain.dtype:
+        return f"is {found.dtype}, not {plain.dtype}"
+    if not bool(torch.isfinite(found).all()):
+        return "is not finite"
+    if not bool(torch.isfinite(plain).all()):
+        return "cannot be judged: plain PyTorch's is not finite"
+    return None
+
+
+def _furthest(found: Tensor, truth: Tensor) -> float:
+    return (found.double() - truth.double()).abs().amax().item() if truth.numel() else 0.0
+
+
+class GivenDropout(nn.Module):
+    """Dropout whose draws are given, so that the reference drops what the backend drops.
+
+    Args:
+        scale: (N, D), 0 or 1 / (1 - p), see `Backend.dropout_scale`.
+    """
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (N, D) to rows (N, D)."""
+        return x * self.scale.to(x.dtype)
