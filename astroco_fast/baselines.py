@@ -1,4 +1,4 @@
-"""The baselines as users import them; like AstroCo they are called, trained, saved and asked for embeddings."""
+"""The baselines as users import them: they are called, trained, saved and asked for embeddings as AstroCo is."""
 
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astromer import ReferenceAstromer
@@ -8,7 +8,7 @@ from astroco_fast.reference.config import AstromerConfig
 class Astromer(PretrainedEncoder, ReferenceAstromer):
     """Astromer, versions 1 and 2 (presets `astromer-v1`, `astromer-v2`, `astromer-v2-paper`), in plain PyTorch.
 
-    `astroco_fast.reference.astromer` says what they compute, and what is known to be wrong with them.
+    `astroco_fast.reference.astromer` describes what they compute and their known faults.
     """
 
     config: AstromerConfig

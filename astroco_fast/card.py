@@ -7,12 +7,12 @@ def model_card(name: str, paper: str, config: ModelConfig, features: str, parame
     """Markdown that tells a stranger what the weights are and how to use them.
 
     Args:
-        name: the architecture, and its class in `astroco_fast`.
-        paper: where it is described.
+        name: the architecture's name, which is also its class in `astroco_fast`.
+        paper: the paper that describes it.
         config: the model's hyperparameters.
-        features: what sets the model apart from others of its architecture.
-        parameters: how many it has.
-        notes: Markdown put in as it is, for instance data and figures of the training run.
+        features: the features that set the model apart from others of its architecture.
+        parameters: the number of its parameters.
+        notes: Markdown for the end of the card, for instance data and figures of the training run.
     """
     return f"""---
 library_name: astroco_fast

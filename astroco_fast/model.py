@@ -1,4 +1,4 @@
-"""AstroCo, the encoder that users import: the reference's parameters, run by the best backend."""
+"""AstroCo as users import it: the reference's parameters, with each op run by the best backend."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +24,8 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     >>> out.sequence, out.embedding, out.reconstruction  # (B, T, D), (B, D), (B, T)
 
     Attributes:
-        recompute: keep only each block's input for backward and run the block again there: less memory, a third more
-            arithmetic. Under `torch.compile` it counts for nothing.
+        recompute: whether only each block's input is kept for backward, which then runs the block again: less memory
+            for a third more arithmetic. `torch.compile` ignores it, because it decides for itself what to recompute.
     """
 
     config: AstroCoConfig
@@ -34,10 +34,9 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     recompute = False
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
-        # A compiler decides for itself what to compute again.
         recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if self.training:
-            layout.seed()  # before any block: one that is run again would else find the generator elsewhere
+            layout.seed()  # before any block, because a block that is run again must find the same seed
 
         def states() -> Iterator[Tensor]:
             x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
@@ -66,5 +65,5 @@ def _run(block: Block, x: Tensor, layout: Layout) -> Tensor:
 
 
 def _once() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What holds in the first pass through a block and in its repetition."""
+    """The contexts of a block's first pass and of its repetition, which must not update BatchNorm again."""
     return nullcontext(), frozen_statistics()

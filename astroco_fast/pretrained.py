@@ -1,4 +1,4 @@
-"""What users do with any encoder besides calling it: take it from a preset or a folder, embed with it, save it."""
+"""The methods of any encoder besides its call: build it from a preset, load it, save it, embed light curves with it."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ Model = TypeVar("Model", bound="PretrainedEncoder")
 
 
 class PretrainedEncoder(Encoder):
-    """An encoder that is saved, loaded and asked for embeddings; made by calling it with its configuration.
+    """An encoder that is saved, loaded and asked for embeddings. Its constructor takes its configuration.
 
     Attributes:
         config: the hyperparameters.
-        config_class: their type.
-        paper: where the architecture is described.
+        config_class: the type of the hyperparameters.
+        paper: the paper that describes the architecture.
     """
 
     config: ModelConfig
@@ -55,14 +55,14 @@ class PretrainedEncoder(Encoder):
         return embed(self, curves, batch_size=batch_size)
 
     def features(self) -> str:
-        """What sets this model apart from others of its architecture and size, for the model card."""
+        """The features that set this model apart from others of its architecture and size, for the model card."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, *, notes: str = "") -> None:
         """Write `config.json`, `model.safetensors` and a model card.
 
         Args:
-            folder: made if need be; files of these names are replaced.
+            folder: created if it does not exist; files of these names in it are replaced.
             notes: Markdown for the card, for instance what the model was trained on.
         """
         folder = Path(folder)
@@ -77,7 +77,7 @@ class PretrainedEncoder(Encoder):
 
     @classmethod
     def from_pretrained(cls: type[Model], source: str | Path) -> Model:
-        """Read what `save_pretrained` wrote, in evaluation mode, on the CPU.
+        """Load a model that `save_pretrained` wrote, in evaluation mode, on the CPU.
 
         Args:
             source: a folder (a run's `checkpoints/best` is one), or a Hugging Face Hub id such as "name/repository".
@@ -116,7 +116,7 @@ class PretrainedEncoder(Encoder):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What stands in a saved model's `config.json`; "model" names the architecture.
+    """The content of a saved model's `config.json`, in which "model" names the architecture.
 
     Raises:
         UserError: no such file, or not a JSON object.
@@ -133,10 +133,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def local_folder(source: str | Path) -> Path:
-    """The folder itself, or a snapshot of a Hub repository's configuration and weights.
+    """The folder itself, or a snapshot of the configuration and weights in a Hub repository.
 
     Raises:
-        UserError: no such folder, and no such repository.
+        UserError: there is no such folder, and no such repository.
     """
     if Path(source).is_dir():
         return Path(source)

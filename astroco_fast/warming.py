@@ -1,4 +1,4 @@
-"""Kernels compiled, and checked, before they are needed."""
+"""`warmup`: compile and check kernels before they are needed."""
 
 import contextlib
 import copy
@@ -20,25 +20,25 @@ def warmup(
     dtype: torch.dtype | None = torch.bfloat16,
     training: bool | None = None,
 ) -> float:
-    """Run `model` on random batches, so that the first real one waits for nothing: kernels to compile, self-checks.
+    """Run `model` on random batches, so that the first real batch need not wait for compilers and self-checks.
 
-    A copy of the model runs, where the model is: its parameters, gradients and statistics stay as they are, and so do
-    torch's random numbers. No other process is waited for. Call it before a CUDA graph is captured, in which no
-    self-check can run, and before anything is timed. Where everything runs on the reference it is not needed, and does
-    no harm. What torch.compile makes of the model is not warmed up: for that, call the compiled model itself.
+    A copy of the model runs, on the model's device: the model's parameters, gradients and statistics stay as they are,
+    and so do torch's random numbers. No other process is waited for. Call it before a CUDA graph is captured, because
+    no self-check can run then, and before anything is timed. Where every op runs on the reference it does nothing
+    useful, and no harm. It does not warm up a compiled model: for that, call the compiled model itself.
 
     >>> model = af.AstroCo.from_preset("L").cuda().eval()
     >>> seconds = af.warmup(model)
 
     Args:
-        model: an encoder, called as `AstroCo` is; DDP around it is left out.
-        batch_size: windows in a batch; one batch is full, one ragged.
-        length: points that a window has room for; default the configuration's.
-        dtype: autocast's, as in the run to come; None: no autocast.
-        training: training steps, and evaluation; False: only evaluation. Default: by the mode that the model is in.
+        model: an encoder, called as `AstroCo` is, or DDP around one.
+        batch_size: windows in a batch; one batch is full, one is ragged.
+        length: T, the points that a window has room for; default the configuration's.
+        dtype: autocast's dtype in the run to come; None: no autocast.
+        training: whether training steps run, and not only evaluation. Default: the model's mode.
 
     Returns:
-        The seconds that it took.
+        The seconds that the batches took.
     """
     start = time.perf_counter()
     model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -68,7 +68,7 @@ def warmup(
 def _forward(
     model: nn.Module, points: Tensor, lengths: Tensor, hidden: Tensor | None, dtype: torch.dtype | None
 ) -> Tensor:
-    """One pass; gives a loss in which all outputs have a part."""
+    """The loss of one forward pass; all outputs have a part in it."""
     with torch.autocast(points.device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext():
         out = model(*points, lengths=lengths, hidden=hidden)
         if hidden is None:
@@ -78,6 +78,6 @@ def _forward(
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy, which has no gradients, and whose BatchNorm waits for no other process."""
+    """A copy without gradients whose BatchNorm waits for no other process."""
     groups = [module.group for module in model.modules() if isinstance(module, MaskedBatchNorm1d)]
     return copy.deepcopy(model, {id(group): None for group in groups})

@@ -1,4 +1,4 @@
-"""The whole encoder in plain PyTorch, to be held against the paper and against every kernel."""
+"""The whole encoder in plain PyTorch: it is read against the paper, and every kernel is compared with it."""
 
 from collections.abc import Iterator
 

@@ -1,25 +1,25 @@
 """The baselines: Astromer, a transformer encoder of light curves, versions 1 and 2, in plain PyTorch.
 
-Version 1 is A&A 670, A54 (arXiv 2205.01677), version 2 is arXiv 2502.02717. What stands here is the architecture of
-their code (github.com/astromer-science/main-code, Keras), which gives the same numbers block by block (a test says so).
-The time encoding, attention and feed-forward are the same in both; `AstromerConfig` names all that differs.
+Version 1 is A&A 670, A54 (arXiv 2205.01677), version 2 is arXiv 2502.02717. This module has the architecture of their
+code (github.com/astromer-science/main-code, Keras); a test compares the numbers block by block. Both versions have the
+same time encoding, attention and feed-forward; `AstromerConfig` names all differences.
 
-Known faults, kept because a baseline has to be what it was:
+The known faults are kept, because a baseline has to be what it was:
 
-- Version 1's mask adds 1 to the attention logits of masked points where it meant to take them away: visible points
-  attend to them e times as much, and masked points attend to all as if there were no mask. Nor does its code take their
-  magnitudes out of the input. So the answers are in what the model sees, and a low error in training says little
-  (`hidden_magnitude="zero"` is version 1 without that).
-- Version 2 replaces masked magnitudes, and masked points are no keys: what they could tell the others, that the star
-  was observed at that time, is hidden along with the magnitude. Each masked point still sees its own time.
+- Version 1's mask adds 1 to the attention logits of masked points, where it meant to exclude them. Visible points
+  attend to them e times as much, and masked points attend to all points as if there were no mask. Its code leaves
+  their magnitudes in the input, too. So the model sees the answers, and a low error in training says little
+  (`hidden_magnitude="zero"` is version 1 without this fault).
+- Version 2 replaces masked magnitudes and excludes masked points from the keys. So the other points do not learn that
+  the star was observed at that time either. Each masked point still sees its own time.
 - In both, about a fifth of the probed points are unchanged, a fifth show another magnitude, and none of these is
-  masked: an error or an R2 over all probed points, which is what their code computes, rewards copying.
+  masked. Their code computes the error and R2 over all probed points, which rewards copying.
 
-So figures that compare models have to be those at hidden points, and evaluation takes these points' magnitudes out of
-the data before any model sees them (`WindowBatches`).
+Models must therefore be compared at hidden points. Evaluation takes the magnitudes of these points out of the data
+before any model sees them (`WindowBatches`).
 
-Where we differ: padding takes no part in anything. In the original it is masked like a hidden point, so that version
-1 attends to it, and does so more than to real points.
+One difference is ours: padding takes no part in anything. The original masks padding like hidden points, so that
+version 1 attends to padding more than to real points.
 """
 
 import torch
@@ -37,7 +37,7 @@ EPSILON = 1e-6  # of every LayerNorm
 class ReferenceAstromer(Encoder):
     """Astromer: magnitude projection plus time encoding, L blocks, and a head of LayerNorm and one linear layer.
 
-    Uncertainties are no input of it.
+    It ignores uncertainties.
     """
 
     name = "Astromer"
@@ -67,7 +67,7 @@ class ReferenceAstromer(Encoder):
                 mag = torch.where(hidden, self.mask_token, mag)
             elif self.config.hidden_magnitude == "zero":
                 mag = mag.masked_fill(hidden, 0)
-        with torch.autocast(time.device.type, enabled=False):  # bfloat16 would round the magnitudes
+        with torch.autocast(time.device.type, enabled=False):  # because bfloat16 would round the magnitudes
             return self.magnitude(mag[:, None]) + self.sinusoids(time)
 
     def sinusoids(self, time: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class AstromerBlock(nn.Module):
 
 
 class AstromerAttention(nn.Module):
-    """Multi-head self-attention in which `mask_logit` is added to the logits of hidden keys; padded ones have no part.
+    """Multi-head self-attention that adds `mask_logit` to the logits of hidden keys and excludes padded keys.
 
-    With `mask_queries` it is added to all logits of hidden queries too: the softmax does not notice, so hidden points
-    attend to hidden and visible ones as if there were no mask.
+    With `mask_queries` it adds the number to all logits of hidden queries too. A constant does not change a softmax, so
+    hidden points attend to hidden and visible points as if there were no mask.
     """
 
     def __init__(self, width: int, heads: int, mask_logit: float, mask_queries: bool) -> None:
@@ -135,14 +135,14 @@ class AstromerAttention(nn.Module):
                 masked = masked | windows[:, :, None]
             scores = scores + self.mask_logit * masked[:, None]
         if not layout.full:
-            # The lowest finite number, not -inf: a window without a real point must not become NaN.
+            # The lowest finite number, not -inf, which would make a window without a real point NaN.
             scores = scores.masked_fill(~layout.positions[:, None, None, :], torch.finfo(scores.dtype).min)
         attended = rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h t d -> b t (h d)")
         return self.out(layout.unpad(attended))
 
 
 def _dense(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts as Keras's do: Glorot's uniform weights, and no bias."""
+    """A linear layer initialised as in Keras: Glorot's uniform weights and zero biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# How many passes are being repeated: in all threads, and in this one. Backward has a thread for each GPU.
+# The number of passes being repeated: in all threads, and in this thread (backward has one for each GPU).
 _repeats = 0
 _lock = threading.Lock()
 _here = threading.local()
@@ -17,9 +17,9 @@ _here = threading.local()
 
 @contextlib.contextmanager
 def frozen_statistics() -> Iterator[None]:
-    """Within it no running statistics change: a forward pass that backward repeats must not count twice.
+    """Keep running statistics as they are: a forward pass that backward repeats must not count twice.
 
-    It holds for the thread that enters it, and for what is traced meanwhile.
+    It holds for the thread that enters it, and for code that torch.compile traces meanwhile.
     """
     _count(1)
     try:
@@ -42,10 +42,10 @@ def _count(step: int) -> None:
 
 
 class MaskedBatchNorm1d(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` whose statistics leave padding out: as if only the real rows had been given.
+    """`nn.BatchNorm1d` whose statistics leave out padding, as if only the real rows had been given.
 
-    The state_dict, momentum and epsilon are those of `nn.BatchNorm1d`. With a single real row the running variance
-    takes the biased (zero) variance, where PyTorch refuses; with none, the running statistics stay.
+    The state_dict, momentum and epsilon are those of `nn.BatchNorm1d`. A batch with a single real row updates the
+    running variance with the biased (zero) variance, where PyTorch raises; a batch with none updates nothing.
 
     Attributes:
         group: the process group over which training statistics are synchronised; None keeps them local.
@@ -58,7 +58,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
         Args:
             x: (N, D), floating point.
-            valid: (N,) bool, True at real rows; None: all are real. What the other rows hold never matters.
+            valid: (N,) bool, True at real rows; None: all are. The other rows' values have no effect.
 
         Returns:
             (N, D), float32 (float64 if x is), zero at rows that are not real before scale and shift are applied.
@@ -103,7 +103,10 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over the ranks of a group; so is the gradient, since each rank's output depends on every rank's input."""
+    """The sum over a group's ranks.
+
+    Its gradient is summed too, because every rank's output depends on every rank's input.
+    """
 
     @staticmethod
     def forward(ctx, local, group):  # type: ignore[no-untyped-def]

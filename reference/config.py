@@ -15,7 +15,7 @@ Config = TypeVar("Config", bound="ModelConfig")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the configurations of all encoders share.
+    """The hyperparameters that all encoders have.
 
     Attributes:
         width: D, of the embedding and of every position.
@@ -88,7 +88,7 @@ class AstroCoConfig(ModelConfig):
         dropout: probability, after each sublayer.
         window: T, the points of a window.
         time_base: base of the sinusoids' frequencies, base^(-2i/(D/2)).
-        hide: which of magnitude, time and uncertainty are zeroed at hidden points.
+        hide: which of magnitude, time and uncertainty are replaced by zero at hidden points.
         convolution: False leaves out the convolutional sublayer (ablation S-no-conv).
         gate: False replaces the gated feed-forward by a plain one (ablation S-no-gate).
         mix: False takes the last block's output instead of the layer mix (ablation S-no-mix).
@@ -135,12 +135,13 @@ class AstromerConfig(ModelConfig):
         dropout: probability, after the input and each sublayer.
         window: T, the points of a window.
         time_base: base of the sinusoids' frequencies, base^(-2i/D).
-        leak: a linear projection of each sublayer's input is added to its output; False: nothing is (version 1).
-        mask_logit: added to the attention logits of hidden keys; version 1 has +1, and so attends to them the more.
-        mask_queries: add it to all logits of hidden queries too, where it has no effect: these attend as if there were
-            no mask (version 1).
-        hidden_magnitude: what stands at hidden points: token = a trainable number; zero; shown = their magnitude, so
-            that version 1 is trained on what it has to predict.
+        leak: whether a linear projection of each sublayer's input is added to its output (version 1 adds nothing).
+        mask_logit: the number added to the attention logits of hidden keys. Version 1 adds +1, so that it attends to
+            them more.
+        mask_queries: whether it is added to all logits of hidden queries too. There it has no effect: hidden queries
+            attend as if there were no mask (version 1).
+        hidden_magnitude: the input at hidden points: token, a trainable number; zero; or shown, their magnitude, so
+            that the model is trained on the numbers it has to predict (version 1).
 
     Raises:
         UserError: a value out of range; names the field.

@@ -1,4 +1,4 @@
-"""What all encoders share: how they are called, what they return, and how a batch becomes rows and windows again."""
+"""The call that all encoders share: their inputs and outputs, and a batch's way to rows and back to windows."""
 
 from typing import ClassVar, NamedTuple
 
@@ -9,7 +9,7 @@ from astroco_fast.reference.layout import Layout
 
 
 class AstroCoOutput(NamedTuple):
-    """What an encoder returns; zero at padded positions and for windows without a real point.
+    """An encoder's outputs; they are zero at padded positions and for windows without a real point.
 
     Attributes:
         sequence: (B, T, D), the encoded points; AstroCo's are the mixed layers.
@@ -26,8 +26,8 @@ class Encoder(nn.Module):
     """An encoder of windows of points. A subclass has an `encode` and a reconstruction `head`.
 
     Attributes:
-        name: the architecture, as messages and saved configurations call it.
-        head: the layer that ends in a magnitude; its weight's dtype is the model's.
+        name: the architecture's name in messages and saved configurations.
+        head: the layer that gives a magnitude; its weight's dtype is the model's.
     """
 
     name: ClassVar[str]
@@ -47,14 +47,14 @@ class Encoder(nn.Module):
         """Encode windows.
 
         Args:
-            time: (B, T) days, any zero point; give float64 unless `centered` (float32 MJD has a step of minutes).
+            time: (B, T) days, from any zero point; float64 unless `centered` (float32 MJD has steps of minutes).
             mag: (B, T) magnitudes.
             err: (B, T) their uncertainties, magnitudes.
-            mask: (B, T) bool, True at real points; None: all are, or see `lengths`. What padding holds never matters.
-            hidden: (B, T) bool, points to hide; None: none.
-            centered: time and mag are already zero-mean over each window's real points.
-            lengths: (B,) integers on the CPU, in place of `mask`: the real points stand first in each window. With a
-                mask the encoder has to ask the device for them.
+            mask: (B, T) bool, True at real points; None: all are, or `lengths` says. Values at padding have no effect.
+            hidden: (B, T) bool, True at points to hide; None: none.
+            centered: whether time and mag are already zero-mean over each window's real points.
+            lengths: (B,) integers on the CPU, in place of `mask`: the numbers of real points, which come first in each
+                window. They spare the copy of a mask from the device.
 
         Returns:
             `AstroCoOutput`.
@@ -76,13 +76,13 @@ class Encoder(nn.Module):
         return self.encode(time, mag, err, None if hidden is None else layout.enter(hidden), layout)
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
-        """The encoder proper, from centred rows (N,); what padded rows hold is undefined."""
+        """Encode centred rows (N,); the values of rows that are not real points are undefined."""
         raise NotImplementedError
 
     def output(self, sequence: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
         """Reconstruct from rows (N, D), and bring rows back to the caller's (B, T)."""
-        # Outside autocast: bfloat16 would round the magnitudes, by 0.01 where a star is 3 from its mean.
-        device = sequence.device.type if sequence.device.type != "meta" else "cpu"  # tensors without data have none
+        # Autocast is off, because bfloat16 would round the magnitudes: by 0.01 where a star is 3 from its mean.
+        device = sequence.device.type if sequence.device.type != "meta" else "cpu"  # autocast knows no meta device
         with torch.autocast(device, enabled=False):
             reconstruction = self.reconstruct(sequence.to(self.head.weight.dtype)).squeeze(-1)
         return AstroCoOutput(layout.leave(sequence), embedding, layout.leave(reconstruction))
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
     def _layout(
         self, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor | None, hidden: Tensor | None, lengths: Tensor | None
     ) -> Layout:
-        """Check the shapes and make the batch's (packed) layout."""
+        """The batch's layout, packed; checks the shapes."""
         if time.dim() != 2:
             raise ValueError(f"{self.name}: time must be (B, T), got {tuple(time.shape)}")
         for name, value in (("mag", mag), ("err", err), ("mask", mask), ("hidden", hidden)):
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
             lengths = torch.full((batch,), length)
         elif lengths.shape != (batch,):
             raise ValueError(f"{self.name}: lengths must be ({batch},), got {tuple(lengths.shape)}")
-        if torch.compiler.is_compiling():  # shapes can't depend on data there
+        if torch.compiler.is_compiling():  # shapes cannot depend on data there
             return Layout.padded(lengths.to(time.device), length)
         return Layout.packed(lengths, length, time.device)
 

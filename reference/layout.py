@@ -1,13 +1,13 @@
 """How rows of activations map to windows.
 
-Inside the encoder activations are rows, (N, D). A `Layout` says which window and which position in it each row is:
+Activations inside the encoder are rows, (N, D). A `Layout` maps each row to a window and a position in it:
 
-- padded: N = B*T, a row for every position, real or not;
-- packed: a row for every real point only, window after window, so that padding costs nothing. N is rounded up (the
-  capacity), so that shapes repeat; the rows beyond the real points are filler and never count.
+- padded: N = B*T, one row for every position, real or not;
+- packed: one row for every real point only, window after window, so that padding costs nothing. N is rounded up to a
+  capacity, so that shapes repeat; the rows beyond the real points are filler, which takes no part in any result.
 
-Either way a window's real points are its first positions. A mask with holes or padding on the left is brought to that
-form on the way in and undone on the way out: where the padding stands never matters.
+In both, a window's real points are its first positions. `enter` brings a mask with holes, or with padding on the left,
+to that form, and `leave` undoes it: the place of the padding never matters.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _Scatter(torch.autograd.Function):
-    """(n, ...) to (size, ...): row i goes to `index[i]`, all else is zero. Indices are distinct."""
+    """Scatter (n, ...) to (size, ...): row i goes to `index[i]`, the other rows are zero. Indices are distinct."""
 
     @staticmethod
     def forward(rows: Tensor, index: Tensor, size: int) -> Tensor:
@@ -36,9 +36,9 @@ class _Scatter(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """(size, ...) to (n, ...): row i comes from `index[i]`.
+    """Gather (size, ...) to (n, ...): row i comes from `index[i]`.
 
-    Because indices are distinct, the gradient is a copy, not the slow accumulation that plain indexing would use.
+    The gradient is a copy, because indices are distinct; plain indexing would accumulate, which is slow.
     """
 
     @staticmethod
@@ -64,8 +64,8 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return _Gather.apply(rows, index)
 
 
-# Libraries prepare and keep something for each shape they meet: with a new N in every batch, oneDNN's cache alone grew
-# by gigabytes in an hour. Rounded up to this, shapes repeat, at about 1 % more rows.
+# A packed N is rounded up to a multiple of this, at the price of about 1 % more rows, so that shapes repeat. Libraries
+# cache something for every shape they meet: with a new N in every batch, oneDNN's cache grew by gigabytes in an hour.
 ROW_MULTIPLE = 128
 
 
@@ -79,12 +79,12 @@ class Layout:
         lengths: (B,) int64, the real points of each window, on the activations' device.
         rows: N, the number of rows.
         index: (n,) int64, packed only: the flat position b*T + t of each real row. None: row r is position r.
-        source: (n,) int64: the flat position each row has in the caller's tensors. It differs from `index` where the
+        source: (n,) int64: the flat position of each row in the caller's tensors. It differs from `index` where the
             caller's mask has holes.
-        positions: (B, T) bool: which positions of the windows hold real points.
-        valid: (N,) bool: which rows are real points; None if all are (known on the host).
-        full: every row is a real point and every position has one (known on the host).
-        scratch: what backends derive from the layout, kept as long as the batch.
+        positions: (B, T) bool, True at positions that hold real points.
+        valid: (N,) bool, True at rows that are real points; None: all rows are (known on the host).
+        full: whether every row is a real point and every position has one (known on the host).
+        scratch: tensors that backends derive from the layout; they live as long as the batch.
     """
 
     batch: int
@@ -100,7 +100,12 @@ class Layout:
 
     @staticmethod
     def padded(lengths: Tensor, length: int) -> "Layout":
-        """Every position is a row. Args: lengths (B,) integers on the activations' device; length T."""
+        """The layout with a row for every position.
+
+        Args:
+            lengths: (B,) integers, the real points of each window, on the activations' device.
+            length: T.
+        """
         batch, positions = lengths.shape[0], _prefix_mask(lengths, length)
         return Layout(batch, length, lengths.to(torch.int64), positions, batch * length, positions.flatten())
 
@@ -108,14 +113,15 @@ class Layout:
     def packed(
         lengths: Tensor, length: int, device: torch.device | str | None = None, capacity: int | None = None
     ) -> "Layout":
-        """Only real points are rows.
+        """The layout with a row for every real point.
 
         Args:
-            lengths: (B,) integers on the CPU, so that nothing has to wait for the device.
+            lengths: (B,) integers, the real points of each window, on the CPU, so that the host need not wait for the
+                device.
             length: T.
-            device: where the activations are; default the CPU.
-            capacity: N, at least the number of real points; the rows beyond are filler. Default: the next multiple of
-                `ROW_MULTIPLE`, but not more than all positions.
+            device: the activations' device; default the CPU.
+            capacity: N, at least the number of real points; the rows beyond them are filler. Default: the next multiple
+                of `ROW_MULTIPLE`, at most B*T.
 
         Raises:
             ValueError: a length is negative or above T, or the capacity is too small.
@@ -128,7 +134,7 @@ class Layout:
         rows = min(-(-real // ROW_MULTIPLE) * ROW_MULTIPLE, batch * length) if capacity is None else capacity
         if rows < real:
             raise ValueError(f"Layout.packed: capacity {rows} is below the {real} real points")
-        if rows == real == batch * length:  # nothing to copy, so that such a batch's layout may be part of a CUDA graph
+        if rows == real == batch * length:  # needs no copy from the host, so that it may be part of a CUDA graph
             on_device = torch.full((batch,), length, device=device)
             return Layout(batch, length, on_device, _prefix_mask(on_device, length), rows, full=True)
         on_device = _upload(lengths, device)
@@ -141,8 +147,8 @@ class Layout:
     def from_mask(mask: Tensor) -> "Layout":
         """The layout of a (B, T) bool mask, True at real points.
 
-        Packed, for which the mask has to come to the host once; padded inside `torch.compile`, where shapes can't
-        depend on data.
+        It is packed, for which the mask is copied to the host once. Inside `torch.compile` it is padded, because shapes
+        cannot depend on data there.
         """
         batch, length = mask.shape
         if torch.compiler.is_compiling():
@@ -157,10 +163,10 @@ class Layout:
         return replace(layout, source=host.flatten().nonzero().squeeze(1).to(mask.device))
 
     def seed(self) -> Tensor:
-        """(1,) int64 on the device: this batch's seed of dropout, drawn at the first call from torch's generator there.
+        """This batch's seed of dropout, (1,) int64 on the device, for backends that draw by counting.
 
-        For backends that draw by counting. It is kept, so that a block which backward runs again drops what it dropped
-        before.
+        The first call draws it from torch's generator of the device. It is kept, so that a block that backward runs
+        again drops the same numbers again.
         """
         if "seed" not in self.scratch:
             self.scratch["seed"] = torch.randint(2**62, (1,), device=self.lengths.device)
@@ -202,7 +208,7 @@ class Layout:
 
 
 def _upload(values: Tensor, device: torch.device | str | None) -> Tensor:
-    """CPU values on a device, without waiting for it: from pageable memory a GPU's copy would."""
+    """CPU values on a device, from pinned memory: a copy from pageable memory would wait for the GPU."""
     if device is None or torch.device(device).type != "cuda":
         return values.to(device)
     if torch.cuda.is_current_stream_capturing():  # the graph would read from this host memory when it has other uses

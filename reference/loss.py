@@ -12,15 +12,15 @@ def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tenso
     Args:
         prediction: (B, T) magnitudes, zero-mean per window.
         target: (B, T) the true ones.
-        role: (B, T) integers; 0 not probed, 1 hidden, 2 random, 3 unchanged. What stands at points that are not probed
-            never matters.
+        role: (B, T) integers; 0 not probed, 1 hidden, 2 random, 3 unchanged. Values at points that are not probed have
+            no effect.
 
     Returns:
         The sums of squared error and the counts, (B, 3) each, columns as in `ROLES`; float32 (float64 if prediction
         is).
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    # Masked before it is squared: a NaN at a point that is not probed must not reach the gradient either.
+    # The error is masked before it is squared, so that a NaN at a point that is not probed does not reach the gradient.
     error = (prediction.to(dtype) - target.to(dtype)).masked_fill(role == 0, 0)
     is_role = torch.stack([role == code for code in (1, 2, 3)], dim=-1).to(dtype)  # (B, T, 3)
     return (error.square()[..., None] * is_role).sum(1), is_role.sum(1)

@@ -1,8 +1,8 @@
 """AstroCo's pieces, in the paper's order: input embedding, attention, convolution, feed-forward, layer mix.
 
-Each is a module that holds the parameters and says in plain PyTorch what is computed. Shapes: B windows of T positions,
-width D, H heads, K taps; activations are rows (N, D) that a `Layout` maps to windows. What rows outside the real points
-hold after a sublayer is undefined; nothing here lets it reach a real point.
+Each is a module that holds the parameters and computes its piece in plain PyTorch. Shapes: B windows of T positions,
+width D, H heads, K taps; activations are rows (N, D) that a `Layout` maps to windows. After a sublayer the values of
+rows that are not real points are undefined; no sublayer lets them reach a real point.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ from astroco_fast.reference.layout import Layout
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` whose result is float32 at least.
+    """`nn.LayerNorm` whose result is at least float32.
 
-    Under autocast every GPU does that, but CPUs would give the bfloat16 that came in, and from the first layer on the
-    whole residual stream would be rounded to 8 bits.
+    Autocast does the same on GPUs. On CPUs it would return the bfloat16 that came in, and round the whole residual
+    stream to 8 bits from the first layer on.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class InputEmbed(nn.Module):
 
         Args:
             time, mag, err: (N,) days and magnitudes, time and mag zero-mean in their window.
-            hidden: (N,) bool, points whose fields named in `hide` are replaced by zero; None: none are.
-            layout: says which rows are real; the others are zero in every field.
+            hidden: (N,) bool, True at points whose fields named in `hide` are replaced by zero; None: none.
+            layout: tells which rows are real points; the others' fields are replaced by zero.
 
         Returns:
             (N, D).
@@ -60,7 +60,7 @@ class InputEmbed(nn.Module):
         if hidden is not None:
             for name in self.hide:
                 fields[name] = fields[name].masked_fill(hidden, 0)
-        with torch.autocast(time.device.type, enabled=False):  # bfloat16 would round the magnitudes
+        with torch.autocast(time.device.type, enabled=False):  # because bfloat16 would round the magnitudes
             photometry = self.photometry(torch.stack([fields["magnitude"], fields["uncertainty"]], dim=-1))
         x = torch.cat([photometry, self.sinusoids(fields["time"])], dim=-1)
         return self.norm(F.gelu(self.fuse(x)))
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         q, k, v = rearrange(layout.pad(self.qkv(x)), "b t (three h d) -> three b h t d", three=3, h=self.heads)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
         if not layout.full:
-            # The lowest finite number, not -inf: a window without a real point must not become NaN.
+            # The lowest finite number, not -inf, which would make a window without a real point NaN.
             scores = scores.masked_fill(~layout.positions[:, None, None, :], torch.finfo(scores.dtype).min)
         attended = rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h t d -> b t (h d)")
         return self.norm(x + self.dropout(self.out(layout.unpad(attended))))
@@ -165,14 +165,17 @@ class PlainFeedForward(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """The mixed sequence, sum_l softmax(logits)_l x(l) over the input and all blocks, and its mean over real points."""
+    """The mixed sequence, sum_l softmax(logits)_l x(l) over the input and all blocks, and its mean over real points.
+
+    Paper, section 3, layer mixing and pooling.
+    """
 
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(layers + 1))
 
     def forward(self, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-        """Consume x(0) .. x(L), rows (N, D) each, one at a time; give the mixed rows (N, D) and embeddings (B, D)."""
+        """From x(0) .. x(L), rows (N, D) each, taken one at a time, to mixed rows (N, D) and embeddings (B, D)."""
         mixed: Tensor | float = 0.0
         for weight, x in zip(self.logits.softmax(0), states, strict=True):
             mixed = mixed + weight * x
@@ -181,10 +184,10 @@ class LayerMix(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """In S-no-mix's place of `LayerMix`: the last block's output and its mean over real points."""
+    """S-no-mix's replacement of `LayerMix`: the last block's output and its mean over real points."""
 
     def forward(self, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-        """Consume x(0) .. x(L), rows (N, D) each; give x(L) and embeddings (B, D)."""
+        """From x(0) .. x(L), rows (N, D) each, to x(L) and embeddings (B, D)."""
         *_, last = states
         return last, masked_mean(last, layout)
 
