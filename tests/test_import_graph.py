@@ -1,0 +1,65 @@
+"""Imports run one way: errors and file helpers, the reference, the kernels, the package."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.import_graph import ROOT, cycles, import_graph
+
+# The bottom of the graph: no tensors, nothing of the model.
+BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "text", "checksums", "machine")}
+LAYERS = ("bottom", "reference", "kernels", "package")
+
+
+def layer(module: str) -> str:
+    if module in BOTTOM:
+        return "bottom"
+    name = module.split(".")[1]
+    return name if name in LAYERS else "package"
+
+
+def test_no_arrow_points_back() -> None:
+    upwards = [
+        f"{name} -> {target}"
+        for name, targets in import_graph().items()
+        for target in targets
+        if LAYERS.index(layer(target)) > LAYERS.index(layer(name))
+    ]
+    assert not upwards
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert cycles(import_graph()) == []
+
+
+def test_a_circle_and_an_arrow_back_are_found(tmp_path: Path) -> None:
+    sources = {
+        "reference/a.py": "def f():\n    from astroco_fast import ops\n",
+        "astroco_fast/ops.py": "from astroco_fast.reference.a import f\n",
+        "kernels/b.py": "from . import c\n",
+        "kernels/c.py": "import astroco_fast.reference.a\n",
+    }
+    for name, text in sources.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    graph = import_graph(tmp_path)
+    assert graph["astroco_fast.reference.a"] == {"astroco_fast.ops"}
+    assert graph["astroco_fast.kernels.b"] == {"astroco_fast.kernels.c"}
+    assert graph["astroco_fast.kernels.c"] == {"astroco_fast.reference.a"}
+    assert cycles(graph) == [["astroco_fast.ops", "astroco_fast.reference.a"]]
+
+
+@pytest.mark.parametrize("name", ["tests", "bench", "astroco_fast", "docs"])
+def test_a_checkouts_other_folders_are_no_part_of_the_package(name: str) -> None:
+    code = f"import importlib.util as u; print(u.find_spec('astroco_fast.{name}'))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "None\n"
+
+
+@pytest.mark.parametrize("name", ["kernels", "reference"])
+def test_a_folder_of_the_package_is_not_imported_twice(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert f"import astroco_fast.{name} instead" in done.stderr
