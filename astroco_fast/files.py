@@ -1,21 +1,33 @@
-"""Files that are whole or absent, and folders that one process has to itself."""
+"""Files and folders that appear whole or not at all, and a lock on a folder.
+
+Everything is written under a temporary name beside its own, flushed to disk and then renamed in one atomic call, so
+that a kill or a power cut at any moment leaves either the old content or the new.
+"""
 
 import errno
 import hashlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astroco_fast.errors import UserError
 
+_PARTIAL = ".partial"
+
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; the file gets the name `path` when the block ends without an error.
+def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
+    """Write a file so that `path` is replaced only once its new content is complete and on disk.
 
-    Whatever ends the block early leaves `path` as it was. A second process that writes to the same `path` has a
-    temporary name of its own; the one that ends last wins.
+    The block writes to the empty temporary file that it is given. If it ends with an error, `path` stays as it was. If
+    two processes write to the same `path`, each has its own temporary file, and the one that finishes last wins.
+
+    Args:
+        path: the file to write, in an existing folder.
+        way_out: what the user can do if it cannot be written, for the error message.
 
     Raises:
         UserError: `path` is a folder, or cannot be written (an `OSError` in the block).
@@ -24,28 +36,106 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: is a folder; give the name of a file to write")
     if not path.parent.is_dir():
         raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; make it")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = temporary_name(path)
     try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield partial
+        flush(partial)
         os.replace(partial, path)
+        flush(path.parent)
     except OSError as error:
-        why = " ".join((error.strerror or str(error)).split())
-        raise UserError(f"{path}: cannot be written: {why}") from error
+        raise unwritable(path, error, way_out) from error
     finally:
         with suppress(OSError):  # it was never made
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str, way_out: str = "") -> None:
+    """Replace a text file (UTF-8) with `whole_file`, which lists the arguments and errors."""
+    with whole_file(path, way_out) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
-def held(folder: Path, busy: str) -> Iterator[None]:
-    """Hold an existing folder for this process; the lock ends with the process, however it ends.
+def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
+    """Write a folder so that `path` is made, or replaced, only once its new content is complete and on disk.
+
+    The block fills the empty temporary folder that it is given. If it ends with an error, `path` stays as it was. A
+    kill just before the new folder is renamed leaves no `path` where an old one had to be moved away. It may also leave
+    temporary folders: see `remove_partials`.
+
+    Args:
+        path: the folder to write; missing parents are made.
+        way_out: what the user can do if it cannot be written, for the error message.
+
+    Raises:
+        UserError: it cannot be written (an `OSError` in the block).
+    """
+    partial = temporary_name(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        replaced = set_aside(path) if path.is_dir() else None
+        publish(partial, path)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+    except OSError as error:
+        raise unwritable(path, error, way_out) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Flush a finished folder to disk, all files in it included, and rename it to `path`.
+
+    Raises:
+        OSError: it cannot be flushed or renamed; one reason is a folder in its place that is not empty.
+    """
+    for folder, _, names in os.walk(partial, topdown=False):
+        for name in sorted(names):
+            flush(Path(folder, name))
+        flush(Path(folder))
+    os.rename(partial, path)
+    flush(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder to a temporary name, to be removed: one that is removed only in part must not look whole."""
+    aside = temporary_name(path)
+    os.rename(path, aside)
+    return aside
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that nothing else has: it ends in random letters."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes have left under temporary names. Only whoever holds the folder may do this."""
+    for path in folder.iterdir():
+        if path.name.startswith(".") and path.name.endswith(_PARTIAL):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def unwritable(path: Path, error: Exception, way_out: str = "") -> UserError:
+    """The error to raise when `path` cannot be written because of `error`, an `OSError` or a library's own."""
+    why = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return UserError(f"{path}: cannot be written: {why}{way_out and f'; {way_out}'}")
+
+
+@contextmanager
+def held(folder: Path, busy: str | None) -> Iterator[None]:
+    """Hold an existing folder for this process; the lock ends with the process, however that ends.
+
+    Where the system has no such locks (Windows, some network disks), nothing is locked.
 
     Args:
         folder: to be held; nothing is written to it.
-        busy: what to say, after the folder's name, if another process holds it.
+        busy: what to say, after the folder's name, if another process holds it; None: wait for that process.
 
     Raises:
-        UserError: another process holds it. Where there are no such locks (Windows, some network disks), never.
+        UserError: another process holds it.
     """
     try:
         import fcntl
@@ -55,7 +145,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder}: {busy}") from error
         except OSError as error:
@@ -67,7 +157,10 @@ def held(folder: Path, busy: str) -> Iterator[None]:
 
 
 def cache_folder() -> Path | None:
-    """What is kept between processes: `ASTROCO_CACHE`, else in the user's cache folder; None: there is none."""
+    """The folder for what is kept between processes: `ASTROCO_CACHE`, else one in the user's cache folder.
+
+    None where a user has no home. The folder may not exist yet.
+    """
     if told := os.environ.get("ASTROCO_CACHE"):
         return Path(told)
     try:
@@ -78,7 +171,9 @@ def cache_folder() -> Path | None:
 
 
 def flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
+    """Force a file's content, or a folder's list of names, to disk. Does nothing on Windows, which cannot do this."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

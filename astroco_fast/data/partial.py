@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.store import CURVES, FILES, FORMAT, MANIFEST, OFFSETS, POINT_FILES, SCHEMA_VERSION, curve_schema
 from astroco_fast.data.store import describe_file as _describe
-from astroco_fast.files import flush, held
+from astroco_fast.files import flush, held, publish, write_text
 
 # Points between two records of progress: 16 bytes each, some dozen MB to write and to lose.
 STEP_POINTS = 1_000_000
@@ -115,9 +115,7 @@ class PartialStore:
     def publish(self) -> None:
         """The last step: the folder gets its name."""
         shutil.rmtree(self._work, ignore_errors=True)
-        flush(self.path)
-        os.replace(self.path, self.out)
-        flush(self.out.parent)
+        publish(self.path, self.out)
 
     def discard(self) -> None:
         """Remove all that was written."""
@@ -181,11 +179,4 @@ def _cut(path: Path, size: int) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file at once: readers see the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    flush(path.parent)
+    write_text(path, json.dumps(content, indent=1, sort_keys=True))

@@ -2,10 +2,8 @@
 
 import filecmp
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import whole_file
+from astroco_fast.files import whole_folder, write_text
 from astroco_fast.pretrain import folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.distributed import Ranks
@@ -41,6 +39,7 @@ CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "r
 FREE = {"out", "models"}  # a later start may have other ones ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
 _NO_LIMIT = 1_000_000
+_FULL = "make room, or choose another --out"  # the way out of a full disk
 
 
 def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
@@ -131,8 +130,7 @@ class Comparison:
                 self._assigned = assign(self._probe_config(Path(), Path()))
                 if not (self.out / SPLITS).exists():
                     write_splits(self.out / SPLITS, self._assigned.splits, self._assigned.stars.labels)
-        with whole_file(self.out / CONFIG) as new:
-            new.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False), encoding="utf-8")
+        write_text(self.out / CONFIG, yaml.safe_dump(self.config.to_dict(), sort_keys=False))
         curves = f"{self.store.n_curves:,} {'SIMULATED ' * self.store.simulated}light curves"
         self.console.say(f"Comparing {len(self.budget.rows)} models on {curves}. Folder: {self.out}")
         for line in expected(self.budget, self.store, self.config.band, self.config.seed):
@@ -229,7 +227,7 @@ class Comparison:
             summary["training_seconds"] = training_seconds(source, summary)
             summary["store"] = self.store.digest
         shutil.rmtree(self.out / PROBES / kept.name, ignore_errors=True)  # of an earlier model of this place
-        with _whole_folder(kept) as new:
+        with whole_folder(kept, _FULL) as new:
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
                 shutil.copyfile(model / name, new / name)
             text = json.dumps({**summary, "seconds_asked": seconds}, indent=1)
@@ -251,7 +249,7 @@ class Comparison:
         if (out / "results.json").exists():
             return
         if kept != first and filecmp.cmp(kept / WEIGHTS_FILE, first / WEIGHTS_FILE, shallow=False):
-            with _whole_folder(out) as new:
+            with whole_folder(out, _FULL) as new:
                 shutil.copytree(self.out / PROBES / first.name, new, dirs_exist_ok=True)
             return
         with self.stop.immediate():
@@ -265,7 +263,7 @@ class Comparison:
         kept = self._untrained()
         if not kept.exists():
             torch.manual_seed(self.config.seed)
-            with _whole_folder(kept) as new:
+            with whole_folder(kept, _FULL) as new:
                 registry.build(like.preset, **like.model).save_pretrained(new)
         self._probe(kept, kept)
 
@@ -320,21 +318,3 @@ def training_seconds(run: Path, summary: dict[str, Any]) -> float:
     """The time that a run's steps took, without evaluations and checkpoints, by the lines of its metrics."""
     *_, (seconds, line) = training_lines(read_metrics(run))
     return float(seconds * summary["windows_seen"] / line["windows_seen"])  # the last steps may have no line yet
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to write to, which takes the place of `path` when the block ends without an error.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    new = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        yield new
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(new, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from astroco_fast.files import cache_folder, sha256
+from astroco_fast.errors import UserError
+from astroco_fast.files import cache_folder, held, sha256, whole_file
 
 SOURCES = Path(__file__).parent / "csrc"
 
@@ -242,7 +242,8 @@ def _open(plan: Plan) -> Library:
         unkept = str(error)
     if (found := _kept(folder, plan)) is not None:
         return found
-    with _alone(folder):
+    # One process compiles, the others wait; without a folder, each compiles for itself.
+    with nullcontext() if folder is None else held(folder, None):
         if (found := _kept(folder, plan)) is not None:  # another process made it while this one waited
             return found
         print("astroco_fast: compiling CPU kernels (once, a few seconds) ...", file=sys.stderr, flush=True)
@@ -252,7 +253,7 @@ def _open(plan: Plan) -> Library:
                 try:
                     path = _keep(made, folder, plan)
                     return Library(ctypes.CDLL(str(path)), path, plan)
-                except OSError as error:  # nothing can be written there, or nothing loaded from there
+                except (UserError, OSError) as error:  # nothing can be written there, or nothing loaded from there
                     unkept = str(error)
             return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # which needs its file no more
 
@@ -295,41 +296,17 @@ def _keep(made: Path, folder: Path, plan: Plan) -> Path:
     """Copy it to the cache folder, whole or not at all.
 
     Raises:
-        OSError: it can't be written there; so the next process compiles again.
+        UserError: it can't be written there, so the next process compiles again.
     """
-    path, partial = folder / _name(made, plan), folder / f".{plan.key}.{os.getpid()}.partial"
-    try:
+    path = folder / _name(made, plan)
+    with whole_file(path) as partial:
         shutil.copyfile(made, partial)
         partial.chmod(0o700)
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 
 def _name(path: Path, plan: Plan) -> str:
     return f"{plan.key}-{sha256(path)[:24]}.so"
-
-
-@contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """Wait until no other process is in here for this folder; whoever is killed in here leaves.
-
-    Where there are no such locks, or no folder, several may be in here: each compiles for itself.
-    """
-    handle = None
-    try:
-        with suppress(OSError, ImportError):
-            import fcntl
-
-            if folder is not None:
-                handle = os.open(folder, os.O_RDONLY)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def _compile(plan: Plan, scratch: Path) -> Path:

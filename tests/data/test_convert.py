@@ -210,13 +210,13 @@ def test_progress_with_other_options_is_discarded(tmp_path, small_steps, monkeyp
 KILLS = {
     "before the first step": ("partial.PartialStore.append", 1),
     "between steps": ("partial.PartialStore.append", 5),
-    "step written, not recorded": ("partial.flush", 8),
+    "step written, not recorded": ("partial.flush", 5),
     "after a step": ("partial.PartialStore.record", 2),
     "while cutting a long table": ("long._Cutter.add", 1),
     "before the curves are joined": ("partial.PartialStore.finish", 0),
     "before the manifest": ("partial._describe", 3),
     "before the rename": ("partial.PartialStore.publish", 0),
-    "work removed, not renamed": ("partial.os.replace", "store"),
+    "work removed, not renamed": ("partial.os.rename", "store"),
 }
 
 
