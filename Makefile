@@ -5,7 +5,8 @@
 #   make test-slow   the tests that `make test` leaves out
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
-#   make bench       who is how fast, on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
+#   make docs        the documentation site: build/site
+#   make bench       the benchmark suite on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
 #   make env         only set up .venv
 #   make clean       remove what was made here, .venv and demo/ included
 #
@@ -19,9 +20,13 @@ BIN := $(VENV)/bin
 # Test processes and ranks run side by side: one thread each, or they wait for one another.
 test test-slow demo: export OMP_NUM_THREADS ?= 1
 
-# mypy finds modules by folder only, and `kernels` and `reference` lie beside their package: it checks the package as
-# setuptools builds it.
-BUILT := build/checked
+# mypy and mkdocstrings find modules by folder only, and `kernels` and `reference` lie beside their package: both read the
+# package as setuptools builds it.
+PACKAGE := build/package
+define BUILD_PACKAGE
+rm -rf $(PACKAGE)
+$(BIN)/python -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib $(PACKAGE)
+endef
 
 # The stamps bear the version, so that another PYTHON makes the environment anew.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -29,7 +34,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env test test-slow lint audit bench demo clean
+.PHONY: help env test test-slow lint audit docs bench demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -58,12 +63,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror kernels/cpu/csrc/*
-	rm -rf $(BUILT)
-	$(BIN)/python -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib $(BUILT)
-	cd $(BUILT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
+	$(BUILD_PACKAGE)
+	cd $(PACKAGE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
 audit: $(READY)
 	$(BIN)/python -m bench.audit
+
+docs: $(READY)
+	$(BUILD_PACKAGE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The documentation site: build/site/index.html"
 
 bench: $(READY)
 	mkdir -p .benchmarks

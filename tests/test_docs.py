@@ -1,0 +1,44 @@
+"""Code blocks of the README and the docs that are marked as runnable run as they stand.
+
+`<!-- run -->` on the line above a fenced block marks it; `<!-- run: slow -->` leaves it to `make test-slow`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+MARKED = re.compile(
+    r"^<!-- run(?P<slow>: slow)? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+PROGRAMS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
+
+
+def blocks() -> Iterator[object]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in MARKED.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            marks = [pytest.mark.slow] if found["slow"] else []
+            yield pytest.param(found["language"], found["code"], id=f"{page.relative_to(ROOT)}:{line}", marks=marks)
+
+
+@pytest.mark.parametrize(("language", "code"), list(blocks()))
+def test_a_marked_block_runs_in_an_empty_folder(language: str, code: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    run = subprocess.run([*PROGRAMS[language], code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_mark_stands_above_a_block_that_can_run() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found = list(MARKED.finditer(text))
+        assert text.count("\n<!-- run") == len(found), page
+        assert {match["language"] for match in found} <= set(PROGRAMS), page
