@@ -45,7 +45,7 @@ def test_op(benchmark: BenchmarkFixture, budget: float, op: str, case: Case, pro
     benchmark.group = f"{case.preset} {op}, {task}, batch {BATCH}, {case.kind} windows"
     error = check_op(op, provider, case, batch)
     run, baseline = (make_op(op, who, case, batch) for who in (provider, BASELINE))
-    timing = interleave(benchmark, run.call, baseline.call, on, budget * BUDGET)
+    timing = interleave(benchmark, run, baseline, on, budget * BUDGET)
     work = op_work(op, presets.preset(case.preset).config, batch.lengths, case.training)
     benchmark.extra_info.update(
         **case._replace(task=task)._asdict(), subject=op, provider=provider.name, role=provider.role,

@@ -1,4 +1,4 @@
-"""One op of the encoder, by a backend, ready to be timed and checked."""
+"""One op of the encoder by one backend, ready to be timed, and compared with float64."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import ops, selfcheck
+from astroco_fast.comparison import Comparison, Results, results, zero_filler
 from astroco_fast.reference.layout import Layout
+from astroco_fast.selfcheck import DRAWS
 from bench.cases import LENGTH, Batch, Case
-from bench.checking import TOLERANCE, check_gradients, check_tensors
+from bench.checking import WrongResultError, relative_error
 from bench.measuring import device
 from bench.providers import DTYPES, build
 
 
 class OpProvider(NamedTuple):
-    """An op's: a backend in a precision."""
+    """A backend in a precision, which provides single ops."""
 
     backend: str
     precision: str
@@ -38,23 +40,26 @@ class OpProvider(NamedTuple):
 BASELINE = OpProvider("reference", "bf16")
 
 
-class OpRun(NamedTuple):
-    """An op made ready: `call` gives its outputs; with `gradients` (after a call in training) of all that has one."""
+class _Bound(NamedTuple):
+    """An op of a model with a batch's inputs.
 
-    call: Callable[[], list[Tensor]]
-    gradients: Callable[[], dict[str, Tensor]]
+    Attributes:
+        module: the op's; an empty one for the loss.
+        inputs: float32; they require gradients in training.
+        call: takes the module and the inputs, by the backend that is chosen.
+        layout: of the rows that are inputs and outputs.
+    """
+
+    module: nn.Module
+    inputs: Sequence[Tensor]
+    call: Callable[..., Any]
+    layout: Layout
 
 
-def make_op(op: str, provider: OpProvider, case: Case, batch: Batch, dropout: float | None = None) -> OpRun:
-    """An op of the preset's first block, on rows of the packed layout."""
+def make_op(op: str, provider: OpProvider, case: Case, batch: Batch) -> Callable[[], Any]:
+    """An op of the preset's first block made ready on the rows of the packed layout: forward, in training backward."""
     on, draw = batch.time.device, torch.Generator().manual_seed(1)
-    model = _model(op, case, on, dropout)
-    layout = Layout.packed(batch.lengths, LENGTH, on)
-
-    def rows() -> Tensor:
-        return torch.randn(layout.rows, model.config.width, generator=draw).to(on).requires_grad_(case.training)
-
-    module, given, run = _bound(op, model, batch, layout, rows)
+    bound = _bound(op, case, batch, None, draw)
     upstream: list[Tensor] = []
 
     def forward() -> list[Tensor]:
@@ -63,25 +68,20 @@ def make_op(op: str, provider: OpProvider, case: Case, batch: Batch, dropout: fl
             af.backend(provider.backend),
             torch.autocast(on.type, torch.bfloat16, enabled=provider.precision == "bf16"),
         ):
-            return run(layout)
+            return _tensors(bound.call(bound.module, *bound.inputs))
 
     def call() -> list[Tensor]:
         outputs = forward()
         if not case.training:
             return outputs
         if not upstream:
-            upstream.extend(torch.randn(x.shape, generator=draw).to(on) * _real(x, layout) for x in outputs)
-        for tensor in (*given, *(module.parameters() if module is not None else ())):
+            upstream.extend(_upstream(outputs, bound.layout, draw))
+        for tensor in (*bound.inputs, *bound.module.parameters()):
             tensor.grad = None
         torch.autograd.backward(outputs, upstream)
         return outputs
 
-    def gradients() -> dict[str, Tensor]:
-        named = dict(module.named_parameters()) if module is not None else {}
-        tensors = {**named, **{f"input {i}": tensor for i, tensor in enumerate(given)}}
-        return {name: tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
-
-    return OpRun(call, gradients)
+    return call
 
 
 def _model(op: str, case: Case, on: torch.device, dropout: float | None) -> Any:
@@ -90,47 +90,67 @@ def _model(op: str, case: Case, on: torch.device, dropout: float | None) -> Any:
     return build(case.preset, on, case.training, dropout, reference=False, layers=layers)
 
 
-def _bound(
-    op: str, model: Any, batch: Batch, layout: Layout, rows: Callable[[], Tensor]
-) -> tuple[nn.Module | None, Sequence[Tensor], Callable[[Layout], list[Tensor]]]:
-    """The op's module, what of its input has a gradient, and the op as a function of the layout."""
+def _bound(op: str, case: Case, batch: Batch, dropout: float | None, draw: torch.Generator) -> _Bound:
+    on = batch.time.device
+    model, layout = _model(op, case, on, dropout), Layout.packed(batch.lengths, LENGTH, on)
+
+    def rows() -> Tensor:
+        return torch.randn(layout.rows, model.config.width, generator=draw).to(on).requires_grad_(case.training)
+
     if op == "input_embed":
         points = [layout.enter(values) for values in (batch.time, batch.mag, batch.err)]
         hidden = None if batch.hidden is None else layout.enter(batch.hidden)
-        module = model.input_embed
-        return module, [], lambda layout: [ops.input_embed(module, *points, hidden, layout)]
+        return _Bound(model.input_embed, points, lambda m, *points: ops.input_embed(m, *points, hidden, layout), layout)
     if op == "mix_pool":
         states = [rows() for _ in range(model.config.layers + 1)]
-        return model.mix_pool, states, lambda layout: list(ops.mix_pool(model.mix_pool, iter(states), layout))
+        return _Bound(model.mix_pool, states, lambda m, *states: ops.mix_pool(m, iter(states), layout), layout)
     if op == "masked_loss":
-        guess = (batch.mag * 0.5).requires_grad_(rows().requires_grad)
-        return None, [guess], lambda layout: [ops.masked_loss(guess, batch.mag, batch.role)[0]]
-    x, module = rows(), getattr(model.blocks[0], op)
-    return module, [x], lambda layout: [getattr(ops, op)(module, x, layout)]
+        guess = (batch.mag * 0.5).requires_grad_(case.training)
+        return _Bound(nn.Module(), [guess], lambda m, x: ops.masked_loss(x, batch.mag, batch.role)[0], layout)
+    return _Bound(getattr(model.blocks[0], op), [rows()], lambda m, x: getattr(ops, op)(m, x, layout), layout)
 
 
-def _real(x: Tensor, layout: Layout) -> Tensor | float:
-    """1 at rows that are real points: what stands in the others is nobody's."""
-    return 1.0 if layout.valid is None or x.shape[0] != layout.rows else layout.valid[:, None].to(x.dtype)
+def _upstream(outputs: Sequence[Tensor], layout: Layout, draw: torch.Generator) -> list[Tensor]:
+    """Gradients of the outputs, zero in rows that are not real points."""
+    drawn = (torch.randn(x.shape, generator=draw).to(x.device) for x in outputs)
+    return [x if layout.valid is None or x.shape[0] != layout.rows else x * layout.valid[:, None] for x in drawn]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
 def check_op(op: str, provider: OpProvider, case: Case, batch: Batch) -> float:
-    """The relative error of its outputs, without dropout; in training its gradients are checked, too."""
-    layout = Layout.packed(batch.lengths, LENGTH, batch.time.device)
-    runs = [make_op(op, who, case, batch, dropout=0.0) for who in (provider, OpProvider("reference", "fp32"))]
-    found, expected = ([x.detach() * _real(x, layout) for x in run.call()] for run in runs)
-    error = check_tensors(provider.name, found, expected, TOLERANCE[DTYPES[provider.precision]])
-    if case.training:
-        check_gradients(provider.name, *(_of_real_rows(run.gradients(), layout) for run in runs))
-    return error
+    """Compare the op, without dropout, with float64 by the rule in `astroco_fast.comparison`.
 
+    Returns:
+        The largest relative error (in norm) of an output.
 
-def _of_real_rows(gradients: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    return {name: g * _real(g, layout) if name.startswith("input") else g for name, g in gradients.items()}
+    Raises:
+        WrongResultError: an output or, in training, a gradient is off.
+    """
+    draw, dtype = torch.Generator().manual_seed(1), DTYPES[provider.precision]
+    bound, comparison = _bound(op, case, batch, 0.0, draw), Comparison()
+    real = bound.layout.valid
+
+    def run(backend: str, upstream: Sequence[Tensor] | None, to: torch.dtype) -> Results:
+        with af.backend(backend):
+            found = results(bound.call, bound.module, bound.inputs, upstream, to)
+        return zero_filler(found, real) if backend == "reference" and real is not None else found
+
+    outputs = [x for name, x in run("reference", None, torch.float64).items() if name.startswith("output")]
+    for _ in range(DRAWS):
+        upstream = _upstream(outputs, bound.layout, draw) if case.training else None
+        exact, fused = run("reference", upstream, torch.float64), run(provider.backend, upstream, dtype)
+        comparison.add(exact, run("reference", upstream, dtype), fused)
+        if not comparison.off():
+            return max(relative_error(fused[f"output {i}"], exact[f"output {i}"]) for i in range(len(outputs)))
+    name, wrong = next(iter(comparison.off().items()))
+    raise WrongResultError(f"{provider.name}: {op}: {name} {wrong}")
 
 
 def fallback(op: str, provider: OpProvider, case: Case) -> dict[str, str]:
-    """Why the op would not run on the provider's backend."""
+    """By op, why it would run on another backend than the provider's; empty: it would not."""
     model = _model(op, case, device(), None)
     module = None if op == "masked_loss" else getattr(model, op, None) or getattr(model.blocks[0], op)
     configuration = selfcheck.configuration(op, module, model.config.width)
