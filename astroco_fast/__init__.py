@@ -1,7 +1,8 @@
 """astroco_fast: a fast, complete AstroCo, the Conformer-style encoder for irregular stellar light curves.
 
->>> import astroco_fast as af
->>> model = af.AstroCo.from_preset("S")
+Examples:
+    >>> import astroco_fast as af
+    >>> model = af.AstroCo.from_preset("S")
 """
 
 import importlib.abc

@@ -19,9 +19,10 @@ from astroco_fast.reference.layout import Layout
 class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     """AstroCo with its ops run by `astroco_fast.ops`; state_dict and call are those of `ReferenceAstroCo`.
 
-    >>> model = AstroCo.from_preset("tiny").eval()
-    >>> out = model(time, mag, err, mask)                # (B, T) each; mask is True at real points
-    >>> out.sequence, out.embedding, out.reconstruction  # (B, T, D), (B, D), (B, T)
+    Examples:
+        >>> model = AstroCo.from_preset("tiny").eval()
+        >>> out = model(time, mag, err, mask)                # (B, T) each; mask is True at real points
+        >>> out.sequence, out.embedding, out.reconstruction  # (B, T, D), (B, D), (B, T)
 
     Attributes:
         recompute: whether only each block's input is kept for backward, which then runs the block again: less memory

@@ -27,8 +27,9 @@ def warmup(
     no self-check can run then, and before anything is timed. Where every op runs on the reference it does nothing
     useful, and no harm. It does not warm up a compiled model: for that, call the compiled model itself.
 
-    >>> model = af.AstroCo.from_preset("L").cuda().eval()
-    >>> seconds = af.warmup(model)
+    Examples:
+        >>> model = af.AstroCo.from_preset("L").cuda().eval()
+        >>> seconds = af.warmup(model)
 
     Args:
         model: an encoder, called as `AstroCo` is, or DDP around one.
