@@ -22,7 +22,7 @@ from astroco_fast.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "build" / "package" / "astroco_fast"  # as setuptools builds it; `make docs` does so first
-COLUMNS = "100"  # width of the help texts
+COLUMNS = "84"  # width of the help texts, as a page shows them
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -58,7 +58,7 @@ def help_text(name: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": COLUMNS})
     if result.returncode:
         raise PluginError(f"astroco {name} --help failed:\n{result.stderr}")
-    return result.stdout
+    return "".join(letter for letter in result.stdout if letter.isprintable() or letter == "\n")
 
 
 def names_page() -> str:
