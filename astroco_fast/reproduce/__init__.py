@@ -1,4 +1,4 @@
-"""`astroco reproduce`: the paper's tables and its figure of macro-F1, ours beside the printed ones.
+"""`astroco reproduce`: the paper's tables and its figure of macro-F1 with our figures beside the printed ones.
 
 astroco reproduce --data survey.parquet --classes '[RRab, RRc, EA]'
 torchrun --nproc_per_node 4 -m astroco_fast.reproduce --data macho.store --budget paper
@@ -15,8 +15,9 @@ __all__ = ["ReproduceConfig", "main", "reproduce"]
 
 _DESCRIPTION = (
     "Pretrain AstroCo, its ablations and the Astromer baselines on one survey under one budget, probe them, and write "
-    "the paper's Table 1, Table 2 and Figure 3 with our figures beside the printed ones. SIGTERM and SIGINT save and "
-    "exit with status 75; the same command then goes on."
+    "the paper's Table 1, Table 2 and Figure 3 with our figures beside the printed ones; or, with --budget choices, "
+    "try what the paper leaves open, one change at a time. SIGTERM and SIGINT save and exit with status 75; the same "
+    "command then continues."
 )
 
 

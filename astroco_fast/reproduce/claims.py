@@ -1,4 +1,4 @@
-"""Which of the paper's claims hold in a comparison."""
+"""The paper's claims, each judged by the results of an experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from astroco_fast.probe.metrics import mean_and_deviation
-from astroco_fast.reproduce.plan import NO_CONV, NO_GATE, NO_MIX, PAPER_SIZES, SHOWN_TIME, TIMES_ONLY, V2, L, S
+from astroco_fast.reproduce.paper import NO_CONV, NO_GATE, NO_MIX, PAPER_SIZES, SHOWN_TIME, TIMES_ONLY, V2, L, S
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "within the spread"
 
 
 class Claim(NamedTuple):
-    """A claim of the paper, what came of it here, and the figures."""
+    """A claim of the paper, the verdict here (`HOLDS`, `FAILS` or `OPEN`), and the figures that it rests on."""
 
     text: str
     verdict: str
@@ -20,10 +20,10 @@ class Claim(NamedTuple):
 
 
 def claims(models: Mapping[str, Any], stage: str) -> list[Claim]:
-    """The claims that a stage's results can speak to.
+    """The claims that a stage's results can judge.
 
     Args:
-        models: by name; as `Comparison.results` gives them.
+        models: by name; as `Experiment.results` gives them.
         stage: one of `plan.STAGES`.
     """
     there = {name: facts["stages"][stage] for name, facts in models.items() if stage in facts["stages"]}
@@ -31,7 +31,10 @@ def claims(models: Mapping[str, Any], stage: str) -> list[Claim]:
 
 
 def _reconstruction(there: Mapping[str, Any]) -> Iterator[Claim]:
-    """One run a model: there is no spread to set a difference against. Astromer v1 is shown the hidden magnitudes."""
+    """Claims about RMSE. Each model has one run, so there is no spread to set a difference against.
+
+    Astromer v1 is left out: in training it sees the magnitudes that it is asked for.
+    """
     for better, worse in ((L, S), (S, V2), (SHOWN_TIME, V2), (TIMES_ONLY, V2)):
         if {better, worse} <= there.keys():
             low, high = (there[name]["best"]["rmse_hidden"] for name in (better, worse))
@@ -41,6 +44,7 @@ def _reconstruction(there: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def _probes(there: Mapping[str, Any]) -> Iterator[Claim]:
+    """Claims about macro-F1, each set against the spread of the paired difference over folds."""
     comparisons: list[tuple[str, str, str, Sequence[int]]] = [
         (S, V2, "a higher macro-F1 than Astromer v2", PAPER_SIZES),
         (S, NO_CONV, "convolutions raise the macro-F1", PAPER_SIZES),
@@ -59,10 +63,10 @@ def _probes(there: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def paired(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, n: int) -> dict[str, Any] | None:
-    """Mean and standard deviation over folds of the difference in the linear head's macro-F1, its seeds averaged.
+    """Mean and standard deviation over folds of the difference in the linear head's macro-F1, averaged over its seeds.
 
-    Both were probed on the same folds, so what a fold's stars make easy or hard drops out. None: one was not probed,
-    or on a single fold.
+    Both models were probed on the same folds, so a fold's difficulty drops out of the difference. None: a model was not
+    probed, or only on one fold.
     """
     folds = [_by_fold(stage, n) for stage in (one, other)]
     shared = sorted({*folds[0]} & {*folds[1]})
@@ -72,6 +76,7 @@ def paired(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, n: in
 
 
 def _by_fold(stage: Mapping[str, Any] | None, n: int) -> dict[int, float]:
+    """The linear head's macro-F1 on each fold, averaged over its seeds."""
     entry = linear_head(stage, n)
     runs = [] if entry is None else entry["runs"]
     folds = sorted({run["fold"] for run in runs})
@@ -79,6 +84,6 @@ def _by_fold(stage: Mapping[str, Any] | None, n: int) -> dict[int, float]:
 
 
 def linear_head(stage: Mapping[str, Any] | None, n: int) -> dict[str, Any] | None:
-    """The entry of the linear head with n training stars a class; None: it was not probed so."""
+    """The linear head's entry with n training stars a class; None: there is none."""
     entries = [] if stage is None else stage["probes"]
     return next((entry for entry in entries if (entry["probe"], entry["n"]) == ("linear", n)), None)

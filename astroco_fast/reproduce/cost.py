@@ -1,4 +1,4 @@
-"""What a budget is expected to cost, told before it is spent."""
+"""The expected cost of a budget, stated before anything is trained."""
 
 from collections.abc import Iterator
 
@@ -8,15 +8,15 @@ from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.pretrain.flops import training_flops
-from astroco_fast.reproduce.plan import Budget
+from astroco_fast.reproduce.plan import TIME, Budget
 
-# What a GPU of today is assumed to reach in training, operations a second: a third of the 312e12 that an A100's
-# data sheet gives for bfloat16.
+# Operations a second that a GPU is assumed to reach in training: a third of the 312e12 that an A100's data sheet gives
+# for bfloat16.
 GPU_RATE = 100e12
 
 
 def expected(budget: Budget, store: Store, band: str | None, seed: int) -> Iterator[str]:
-    """Lines of text for the user.
+    """Lines of text for the user: the windows that each model sees and, on GPUs, the modelled time.
 
     Raises:
         UserError: the store has no training or validation windows.
@@ -24,10 +24,10 @@ def expected(budget: Budget, store: Store, band: str | None, seed: int) -> Itera
     window = max(presets.configure(row.preset, row.model).window for row in budget.rows)
     data = TrainingData(store, size=window, seed=seed, global_batch=budget.global_batch, micro_batch=None, band=band)
     epochs = budget.epochs if budget.windows is None else budget.windows / len(data.train)
+    then = "; then each trains for as long as the slowest took for that" if TIME in budget.stages else ""
     yield (
         f"Budget {budget.name}: each model sees {epochs * len(data.train):,.0f} windows ({epochs:.3g} times the "
-        f"survey's {len(data.train):,} for training), {budget.global_batch} a step; then each trains for as long as "
-        f"the slowest took for that."
+        f"survey's {len(data.train):,} for training), {budget.global_batch} a step{then}."
     )
     if budget.gpus:
         lengths = data.table.length[data.train].astype(np.float64)

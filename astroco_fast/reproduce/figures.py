@@ -1,4 +1,4 @@
-"""The figures of a comparison."""
+"""The figures of the paper's comparison: macro-F1 against labels, and the training curves."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from astroco_fast import plots
 from astroco_fast.report import read_metrics, training_lines
 from astroco_fast.reproduce.claims import linear_head
-from astroco_fast.reproduce.plan import (
+from astroco_fast.reproduce.paper import (
     NO_CONV,
     NO_GATE,
     NO_MIX,
@@ -17,7 +17,6 @@ from astroco_fast.reproduce.plan import (
     PAPER_SIZES,
     RECONSTRUCTION,
     SHOWN_TIME,
-    STAGES,
     TIMES_ONLY,
     UNTRAINED,
     V1,
@@ -25,6 +24,7 @@ from astroco_fast.reproduce.plan import (
     L,
     S,
 )  # fmt: skip
+from astroco_fast.reproduce.plan import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +41,21 @@ _STYLES: Mapping[str, dict[str, Any]] = {
     V1: {"color": plots.BLACK, "marker": "x", "linestyle": "--"},
     V2: {"color": plots.GREEN, "marker": "*"},
 }
-_SPAN = 25  # lines of metrics that the running mean of a training curve takes, or a fifth of them, if that is less
+_SPAN = 25  # lines of metrics in the running mean of a training curve; a fifth of all lines where that is less
+
+
+def figures(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "dict[str, Figure | None]":
+    """The figures by file name; None: there is nothing to draw yet.
+
+    Args:
+        results: as `Experiment.results` gives them.
+        runs: the folder of each model's pretraining.
+    """
+    return {"figure3.png": labels(results), "training.png": training(results, runs)}
 
 
 def labels(results: Mapping[str, Any]) -> "Figure | None":
-    """Macro-F1 of the linear head against labels: ours at the end of each stage, and what the paper prints."""
+    """Macro-F1 of the linear head against labels: ours at the end of each stage, and the paper's printed figures."""
     models = {name: facts for name, facts in results["models"].items() if name in RECONSTRUCTION}
     entries = [entry for facts in models.values() for s in facts["stages"].values() for entry in s["probes"]]
     sizes = sorted({entry["n"] for entry in entries if entry["probe"] == "linear"})
@@ -78,7 +88,7 @@ def labels(results: Mapping[str, Any]) -> "Figure | None":
 
 
 def _errors(axes: "Axes", sizes: list[int], found: Mapping[str, Any] | None, **style: Any) -> None:
-    """Means with bars of one standard deviation over folds and seeds."""
+    """Draw means with bars of one standard deviation over folds and seeds."""
     entries = [entry for n in sizes if (entry := linear_head(found, n)) is not None]
     if entries:
         mean = [100 * entry["macro_f1"]["mean"] for entry in entries]
@@ -87,7 +97,7 @@ def _errors(axes: "Axes", sizes: list[int], found: Mapping[str, Any] | None, **s
 
 
 def training(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "Figure | None":
-    """RMSE at hidden points of the training windows, against windows seen and against time."""
+    """RMSE at the hidden points of training windows, against the windows seen and against time."""
     curves = {name: list(_curve(runs[name])) for name, facts in results["models"].items() if facts["stages"]}
     figure = plots.new_figure(13.5, 5.2)
     figure.suptitle("Hidden points of training windows, running mean")
@@ -114,7 +124,7 @@ def training(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "Figure | 
 
 
 def _curve(run: Path) -> Iterator[tuple[float, float, float]]:
-    """Windows seen, minutes and RMSE of each training line."""
+    """The windows seen, the minutes of training and the RMSE of each training line."""
     for seconds, line in training_lines(read_metrics(run)):
         if line.get("rmse_hidden") is not None:
             yield line["windows_seen"], seconds / 60, line["rmse_hidden"]

@@ -1,164 +1,65 @@
-"""The report of a comparison: README.md with the tables, results.json, results.csv and the figures."""
+"""The report of an experiment: README.md with its page, results.json, results.csv and the figures."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astroco_fast import plots
-from astroco_fast.files import whole_file
-from astroco_fast.reproduce import figures
-from astroco_fast.reproduce.claims import claims, linear_head
-from astroco_fast.reproduce.plan import ABLATION, PAPER_F1, PAPER_RMSE, PAPER_SIZES, RECONSTRUCTION, STAGES, UNTRAINED
+from astroco_fast.files import whole_file, write_text
+from astroco_fast.reproduce import choices, figures, tables
 
-ROLES = ("", "_hidden")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]) -> list[Path]:
-    """Write what there is so far.
+    """Write the report of the results so far.
 
     Args:
-        out: the folder.
-        results: as `Comparison.results` gives them.
+        out: the folder to write to.
+        results: as `Experiment.results` gives them.
         runs: the folder of each model's pretraining.
 
     Returns:
-        The files. Each is whole, or as it was.
+        The files. A write that fails leaves the file as it was.
     """
-    drawn = _draw(out, results, runs) if find_spec("matplotlib") is not None else []
+    tried = results["budget"]["name"] == choices.CHOICES.name
+    drawn = []
+    if find_spec("matplotlib") is not None:
+        with plots.drawing():
+            made = choices.figures(results) if tried else figures.figures(results, runs)
+            for name, figure in made.items():
+                if figure is not None:
+                    drawn.append(name)
+                    _save(figure, out / name)
+    page = choices.page if tried else tables.page
     texts = {
-        "README.md": "\n".join(_page(results, [path.name for path in drawn])) + "\n",
+        "README.md": "\n".join([*page(results, drawn), _provenance(results)]) + "\n",
         "results.json": json.dumps(results, indent=1) + "\n",
         "results.csv": _csv(results),
     }
     for name, text in texts.items():
-        with whole_file(out / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return [*(out / name for name in texts), *drawn]
+        write_text(out / name, text)
+    return [out / name for name in (*texts, *drawn)]
 
 
-def _draw(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]) -> list[Path]:
-    paths = []
-    with plots.drawing():
-        made = {"figure3.png": figures.labels(results), "training.png": figures.training(results, runs)}
-        for name, figure in made.items():
-            if figure is not None:
-                paths.append(out / name)
-                with whole_file(paths[-1]) as partial:
-                    figure.savefig(partial, format="png")
-    return paths
+def _save(figure: "Figure", path: Path) -> None:
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
-def _page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
-    """Lines of Markdown. Args: names of the figures that there are."""
-    models, settings, budget = results["models"], results["settings"], results["budget"]
+def _provenance(results: Mapping[str, Any]) -> str:
+    """The machine, the versions and the seed, and how to repeat the experiment."""
     machine = results["environment"]
-    data = Path(settings["data"]).name if settings["data"] else "a simulated survey"
-    simulated = "SIMULATED " * results["simulated"]
-    yield f"# The paper's tables on {results['light_curves']:,} {simulated}light curves, budget {budget['name']}"
-    yield ""
-    yield (
-        f"Ours: measured by `astroco reproduce`, one run a model, {data}. *Paper*: what arXiv 2509.24134 prints, of "
-        "models pretrained on 1.5 million MACHO windows and probed on other stars: there for comparison of orders, not "
-        "of sizes; blank where it prints nothing."
-    )
-    yield ""
-    yield (
-        "**Equal windows**: every model has seen as many training windows, or stopped early (see the budget). **Equal "
-        "time**: every model has trained for as long as the slowest took for those windows. RMSE in magnitudes; R2 "
-        "about each window's own mean; *hidden*: the points whose magnitude the model did not see, the figure to "
-        "compare models by (Astromer v1 sees all). Differences in macro-F1 are paired by fold, mean and standard "
-        "deviation; one pretraining a model: what another seed of it would change is in no spread here."
-    )
-    yield from ("", "## Table 1: reconstruction of validation stars", "")
-    yield from _reconstruction(models)
-    yield from ("", "## Table 2: ablation", "")
-    yield from _probes(models, ABLATION)
-    yield from ("", "## Figure 3: macro-F1 against labels", "")
-    yield from _probes({**models, UNTRAINED: _untrained(results)}, (*RECONSTRUCTION, UNTRAINED))
-    yield from ("", *_link(drawn, "figure3.png", "macro-F1 against labels"))
-    for stage in STAGES:
-        yield from (f"## The paper's claims here, {stage}", "", "| claim | here | figures |", "|---|---|---|")
-        yield from (f"| {claim.text} | {claim.verdict} | {claim.figures} |" for claim in claims(models, stage))
-        yield ""
-    yield from ("## Budget", "")
-    yield from _budget(models, budget)
-    yield from ("", *_link(drawn, "training.png", "hidden points' RMSE while training"))
-    yield (
+    return (
         f"{machine['cpu']}, {machine['ranks']} process(es) of {machine['threads']} threads, "
         f"{machine['gpu'] or 'no GPU'}; torch {machine['torch']}, astroco_fast {machine['astroco_fast']}; seed "
-        f"{settings['seed']}. Repeat it: `astroco reproduce --config config.yaml --out ELSEWHERE`."
+        f"{results['settings']['seed']}. Repeat it: `astroco reproduce --config config.yaml --out ELSEWHERE`."
     )
-
-
-def _link(drawn: Sequence[str], name: str, text: str) -> list[str]:
-    return [f"![{text}]({name})", ""] if name in drawn else []
-
-
-def _reconstruction(models: Mapping[str, Any]) -> Iterator[str]:
-    names = [f"{name} {role}, {stage}" for role in ("hidden", "all") for name in ("RMSE", "R2") for stage in STAGES]
-    yield from _head("model", "parameters", *names, "*paper: RMSE all*")
-    for name in (name for name in RECONSTRUCTION if name in models):
-        stages = [models[name]["stages"].get(stage) for stage in STAGES]
-        parameters = next((f"{stage['parameters']:,}" for stage in stages if stage), "")
-        cells = [
-            _decimals(stage and stage["best"][f"{figure}{role}"])
-            for role in reversed(ROLES)
-            for figure in ("rmse", "r2")
-            for stage in stages
-        ]
-        yield _line(name, parameters, *cells, _paper(PAPER_RMSE.get(name), 3))
-    done = [facts["stages"][stage] for facts in models.values() for stage in STAGES if stage in facts["stages"]]
-    if done:
-        trivial = [_decimals(done[0]["best"][f"trivial_rmse{role}"]) for role in reversed(ROLES)]
-        yield _line("the window's mean", "", *(cell for value in trivial for cell in (value, value, "", "")), "")
-
-
-def _probes(models: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
-    """Macro-F1 of the linear head, per cent: mean and standard deviation over folds and seeds."""
-    sizes = sorted({entry["n"] for facts in models.values() for s in facts["stages"].values() for entry in s["probes"]})
-    sizes = sizes or list(PAPER_SIZES)
-    yield from _head(
-        "macro-F1, %",
-        *(f"{n} labels, {stage}" for n in sizes for stage in STAGES),
-        *(f"*paper: {n}*" for n in PAPER_SIZES),
-    )
-    for name in (name for name in names if name in models):
-        stages = [models[name]["stages"].get(stage) for stage in STAGES]
-        cells = [_per_cent(linear_head(stage, n)) for n in sizes for stage in stages]
-        yield _line(name, *cells, *(_paper(figure, 1) for figure in PAPER_F1.get(name, (None,) * len(PAPER_SIZES))))
-
-
-def _untrained(results: Mapping[str, Any]) -> dict[str, Any]:
-    """As a model that is the same at the end of either stage."""
-    return {"stages": dict.fromkeys(STAGES, results["untrained"]) if results["untrained"]["probes"] else {}}
-
-
-def _budget(models: Mapping[str, Any], budget: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"{budget['global_batch']} windows a step, AdamW, learning rate constant after {budget['warmup_steps']} steps, "
-        "average of weights over steps; the best evaluation of each stage counts."
-    )
-    yield ""
-    yield from _head(
-        "model",
-        "preset",
-        "width x layers",
-        "learning rate",
-        *(f"{what}, {s}" for s in STAGES for what in ("windows", "min")),
-    )
-    for name, facts in models.items():
-        shape = f"{facts['model']['width']} x {facts['model']['layers']}"
-        stages = [facts["stages"].get(stage) for stage in STAGES]
-        spent = [
-            cell
-            for stage in stages
-            for cell in ((f"{stage['windows_seen']:,}", f"{stage['training_seconds'] / 60:.1f}") if stage else ("", ""))
-        ]
-        yield _line(name, facts["preset"], shape, f"{facts['learning_rate']:g}", *spent)
 
 
 def _csv(results: Mapping[str, Any]) -> str:
@@ -179,27 +80,3 @@ def _csv(results: Mapping[str, Any]) -> str:
             spent = (found["parameters"], found["windows_seen"], round(found["training_seconds"], 1))
             writer.writerow([name, stage, *spent, *(found["best"].get(key) for key in reached), *f1])
     return text.getvalue()
-
-
-def _head(*names: str) -> Iterator[str]:
-    yield _line(*names)
-    yield "|" + "---|" * len(names)
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _decimals(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _per_cent(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    figure = entry["macro_f1"]
-    return f"{100 * figure['mean']:.1f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.1f}")
-
-
-def _paper(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"*{value:.{decimals}f}*"

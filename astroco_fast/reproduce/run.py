@@ -1,8 +1,9 @@
-"""From the settings to the report: train each model, keep it, probe it; whatever is there already is not done again."""
+"""The engine of experiments: pretrain each row, keep its model, probe it, report; skip what is there already."""
 
 import filecmp
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -30,16 +31,19 @@ from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.run import Assigned, assign, probe
 from astroco_fast.probe.splits import write_splits
 from astroco_fast.report import read_metrics, training_lines
+from astroco_fast.reproduce.choices import CHOICES
 from astroco_fast.reproduce.config import ReproduceConfig
 from astroco_fast.reproduce.cost import expected
-from astroco_fast.reproduce.plan import BUDGETS, STAGES, UNTRAINED, WINDOWS, Budget, Row, S
+from astroco_fast.reproduce.paper import FULL, SMALL, UNTRAINED, S
+from astroco_fast.reproduce.plan import STAGES, WINDOWS, Budget, Row
 from astroco_fast.reproduce.report import write_report
 
+BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (SMALL, FULL, CHOICES)}
 CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"
-FREE = {"out", "models"}  # a later start may have other ones ...
+FREE = {"out", "models"}  # settings that a later start in the same folder may change ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
 _NO_LIMIT = 1_000_000
-_FULL = "make room, or choose another --out"  # the way out of a full disk
+_FULL = "make room, or choose another --out"  # the advice where the disk is full
 
 
 def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
@@ -51,8 +55,8 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         stop: whether a signal asked to stop.
 
     Returns:
-        The exit status: `exits.DONE`, `exits.INTERRUPTED` with everything saved, or `exits.DIVERGED` if a model's
-        training did: the others are compared without it.
+        The exit status: `exits.DONE`; `exits.INTERRUPTED` with everything saved; or `exits.DIVERGED` if a model's
+        training diverged, in which case the others are compared without it.
 
     Raises:
         UserError: bad input or configuration; the same on all ranks.
@@ -70,20 +74,20 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
             data=config.data, band=config.band, seed=config.seed, columns=config.columns, clean=config.clean
         )
         store = open_data(source, out, goes_on, ranks, console, stop)
-        comparison = Comparison(config, budget, out, store, ranks, stop, console)
+        experiment = Experiment(config, budget, out, store, ranks, stop, console)
         try:
-            ranks.first(comparison.prepare, is_long=True)
-            return comparison.run()
+            ranks.first(experiment.prepare, is_long=True)
+            return experiment.run()
         except Interrupted:
-            console.say("Interrupted, everything saved: the same command goes on from here.")
+            console.say("Interrupted, everything saved: the same command continues from here.")
             return INTERRUPTED
 
 
 def _claim(out: Path, config: ReproduceConfig) -> bool:
-    """See that the folder is new, or holds the same comparison (rank 0); whether it does.
+    """Whether the folder holds this experiment already; False: it is new. Called on rank 0.
 
     Raises:
-        UserError: it holds another comparison; names the settings.
+        UserError: it holds an experiment with other settings; names them.
     """
     path = out / CONFIG
     if not path.exists():
@@ -99,13 +103,13 @@ def _claim(out: Path, config: ReproduceConfig) -> bool:
     if changed:
         raise UserError(
             f"{out} holds a comparison with other settings ({', '.join(changed)}); "
-            f"to go on with it use --config {path}, else choose another --out"
+            f"to continue it use --config {path}, else choose another --out"
         )
     return True
 
 
-class Comparison:
-    """A comparison in progress. Every rank takes the same decisions: they follow from files that rank 0 reads."""
+class Experiment:
+    """An experiment in progress. Every rank decides alike, since decisions follow from files that rank 0 reads."""
 
     def __init__(
         self, config: ReproduceConfig, budget: Budget, out: Path, store: Store, ranks: Ranks, stop: StopRequest,
@@ -117,8 +121,8 @@ class Comparison:
         self._runs = {row.name: out / RUNS / row.folder for row in budget.rows}
 
     def prepare(self) -> None:
-        """What could go wrong later, and the stars of the probes; then the folder is this comparison's (rank 0)."""
-        for row, stage in ((row, stage) for row in self.budget.rows for stage in STAGES):
+        """Find what would go wrong later, draw the probes' stars, and claim the folder. Called on rank 0."""
+        for row, stage in ((row, stage) for row in self.budget.rows for stage in self.budget.stages):
             kept = self.place(row, stage)
             if kept.exists() and read_summary(kept)["store"] != self.store.digest:
                 raise UserError(
@@ -137,18 +141,18 @@ class Comparison:
             self.console.say(line)
 
     def run(self) -> int:
-        """All models to the same number of windows, then all to the same time; probes after each."""
+        """Train all models to the end of each stage, probe and report after each; gives the exit status."""
         diverged: list[Row] = []
         if self.config.probe:
             self.ranks.first(self._probe_untrained, is_long=True)
-        for stage, row in ((stage, row) for stage in STAGES for row in self.budget.rows):
+        for stage, row in ((stage, row) for stage in self.budget.stages for row in self.budget.rows):
             if row in diverged:
                 continue
             try:
                 if self._train(row, stage) == INTERRUPTED:
                     return INTERRUPTED
             except Diverged as error:
-                self.console.say(f"{row.name} is left out, its training diverged: {error}")
+                self.console.say(f"{row.name} is left out, since its training diverged: {error}")
                 diverged.append(row)
                 continue
             if self.config.probe:
@@ -159,11 +163,11 @@ class Comparison:
         return DIVERGED if diverged else DONE
 
     def place(self, row: Row, stage: str) -> Path:
-        """Where the model is kept as it was at the end of a stage."""
+        """The folder of the model as it was at the end of a stage."""
         return self.out / MODELS / f"{row.folder}-{stage.replace(' ', '-')}"
 
     def _train(self, row: Row, stage: str) -> int:
-        """Take a model to the end of a stage, if it is not there yet."""
+        """Train a model to the end of a stage and keep it there, unless that was done."""
         kept, run = self.place(row, stage), self._runs[row.name]
         seconds = self.ranks.first(lambda: self._seconds(stage))
         if self.ranks.first(lambda: kept.exists() and read_summary(kept)["seconds_asked"] == seconds):
@@ -171,15 +175,15 @@ class Comparison:
         steps, there = self.ranks.first(lambda: self._steps(row, stage, seconds))
         if not there:
             self.console.say(f"\n{row.name}, {stage}")
-            if pretrain(self._training(row, steps), self.ranks, self.stop) == INTERRUPTED:
+            if pretrain(self._training(row, steps), self.ranks, self.stop, row.initialise) == INTERRUPTED:
                 return INTERRUPTED
         self.ranks.first(lambda: self._keep(self.place(row, WINDOWS) if there else run, kept, seconds))
         return DONE
 
     def _seconds(self, stage: str) -> float | None:
-        """How long the models of a stage train: as long as the slowest took for the windows; None: as it takes.
+        """Seconds that every model trains for in a stage; None: as long as its windows take.
 
-        The slowest of all that are in the folder: an earlier start may have had other rows.
+        That is the time of the slowest model in the folder, rows of an earlier start included.
         """
         if stage == WINDOWS:
             return None
@@ -187,7 +191,7 @@ class Comparison:
         return max(float(read_summary(place)["training_seconds"]) for place in kept if place.exists())
 
     def _steps(self, row: Row, stage: str, seconds: float | None) -> tuple[int | None, bool]:
-        """How far a model is to be trained (None: the budget's epochs), and whether the first stage took it there."""
+        """Steps to train a model to (None: the budget's epochs), and whether the first stage has taken it there."""
         if seconds is None:
             windows = self.budget.windows
             return None if windows is None else -(-windows // self.budget.global_batch), False
@@ -196,28 +200,33 @@ class Comparison:
         return steps, steps <= summary["step"]
 
     def _training(self, row: Row, steps: int | None) -> PretrainConfig:
-        """The settings of a model's pretraining up to so many steps; None: the budget's epochs."""
+        """The settings of a model's pretraining up to a number of steps; None: the budget's epochs."""
         config, budget = self.config, self.budget
-        limits: dict[str, Any] = {"epochs": budget.epochs}
+        train: dict[str, Any] = {"epochs": budget.epochs}
         if steps is not None:
-            limits = {"epochs": _NO_LIMIT, "max_steps": steps, "patience": _NO_LIMIT, "log_every": min(10, steps)}
-        train = TrainConfig(
-            **limits,
-            global_batch=budget.global_batch,
-            micro_batch=config.micro_batch,
-            learning_rate=row.learning_rate,
-            warmup_steps=budget.warmup_steps,
-            evaluate_windows=budget.validation_windows,
-            plots=False,
-            device=config.device,
-        )
+            train = {"epochs": _NO_LIMIT, "max_steps": steps, "patience": _NO_LIMIT, "log_every": min(10, steps)}
+        train |= {
+            "global_batch": budget.global_batch,
+            "micro_batch": config.micro_batch,
+            "warmup_steps": budget.warmup_steps,
+            "evaluate_windows": budget.validation_windows,
+            "plots": False,
+            "device": config.device,
+            **row.train,
+        }
         return PretrainConfig(
             preset=row.preset, data=str(self.store.path), band=config.band, out=str(self._runs[row.name]),
-            seed=config.seed, model=dict(row.model), train=train,
+            seed=config.seed + row.seed, model=dict(row.model), train=TrainConfig(**train),
         )  # fmt: skip
 
     def _keep(self, source: Path, kept: Path, seconds: float | None) -> None:
-        """Keep a run's best model and its summary, since the run will go on; or a kept model for the next stage too."""
+        """Copy the best model and the summary of a run, which will continue, or of the model kept for the first stage.
+
+        Args:
+            source: folder of the run, or of the kept model.
+            kept: folder to copy to.
+            seconds: the stage's, to know the copy by.
+        """
         summary = json.loads((source / folder.SUMMARY).read_text())
         if summary["best"] is None:
             raise UserError(f"{source}: no evaluation has a finite RMSE; see its metrics.jsonl")
@@ -226,7 +235,7 @@ class Comparison:
             model = source / "checkpoints" / "best"
             summary["training_seconds"] = training_seconds(source, summary)
             summary["store"] = self.store.digest
-        shutil.rmtree(self.out / PROBES / kept.name, ignore_errors=True)  # of an earlier model of this place
+        shutil.rmtree(self.out / PROBES / kept.name, ignore_errors=True)  # those of an earlier model of this stage
         with whole_folder(kept, _FULL) as new:
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
                 shutil.copyfile(model / name, new / name)
@@ -238,13 +247,13 @@ class Comparison:
         assert config.test is not None
         return ProbeConfig(
             data=str(self.store.path), model=str(model), out=str(out), labels=config.labels, classes=config.classes,
-            sizes=config.sizes, test=config.test, seed=config.seed, allow_fewer=config.allow_fewer, band=config.band,
-            splits=str(splits) if splits.exists() else None, columns=config.columns, probes=["linear", "logistic"],
-            device=config.device, plots=False,
+            sizes=config.sizes, test=config.test, seeds=self.budget.head_seeds, seed=config.seed,
+            allow_fewer=config.allow_fewer, band=config.band, splits=str(splits) if splits.exists() else None,
+            columns=config.columns, probes=["linear", "logistic"], device=config.device, plots=False,
         )  # fmt: skip
 
     def _probe(self, kept: Path, first: Path) -> None:
-        """Probe a kept model; if it still is the one of the `first` stage, as the slowest is, its probes are too."""
+        """Probe a kept model; if it is still the `first` stage's model, as the slowest is, copy that one's probes."""
         out = self.out / PROBES / kept.name
         if (out / "results.json").exists():
             return
@@ -256,7 +265,7 @@ class Comparison:
             probe(self._probe_config(kept, out), self._assigned)
 
     def _probe_untrained(self) -> None:
-        """The embeddings of preset S as it is initialised: what a probe makes of light curves without pretraining."""
+        """Probe preset S with its initial weights: the embeddings that light curves have without pretraining."""
         like = next((row for row in self.budget.rows if row.name == S), None)
         if like is None:
             return
@@ -274,8 +283,10 @@ class Comparison:
         return write_report(self.out, self.results(), self._runs)
 
     def results(self) -> dict[str, Any]:
-        """All that has been found so far, as plain data."""
-        settings = {key: value for key, value in vars(self.budget).items() if key != "rows"}
+        """All results so far, as plain data."""
+        settings = {
+            key: value for key, value in vars(self.budget).items() if key not in ("rows", "stages", "head_seeds")
+        }
         return {
             "budget": settings,
             "settings": self.config.to_dict(),
@@ -288,11 +299,11 @@ class Comparison:
         }
 
     def _facts(self, row: Row) -> dict[str, Any]:
-        """A model, and what it has reached at the end of each stage so far."""
+        """A model's settings, and its summary and probes at the end of each stage so far."""
         facts: dict[str, Any] = {
             "preset": row.preset,
             "model": presets.configure(row.preset, row.model).to_dict(),
-            "learning_rate": row.learning_rate or presets.preset(row.preset).learning_rate,
+            "learning_rate": row.train.get("learning_rate") or presets.preset(row.preset).learning_rate,
             "stages": {},
         }
         for stage in STAGES:
@@ -302,19 +313,19 @@ class Comparison:
         return facts
 
     def _probed(self, kept: Path) -> list[dict[str, Any]]:
-        """The results of a kept model's probes: none yet, or an entry for each probe and size."""
+        """The probes' results for a kept model, an entry for each probe and size; empty if there are none yet."""
         path = self.out / PROBES / kept.name / "results.json"
         entries: list[dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else []
         return entries
 
 
 def read_summary(kept: Path) -> dict[str, Any]:
-    """What a kept model has reached: its run's summary.json, and what `_keep` adds to it."""
+    """The summary of a kept model: its run's summary.json, with the fields that `_keep` adds."""
     summary: dict[str, Any] = json.loads((kept / folder.SUMMARY).read_text())
     return summary
 
 
 def training_seconds(run: Path, summary: dict[str, Any]) -> float:
-    """The time that a run's steps took, without evaluations and checkpoints, by the lines of its metrics."""
+    """Seconds that a run's steps took by its metrics, without evaluations and checkpoints."""
     *_, (seconds, line) = training_lines(read_metrics(run))
     return float(seconds * summary["windows_seen"] / line["windows_seen"])  # the last steps may have no line yet

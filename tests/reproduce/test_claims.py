@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from astroco_fast.reproduce import plan
+from astroco_fast.reproduce import paper, plan
 from astroco_fast.reproduce.claims import FAILS, HOLDS, OPEN, claims, paired
 
 
@@ -26,7 +26,7 @@ def stage(rmse: float, f1: dict[int, list[float]]) -> dict[str, Any]:
 
 
 def models(**stages: dict[str, Any]) -> dict[str, Any]:
-    names = {"s": plan.S, "l": plan.L, "v2": plan.V2, "v1": plan.V1, "conv": plan.NO_CONV, "gate": plan.NO_GATE}
+    names = {"s": paper.S, "l": paper.L, "v2": paper.V2, "v1": paper.V1, "conv": paper.NO_CONV, "gate": paper.NO_GATE}
     return {names[key]: {"stages": {plan.WINDOWS: value}} for key, value in stages.items()}
 
 

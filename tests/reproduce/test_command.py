@@ -13,16 +13,19 @@ from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
 from astroco_fast.pretrain.exits import Diverged
-from astroco_fast.reproduce import plan, run
+from astroco_fast.reproduce import paper, run
 from astroco_fast.reproduce.cost import expected
-from astroco_fast.reproduce.plan import BUDGETS, PAPER_F1, PAPER_RMSE, TIME, WINDOWS, Budget, Row
+from astroco_fast.reproduce.paper import PAPER_F1, PAPER_RMSE
+from astroco_fast.reproduce.plan import TIME, WINDOWS, Budget, Row
+from astroco_fast.reproduce.run import BUDGETS
 from tests.probe.survey import survey, table
 
 _SMALL = {"width": 16, "heads": 2, "layers": 1, "window": 8}
+_RATE = {"learning_rate": 1e-3}
 _ROWS = (
-    Row(plan.S, "S", {**_SMALL, "kernel": 4}, 1e-3),
-    Row(plan.NO_CONV, "S-no-conv", {**_SMALL, "kernel": 4}, 1e-3),
-    Row(plan.V2, "astromer-v2-paper", {**_SMALL, "feed_forward": 8}, 1e-3),
+    Row(paper.S, "S", {**_SMALL, "kernel": 4}, _RATE),
+    Row(paper.NO_CONV, "S-no-conv", {**_SMALL, "kernel": 4}, _RATE),
+    Row(paper.V2, "astromer-v2-paper", {**_SMALL, "feed_forward": 8}, _RATE),
 )
 
 
@@ -62,9 +65,9 @@ def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         }
     assert results["untrained"]["probes"]
     page = (out / "README.md").read_text()
-    assert f"*{PAPER_RMSE[plan.S]:.3f}*" in page
-    assert all(f"*{figure}*" in page for figure in PAPER_F1[plan.NO_CONV])
-    assert f"{results['models'][plan.S]['stages'][WINDOWS]['best']['rmse_hidden']:.4f}" in page
+    assert f"*{PAPER_RMSE[paper.S]:.3f}*" in page
+    assert all(f"*{figure}*" in page for figure in PAPER_F1[paper.NO_CONV])
+    assert f"{results['models'][paper.S]['stages'][WINDOWS]['best']['rmse_hidden']:.4f}" in page
     with (out / "results.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == [name for name in results["models"] for _ in range(2)]
     if (out / "training.png").exists() or pytest.importorskip("matplotlib"):
@@ -79,13 +82,13 @@ def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that was three times as fast as the slowest gets three times its steps, the slowest none."""
-    seconds = {plan.S: 10.0, plan.NO_CONV: 30.0, plan.V2: 15.0}
+    seconds = {paper.S: 10.0, paper.NO_CONV: 30.0, paper.V2: 15.0}
     by_run = {row.folder: seconds[row.name] for row in _ROWS}
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: by_run[folder.name])
     assert start(data, tmp_path / "out", "--probe", "false") == 0
     models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
     steps = {name: facts["stages"][TIME]["step"] for name, facts in models.items()}
-    assert steps == {plan.S: 18, plan.NO_CONV: 6, plan.V2: 12}
+    assert steps == {paper.S: 18, paper.NO_CONV: 6, paper.V2: 12}
 
 
 def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +103,9 @@ def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(run, "probe", counted)
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 10.0 * summary["step"] / 6)
     out = tmp_path / "out"
-    assert start(data, out, "--models", f"[{plan.NO_CONV}]") == 0
+    assert start(data, out, "--models", f"[{paper.NO_CONV}]") == 0
     assert probed == ["S-no-conv-equal-windows"]
-    stages = json.loads((out / "results.json").read_text())["models"][plan.NO_CONV]["stages"]
+    stages = json.loads((out / "results.json").read_text())["models"][paper.NO_CONV]["stages"]
     assert stages[TIME]["probes"] == stages[WINDOWS]["probes"] != []
     assert not (out / "figure3.png").exists()  # an ablation alone has no place in it
 
@@ -112,7 +115,7 @@ def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
     out = tmp_path / "out"
-    for rows, steps in ((f"[{plan.S}]", [6]), (f"[{plan.S}, {plan.NO_CONV}]", [12, 6])):
+    for rows, steps in ((f"[{paper.S}]", [6]), (f"[{paper.S}, {paper.NO_CONV}]", [12, 6])):
         assert start(data, out, "--models", rows) == 0
         models = json.loads((out / "results.json").read_text())["models"]
         assert [facts["stages"][TIME]["step"] for facts in models.values()] == steps
@@ -120,42 +123,42 @@ def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_diverged_model_is_left_out(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverges(config, ranks, stop):  # type: ignore[no-untyped-def]
+    def diverges(config, ranks, stop, initialise):  # type: ignore[no-untyped-def]
         if config.preset == "S-no-conv":
             raise Diverged("not finite")
-        return pretrain(config, ranks, stop)
+        return pretrain(config, ranks, stop, initialise)
 
     pretrain = run.pretrain
     monkeypatch.setattr(run, "pretrain", diverges)
     assert start(data, tmp_path / "out", "--probe", "false") == 3
     models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
-    assert {name: len(facts["stages"]) for name, facts in models.items()} == {plan.S: 2, plan.NO_CONV: 0, plan.V2: 2}
+    assert {name: len(facts["stages"]) for name, facts in models.items()} == {paper.S: 2, paper.NO_CONV: 0, paper.V2: 2}
 
 
 def test_a_mistake_can_be_mended_in_the_same_folder(data: Path, tmp_path: Path) -> None:
     """What was refused has not claimed the folder; and probes may come after training without them."""
     out = tmp_path / "out"
-    rows = ("--models", f"[{plan.S}]")
+    rows = ("--models", f"[{paper.S}]")
     assert start(tmp_path / "nothing.csv", out, *rows) == 2
     assert start(data, out, *rows, "--sizes", "[400]") == 2
     assert start(data, out, *rows, "--probe", "false") == 0
     assert start(data, out, *rows) == 0
-    stages = json.loads((out / "results.json").read_text())["models"][plan.S]["stages"]
+    stages = json.loads((out / "results.json").read_text())["models"][paper.S]["stages"]
     assert all(found["probes"] for found in stages.values())
 
 
 def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop in the second model's training: the same command ends with what an undisturbed one has."""
-    flags = ("--probe", "false", "--models", f"[{plan.S}, {plan.NO_CONV}]")
+    flags = ("--probe", "false", "--models", f"[{paper.S}, {paper.NO_CONV}]")
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 1.0)
     assert start(data, tmp_path / "whole", *flags) == 0
     trained = []
 
-    def interrupted(config, ranks, stop):  # type: ignore[no-untyped-def]
+    def interrupted(config, ranks, stop, initialise):  # type: ignore[no-untyped-def]
         trained.append(config.preset)
         if len(trained) == 2:
             stop._signalled = True
-        return pretrain(config, ranks, stop)
+        return pretrain(config, ranks, stop, initialise)
 
     pretrain = run.pretrain
     monkeypatch.setattr(run, "pretrain", interrupted)
@@ -185,7 +188,7 @@ def test_bad_input_is_found_before_any_training(
 
 def test_another_comparison_keeps_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    flags = ("--probe", "false", "--models", f"[{plan.S}]")
+    flags = ("--probe", "false", "--models", f"[{paper.S}]")
     assert start(data, out, *flags) == 0
     assert start(data, out, *flags, "--seed", "1") == 2
     assert "other settings (seed)" in capsys.readouterr().err
@@ -201,11 +204,11 @@ def test_paper_budget_says_what_it_costs(tmp_path: Path) -> None:
 
 
 def test_budgets_hold_every_row_of_the_tables() -> None:
-    for budget in BUDGETS.values():
+    for budget in (BUDGETS["small"], BUDGETS["paper"]):
         names = [row.name for row in budget.rows]
-        assert {*plan.RECONSTRUCTION, *plan.ABLATION} == {*names}
+        assert {*paper.RECONSTRUCTION, *paper.ABLATION} == {*names}
         assert len({row.folder for row in budget.rows}) == len(names)
         hide = {row.name: dict(row.model).get("hide") for row in budget.rows}
-        assert hide.pop(plan.SHOWN_TIME) == ["magnitude"]
-        assert hide.pop(plan.TIMES_ONLY) == ["magnitude", "uncertainty"]
+        assert hide.pop(paper.SHOWN_TIME) == ["magnitude"]
+        assert hide.pop(paper.TIMES_ONLY) == ["magnitude", "uncertainty"]
         assert {*hide.values()} == {None}
