@@ -18,7 +18,8 @@ class ConvertConfig:
 
     Args:
         input: table of light curves (CSV, Parquet, FITS; one row a point, or one row a light curve with list columns),
-            folder of tables, Astromer folder (with metadata.parquet), or pattern in quotes.
+            TFRecord file as Astromer's code writes it, folder of such files, Astromer folder (with metadata.parquet),
+            or pattern in quotes.
         output: folder of the store to make.
         band: convert only this band.
         columns: column names, where they are not found by themselves.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from astroco_fast import commands
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.readers import open_source
+from astroco_fast.data.sources import open_source
 from astroco_fast.embedding import because, embed_tables
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
@@ -25,7 +25,7 @@ class EmbedConfig:
     """Embed light curves.
 
     Args:
-        source: table or folder of light curves (CSV, Parquet, FITS), or a store.
+        source: table or folder of light curves (CSV, Parquet, FITS, TFRecord), or a store.
         out: Parquet file to write: id, band, label, n_points, embedding, a row a light curve; replaced if it exists.
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
         batch_size: windows a forward pass.

@@ -19,9 +19,8 @@ from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.clean import SHORT_CURVES, CleanConfig, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.readers import ArraySource, Source, open_source
 from astroco_fast.data.seen import Seen
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.sources import ArraySource, Source, open_source
 from astroco_fast.data.windows import window_table
 from astroco_fast.errors import UserError
 from astroco_fast.reference.config import ModelConfig
@@ -40,7 +39,7 @@ def embed(
 
     Args:
         model: an encoder with AstroCo's call and `config.window`; used in evaluation mode, on its device.
-        curves: whatever `astroco_fast.data.readers.read_curves` takes: a list of (L, 3) arrays with columns time
+        curves: whatever `astroco_fast.data.sources.open_source` takes: a list of (L, 3) arrays with columns time
             (days), magnitude, uncertainty; a pandas, Arrow or astropy table; the path of a file, a folder or a store.
         batch_size: windows a forward pass.
         columns: which columns hold what; default by alias.
@@ -54,7 +53,7 @@ def embed(
         counts them.
 
     Raises:
-        UserError: input that cannot be read, an (id, band) that comes twice, or nothing left; see `read_curves`.
+        UserError: input that cannot be read, an (id, band) that comes twice, or nothing left; see `open_source`.
     """
     dropped: Counter[str] = Counter()
     source = open_source(curves, columns, band)
@@ -78,7 +77,7 @@ def embed_tables(
     model.eval()
     try:
         for raw in source.batches():
-            seen.check(raw, star_hash(raw.ids))
+            seen.check(raw)
             batch, reasons = clean(raw, config)
             dropped.update(reasons)
             if len(batch):

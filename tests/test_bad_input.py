@@ -20,6 +20,7 @@ from astroco_fast import cli
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from tests.data.curve_factory import as_long, as_nested, make_batch
+from tests.data.tfrecords import example, new_style, write_records
 from tests.pretrain.ranks import on_ranks
 
 resource = pytest.importorskip("resource", reason="limits of this kind are POSIX's")
@@ -120,6 +121,15 @@ def cut_parquet(path: Path, good: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def cut_records(path: Path, good: Path) -> None:
+    write_records(path, [new_style(curves(), 0), new_style(curves(), 1)])
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def other_records(path: Path, good: Path) -> None:
+    write_records(path, [example({"id": "a"}, {"flux": np.ones(3)})])
+
+
 def store_with(file: str, change: Callable[[bytes], bytes | None]) -> Make:
     """A store with one file changed, or removed."""
 
@@ -152,6 +162,10 @@ INPUTS: list[tuple[str, Make | None, str]] = [
     ("bytes.csv", lambda path, good: path.write_bytes(bytes(range(256)) * 9), "cannot be read"),
     ("cut.parquet", cut_parquet, "cannot be read"),
     ("cut.fits", cut_fits, "cannot be read"),
+    ("text.record", lambda path, good: path.write_text("no record" * 99), "cut short, or not a TFRecord file"),
+    ("cut.tfrecord", cut_records, "cut short"),
+    ("zero.record", lambda path, good: path.touch(), "no light curve"),
+    ("columns.record", other_records, "no time column; found: id, flux"),
     ("columns.csv", lambda path, good: path.write_text("when,mag,err\n1,2,3\n"), "found: when, mag, err; tried: mjd"),
     ("words.csv", cell("mag", "bright"), "column 'mag', row 8: not a number: 'bright'"),
     ("dates.csv", cell("mjd", "2020-01-01"), "column 'mjd', row 8: not a number: '2020-01-01'"),

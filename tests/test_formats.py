@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from astroco_fast import convert, embed, pretrain
+from astroco_fast.data.convert import convert as convert_curves
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
 from tests.data.curve_factory import SHARED, as_long, as_nested, assert_same_curves
+from tests.data.tfrecords import new_style, old_style, write_records
 
 STARS, POINTS = 40, 30
 SMALL = """
@@ -82,6 +84,20 @@ def nested_fits(batch: CurveBatch, path: Path) -> None:
     table.write(path)
 
 
+def new_records(batch: CurveBatch, path: Path) -> None:
+    """Shards of TFRecords that name their star's class."""
+    for i in range(3):
+        write_records(path / f"{i}.record", [new_style(batch, row) for row in range(i, len(batch), 3)])
+
+
+def old_records(batch: CurveBatch, path: Path) -> None:
+    """A folder a class, whose name alone says what the number in a TFRecord means. They have no band."""
+    classes = sorted({*batch.label})
+    for name in classes:
+        rows = np.flatnonzero(batch.label == name)
+        write_records(path / name / "chunk_0.record", [old_style(batch, row, classes) for row in rows])
+
+
 FORMATS: dict[str, Callable[[CurveBatch, Path], None]] = {
     "nested.parquet": nested,
     "long.csv": long_csv,
@@ -90,7 +106,17 @@ FORMATS: dict[str, Callable[[CurveBatch, Path], None]] = {
     "astromer": astromer,
     "long.fits": long_fits,
     "nested.fits": nested_fits,
+    "tfrecord": new_records,
+    "old tfrecord": old_records,
 }
+
+
+def held_by(name: str, survey: CurveBatch) -> CurveBatch:
+    """What is left of the survey in a format: a TFRecord has single precision, an old one no band."""
+    if "tfrecord" not in name:
+        return survey
+    band = np.full(len(survey), "", dtype=object) if name == "old tfrecord" else survey.band
+    return replace(survey, time=survey.time.astype(np.float32).astype(np.float64), band=band)
 
 
 def numbered(batch: CurveBatch) -> CurveBatch:
@@ -121,12 +147,16 @@ def trained(survey: CurveBatch, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_holds_the_same_light_curves(name: str, survey: CurveBatch, trained: Path, tmp_path: Path) -> None:
-    source = tmp_path / name
+    source, expected = tmp_path / name, trained / "store"
     FORMATS[name](survey, source)
+    held = held_by(name, survey)
+    if held is not survey:
+        expected = tmp_path / "expected"
+        convert_curves(held, expected)
     assert convert.main([str(source), str(tmp_path / "store")]) == 0
-    assert_same_curves(map(numbered, Store.open(tmp_path / "store").batches()), [numbered(survey)])
+    assert_same_curves(map(numbered, Store.open(tmp_path / "store").batches()), [numbered(held)])
     model = str(trained / "checkpoints" / "best")
-    for made_of, out in ((source, "direct"), (tmp_path / "store", "by store"), (trained / "store", "expected")):
+    for made_of, out in ((source, "direct"), (tmp_path / "store", "by store"), (expected, "expected")):
         assert embed.main([str(made_of), str(tmp_path / f"{out}.parquet"), "--model", model]) == 0
     wanted = read_embeddings(tmp_path / "expected.parquet")
     for out in ("direct", "by store"):
@@ -145,6 +175,13 @@ def train_and_embed(source: Path, folder: Path, *flags: str) -> pd.DataFrame:
     model = str(folder / "direct" / "checkpoints" / "best")
     assert embed.main([str(source), str(folder / "out.parquet"), "--model", model, *flags]) == 0
     return pd.read_parquet(folder / "out.parquet")
+
+
+@pytest.mark.parametrize("name", ["tfrecord", "old tfrecord"])
+def test_records_train_a_model(name: str, survey: CurveBatch, tmp_path: Path) -> None:
+    FORMATS[name](survey, tmp_path / name)
+    found = train_and_embed(tmp_path / name, tmp_path)
+    assert sorted(found["label"]) == sorted(survey.label)
 
 
 @real_data

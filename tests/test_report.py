@@ -14,8 +14,8 @@ from astroco_fast import AstroCo, plots, report
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.hashing import split_of
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
-from astroco_fast.data.split import split_of
 from astroco_fast.data.store import Store
 from astroco_fast.errors import MissingExtraError, UserError
 

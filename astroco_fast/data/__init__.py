@@ -1,1 +1,29 @@
-"""Light curves in: files or objects -> clean -> windows -> packed store -> batches -> masks."""
+"""Light curves, from files or objects to the batches that a model trains on.
+
+Data pass through these modules from top to bottom; none hands them back to an earlier one:
+
+    tables      files of every kind -> streams of Arrow record batches; `FORMATS` is where a new kind is added
+    tfrecord      TFRecord files, decoded
+    objects       tables that are Python objects (pandas, Arrow, astropy, lightkurve)
+    columns     which column is the time, the magnitude, the star's id ...
+    rows        record batch -> rows in one form: numbers, text, magnitudes, the chosen band
+    metadata      labels, bands and splits by star, from tables of their own
+    points      rows that are points -> light curves, by (id, band), through files on disk if need be
+    sources     anything a user may give -> `CurveBatch`es (curves), by `open_source`
+    seen        no light curve and no label twice
+    clean       drop what is not a measurement, and count it by reason
+
+    writer      clean curves -> a store on disk, in steps that survive a kill
+    convert     source -> store, resumed where it was stopped
+    store       the store, memory-mapped
+
+    windows     light curves -> windows of 200 points, and an epoch's order of them
+    masking     which points of a window are probed, and what stands in their place
+    batches     windows -> padded arrays, centred and masked, made ahead by a thread
+    training    a store's training and validation windows, and each rank's share of a step
+
+    hashing     the random numbers and the hashes of ids that all of these rest on
+    simulate    a simulated survey of variable stars; shapes are their light curves
+
+Embedding takes clean curves straight to windows; there is no store between.
+"""

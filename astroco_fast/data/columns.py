@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from astroco_fast.errors import UserError
+
+if TYPE_CHECKING:  # the settings of every command hold `Columns`: they are parsed without Arrow
+    from astroco_fast.data.tables import Field, Table
 
 # In order of preference: where a table has several, the first is taken.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -24,7 +28,7 @@ _MOST_NAMES_SHOWN = 30
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names chosen by the user; what is left out is found by its usual names.
+    """Column names chosen by the user; columns that are left out are found by their usual names.
 
     Args:
         time: column of times, in days.
@@ -49,24 +53,74 @@ class Columns:
     zero_point: float | None = None
 
 
-def resolve(
-    names: Sequence[str], columns: Columns | None = None, source: str = "table", *, need_id: bool = True
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class MappedTable:
+    """A table and the place of each role in it.
+
+    Attributes:
+        table: the table.
+        fields: role -> place: `time`, the names in `value` and `error`, and `id`, `band`, `label` where present.
+        value, error: "mag" and "err", or "flux" and "flux_err" where there is a zero point.
+        zero_point: magnitude of unit flux, or None.
+        star_a_row: whether a row holds a light curve (lists), rather than a point.
+        columns: the table's columns that have to be read.
+    """
+
+    table: Table
+    fields: dict[str, Field]
+    value: str
+    error: str
+    zero_point: float | None
+    star_a_row: bool
+    columns: tuple[str, ...]
+
+
+def map_table(table: Table, columns: Columns) -> MappedTable:
+    """Find each role's column; see `resolve`.
+
+    Raises:
+        UserError: a column is missing, or time, magnitude and error are not all lists or all plain.
+    """
+    known = table.fields()
+    names = resolve(list(known), columns, table.name, need_id=table.star is None)
+    fields = {role: known[name] for role, name in names.items()}
+    needed = tuple(dict.fromkeys(field.column for field in fields.values()))
+    twice = [name for name in needed if table.schema.names.count(name) > 1]
+    if twice:
+        raise UserError(f"{table.name}: has more than one column {twice[0]!r}; rename or remove one of them")
+    star_a_row = fields["time"].listed
+    value, error = value_roles(columns)
+    for role in (value, error):
+        if fields[role].listed != star_a_row:
+            one, other = ("lists", "single values") if star_a_row else ("single values", "lists")
+            raise UserError(
+                f"{table.name}: column {fields['time'].name!r} holds {one} but {fields[role].name!r} holds {other}; "
+                f"name the right ones by --columns.time and --columns.{role}"
+            )
+    return MappedTable(table, fields, value, error, columns.zero_point, star_a_row, needed)
+
+
+def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: bool = True) -> dict[str, str]:
     """Find the column of each role among a table's column names.
 
-    An explicit choice wins; else the first alias that matches exactly; else the first that matches but for case and
-    surrounding blanks.
+    A column that the user chose comes first, then the first alias that matches exactly, then the first that matches
+    but for case and surrounding blanks.
+
+    Args:
+        names: the table's column names.
+        columns: the user's choice.
+        source: what the table is called in messages.
+        need_id: whether the table must have an id column.
 
     Returns:
-        role -> column name, with the roles `time`, `mag` and `err` (or `time`, `flux` and `flux_err` when `columns`
-        has a zero point), and `id`, `band`, `label` where present.
+        Role -> column name, for `time`, `mag`, `err` (`time`, `flux` and `flux_err` when `columns` has a zero point),
+        and `id`, `band`, `label` where present.
 
     Raises:
         UserError: a column is missing (says what was found, what was tried, and how to name it), or fluxes come
             without a zero point.
     """
-    columns = columns or Columns()
-    value, error = ("mag", "err") if columns.zero_point is None else ("flux", "flux_err")
+    value, error = value_roles(columns)
     _check_flux_choice(columns, source)
     found = {}
     for role in ("time", value, error, "id", "band", "label"):
@@ -76,6 +130,11 @@ def resolve(
         elif role in ("time", value, error) or (role == "id" and need_id):
             raise UserError(_missing(role, names, source))
     return found
+
+
+def value_roles(columns: Columns) -> tuple[str, str]:
+    """The roles of a point's value and its error: magnitudes, or fluxes where there is a zero point."""
+    return ("mag", "err") if columns.zero_point is None else ("flux", "flux_err")
 
 
 def find(role: str, names: Sequence[str], chosen: str | None, source: str = "table") -> str | None:

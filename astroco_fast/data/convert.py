@@ -15,11 +15,11 @@ import astroco_fast
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.clean import clean as clean_batch
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.partial import PartialStore
-from astroco_fast.data.readers import Source, open_source
+from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.seen import Seen
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.sources import Source, open_source
 from astroco_fast.data.store import Store, read_manifest
+from astroco_fast.data.writer import StoreWriter
 from astroco_fast.errors import UserError
 
 _READ_CURVES, _READ_POINTS, _SIMULATED = "read curves", "read points", "simulated curves"
@@ -76,7 +76,7 @@ def convert(
     stopped goes on when it is called again with the same source and options, and gives the same bytes.
 
     Args:
-        source: anything `readers.read_curves` takes, an iterable of `CurveBatch` included.
+        source: anything `open_source` takes, an iterable of `CurveBatch` included.
         out: folder to make. Where it is a store of the same source and options already, nothing is done.
         columns: the user's choice of columns.
         band: convert only this band.
@@ -95,7 +95,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _already_there(out, plan)
     try:
-        with PartialStore(out, plan).opened() as partial:
+        with StoreWriter(out, plan).opened() as partial:
             notes = list(opened.notes)
             if partial.discarded:
                 notes.append("earlier progress was discarded: it has another input or other options, or is damaged")
@@ -121,14 +121,13 @@ def convert(
     return report
 
 
-def _write(source: Source, partial: PartialStore, clean: CleanConfig, progress: bool) -> None:
+def _write(source: Source, partial: StoreWriter, clean: CleanConfig, progress: bool) -> None:
     seen = Seen()
     for rows in partial.recorded_rows():
         seen.add_rows(rows)
     with tqdm(desc="converting", unit=" curves", initial=partial.curves, disable=None if progress else True) as shown:
         for batch in source.batches(partial.batches, partial.spill, progress):
-            hashes = star_hash(batch.ids)
-            seen.check(batch, hashes)
+            hashes = seen.check(batch)
             kept, dropped = clean_batch(batch, clean)
             counts = Counter({_READ_CURVES: len(batch), _READ_POINTS: batch.n_points})
             if batch.simulated:
@@ -168,7 +167,7 @@ def _already_there(out: Path, plan: dict[str, Any]) -> ConversionReport:
     return _report_of(out, "already there, made from the same input with the same options")
 
 
-def _report(name: str, out: Path, partial: PartialStore) -> ConversionReport:
+def _report(name: str, out: Path, partial: StoreWriter) -> ConversionReport:
     counts = partial.counts
     return ConversionReport(
         source=name,

@@ -135,3 +135,11 @@ def to_float32(values: ArrayLike) -> NDArray[np.float32]:
     """Cast to contiguous float32; what is too large for it becomes infinite, and so is found by the cleaning."""
     with np.errstate(over="ignore", under="ignore"):
         return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def two_labels(source: str, star: str, one: str, other: str) -> str:
+    """The message for a star with two labels."""
+    return (
+        f"{source or 'light curves'}: id {star!r} has two labels, {one!r} and {other!r}; keep one of them, "
+        "or name another column by --columns.label"
+    )

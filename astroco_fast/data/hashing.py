@@ -1,4 +1,6 @@
-"""A counter-based random generator: the draw for (stream, seed, epoch, window, position) needs no state.
+"""Hashes: a counter-based random generator, and the hash of a star's id, by which stars are split.
+
+The draw for (stream, seed, epoch, window, position) needs no state.
 
 Every random decision of the pipeline is `hash64` of the numbers that name it. So it is the same whatever the rank, the
 batch, the device, the order of work or the point a run was resumed at, and on every machine: the hash is integer
@@ -13,10 +15,14 @@ With one counter 0, 1, 2 ... times the added constant it is SplitMix64 itself. E
 counter, so draws that differ in the last counter alone never collide.
 """
 
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from astroco_fast.errors import UserError
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -27,6 +33,9 @@ STREAM_ORDER = 3
 STREAM_WINDOW = 4
 STREAM_SIMULATION = 5
 STREAM_PROBE = 6
+
+# The parts of a split.
+TRAIN, VALIDATION, TEST = 0, 1, 2
 
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -80,3 +89,29 @@ def _finalise(z: Any) -> Any:
     z *= _MULTIPLIER_2
     z ^= z >> _SHIFT_3
     return z
+
+
+def star_hash(ids: Iterable[str]) -> UInt64Array:
+    """(n,) uint64, the first 8 bytes (little-endian) of the BLAKE2b-64 hash of each id's UTF-8 text.
+
+    The same on every machine and in every run. It takes the id without the band: bands of one star share a hash.
+    """
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def split_of(hashes: UInt64Array, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> npt.NDArray[np.int8]:
+    """(n,) int8: `TRAIN`, `VALIDATION` or `TEST`, by cutting the range of the stars' hashes (n,) in these fractions.
+
+    Adding or removing stars moves no other star, and enlarging the first fraction only moves stars into it.
+
+    Raises:
+        UserError: not three fractions, one is negative, or they do not add to one.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise UserError(f"split fractions must be three numbers >= 0 that add to 1, not {tuple(fractions)}")
+    # The last cut is left out: rounding in the sum must not leave a star outside of every part.
+    cuts = np.cumsum(np.asarray(fractions, dtype=np.float64))[:-1]
+    if fractions[2] == 0:
+        cuts[1] = 1.0
+    return np.searchsorted(cuts, uniform(np.asarray(hashes, dtype=np.uint64)), side="right").astype(np.int8)

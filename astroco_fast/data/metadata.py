@@ -1,8 +1,7 @@
-"""What is known of stars apart from their points: a table of labels (and bands) by id, as in Astromer's folders."""
+"""Tables about stars rather than points: text by star, such as labels, bands and splits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,59 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from astroco_fast.data.columns import Columns, find
-from astroco_fast.data.fields import Field, MappedTable
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.columns import Columns, find, listed
+from astroco_fast.data.hashing import star_hash
+from astroco_fast.data.rows import read_text, to_objects
 from astroco_fast.data.tables import open_table
 from astroco_fast.errors import UserError
 
-NAME = "metadata.parquet"
-_ROWS = 200_000
+METADATA = "metadata.parquet"
+
+Text = NDArray[np.object_]
+
+
+def read_text_table(path: str | Path, needed: dict[str, str | None], optional: tuple[str, ...] = ()) -> dict[str, Text]:
+    """Read columns of a small table as text, without surrounding blanks.
+
+    Args:
+        path: the table, of any kind that light curves are read from.
+        needed: the columns that must be there, with the name that the user chose, or None. "id" and "label" are found
+            by their aliases.
+        optional: columns that may be there.
+
+    Returns:
+        (rows,) object arrays of str by the names in `needed` and `optional`; "" where an optional column has no value.
+
+    Raises:
+        UserError: a column is missing, a value of a needed one is, or the file cannot be read.
+    """
+    table = open_table(Path(path))
+    names = table.schema.names
+    columns = {role: _column(role, names, chosen, str(path)) for role, chosen in needed.items()}
+    columns |= {name: name for name in optional if name in names}
+    parts: dict[str, list[Text]] = {role: [np.empty(0, dtype=object)] for role in columns}
+    for text in read_text(table, columns, required=tuple(needed)):
+        for role, values in text.items():
+            parts[role].append(np.array([value.strip() for value in to_objects(values)], dtype=object))
+    return {role: np.concatenate(arrays) for role, arrays in parts.items()}
+
+
+def _column(role: str, names: list[str], chosen: str | None, source: str) -> str:
+    if role in ("id", "label"):
+        found = find(role, names, chosen if chosen in names else None, source)
+    else:
+        found = role if role in names else None
+    if found is None:
+        raise UserError(f"{source}: no column {role!r}; found: {listed(names)}")
+    return found
 
 
 class StarTable:
-    """Label and band of each star of a `metadata.parquet`; 16 bytes a star.
+    """Label and band of each star of a `metadata.parquet`, as in Astromer's folders; 16 bytes a star.
 
     Args:
         path: the file.
-        id_column: the id column of the tables of points; the same is used here where it is present, since such files
+        id_column: the id column of the tables of points. The same is used here where it is present, since such files
             may have a second id (Astromer: `newID` numbers the stars, `ID` is the survey's own).
         columns: the user's choices.
 
@@ -40,20 +76,21 @@ class StarTable:
         key = id_column if id_column in names else find("id", names, None, str(path))
         if key is None:
             raise UserError(f"{path}: no id column {id_column!r} as in the light curves; found: {', '.join(names)}")
-        roles = {"id": key}
+        chosen = {"id": key}
         for role in ("band", "label"):
             name = find(role, names, None) if getattr(columns, role) not in names else getattr(columns, role)
             if name is not None:
-                roles[role] = name
-        mapped = MappedTable(table, {role: Field(name, name, None, False, None) for role, name in roles.items()})
+                chosen[role] = name
         known: dict[str, dict[str, int]] = {"band": {"": 0}, "label": {"": 0}}
         hashes: list[NDArray[np.uint64]] = []
         codes: dict[str, list[NDArray[np.int32]]] = {"band": [], "label": []}
-        for first_row, batch in table.batches(mapped.columns, _ROWS):
-            hashes.append(star_hash(mapped.text("id", batch, first_row).to_pylist()))
+        for text in read_text(table, chosen, required=("id",)):
+            hashes.append(star_hash(text["id"].to_pylist()))
             for role, mapping in known.items():
-                text = mapped.text(role, batch, first_row).to_pylist()
-                codes[role].append(np.array([mapping.setdefault(value, len(mapping)) for value in text], np.int32))
+                values = text[role].to_pylist() if role in text else [""] * len(text["id"])
+                codes[role].append(np.array([mapping.setdefault(value, len(mapping)) for value in values], np.int32))
+        if not sum(map(len, hashes)):
+            raise UserError(f"{path}: the table is empty")
         self._words = {role: pa.array(list(mapping), type=pa.string()) for role, mapping in known.items()}
         self._index(path, np.concatenate(hashes), {role: np.concatenate(parts) for role, parts in codes.items()})
 
@@ -74,8 +111,6 @@ class StarTable:
         return filled[0], filled[1]
 
     def _index(self, path: Path, hashes: NDArray[np.uint64], codes: dict[str, NDArray[np.int32]]) -> None:
-        if not len(hashes):
-            raise UserError(f"{path}: the table is empty")
         order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[order]
         self._codes = {role: values[order] for role, values in codes.items()}
@@ -89,17 +124,3 @@ class StarTable:
                 raise UserError(
                     f"{path}: rows {rows[0]} and {rows[1]} give one id two {role}s, {one!r} and {other!r}; keep one"
                 )
-
-
-class TableSource:
-    """What light curves are read from: one or more tables of one kind, perhaps beside a table of their stars."""
-
-    def __init__(
-        self, tables: Sequence[MappedTable], band: str | None, stars: StarTable | None, name: str, identity: Any
-    ) -> None:
-        self.name = name
-        self.identity = identity
-        self.notes = [note for mapped in tables for note in mapped.notes]
-        self._tables = tables
-        self._band = band
-        self._stars = stars

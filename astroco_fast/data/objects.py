@@ -1,50 +1,81 @@
-"""Light curves that are Python objects already: arrays, frames, astropy tables, lightkurve's curves."""
+"""Tables that are Python objects already: pandas frames, Arrow and astropy tables, lightkurve's light curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from astroco_fast.data.columns import Columns, resolve
-from astroco_fast.data.fields import MappedTable, map_table
-from astroco_fast.data.tables import SURVEY, MemoryTable, arrow_array
+from astroco_fast.data.tables import Table, arrow_array, is_list
 from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
 _NAME_KEYS = ("label", "LABEL", "OBJECT", "TARGETID", "targetid", "object")
 
 
-def map_object(source: Any, columns: Columns, fixed_id: str) -> MappedTable | None:
-    """The columns of a table-like object, or None where it is none.
+class MemoryTable(Table):
+    """An Arrow table in memory.
+
+    Args:
+        table: the Arrow table.
+        name: for messages.
+        star: the id of its only star, if it needs no id column.
+    """
+
+    def __init__(self, table: Any, name: str, star: str | None = None) -> None:
+        self.name = name
+        self.schema = table.schema
+        self.rows = table.num_rows
+        self.star = star
+        self._table = table
+
+    def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
+        chosen = self._table.select(list(names))
+        for first in range(skip * rows, self.rows, rows):
+            arrays = [pa.concat_arrays(column.chunks) for column in chosen.slice(first, rows).columns]
+            yield first, pa.RecordBatch.from_arrays(arrays, names=chosen.schema.names)
+
+    def points_per_row(self, column: str) -> float:
+        kind = self.schema.field(column).type
+        cells = self._table[column]
+        if pa.types.is_struct(kind):
+            cells = pc.struct_field(cells, [0])
+        if not is_list(cells.type) or not self.rows:
+            return 1.0
+        return (pc.sum(pc.list_value_length(cells)).as_py() or 0) / self.rows
+
+
+def object_table(source: Any, star: str) -> Table | None:
+    """A table-like object as a table, or None where it is none.
 
     Taken are a pandas frame, an Arrow table, an astropy table or time series, and whatever has `time` and `flux`
-    (lightkurve). An object without an id column is one star, named by its own metadata or else `fixed_id`; a pandas
-    or Arrow table must have one.
+    (lightkurve). A pandas or Arrow table must have an id column; another object without one is one star.
+
+    Args:
+        source: the object.
+        star: the id of that star, where the object's own metadata do not name it.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a frame has two columns of one name.
     """
     kind = type(source).__name__
     if isinstance(source, pa.Table):
-        return map_table(MemoryTable(source, kind), columns)
-    if _is_frame(source):
-        return map_table(MemoryTable(_of_frame(source), kind), columns)
+        return MemoryTable(source, kind)
+    if hasattr(source, "to_parquet") and hasattr(source, "columns"):
+        return MemoryTable(_of_frame(source), kind)
     if hasattr(source, "colnames") and hasattr(source, "columns"):
-        names = [str(name) for name in source.colnames]
-        get = source.__getitem__
+        columns = {str(name): partial(source.__getitem__, name) for name in source.colnames}
     elif hasattr(source, "time") and hasattr(source, "flux"):
-        names = [name for name in ("time", "flux", "flux_err") if getattr(source, name, None) is not None]
-        get = partial(getattr, source)
+        columns = {name: partial(getattr, source, name) for name in ("time", "flux", "flux_err")}
     else:
         return None
-    # Only what is needed: other columns may hold what has no place in a table (coordinates, images ...).
-    needed = dict.fromkeys([*resolve(names, columns, kind, need_id=False).values(), *({SURVEY} & set(names))])
-    table = pa.table({name: arrow_array(_plain(get(name))) for name in needed})
-    return map_table(MemoryTable(table, kind), columns, fixed_id=_name(source) or fixed_id)
+    arrays = {name: _array(get) for name, get in columns.items()}
+    table = pa.table({name: array for name, array in arrays.items() if array is not None})
+    return MemoryTable(table, kind, star=_name(source) or star)
 
 
 def is_curve_list(source: Any) -> bool:
@@ -52,10 +83,6 @@ def is_curve_list(source: Any) -> bool:
     if isinstance(source, np.ndarray):
         return source.ndim == 3
     return isinstance(source, Sequence) and not isinstance(source, str | bytes)
-
-
-def _is_frame(source: Any) -> bool:
-    return hasattr(source, "to_parquet") and hasattr(source, "columns")
 
 
 def _of_frame(frame: Any) -> Any:
@@ -77,13 +104,20 @@ def _unmixed(series: Any) -> Any:
     return series
 
 
-def _plain(values: Any) -> Any:
-    """Plain values of an astropy column: times as MJD, quantities without their unit, masked values as NaN."""
-    values = getattr(values, "mjd", values)
-    values = getattr(values, "value", values)
-    if hasattr(values, "unmasked"):
-        values = np.where(values.mask, np.nan, values.unmasked)
-    return values
+def _array(get: Any) -> Any:
+    """The Arrow array of a column; None for what has no place in a table (coordinates, images ...), or is not there.
+
+    Times become MJD, quantities lose their unit, masked values become NaN.
+    """
+    try:
+        values = get()
+        values = getattr(values, "mjd", values)
+        values = getattr(values, "value", values)
+        if hasattr(values, "unmasked"):
+            values = np.where(values.mask, np.nan, values.unmasked)
+        return arrow_array(values)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError):
+        return None
 
 
 def _name(source: Any) -> str | None:

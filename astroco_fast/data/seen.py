@@ -1,4 +1,4 @@
-"""What must not come twice: two light curves of one (id, band), two labels of one star."""
+"""A check of what must not come twice: light curves of one (id, band), and labels of one star."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.curves import CurveBatch, two_labels
+from astroco_fast.data.hashing import star_hash
 from astroco_fast.errors import UserError
 
 # Keys, rising, and the number of each.
@@ -16,19 +16,23 @@ Run = tuple[NDArray[np.uint64], NDArray[np.int32]]
 
 
 class Seen:
-    """The light curves that came so far, in about 24 bytes each: their hashes, and their labels as numbers."""
+    """The light curves that have come so far, as hashes, and their labels, as numbers; about 24 bytes each."""
 
     def __init__(self) -> None:
         self._curves = _Keys()
         self._labels = _Keys()
         self._words: dict[str, int] = {"": 0}
 
-    def check(self, batch: CurveBatch, hashes: NDArray[np.uint64]) -> None:
-        """Add the light curves of a batch, whose (n,) `split.star_hash` is given.
+    def check(self, batch: CurveBatch) -> NDArray[np.uint64]:
+        """Add the light curves of a batch.
+
+        Returns:
+            (n,) the `star_hash` of their ids.
 
         Raises:
             UserError: an (id, band) has come before, or a star with another label.
         """
+        hashes = star_hash(batch.ids)
         twice = self._curves.add(_curve_keys(hashes, batch.band))
         if twice is not None:
             raise UserError(
@@ -41,6 +45,7 @@ class Seen:
         if other is not None:
             i, number = int(labelled[other[0]]), other[1]
             raise UserError(two_labels(batch.source, batch.ids[i], batch.label[i], list(self._words)[number]))
+        return hashes
 
     def add_rows(self, rows: Any) -> None:
         """Add light curves that were checked before: an Arrow table with the columns of a store's `curves.parquet`."""
@@ -53,14 +58,6 @@ class Seen:
         names, which = np.unique(labels.astype(str), return_inverse=True)
         known = [self._words.setdefault(name, len(self._words)) for name in names.tolist()]
         return np.array(known, dtype=np.int32)[which]
-
-
-def two_labels(source: str, star: str, one: str, other: str) -> str:
-    """The message for a star with two labels."""
-    return (
-        f"{source or 'light curves'}: id {star!r} has two labels, {one!r} and {other!r}; keep one of them, "
-        "or name another column by --columns.label"
-    )
 
 
 class _Keys:

@@ -112,7 +112,7 @@ class Store:
 
     @cached_property
     def star_hash(self) -> NDArray[np.uint64]:
-        """(n,) uint64, as `split.star_hash` of the ids."""
+        """(n,) uint64, as `hashing.star_hash` of the ids."""
         return np.asarray(self._column("star_hash").to_numpy(), dtype=np.uint64)
 
     def batches(self) -> Iterator[CurveBatch]:

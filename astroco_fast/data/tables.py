@@ -1,12 +1,23 @@
-"""Tables of every supported kind as streams of Arrow record batches, in bounded memory."""
+"""Tables of light curves in files, read as streams of Arrow record batches in bounded memory.
+
+To read another kind of file: write a subclass of `Table` (here, or in a module of its own that this one imports), add
+its suffixes to `FORMATS`, and add a writer of such files to `FORMATS` in tests/test_formats.py, which tries the whole
+way from the file to embeddings. Nothing else in the package knows what kinds of files there are.
+
+A table may have one row a point (columns of numbers) or one row a light curve (columns of lists); which columns hold
+the times, magnitudes and so on is found later, by their names (`columns`).
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from astroco_fast.data import tfrecord
 from astroco_fast.errors import MissingExtraError, UserError
 
 # Text is decoded in blocks of this many bytes, Parquet columns are read in pieces of this many.
@@ -21,97 +33,100 @@ _CSV_BLOCK = 8 << 20
 _PARQUET_BUFFER = 1 << 20
 _BYTES_PER_CSV_ROW = 30
 
-_CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_PARQUET = (".parquet", ".pq")
-_FITS = (".fits", ".fit", ".fits.gz")
-SUFFIXES = _CSV + _PARQUET + _FITS
-
-# Of a damaged table astropy only warns, or raises errors of many kinds.
+# Astropy warns of a damaged table, or raises errors of many kinds.
 _FITS_DAMAGE = "File may have been truncated|Error validating header"
 
-# The column that names the survey, and how a simulated one is called there and in a file's metadata.
+# A table says that its light curves are simulated in a column of this name, or in its metadata.
 SURVEY, _SIMULATED = "survey", "simulated"
 _SURVEY_ROWS = 1_000_000
 
 
-class Table(Protocol):
-    """A table that can be read in pieces.
+@dataclass(frozen=True)
+class Field:
+    """Where the values of one role stand: in a column, or in one field of a nested column.
 
-    `name` is for messages. `schema` is its Arrow schema; types of text files are guesses. `rows` is its number of rows,
-    or an estimate of it.
+    Attributes:
+        name: as the user knows it, `column` or `column.field`.
+        column: the table's column.
+        sub: the field of a column of structs or of lists of structs; None for a plain column.
+        listed: whether a row holds a list of values.
+        kind: the Arrow type of the values.
+    """
+
+    name: str
+    column: str
+    sub: str | None
+    listed: bool
+    kind: Any
+
+
+class Table(ABC):
+    """A table that is read in pieces.
+
+    Attributes:
+        name: for messages.
+        schema: the Arrow schema of all columns. The types of a text file's columns are guesses.
+        rows: the number of rows, or an estimate of it.
+        star: the id of the only star, for a table that needs no id column; None: an id column is needed.
     """
 
     name: str
     schema: Any
     rows: int
+    star: str | None = None
 
-    def points_per_row(self, column: str) -> float:
-        """How many values a row holds in a list column, on average (1 in a plain column)."""
-
+    @abstractmethod
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
-        """Pieces of about `rows` rows, the first `skip` pieces left out: (first row, record batch of these columns)."""
+        """Read some columns.
+
+        Args:
+            names: columns of the schema.
+            rows: about how many rows a piece has.
+            skip: leave out this many pieces at the start.
+
+        Yields:
+            The number of a piece's first row, from 0, and the piece as an Arrow record batch of these columns.
+
+        Raises:
+            UserError: the file is damaged.
+        """
 
     def pieces(self, rows: int) -> int | None:
-        """How many pieces `batches` makes of the table; None where only reading it tells."""
+        """How many pieces `batches` yields; None where only reading the table tells."""
+        return -(-self.rows // rows)
+
+    def points_per_row(self, column: str) -> float:
+        """The mean number of values in a row of a list column; 1 for a plain column."""
+        return 1.0
+
+    def fields(self) -> dict[str, Field]:
+        """The place of the values of every name that a user may give for a column.
+
+        Fields of a nested column are known as `column.field`, and as `field` where no other column has that name.
+        """
+        named = {f.name: Field(f.name, f.name, None, is_list(f.type), _value_type(f.type)) for f in self.schema}
+        short: dict[str, list[Field]] = {}
+        for column in self.schema:
+            in_list = is_list(column.type)
+            structs = _value_type(column.type)
+            if pa.types.is_struct(structs):
+                for sub in structs:
+                    name, in_lists = f"{column.name}.{sub.name}", in_list or is_list(sub.type)
+                    named[name] = Field(name, column.name, sub.name, in_lists, _value_type(sub.type))
+                    short.setdefault(sub.name, []).append(named[name])
+        for name, candidates in short.items():
+            if len(candidates) == 1:
+                named.setdefault(name, candidates[0])
+        return named
 
 
-def open_table(path: Path) -> Table:
-    """Open a file by its suffix.
+class ParquetTable(Table):
+    """A Parquet file. Only the columns asked for are read, a part of a row group at a time."""
 
-    Raises:
-        UserError: missing, empty, unreadable, or of no supported kind.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    name = path.name.lower()
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-    if name.endswith(_PARQUET):
-        return ParquetTable(path)
-    if name.endswith(_CSV):
-        return CsvTable(path)
-    if name.endswith(_FITS):
-        return FitsTable(path)
-    raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
-
-
-def is_simulated(table: Table) -> bool:
-    """Whether a table says that its light curves are simulated, as those of `astroco simulate` do.
-
-    It says so in its metadata (`simulated: true`) or, where a program has lost these, in any row of its column `survey`
-    ("simulated").
-    """
-    if (table.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
-        return True
-    if SURVEY not in table.schema.names:
-        return False
-    columns = (batch.column(0) for _, batch in table.batches([SURVEY], _SURVEY_ROWS))
-    return any(pc.any(pc.equal(_as_text(column), _SIMULATED)).as_py() for column in columns)
-
-
-def _as_text(column: Any) -> Any:
-    """A column of text as it is, of anything else as no text at all."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return column.cast(pa.string()) if is_text else pa.nulls(len(column), pa.string())
-
-
-@contextmanager
-def _readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
-    """Tell the reader's own complaints, of these kinds besides the usual ones, in one line that names the file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, *complaints) as error:
-        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
-
-
-class ParquetTable:
-    """A Parquet file; only the columns asked for are read, and never more than a part of a row group at a time."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
         self._path = path
-        # The file is opened again to read it: a catalogue may have more files than a process can hold open.
+        # The file is opened again for reading: a catalogue may have more files than a process can hold open.
         with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
             self.schema = file.schema_arrow
             metadata = file.metadata
@@ -122,9 +137,6 @@ class ParquetTable:
         for i in range(metadata.num_columns):
             top = metadata.schema.column(i).path.split(".", 1)[0]
             self._values.setdefault(top, sum(group.column(i).num_values for group in groups))
-
-    def points_per_row(self, column: str) -> float:
-        return self._values.get(column, self.rows) / max(self.rows, 1)
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         first = 0
@@ -139,8 +151,11 @@ class ParquetTable:
                 skip = 0
             first += in_group
 
-    def pieces(self, rows: int) -> int | None:
+    def pieces(self, rows: int) -> int:
         return sum(-(-in_group // rows) for in_group in self._group_rows)
+
+    def points_per_row(self, column: str) -> float:
+        return self._values.get(column, self.rows) / max(self.rows, 1)
 
     def _group(self, group: int, names: Sequence[str], rows: int) -> Iterator[Any]:
         with (
@@ -150,13 +165,13 @@ class ParquetTable:
             yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=list(names))
 
 
-class CsvTable:
+class CsvTable(Table):
     """A comma- or tab-separated file, plain or gzipped, with one header line.
 
-    Every column is read as text, so that a bad value can be named by row; see `values.to_numbers`.
+    Every column is read as text, so that a value that is not a number can be named by its row.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
         self._path = path
         self._delimiter = "\t" if ".tsv" in path.name.lower() else ","
@@ -164,9 +179,6 @@ class CsvTable:
             self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
         packed = path.name.lower().endswith(".gz")
         self.rows = path.stat().st_size * (4 if packed else 1) // _BYTES_PER_CSV_ROW
-
-    def points_per_row(self, column: str) -> float:
-        return 1.0
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         types = dict.fromkeys(names, pa.string())
@@ -178,7 +190,7 @@ class CsvTable:
                     yield first, batch
                 first += batch.num_rows
 
-    def pieces(self, rows: int) -> int | None:
+    def pieces(self, rows: int) -> None:
         return None
 
     def _open(self, block: int, options: Any) -> Any:
@@ -190,15 +202,15 @@ class CsvTable:
         )
 
 
-class FitsTable:
-    """The first table of a FITS file; columns may hold one number, text, or an array a row.
+class FitsTable(Table):
+    """The first table of a FITS file. A column may hold one number, text, or an array a row.
 
     Raises:
         MissingExtraError: astropy is not installed.
-        UserError: not a FITS file, or no table in it.
+        UserError: the file is not FITS, or has no table.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         try:
             from astropy.io import fits
         except ImportError as error:
@@ -213,22 +225,19 @@ class FitsTable:
         if not data:
             raise UserError(f"{path}: there is no table in this FITS file")
         self._data = data[0]
-        self._names = list(tables[0].columns.names)
+        names = list(tables[0].columns.names)
         self.rows = len(self._data)
-        self.schema = self._slice(self._names, 0, 1).schema
-
-    def points_per_row(self, column: str) -> float:
-        sample = self._data[column][:1000]
-        return (
-            float(np.mean([np.size(cell) for cell in sample])) if len(sample) and sample.dtype.kind not in "SU" else 1.0
-        )
+        self.schema = self._slice(names, 0, 1).schema
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         for first in range(skip * rows, self.rows, rows):
             yield first, self._slice(names, first, first + rows)
 
-    def pieces(self, rows: int) -> int | None:
-        return -(-self.rows // rows)
+    def points_per_row(self, column: str) -> float:
+        sample = self._data[column][:1000]
+        if not len(sample) or sample.dtype.kind in "SU":
+            return 1.0
+        return float(np.mean([np.size(cell) for cell in sample]))
 
     def _slice(self, names: Sequence[str], first: int, last: int) -> Any:
         with _readable(self.name, Exception):
@@ -236,37 +245,131 @@ class FitsTable:
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
-class MemoryTable:
-    """A table that is in memory already."""
+class TFRecordTable(Table):
+    """A TFRecord file as Astromer's code writes it: one record, which is one row, a light curve.
 
-    def __init__(self, table: Any, name: str) -> None:
-        self.name = name
-        self.schema = table.schema
-        self.rows = table.num_rows
-        self._table = table
+    The columns are the records' names: text for what a record says of the star, lists of float32 for its points. The
+    older generation's dim_0, dim_1 and dim_2 are called mjd, mag and errmag, as in the newer one.
 
-    def points_per_row(self, column: str) -> float:
-        kind = self.schema.field(column).type
-        cells = self._table[column]
-        if pa.types.is_struct(kind):
-            cells = pc.struct_field(cells, [0])
-        if not is_list(cells.type) or not self.rows:
-            return 1.0
-        return (pc.sum(pc.list_value_length(cells)).as_py() or 0) / self.rows
+    Where a label is only a number, it is replaced by the name of the class's folder, in which the file then lies.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        is_class = path.parent != root and path.parent.name.lower() not in PARTS
+        self._folder = path.parent.name if is_class else None
+        context, lists = next(tfrecord.read(path), ({"id": ""}, dict.fromkeys(tfrecord.POINTS)))
+        text = [(name, pa.string()) for name in context]
+        self.schema = pa.schema([*text, *((name, pa.list_(pa.float32())) for name in lists)])
+
+    @cached_property
+    def rows(self) -> int:  # type: ignore[override]
+        return tfrecord.count(self._path)
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
-        chosen = self._table.select(list(names))
-        for first in range(skip * rows, self.rows, rows):
-            arrays = [pa.concat_arrays(column.chunks) for column in chosen.slice(first, rows).columns]
-            yield first, pa.RecordBatch.from_arrays(arrays, names=chosen.schema.names)
+        waiting: list[tfrecord.Record] = []
+        first = skip * rows
+        for record in tfrecord.read(self._path, skip=first):
+            waiting.append(record)
+            if len(waiting) == rows:
+                yield first, self._batch(waiting, names, first)
+                first += rows
+                waiting = []
+        if waiting:
+            yield first, self._batch(waiting, names, first)
 
-    def pieces(self, rows: int) -> int | None:
-        return -(-self.rows // rows)
+    def points_per_row(self, column: str) -> float:
+        bytes_a_point = 12
+        return self._path.stat().st_size / bytes_a_point / max(self.rows, 1)
+
+    def _batch(self, records: Sequence[tfrecord.Record], names: Sequence[str], first: int) -> Any:
+        columns = []
+        for name in names:
+            if pa.types.is_string(self.schema.field(name).type):
+                columns.append(pa.array([self._text(name, context) for context, _ in records], pa.string()))
+                continue
+            for row, (_, lists) in enumerate(records, start=first + 1):
+                if name not in lists:
+                    raise UserError(f"{self.name}, record {row}: no {name!r}, which other records of the file have")
+            columns.append(_list_array([lists[name] for _, lists in records]))
+        return pa.RecordBatch.from_arrays(columns, names=list(names))
+
+    def _text(self, name: str, context: dict[str, Any]) -> str | None:
+        value = context.get(name)
+        if self._folder is not None and isinstance(value, int) and name.lower() in ("label", "class"):
+            return self._folder
+        return None if value is None else str(value)
+
+
+# The parts that folders of split data are called after: no classes of stars.
+PARTS = ("train", "val", "valid", "validation", "test")
+
+# Suffixes, in lower case, and the class that reads such a file. It is called with the file's path and the folder that
+# the user named (the file's own folder, if they named the file).
+FORMATS: dict[tuple[str, ...], Callable[[Path, Path], Table]] = {
+    (".csv", ".csv.gz", ".tsv", ".tsv.gz"): CsvTable,
+    (".parquet", ".pq"): ParquetTable,
+    (".fits", ".fit", ".fits.gz"): FitsTable,
+    (".record", ".records", ".tfrecord", ".tfrecords"): TFRecordTable,
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS for suffix in suffixes)
+
+
+def open_table(path: Path, root: Path | None = None) -> Table:
+    """Open a file by its suffix.
+
+    Args:
+        path: the file.
+        root: the folder that the user named, where the file was found in one.
+
+    Raises:
+        UserError: the file is missing, empty, unreadable, or of an unknown kind.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    kind = format_of(path)
+    if kind is None:
+        raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0 and kind is not TFRecordTable:  # which may have no record
+        raise UserError(f"{path}: the file is empty")
+    return kind(path, root or path.parent)
+
+
+def format_of(path: Path) -> Callable[[Path, Path], Table] | None:
+    """The class that reads a file of this name, or None."""
+    name = path.name.lower()
+    return next((kind for suffixes, kind in FORMATS.items() if name.endswith(suffixes)), None)
+
+
+def is_simulated(table: Table) -> bool:
+    """Whether a table says that its light curves are simulated, as the tables of `astroco simulate` do.
+
+    It says so in its metadata (`simulated: true`) or, where a program has lost these, in any row of its column `survey`
+    ("simulated").
+    """
+    if (table.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
+        return True
+    if SURVEY not in table.schema.names:
+        return False
+    columns = (batch.column(0) for _, batch in table.batches([SURVEY], _SURVEY_ROWS))
+    return any(pc.any(pc.equal(_text_only(column), _SIMULATED)).as_py() for column in columns)
+
+
+def _text_only(column: Any) -> Any:
+    """A column of text as it is, any other column as missing text."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return column.cast(pa.string()) if is_text else pa.nulls(len(column), pa.string())
 
 
 def is_list(kind: Any) -> bool:
     """Whether an Arrow type is a list of any sort."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _value_type(kind: Any) -> Any:
+    return kind.value_type if is_list(kind) else kind
 
 
 def arrow_array(values: Any) -> Any:
@@ -283,3 +386,18 @@ def arrow_array(values: Any) -> Any:
         return pa.array(array.tolist(), type=pa.string())
     cells = [np.asarray(c, dtype=c.dtype.newbyteorder("=")) if isinstance(c, np.ndarray) else c for c in array]
     return pa.array(cells)
+
+
+def _list_array(lists: Sequence[Any]) -> Any:
+    """An Arrow array of float32 lists."""
+    offsets = np.concatenate([[0], np.cumsum([len(values) for values in lists])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(lists)))
+
+
+@contextmanager
+def _readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading, and `complaints`, into one line that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, *complaints) as error:
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error

@@ -19,9 +19,9 @@ from astroco_fast.data.batches import Batch, Prefetcher, WindowBatches, prefetch
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.convert import convert
+from astroco_fast.data.hashing import TRAIN, VALIDATION, split_of
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.simulate import simulate_survey
-from astroco_fast.data.split import TRAIN, VALIDATION, split_of
 from astroco_fast.data.store import Store
 from astroco_fast.data.windows import epoch_order, window_table
 from astroco_fast.errors import UserError

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from astroco_fast.data.metadata import Text
 from astroco_fast.errors import UserError
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import (
@@ -19,7 +20,6 @@ from astroco_fast.probe.heads import (
 )
 from astroco_fast.probe.metrics import Confusion, confusion_matrix
 from astroco_fast.probe.splits import Split
-from astroco_fast.probe.tables import Text
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from astroco_fast.data.columns import listed
+from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
 from astroco_fast.embed import pick_device
 from astroco_fast.errors import UserError
@@ -20,7 +21,6 @@ from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.results import plus_minus, summarise, write_results
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
 from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
-from astroco_fast.probe.tables import Text
 from astroco_fast.registry import load
 from astroco_fast.text import rows
 

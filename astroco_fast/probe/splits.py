@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from astroco_fast.data.hashing import STREAM_PROBE, hash64
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.hashing import STREAM_PROBE, hash64, star_hash
+from astroco_fast.data.metadata import Text, read_text_table
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
-from astroco_fast.probe.tables import Text, read_text
 
 PARTS = ("train", "validation", "test")
 _PART = {**{part: part for part in PARTS}, "val": "validation", "valid": "validation"}
@@ -157,7 +156,7 @@ def read_splits(path: str | Path) -> list[Split]:
     Raises:
         UserError: leakage, a part that is none of train, validation (val) and test, or a fold that is no number.
     """
-    table = read_text(path, {"id": None, "fold": None, "split": None}, optional=("n",))
+    table = read_text_table(path, {"id": None, "fold": None, "split": None}, optional=("n",))
     folds, sizes = _numbers(path, "fold", table["fold"]), _numbers(path, "n", table["n"]) if "n" in table else None
     unknown = sorted({*table["split"]} - {*_PART})
     if unknown:

@@ -11,14 +11,12 @@ import numpy as np
 
 from astroco_fast.data.clean import CleanConfig, clean
 from astroco_fast.data.columns import Columns, listed
-from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.readers import Source, open_source
-from astroco_fast.data.seen import Seen, two_labels
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.curves import CurveBatch, two_labels
+from astroco_fast.data.metadata import Text, read_text_table
+from astroco_fast.data.seen import Seen
+from astroco_fast.data.sources import Source, open_source
 from astroco_fast.errors import UserError
-from astroco_fast.probe.records import SUFFIXES, RecordFiles
 from astroco_fast.probe.splits import Split, split_name
-from astroco_fast.probe.tables import Text, read_text
 
 _FOLD, _SIZE = re.compile(r"fold_?(\d+)", re.IGNORECASE), re.compile(r"(?:.*\D)?(\d+)")
 
@@ -85,12 +83,7 @@ def open_portions(data: str, columns: Columns, band: str | None) -> list[Portion
     places = _places(root) if root.is_dir() else []
     if not places:
         return [Portion(open_source(data, columns, band))]
-    portions = []
-    for folder, place in places:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        curves = RecordFiles(folder, files, columns) if files else folder
-        portions.append(Portion(open_source(curves, columns, band), place))
-    return portions
+    return [Portion(open_source(folder, columns, band), place) for folder, place in places]
 
 
 def _places(root: Path) -> list[tuple[Path, tuple[int, int, str]]]:
@@ -117,7 +110,7 @@ def read_stars(portions: Sequence[Portion], min_points: int) -> Stars:
         seen = Seen()
         here: set[str] = set()
         for batch, digests in portion.batches(min_points, stars.dropped):
-            seen.check(batch, star_hash(batch.ids))
+            seen.check(batch)
             stars.simulated |= batch.simulated
             for star, band, label, digest in zip(batch.ids, batch.band, batch.label, digests, strict=True):
                 if star in here or stars.curves.get(star, digest) != digest:
@@ -146,7 +139,7 @@ def relabel(stars: Stars, path: str, columns: Columns) -> None:
     Raises:
         UserError: two labels for one star, or no star of the table among the light curves.
     """
-    table = read_text(path, {"id": columns.id, "label": columns.label})
+    table = read_text_table(path, {"id": columns.id, "label": columns.label})
     labels: dict[str, str] = {}
     for star, label in zip(table["id"], table["label"], strict=True):
         if labels.setdefault(star, label) != label:

@@ -9,12 +9,12 @@ import signal
 import sys
 from operator import attrgetter
 
-from astroco_fast.data import convert, long, nested, partial
+from astroco_fast.data import convert, points, sources, writer
 
 # As in test_convert.SMALL: the killed conversion is resumed there.
-nested.BATCH_POINTS, partial.STEP_POINTS = 100, 150
-long.BUFFER_POINTS, long.PARTITION_POINTS, long._READ_ROWS = 50, 100, 100
-MODULES = {"long": long, "partial": partial}
+sources.BATCH_POINTS, writer.STEP_POINTS = 100, 150
+points.BUFFER_POINTS, points.PARTITION_POINTS, sources._READ_ROWS = 50, 100, 100
+MODULES = {"points": points, "writer": writer}
 
 
 def kill_at(name: str, count: str) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from astroco_fast.data.curves import CurveBatch, offsets_of
+from astroco_fast.data.sources import open_source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -60,6 +61,11 @@ def as_nested(batch):
 def write_nested(batch, path, **options):
     pq.write_table(as_nested(batch), path, **options)
     return path
+
+
+def read_curves(source, columns=None, band=None):
+    """The light curves of a source, uncleaned."""
+    yield from open_source(source, columns, band).batches()
 
 
 def gather(batches):

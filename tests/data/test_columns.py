@@ -1,6 +1,7 @@
 import pytest
 
-from astroco_fast.data.columns import ALIASES, Columns, resolve
+from astroco_fast.data import columns as columns_module
+from astroco_fast.data.columns import ALIASES, Columns
 from astroco_fast.errors import UserError
 
 DESIGN = {
@@ -11,6 +12,10 @@ DESIGN = {
     "band": "band filter passband",
     "label": "label class Class",
 }
+
+
+def resolve(names, columns=None, source="table"):
+    return columns_module.resolve(names, columns or Columns(), source)
 
 
 @pytest.mark.parametrize(

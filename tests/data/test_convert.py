@@ -12,7 +12,7 @@ import pytest
 
 import astroco_fast.convert as command
 from astroco_fast.data import convert as module
-from astroco_fast.data import long, nested, partial
+from astroco_fast.data import points, sources, writer
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = [sys.executable, "-m", "tests.data.convert_child"]
 # Small enough that the small inputs of these tests take several steps.
 SMALL = {
-    (nested, "BATCH_POINTS"): 100,
-    (long, "BUFFER_POINTS"): 50,
-    (long, "PARTITION_POINTS"): 100,
-    (long, "_READ_ROWS"): 100,
-    (partial, "STEP_POINTS"): 150,
+    (sources, "BATCH_POINTS"): 100,
+    (points, "BUFFER_POINTS"): 50,
+    (points, "PARTITION_POINTS"): 100,
+    (sources, "_READ_ROWS"): 100,
+    (writer, "STEP_POINTS"): 150,
 }
 
 
@@ -143,7 +143,7 @@ def test_duplicate_is_found_after_a_resume(tmp_path, small_steps, monkeypatch):
 
 def stop_after(monkeypatch, steps, source, out):
     """A conversion that ends after some steps."""
-    record = partial.PartialStore.record
+    record = writer.StoreWriter.record
 
     def stopping(self):
         record(self)
@@ -151,7 +151,7 @@ def stop_after(monkeypatch, steps, source, out):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(partial.PartialStore, "record", stopping)
+        patch.setattr(writer.StoreWriter, "record", stopping)
         with pytest.raises(KeyboardInterrupt):
             convert(source, out)
 
@@ -208,15 +208,15 @@ def test_progress_with_other_options_is_discarded(tmp_path, small_steps, monkeyp
 
 
 KILLS = {
-    "before the first step": ("partial.PartialStore.append", 1),
-    "between steps": ("partial.PartialStore.append", 5),
-    "step written, not recorded": ("partial.flush", 5),
-    "after a step": ("partial.PartialStore.record", 2),
-    "while cutting a long table": ("long._Cutter.add", 1),
-    "before the curves are joined": ("partial.PartialStore.finish", 0),
-    "before the manifest": ("partial._describe", 3),
-    "before the rename": ("partial.PartialStore.publish", 0),
-    "work removed, not renamed": ("partial.os.rename", "store"),
+    "before the first step": ("writer.StoreWriter.append", 1),
+    "between steps": ("writer.StoreWriter.append", 5),
+    "step written, not recorded": ("writer.flush", 5),
+    "after a step": ("writer.StoreWriter.record", 2),
+    "while cutting a long table": ("points._Cutter.add", 1),
+    "before the curves are joined": ("writer.StoreWriter.finish", 0),
+    "before the manifest": ("writer._describe", 3),
+    "before the rename": ("writer.StoreWriter.publish", 0),
+    "work removed, not renamed": ("writer.os.rename", "store"),
 }
 
 

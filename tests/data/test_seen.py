@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from astroco_fast.data import convert as convert_module
-from astroco_fast.data import partial as partial_module
+from astroco_fast.data import writer
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.seen import Seen, _Keys
-from astroco_fast.data.split import star_hash
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import make_batch, write_nested
 
@@ -22,7 +22,7 @@ def curves(ids: list[str], band: str, label: str) -> CurveBatch:
 
 
 def check(seen: Seen, batch: CurveBatch) -> None:
-    seen.check(batch, star_hash(batch.ids))
+    seen.check(batch)
 
 
 def test_keys_are_found_in_any_order_and_runs_stay_few() -> None:
@@ -90,8 +90,8 @@ def test_recorded_rows_count_as_seen() -> None:
 
 def test_a_resumed_conversion_still_knows_the_labels(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The star's first row is in a step that an interrupted conversion has recorded, its second comes later."""
-    monkeypatch.setattr(partial_module, "STEP_CURVES", 1)
-    monkeypatch.setattr("astroco_fast.data.nested.BATCH_POINTS", 1)
+    monkeypatch.setattr(writer, "STEP_CURVES", 1)
+    monkeypatch.setattr("astroco_fast.data.sources.BATCH_POINTS", 1)
     rows = make_batch(3, lengths=[20] * 3)
     labels = np.array(["EW", "EW", "EA"], dtype=object)
     rows = replace(rows, ids=np.array(["a", "b", "a"], dtype=object), band=np.array(["R", "R", "B"], dtype=object))
@@ -110,7 +110,7 @@ def test_a_resumed_conversion_still_knows_the_labels(tmp_path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(convert_module, "clean_batch", killing)
-        patch.setattr(Seen, "check", lambda *_: None)
+        patch.setattr(Seen, "check", lambda _, batch: star_hash(batch.ids))
         with pytest.raises(Killed):
             convert(path, tmp_path / "store")
     with pytest.raises(UserError, match="id 'a' has two labels, 'EA' and 'EW'"):

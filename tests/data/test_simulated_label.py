@@ -9,12 +9,11 @@ import pytest
 
 from astroco_fast import AstroCo
 from astroco_fast.data.convert import convert
-from astroco_fast.data.readers import read_curves
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
 from astroco_fast.embed import EmbedConfig, write_embeddings
 from astroco_fast.simulate import main
-from tests.data.curve_factory import as_long, make_batch, write_nested
+from tests.data.curve_factory import as_long, make_batch, read_curves, write_nested
 
 
 @pytest.fixture(scope="module")

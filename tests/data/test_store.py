@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.convert import convert
-from astroco_fast.data.split import star_hash
+from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import assert_same_curves, make_batch, write_nested

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from astroco_fast import ops
-from astroco_fast.data.partial import PartialStore
 from astroco_fast.data.training import TrainingData
+from astroco_fast.data.writer import StoreWriter
 from astroco_fast.pretrain import loop, main
 from astroco_fast.pretrain.trainer import Trainer
 
@@ -34,7 +34,7 @@ def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTER
     places = {
         "forward": (Trainer, "_forward_backward"),
         "evaluation": (TrainingData, "evaluation"),
-        "conversion": (PartialStore, "append"),
+        "conversion": (StoreWriter, "append"),
     }
     owner, name = places[place]
     _before(owner, name, count, lambda: os.kill(os.getpid(), number) if this_rank() == rank else None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from astroco_fast.data.split import split_of
+from astroco_fast.data.hashing import split_of
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import EMPTY, TrainingData, micro_batches
 from astroco_fast.errors import UserError

@@ -6,8 +6,8 @@ import torch
 
 from astroco_fast import registry
 from astroco_fast.data.batches import Batch, WindowBatches
+from astroco_fast.data.hashing import VALIDATION, split_of
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
-from astroco_fast.data.split import VALIDATION, split_of
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.data.windows import window_table

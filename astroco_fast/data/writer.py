@@ -27,7 +27,7 @@ STEP_POINTS = 1_000_000
 STEP_CURVES = 100_000
 
 
-class PartialStore:
+class StoreWriter:
     """The folder `<out>.partial`.
 
     Point files and offsets grow by appending. After each step they are synchronised to disk, the step's rows of
@@ -53,7 +53,7 @@ class PartialStore:
         self.counts: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[PartialStore]:
+    def opened(self) -> Iterator[StoreWriter]:
         """Hold the folder for this process alone, with earlier progress taken up, or discarded."""
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path, "another process is converting into it; wait for it, or choose another output"):

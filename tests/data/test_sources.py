@@ -7,13 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from astroco_fast.data import long
+from astroco_fast.data import points, sources
 from astroco_fast.data.clean import clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.readers import open_source, read_curves
+from astroco_fast.data.sources import open_source
 from astroco_fast.errors import UserError
-from tests.data.curve_factory import as_long, as_nested, assert_same_curves, gather, make_batch, write_nested
+from tests.data.curve_factory import (
+    as_long,
+    as_nested,
+    assert_same_curves,
+    gather,
+    make_batch,
+    read_curves,
+    write_nested,
+)
 
 fits = pytest.importorskip("astropy.io.fits")
 
@@ -54,9 +62,9 @@ def test_long_table_with_rows_in_any_order(batch, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_long_table_through_files_is_the_same(batch, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(long, "BUFFER_POINTS", 20)
-    monkeypatch.setattr(long, "PARTITION_POINTS", 30)
-    monkeypatch.setattr(long, "_READ_ROWS", 16)
+    monkeypatch.setattr(points, "BUFFER_POINTS", 20)
+    monkeypatch.setattr(points, "PARTITION_POINTS", 30)
+    monkeypatch.setattr(sources, "_READ_ROWS", 16)
     path = tmp_path / f"curves.{kind}"
     WRITERS[kind](shuffled(batch), path)
     read = list(read_curves(path))
@@ -71,7 +79,7 @@ def test_nested_parquet(batch, tmp_path, group_rows):
 
 
 def test_nested_batches_can_be_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("astroco_fast.data.nested.BATCH_POINTS", 60)
+    monkeypatch.setattr("astroco_fast.data.sources.BATCH_POINTS", 60)
     paths = []
     for i in range(3):
         batch = make_batch(11, first=100 * i)
@@ -283,7 +291,7 @@ def test_fits_with_arrays_in_cells(tmp_path, batch):
 
 
 def test_band_selects_and_lists_what_there_is(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(long, "BUFFER_POINTS", 20)
+    monkeypatch.setattr(points, "BUFFER_POINTS", 20)
     as_long(batch).to_csv(tmp_path / "long.csv", index=False)
     nested = write_nested(batch, tmp_path / "nested.parquet")
     wanted = batch.select(batch.band == "I")

@@ -1,90 +1,55 @@
-"""TFRecord files of light curves, as Astromer's public code writes them, read without TensorFlow.
+"""TFRecord files of light curves, as Astromer's public code writes them, decoded without TensorFlow.
 
-A file is a sequence of (8 bytes length, 4 bytes checksum, record, 4 bytes checksum); a record is a serialised
-`tf.train.SequenceExample`. Its context has the star's id and label, its feature lists one list of floats for each of
-time, magnitude and uncertainty. Both generations are read (github.com/astromer-science/main-code): `src/data/zero.py`
-(id, label, length; dim_0, dim_1, dim_2) and `src/data/record.py` (ID, Class, Band, Label; mjd, mag, errmag). Numbers
-are single precision there, so that an MJD is known to no better than 6 minutes. Checksums are not compared.
+A file is a sequence of (8 bytes length, 4 bytes checksum, record, 4 bytes checksum). A record is a serialised
+`tf.train.SequenceExample`: its context holds the star's id and label, its feature lists hold one list of floats each
+for time, magnitude and uncertainty. Both generations are decoded (github.com/astromer-science/main-code): that of
+`src/data/zero.py` (id, label, length; dim_0, dim_1, dim_2) and that of `src/data/record.py` (ID, Class, Band, Label;
+mjd, mag, errmag). Their numbers are single precision, so that an MJD is known to no better than 6 minutes. Checksums
+are not compared.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from astroco_fast.data.columns import Columns, find, resolve
-from astroco_fast.data.curves import CurveBatch, offsets_of
 from astroco_fast.errors import UserError
 
-SUFFIXES = (".record", ".records", ".tfrecord", ".tfrecords")
-_DIMENSIONS = {"time": "dim_0", "mag": "dim_1", "err": "dim_2"}
-_CURVES_A_BATCH = 2048
+# Context (one value each: str, int or float) and feature lists (float32 arrays).
+Record = tuple[dict[str, Any], dict[str, Any]]
+
+# What the first generation's lists are called in the second.
+POINTS = {"mjd": "dim_0", "mag": "dim_1", "errmag": "dim_2"}
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
 
-class RecordFiles:
-    """The light curves of TFRecord files, as batches, each time anew; `open_source` takes it.
+def read(path: Path, skip: int = 0) -> Iterator[Record]:
+    """Decode the records of a file, except for the first `skip`.
 
-    Args:
-        root: folder of the files; a file's class, where the record has a number only, is the folder that it lies in.
-        files: the files.
-        columns: the user's choice of features; the rest is found by the aliases of columns.
+    Raises:
+        UserError: the file is cut short, or a record is not a `tf.train.SequenceExample`; names file and record.
     """
-
-    def __init__(self, root: Path, files: Sequence[Path], columns: Columns) -> None:
-        self._root, self._files, self._columns = root, files, columns
-
-    def __iter__(self) -> Iterator[CurveBatch]:
-        curves: list[tuple[str, str, str, Any]] = []
-        for file in self._files:
-            folder = file.parent.name if file.parent != self._root else None
-            for index, record in enumerate(_records(file)):
-                curves.append(self._curve(f"{file}, record {index + 1}", record, folder))
-                if len(curves) == _CURVES_A_BATCH:
-                    yield self._batch(curves)
-                    curves = []
-        if curves:
-            yield self._batch(curves)
-
-    def _curve(self, where: str, record: bytes, folder: str | None) -> tuple[str, str, str, Any]:
-        """Id, band, label, and the points (3, L)."""
+    for number, data in enumerate(_records(path), start=1):
+        if number <= skip:
+            continue
         try:
-            context, lists = _sequence_example(record)
+            context, lists = _sequence_example(data)
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"{where}: not a light curve as Astromer writes them ({error}); write Parquet or CSV tables with the "
-                "columns id, label, mjd, mag, err to the same folders"
+                f"{path}, record {number}: not a light curve as Astromer writes them ({error}); write Parquet or CSV "
+                "tables with the columns id, label, mjd, mag, err to the same folders"
             ) from error
-        if lists.keys() >= {*_DIMENSIONS.values()}:
-            names = dict(_DIMENSIONS)
-        else:
-            names = resolve(list(lists), self._columns, where, need_id=False)
-        values: dict[str, Any] = {}
-        for role in ("id", "band", "label"):
-            name = find(role, list(context), getattr(self._columns, role), where)
-            values[role] = "" if name is None else context[name]
-        label = folder if folder is not None and not isinstance(values["label"], str) else str(values["label"])
-        points = [lists[names[role]] for role in _DIMENSIONS]
-        if len({len(values) for values in points}) != 1 or values["id"] == "":
-            raise UserError(f"{where}: no id, or times, magnitudes and uncertainties that differ in number")
-        return str(values["id"]), str(values["band"]), label, np.stack(points)
+        if lists.keys() >= {*POINTS.values()}:
+            lists |= {name: lists.pop(old) for name, old in POINTS.items()}
+        yield context, lists
 
-    def _batch(self, curves: list[tuple[str, str, str, Any]]) -> CurveBatch:
-        ids, bands, labels, points = zip(*curves, strict=True)
-        time, mag, err = np.concatenate(points, axis=1)
-        return CurveBatch(
-            ids=np.array(ids, dtype=object),
-            band=np.array(bands, dtype=object),
-            label=np.array(labels, dtype=object),
-            offsets=offsets_of([array.shape[1] for array in points]),
-            time=time.astype(np.float64),
-            mag=mag,
-            err=err,
-            source=str(self._root),
-        )
+
+def count(path: Path) -> int:
+    """The number of records of a file."""
+    return sum(1 for _ in _records(path))
 
 
 def _records(path: Path) -> Iterator[bytes]:

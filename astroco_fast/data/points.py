@@ -1,0 +1,171 @@
+"""Light curves from tables with one row a point: the points of a star may stand anywhere, in more than memory holds."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from astroco_fast.data.curves import CurveBatch, two_labels
+from astroco_fast.data.hashing import star_hash
+from astroco_fast.data.rows import to_objects
+from astroco_fast.errors import UserError
+
+# Up to BUFFER_POINTS are grouped in memory. More are first cut, by the hash of the id, into files of about
+# PARTITION_POINTS each, so that all points of a star are in one of them.
+BUFFER_POINTS = 2_000_000
+PARTITION_POINTS = 1_000_000
+_MOST_PARTITIONS = 512  # files open at a time
+_DONE = "done.json"
+
+
+def partitions(
+    points: Iterable[Any], expected: int, folder: Path | None, skip: int = 0, progress: bool = False
+) -> Iterator[Any]:
+    """Cut points into tables that hold all points of their stars.
+
+    Args:
+        points: Arrow record batches with the columns id, band, label, time, mag, err (`rows.Rows.points`). They are not
+            read where an earlier cut into `folder` is whole.
+        expected: how many points there are, about.
+        folder: for the files of the cut; None: a temporary one.
+        skip: leave out this many tables at the start.
+        progress: show a progress bar, on a terminal.
+
+    Yields:
+        Arrow tables with the same columns.
+    """
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
+        done = folder / _DONE
+        if done.exists():
+            files = _files(folder, json.loads(done.read_text())["partitions"])
+        else:
+            waiting, files = _cut(points, expected, folder, progress)
+            if waiting and not skip:
+                yield pa.Table.from_batches(waiting)
+            if files:
+                done.write_text(json.dumps({"partitions": len(files)}))
+        for file in files[skip:]:
+            with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
+                table = stream.read_all()
+            yield table
+
+
+def _cut(points: Iterable[Any], expected: int, folder: Path, progress: bool) -> tuple[list[Any], list[Path]]:
+    """All points, where they are few, or else the files that they were cut into."""
+    waiting: list[Any] = []
+    read = 0
+    with ExitStack() as stack:
+        cutter: _Cutter | None = None
+        # tqdm takes None for "only on a terminal".
+        hidden = None if progress else True
+        shown = stack.enter_context(tqdm(desc="reading", unit=" points", unit_scale=True, disable=hidden))
+        for batch in points:
+            shown.update(batch.num_rows)
+            read += batch.num_rows
+            waiting.append(batch)
+            if cutter is None and read > BUFFER_POINTS:
+                cutter = stack.enter_context(_Cutter(folder, expected))
+            while cutter is not None and waiting:
+                cutter.add(waiting.pop(0))
+    return waiting, [] if cutter is None else cutter.files
+
+
+class _Cutter:
+    """Writes points into files, chosen by the star's hash."""
+
+    def __init__(self, folder: Path, expected: int) -> None:
+        n = int(min(max(-(-expected // PARTITION_POINTS), 2), _MOST_PARTITIONS))
+        self.files = _files(folder, n)
+        self._stack = ExitStack()
+        self._writers: list[Any] = []
+
+    def __enter__(self) -> _Cutter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def add(self, points: Any) -> None:
+        if not self._writers:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            for path in self.files:
+                writer = pa.ipc.new_stream(str(path), points.schema, options=options)
+                self._writers.append(self._stack.enter_context(writer))
+        n = len(self.files)
+        stars = points.column("id").dictionary_encode()
+        file = (star_hash(stars.dictionary.to_pylist()) % np.uint64(n)).astype(np.int16)
+        of_point = file[stars.indices.to_numpy(zero_copy_only=False)]
+        order = np.argsort(of_point, kind="stable")
+        cuts = np.searchsorted(of_point[order], np.arange(n + 1))
+        sorted_points = points.take(pa.array(order))
+        for writer, first, last in zip(self._writers, cuts[:-1], cuts[1:], strict=True):
+            if last > first:
+                writer.write_batch(sorted_points.slice(first, last - first))
+
+
+def _files(folder: Path, n: int) -> list[Path]:
+    return [folder / f"points-{i:03d}.arrow" for i in range(n)]
+
+
+def group_points(points: Any, source: str, simulated: bool) -> CurveBatch:
+    """Group points into light curves by (id, band).
+
+    Stars, and the bands of a star, come in the order in which they first appear; points keep their order.
+
+    Args:
+        points: an Arrow table with the columns id, band, label, time, mag, err (`rows.Rows.points`).
+        source: where the points come from, for messages.
+        simulated: whether they are simulated.
+
+    Raises:
+        UserError: the points of one id carry two different labels.
+    """
+    coded = {name: points[name].combine_chunks().dictionary_encode() for name in ("id", "band", "label")}
+    coded = {name: a if not isinstance(a, pa.ChunkedArray) else a.combine_chunks() for name, a in coded.items()}
+    words = {name: to_objects(array.dictionary) for name, array in coded.items()}
+    code = {name: array.indices.to_numpy(zero_copy_only=False).astype(np.int64) for name, array in coded.items()}
+    curve = code["id"] * max(len(words["band"]), 1) + code["band"]
+    arrays = {name: points[name].to_numpy() for name in ("time", "mag", "err")}
+    if (np.diff(curve) < 0).any():
+        order = np.argsort(curve, kind="stable")
+        curve = curve[order]
+        arrays = {name: array[order] for name, array in arrays.items()}
+        code = {name: array[order] for name, array in code.items()}
+    starts = np.flatnonzero(np.diff(curve, prepend=-1)).astype(np.int64)
+    star_labels = _label_of_star(code["id"], code["label"], words, source)
+    return CurveBatch(
+        ids=words["id"][code["id"][starts]],
+        band=words["band"][code["band"][starts]],
+        label=star_labels[code["id"][starts]],
+        offsets=np.append(starts, len(curve)),
+        source=source,
+        simulated=simulated,
+        **arrays,
+    )
+
+
+def _label_of_star(
+    star: NDArray[np.int64], label: NDArray[np.int64], words: dict[str, NDArray[np.object_]], source: str
+) -> NDArray[np.object_]:
+    """(stars,) the label of each star; points without one take no part."""
+    labels = np.append(words["label"], "")
+    chosen = np.full(len(words["id"]), len(labels) - 1)
+    given = words["label"][label] != "" if len(label) else np.zeros(0, dtype=bool)
+    chosen[star[given]] = label[given]
+    conflict = chosen[star[given]] != label[given]
+    if conflict.any():
+        i = int(np.argmax(conflict))
+        name, one, other = words["id"][star[given][i]], labels[label[given][i]], labels[chosen[star[given][i]]]
+        raise UserError(two_labels(source, name, one, other))
+    return np.asarray(labels[chosen], dtype=object)

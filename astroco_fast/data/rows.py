@@ -1,0 +1,354 @@
+"""Rows of any table in one form: text for the star, float arrays for its points.
+
+Numbers may come as numbers, as text or as decimals, ids as text or as numbers, values as magnitudes or as fluxes, in
+plain columns, in lists or in lists of structs. After `read_rows` there is one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from astroco_fast.data.columns import MappedTable, listed
+from astroco_fast.data.curves import CurveBatch, offsets_of, to_float32
+from astroco_fast.data.tables import Field, Table
+from astroco_fast.errors import UserError
+
+# Spellings of "no value" in number columns of text files, in lower case.
+_NO_VALUE = pa.array(["", "na", "n/a", "nan", "null", "none", "-", "--"])
+_MOST_BANDS_KEPT = 1000
+_TEXT_ROWS = 200_000
+
+# (ids, bands or None, labels) -> (bands, labels), Arrow string arrays of one length: fills in what is known otherwise.
+Complete = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+@dataclass
+class Rows:
+    """n rows of a table, with P points in all.
+
+    Attributes:
+        ids, bands, labels: (n,) Arrow string arrays; "" where unknown.
+        lengths: (n,) int64, points of each row's light curve; None where each row is a point, so that n = P.
+        time: (P,) float64, days.
+        mag, err: (P,) float32, magnitudes.
+    """
+
+    ids: Any
+    bands: Any
+    labels: Any
+    lengths: NDArray[np.int64] | None
+    time: NDArray[np.float64]
+    mag: NDArray[np.float32]
+    err: NDArray[np.float32]
+
+    def points(self) -> Any:
+        """Rows that are points, as an Arrow record batch: id, band, label, time, mag, err."""
+        points = [pa.array(values) for values in (self.time, self.mag, self.err)]
+        return pa.RecordBatch.from_arrays(
+            [self.ids, self.bands, self.labels, *points], names=["id", "band", "label", "time", "mag", "err"]
+        )
+
+    def curves(self, source: str, simulated: bool) -> CurveBatch:
+        """Rows that are light curves, as a batch."""
+        assert self.lengths is not None
+        return CurveBatch(
+            ids=to_objects(self.ids),
+            band=to_objects(self.bands),
+            label=to_objects(self.labels),
+            offsets=offsets_of(self.lengths),
+            time=self.time,
+            mag=self.mag,
+            err=self.err,
+            source=source,
+            simulated=simulated,
+        )
+
+
+@dataclass
+class BandFilter:
+    """Keeps one band, and remembers which bands there were.
+
+    Args:
+        wanted: the band to keep; None keeps all.
+    """
+
+    wanted: str | None = None
+    seen: set[str] = field(default_factory=set)
+    matched: bool = False
+
+    def mask(self, bands: Any) -> NDArray[np.bool_] | None:
+        """Which of these (an Arrow string array) are wanted; None where all are."""
+        if self.wanted is None:
+            return None
+        if len(self.seen) < _MOST_BANDS_KEPT:
+            self.seen.update(pc.unique(bands).to_pylist())
+        mask = np.asarray(pc.equal(bands, self.wanted).to_numpy(zero_copy_only=False), dtype=bool)
+        self.matched = self.matched or bool(mask.any())
+        return mask
+
+    def check(self, source: str) -> None:
+        """Raises UserError where the wanted band never came."""
+        if self.wanted is not None and not self.matched and self.seen:
+            raise UserError(
+                f"{source}: no light curve in band {self.wanted!r}; bands found: {listed(sorted(self.seen))}"
+            )
+
+
+def read_rows(
+    batch: Any, first_row: int, mapped: MappedTable, wanted: BandFilter, complete: Complete | None = None
+) -> Rows:
+    """The rows of a record batch, of the wanted band.
+
+    Where the bands are a list beside the points, the rows are points, although the table has a star a row.
+
+    Args:
+        batch: an Arrow record batch with the columns of `mapped`.
+        first_row: the number of its first row in the table, from 0; for messages.
+        mapped: the table, and what its columns are.
+        wanted: the band to keep.
+        complete: fills in bands and labels that the table lacks.
+
+    Raises:
+        UserError: a value of the wanted band is not a number, an id is missing, or lists of a row differ in length.
+    """
+    ids, labels = (_star_text(role, batch, first_row, mapped) for role in ("id", "label"))
+    band_a_point = "band" in mapped.fields and mapped.fields["band"].listed
+    bands: Any = None if band_a_point else _star_text("band", batch, first_row, mapped)
+    if complete is not None:
+        bands, labels = complete(ids, bands, labels)
+    rows = np.arange(batch.num_rows)
+    mask = None if bands is None else wanted.mask(bands)
+    if mask is not None:
+        rows, keep = rows[mask], pa.array(mask)
+        batch, ids, bands, labels = (array.filter(keep) for array in (batch, ids, bands, labels))
+    lengths, values = _point_values(batch, first_row, mapped, rows, ids)
+    row_of_point = rows if lengths is None else np.repeat(rows, lengths)
+    time, value, error = (
+        to_numbers(values[role], _place(mapped, role, first_row), row_of_point)
+        for role in ("time", mapped.value, mapped.error)
+    )
+    mag, err = photometry(value, error, mapped.zero_point)
+    found = Rows(ids, bands, labels, lengths, time, to_float32(mag), to_float32(err))
+    if band_a_point:
+        return _split_by_band(found, to_text(values["band"], _place(mapped, "band", first_row)), wanted)
+    return found
+
+
+def _split_by_band(rows: Rows, bands: Any, wanted: BandFilter) -> Rows:
+    """A row for each point of light curves, given the band of each point."""
+    assert rows.lengths is not None
+    row = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+    mask = wanted.mask(bands)
+    kept = np.arange(len(row)) if mask is None else np.flatnonzero(mask)
+    star = pa.array(row[kept])
+    ids, labels = rows.ids.take(star), rows.labels.take(star)
+    return Rows(ids, bands.take(pa.array(kept)), labels, None, rows.time[kept], rows.mag[kept], rows.err[kept])
+
+
+def _point_values(
+    batch: Any, first_row: int, mapped: MappedTable, rows: NDArray[np.int64], ids: Any
+) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
+    """Points per row (None: one each), and the Arrow values of each role of a point, end to end."""
+    roles = ["time", mapped.value, mapped.error]
+    if not mapped.star_a_row:
+        return None, {role: _column(batch, mapped.fields[role]) for role in roles}
+    if "band" in mapped.fields and mapped.fields["band"].listed:
+        roles.append("band")
+    lists = {role: _lists(batch, mapped.fields[role]) for role in roles}
+    lengths = lists["time"][1]
+    for role, (_, other) in lists.items():
+        if (lengths != other).any():
+            i = int(np.argmax(lengths != other))
+            raise UserError(
+                f"{mapped.table.name}: row {first_row + rows[i] + 1} (id {ids[i].as_py()!r}) has {lengths[i]} values "
+                f"in {mapped.fields['time'].name!r} but {other[i]} in {mapped.fields[role].name!r}; a point needs all"
+            )
+    return lengths, {role: values for role, (values, _) in lists.items()}
+
+
+def _column(batch: Any, field: Field) -> Any:
+    """The values of a column that holds one value a row."""
+    array = batch.column(field.column)
+    return array if field.sub is None else pc.struct_field(array, [field.sub])
+
+
+def _lists(batch: Any, field: Field) -> tuple[Any, NDArray[np.int64]]:
+    """The values of a column of lists, end to end, and the (rows,) length of each; a missing list has length 0."""
+    array = batch.column(field.column)
+    if field.sub is not None and pa.types.is_struct(array.type):
+        array = pc.struct_field(array, [field.sub])
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    values = pc.list_flatten(array)
+    if field.sub is not None and pa.types.is_struct(values.type):
+        values = pc.struct_field(values, [field.sub])
+    return values, lengths.astype(np.int64)
+
+
+def _star_text(role: str, batch: Any, first_row: int, mapped: MappedTable) -> Any:
+    """(rows,) Arrow string array of `id`, `band` or `label`; "" where the table has no such column."""
+    if role not in mapped.fields:
+        constant = mapped.table.star if role == "id" else None
+        return pa.repeat(pa.scalar(constant or "", pa.string()), batch.num_rows)
+    return to_text(_column(batch, mapped.fields[role]), _place(mapped, role, first_row), required=role == "id")
+
+
+def read_text(table: Table, names: Mapping[str, str], required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Columns of a table as text, a piece at a time.
+
+    Args:
+        table: such as a table of labels.
+        names: what to call the columns, and their names in the table.
+        required: those of which no value may be missing.
+
+    Yields:
+        (rows,) Arrow string arrays by what the columns are to be called; "" where a value is missing.
+
+    Raises:
+        UserError: a value of a required column is missing, or a column does not hold text or numbers.
+    """
+    for first_row, batch in table.batches(list(dict.fromkeys(names.values())), _TEXT_ROWS):
+        yield {
+            role: to_text(batch.column(name), Place(table.name, name, first_row), required=role in required)
+            for role, name in names.items()
+        }
+
+
+def _place(mapped: MappedTable, role: str, first_row: int) -> Place:
+    return Place(mapped.table.name, mapped.fields[role].name, first_row)
+
+
+def photometry(
+    value: NDArray[np.float64], error: NDArray[np.float64], zero_point: float | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Magnitude and its error, from a magnitude, or from a flux where there is a zero point.
+
+    mag = zero_point - 2.5 log10(flux), err = 2.5 / ln(10) * flux_err / flux. A flux that is not positive has no
+    magnitude: it becomes +inf, which the cleaning counts apart from other bad values.
+    """
+    if zero_point is None:
+        return np.where(np.isinf(value), np.nan, value), error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mag = zero_point - 2.5 * np.log10(value)
+        err = 2.5 / np.log(10) * error / value
+    mag[value <= 0] = np.inf
+    return mag, err
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a column's values stand, for messages. Rows count from 1, without the header."""
+
+    source: str
+    column: str
+    first_row: int = 0
+
+    def error(self, what: str, index: int | None = None) -> UserError:
+        row = "" if index is None else f", row {self.first_row + index + 1}"
+        return UserError(f"{self.source}: column {self.column!r}{row}: {what}")
+
+
+def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """A float64 array of an Arrow array's values; missing values become NaN. Text that spells numbers is read.
+
+    Args:
+        array: Arrow array or chunked array of any numeric or text type.
+        place: for messages.
+        rows: (n,) row of each value, where that is not its position (values of list columns).
+
+    Raises:
+        UserError: a value is not a number; names file, column, and the first such row and value.
+    """
+    array = _plain(array)
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        array = _parse(array, place, rows)
+    elif not (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    ):
+        hint = "; give times as days (MJD, JD ...)" if pa.types.is_temporal(kind) else ""
+        raise place.error(f"numbers are needed, but it holds {kind}{hint}")
+    array = pc.cast(array, pa.float64(), safe=False)
+    if array.null_count:
+        array = pc.fill_null(array, float("nan"))
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def to_text(array: Any, place: Place, *, required: bool = False) -> Any:
+    """An Arrow string array of an array's values. Whole numbers are written without a point, missing values as "".
+
+    Raises:
+        UserError: the type has no plain text form, or a value is missing where `required`.
+    """
+    array = _plain(array)
+    kind = array.type
+    if pa.types.is_floating(kind):
+        array = _float_text(array)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        try:
+            array = pc.cast(pc.cast(array, pa.binary()), pa.string())
+        except pa.ArrowInvalid as error:
+            raise place.error("its bytes are no UTF-8 text") from error
+    elif pa.types.is_nested(kind):
+        raise place.error(f"one value a row is needed, but it holds {kind}")
+    text = pc.fill_null(pc.cast(array, pa.string()), "")
+    if required and len(text):
+        missing = pc.equal(text, "").to_numpy(zero_copy_only=False)
+        if missing.any():
+            raise place.error("no value; every row needs one", int(np.argmax(missing)))
+    return text
+
+
+def to_objects(text: Any) -> NDArray[np.object_]:
+    """An object array of str of an Arrow string array."""
+    return np.asarray(text.to_numpy(zero_copy_only=False), dtype=object)
+
+
+def _plain(array: Any) -> Any:
+    """One contiguous array, not dictionary-encoded."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # of no chunk, in some versions
+            array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array
+
+
+def _parse(array: Any, place: Place, rows: NDArray[np.int64] | None) -> Any:
+    try:
+        return pc.cast(array, pa.float64())
+    except pa.ArrowInvalid:
+        trimmed = pc.utf8_trim_whitespace(array)
+        no_value = pc.is_in(pc.utf8_lower(trimmed), value_set=_NO_VALUE.cast(trimmed.type))
+        trimmed = pc.if_else(no_value, pa.scalar(None, trimmed.type), trimmed)
+    try:
+        return pc.cast(trimmed, pa.float64())
+    except pa.ArrowInvalid:
+        for index, value in enumerate(trimmed):
+            if value.is_valid and not _is_number(value.as_py()):
+                row = index if rows is None else int(rows[index])
+                raise place.error(f"not a number: {value.as_py()!r}", row) from None
+        raise
+
+
+def _is_number(text: str) -> bool:
+    try:
+        pc.cast(pa.scalar(text), pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _float_text(array: Any) -> Any:
+    values = pc.cast(array, pa.float64())
+    whole = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), 2.0**63))
+    as_whole = pc.cast(pc.cast(pc.if_else(whole, values, None), pa.int64(), safe=False), pa.string())
+    missing = pc.or_(pc.is_null(values), pc.fill_null(pc.is_nan(values), True))
+    return pc.if_else(missing, pa.scalar(None, pa.string()), pc.coalesce(as_whole, pc.cast(values, pa.string())))
