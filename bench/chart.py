@@ -1,93 +1,69 @@
-"""The figure of a report: who is how many times as fast as eager PyTorch in bf16."""
+"""The chart of a report: how many times as fast as eager PyTorch in bf16 each provider is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from astroco_fast.plots import BLACK, BLUE, GREEN, GREY, ORANGE, RED
-from bench.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LIGHT, BAR = "#56B4E9", 0.24  # inches a bar is high
-TO_THE_LEFT: Any = {"ha": "right", "va": "center"}
-# By the beginning of a provider's name; the first that fits.
-COLOURS = (
-    ("astroco_fast", BLUE),
-    ("eager bf16", GREY),
-    ("eager fp32", "#C8C8C8"),
-    ("compiled", ORANGE),
-    ("ONNX", RED),
-    ("Astromer", GREEN),
-)
+BAR = 0.24  # height of a bar, in inches
+COLOURS = {  # by the beginning of a provider's name
+    "astroco_fast": BLUE, "eager bf16": GREY, "eager fp32": "#C8C8C8", "compiled": ORANGE, "ONNX": RED,
+    "Astromer": GREEN,
+}  # fmt: skip
 
 
-def speeds(rows: list[Row], title: str) -> Figure:
-    """Bars by case and provider, a panel a task and preset: models only.
+def speeds(rows: pd.DataFrame, title: str) -> Figure:
+    """Bars by case and provider, a panel for each task and preset, of models only.
 
     Args:
-        rows: of a report; those of ops are left out.
-        title: below the heading, what it was measured on.
+        rows: of `Results`.
+        title: a second line of the heading, which names the machine.
     """
     from matplotlib.figure import Figure
 
-    models = [row for row in rows if row.subject == "model"]
-    tasks = sorted({row.task for row in models})
-    presets = sorted({row.preset for row in models}, key=lambda name: (name != "S", name))
-    panels = {(task, p): [r for r in models if (r.task, r.preset) == (task, p)] for task in tasks for p in presets}
-    heights = [max(_slots(panels[task, p]) for p in presets) * BAR + 0.5 for task in tasks] or [1.0]
+    models = rows[rows.subject == "model"].sort_values(["batch", "kind"], kind="stable")
+    tasks, presets = sorted(models.task.unique()), sorted(models.preset.unique(), key=lambda name: (name != "S", name))
+    panels = {(t, p): models[(models.task == t) & (models.preset == p)] for t in tasks for p in presets}
+    slots = {key: len(panel) + panel.group.nunique() for key, panel in panels.items()}  # a gap below each case
+    heights = [max(slots[task, preset] for preset in presets) * BAR + 0.5 for task in tasks] or [1.0]
     figure = Figure(figsize=(7.5 * max(1, len(presets)), sum(heights) + 1.2), layout="constrained")
     figure.suptitle(f"Times as fast as eager PyTorch in bf16, by medians of interleaved rounds; windows/s\n{title}")
-    grid = figure.subplots(
-        len(heights), max(1, len(presets)), squeeze=False, sharex="row", gridspec_kw={"height_ratios": heights}
-    )
-    for axes, (task, preset) in zip(grid.flat, panels, strict=False):
+    shape = {"squeeze": False, "sharex": "row", "gridspec_kw": {"height_ratios": heights}}
+    grid = figure.subplots(len(heights), max(1, len(presets)), **shape)
+    for axes, ((task, preset), panel) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(f"AstroCo-{preset}, {task}", loc="left", fontweight="bold")
-        _panel(axes, panels[task, preset], max((row.ratio for p in presets for row in panels[task, p]), default=1.0))
+        _panel(axes, panel, models[models.task == task].ratio.max())
     return figure
 
 
-def _groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """By case, smallest batch first; in each the fastest first."""
-    ordered = sorted(rows, key=lambda row: (row.batch, row.kind, -row.ratio))
-    return {group: [row for row in ordered if row.group == group] for group in dict.fromkeys(r.group for r in ordered)}
-
-
-def _slots(rows: list[Row]) -> int:
-    """A bar each, and a gap below each case."""
-    return len(rows) + len(_groups(rows))
-
-
-def _panel(axes: Axes, rows: list[Row], widest: float) -> None:
-    place, shown = 0.0, []
-    for group in _groups(rows).values():
-        axes.text(-0.01, place, _case(group[0]), transform=axes.get_yaxis_transform(), fontweight="bold", **TO_THE_LEFT)
-        for row in group:
+def _panel(axes: Axes, rows: pd.DataFrame, widest: float) -> None:
+    place, names = 0, {}
+    for (batch, kind), case in rows.groupby(["batch", "kind"]):
+        style = {"ha": "right", "va": "center", "fontweight": "bold", "transform": axes.get_yaxis_transform()}
+        axes.text(-0.01, place, f"batch {batch}, {kind}", **style)
+        for row in case.sort_values("ratio", ascending=False, kind="stable").itertuples():
             place += 1
             axes.barh(place, row.ratio, height=0.82, color=_colour(row.provider))
-            axes.text(row.ratio + widest * 0.008, place, f"{row.ratio:.2f}×  {_rate(row)}/s", va="center", fontsize=8)
-            shown.append((place, row))
+            rate = f"{row.windows_per_s:,.0f}" if row.windows_per_s >= 100 else f"{row.windows_per_s:.3g}"
+            axes.text(row.ratio + widest * 0.008, place, f"{row.ratio:.2f}×  {rate}/s", va="center", fontsize=8)
+            names[place] = row.provider, BLUE if row.role == "ours" else BLACK
         place += 1
     axes.axvline(1, color=BLACK, linewidth=0.8, linestyle="--")
-    axes.set_yticks([at for at, _ in shown], [row.provider for _, row in shown])
-    for label, (_, row) in zip(axes.get_yticklabels(), shown, strict=True):
-        label.set_color(BLUE if row.role == "ours" else BLACK)
+    axes.set_yticks(list(names), [name for name, _ in names.values()])
+    for label, (_, colour) in zip(axes.get_yticklabels(), names.values(), strict=True):
+        label.set_color(colour)
     axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.set_ylim(place - 0.4, -0.7)
-    axes.set_xlim(0, widest * 1.2)
-
-
-def _case(row: Row) -> str:
-    return f"batch {row.batch}, {row.kind}"
-
-
-def _rate(row: Row) -> str:
-    return f"{row.windows_per_s:,.0f}" if row.windows_per_s >= 100 else f"{row.windows_per_s:.3g}"
+    axes.set(ylim=(place - 0.4, -0.7), xlim=(0, widest * 1.2))
 
 
 def _colour(provider: str) -> str:
     if provider.startswith("astroco_fast") and provider.endswith("fp32"):
-        return LIGHT
-    return next((colour for name, colour in COLOURS if provider.startswith(name)), BLACK)
+        return "#56B4E9"
+    return next((colour for name, colour in COLOURS.items() if provider.startswith(name)), BLACK)

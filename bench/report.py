@@ -1,25 +1,24 @@
-"""`python -m bench.report [RUN.json]`: a saved run as Markdown, CSV and a figure.
+"""`python -m bench.report [RUN.json ...]`: the report of a saved run, as Markdown, CSV and a chart.
 
     pytest bench --benchmark-only --benchmark-json=run.json
     python -m bench.report run.json --out report --compare older.json
 
-Markdown goes to standard output, too. `--compare` flags what is 5 % faster or slower than in an older run.
+The Markdown is also printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from astroco_fast.errors import UserError
 from astroco_fast.plots import drawing
 from bench.chart import speeds
-from bench.results import Bar, Change, Other, Results, Row, bars, compare, load, newest, rivals
+from bench.results import Results, bars, compare, load, newest, rivals
 
 SAVED = Path(".benchmarks")
 NOTE = """\
@@ -33,147 +32,118 @@ PARTIAL = "Not all rivals were run everywhere: `pytest bench --benchmark-only --
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives its exit status."""
+    """Run the command; returns its exit status, 2 where a run cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "run",
-        nargs="*",
-        type=Path,
-        help=f"saved JSON; of several a later one's benchmarks take the place of an earlier one's; default: the newest "
-        f"in {SAVED}",
-    )
+    help = f"saved JSON; later files replace benchmarks of earlier ones; default: the newest in {SAVED}"
+    parser.add_argument("run", nargs="*", type=Path, help=help)
     parser.add_argument("--out", type=Path, default=SAVED / "report", help="folder for report.md, .csv and .png")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="flag changes of more than 5 %%")
     args = parser.parse_args(argv)
     try:
         results = load(*(args.run or [newest(SAVED)]))
-        text = markdown(results)
-        if args.compare:
-            text += "\n" + comparison(load(args.compare), results)
-        write(results, text, args.out)
+        text = "\n\n".join(page(results)) + (f"\n{comparison(load(args.compare), results)}" if args.compare else "")
     except UserError as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "report.md").write_text(text + "\n")
+    told = results.rows.assign(
+        fallbacks=["; ".join(f"{op}: {r}" for op, r in f.items()) for f in results.rows.fallbacks]
+    )
+    told.to_csv(args.out / "report.csv", index=False)
+    with drawing():
+        speeds(results.rows, header(results)).savefig(args.out / "report.png")
     print(text)
     print(f"\nwritten: {', '.join(str(args.out / f'report.{kind}') for kind in ('md', 'csv', 'png'))}")
     return 0
 
 
-def write(results: Results, text: str, out: Path) -> None:
-    """report.md, report.csv and report.png in a folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(text + "\n")
-    (out / "report.csv").write_text(as_csv(results.rows))
-    with drawing():
-        speeds(results.rows, header(results)).savefig(out / "report.png")
-
-
 def header(results: Results) -> str:
     """The machine in a line."""
     told = results.machine
-    versions = ", ".join(f"{name} {value}" for name, value in told["versions"].items() if name.count(" ") == 0)
+    versions = ", ".join(f"{name} {value}" for name, value in told["versions"].items() if " " not in name)
     return f"{told['device']}, {told['threads']} threads; {versions}"
 
 
-def markdown(results: Results) -> str:
-    """All tables."""
+def page(results: Results) -> Iterator[str]:
+    """The paragraphs and tables of the report."""
     peaks = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in results.machine["gemm_gflops"].items())
-    parts = [f"# Benchmarks\n\n{header(results)}; GEMM peak: {peaks}.", NOTE]
+    yield f"# Benchmarks\n\n{header(results)}; GEMM peak: {peaks}."
+    yield NOTE
     if not results.machine["full"]:
-        parts.append(PARTIAL)
+        yield PARTIAL
     if asked := bars(results):
-        parts += ["## What is asked", _bars(asked)]
-    for title, rows in (("## Models", _models(results)), ("## Ops", _ops(results))):
-        if rows:
-            parts.append(title)
-            parts += [_group(group, rows) for group in dict.fromkeys(row.group for row in rows)]
+        yield "## What is asked"
+        signs, verdicts = {True: "≥", False: "≤"}, {True: "met", False: "MISSED"}
+        cells = [
+            (bar.text, f"{signs[bar.at_least]} {bar.limit:g}", f"{bar.value:.3g}", bar.rivals or "", verdicts[bar.met])
+            for bar in asked
+        ]
+        yield _table("| | asked | measured | rivals | |", "|---|---:|---:|---:|---|", cells)
+    models = results.rows.subject == "model"
+    for title, rows in (("## Models", results.rows[models]), ("## Ops", results.rows[~models])):
+        if len(rows):
+            yield title
+            yield from (_group(str(name), group) for name, group in rows.groupby("group", sort=False))
     if results.others:
-        parts += ["## Pipeline", _others(results.others)]
-    return "\n\n".join(parts)
+        yield "## Pipeline"
+        cells = [(name, _number(median), _notes(notes)) for name, (median, notes) in results.others.items()]
+        yield _table("| | median, ms | |", "|---|---:|---|", cells)
 
 
-def _models(results: Results) -> list[Row]:
-    return [row for row in results.rows if row.subject == "model"]
-
-
-def _ops(results: Results) -> list[Row]:
-    return [row for row in results.rows if row.subject != "model"]
-
-
-def _bars(asked: list[Bar]) -> str:
-    lines = ["| | asked | measured | rivals | |", "|---|---:|---:|---:|---|"]
-    for bar in asked:
-        sign, rivals_run = "≥" if bar.at_least else "≤", "" if bar.rivals is None else bar.rivals
-        verdict = "met" if bar.met else "MISSED"
-        lines.append(f"| {bar.text} | {sign} {bar.limit:g} | {bar.value:.3g} | {rivals_run} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _group(group: str, rows: list[Row]) -> str:
-    """One case, fastest first; the best rival in bold."""
-    chosen = sorted((row for row in rows if row.group == group), key=lambda row: -row.ratio)
-    best = max(rivals(rows, group), key=lambda row: row.ratio)
-    memory = any(row.peak_bytes for row in chosen)
-    heads = ["", "median, ms", "windows/s", "× eager bf16", "× best rival", "GFLOP/s", "of GEMM peak", "GB/s"]
-    heads += ["peak memory, MB"] * memory
-    lines = [f"**{group}**\n", f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for row in chosen:
-        cells = [f"**{row.provider}**" if row is best else row.provider]
-        cells += [_number(value) for value in (row.median_ms, row.windows_per_s)]
-        cells += [f"{row.ratio:.2f}", f"{row.to_best:.2f}", _number(row.gflops)]
-        cells += ["" if row.gemm_share is None else f"{row.gemm_share:.0%}", _number(row.gb_per_s)]
-        cells += ["" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"] * memory
-        lines.append(f"| {' | '.join(cells)} |")
-    for row in chosen:
-        lines += [f"\n{row.provider}: {op} ran on the reference: {reason}" for op, reason in row.fallbacks.items()]
-    return "\n".join(lines)
-
-
-def _others(others: list[Other]) -> str:
-    lines = ["| | median, ms | |", "|---|---:|---|"]
-    for other in others:
-        notes = ", ".join(f"{k} {_number(v) if isinstance(v, float) else v}" for k, v in other.notes.items())
-        lines.append(f"| {other.name} | {_number(other.median_ms)} | {notes} |")
-    return "\n".join(lines)
+def _group(name: str, rows: pd.DataFrame) -> str:
+    """A case, fastest first; the best rival in bold."""
+    best = rivals(rows).sort_values("ratio", kind="stable").provider.iloc[-1]
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "median, ms": ("median_ms", _number),
+        "windows/s": ("windows_per_s", _number),
+        "× eager bf16": ("ratio", "{:.2f}".format),
+        "× best rival": ("to_best", "{:.2f}".format),
+        "GFLOP/s": ("gflops", _number),
+        "of GEMM peak": ("gemm_share", "{:.0%}".format),
+        "GB/s": ("gb_per_s", _number),
+    }
+    if rows.peak_bytes.notna().any():
+        columns["peak memory, MB"] = ("peak_bytes", lambda size: f"{size / 1e6:.0f}")
+    rows = rows.sort_values("ratio", ascending=False, kind="stable")
+    cells, fallbacks = [], []
+    for _, row in rows.iterrows():
+        figures = ("" if pd.isna(row[key]) else show(row[key]) for key, show in columns.values())
+        cells.append((f"**{row.provider}**" if row.provider == best else row.provider, *figures))
+        fallbacks += [f"\n{row.provider}: {op} ran on the reference: {why}" for op, why in row.fallbacks.items()]
+    table = _table(f"|  | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|", cells)
+    return "\n".join([f"**{name}**\n", table, *fallbacks])
 
 
 def comparison(old: Results, new: Results) -> str:
-    """The flagged first."""
+    """The paragraphs on what has changed, the flagged changes first."""
     changes, gone = compare(old, new)
     parts = ["\n## Compared with the older run"]
-    if old.machine["device"] != new.machine["device"] or old.machine["threads"] != new.machine["threads"]:
+    if any(old.machine[fact] != new.machine[fact] for fact in ("device", "threads")):
         parts.append(f"That was another machine: {header(old)}.")
-    flagged = sorted((change for change in changes if change.flag), key=lambda change: change.speedup)
+    flagged = changes[changes.flag != ""].sort_values("speedup", kind="stable")
     parts.append(f"{len(changes)} compared, {len(flagged)} of them more than 5 % faster or slower.")
-    if flagged:
-        parts.append("\n".join(["| | speed, times the older | by | |", "|---|---:|---|---|", *map(_change, flagged)]))
+    if len(flagged):
+        cells = [(name, f"{change.speedup:.2f}", change.by, change.flag) for name, change in flagged.iterrows()]
+        parts.append(_table("| | speed, times the older | by | |", "|---|---:|---|---|", cells))
     if gone:
         parts.append("Only in the older run: " + "; ".join(gone))
     return "\n\n".join(parts)
 
 
-def _change(change: Change) -> str:
-    by = "ratio to eager bf16" if change.by_ratio else "time"
-    return f"| {change.name} | {change.speedup:.2f} | {by} | {change.flag} |"
+def _table(head: str, rule: str, rows: Iterable[Sequence[object]]) -> str:
+    return "\n".join([head, rule, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def _number(value: float | None) -> str:
-    """Three digits, or whole from a hundred on."""
-    if value is None:
-        return ""
+def _notes(told: dict[str, object]) -> str:
+    """The notes of a benchmark, without those on the machine."""
+    own = {name: value for name, value in told.items() if name not in ("device", "threads", "versions", "subject")}
+    return ", ".join(f"{name} {_number(value) if isinstance(value, float) else value}" for name, value in own.items())
+
+
+def _number(value: float) -> str:
+    """Three digits, or a whole number from a hundred on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def as_csv(rows: list[Row]) -> str:
-    """All rows, a column a field."""
-    names = [name for name in Row.__dataclass_fields__ if name != "fallbacks"] + ["fallbacks"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    for row in rows:
-        told = "; ".join(f"{op}: {reason}" for op, reason in row.fallbacks.items())
-        writer.writerow(asdict(row) | {"fallbacks": told})
-    return text.getvalue()
 
 
 if __name__ == "__main__":

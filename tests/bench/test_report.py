@@ -18,7 +18,8 @@ def results(tmp_path):
 
 
 def only(rows, provider, preset="L"):
-    (row,) = [row for row in rows if row.provider == provider and row.preset == preset]
+    (_, row), *others = rows[(rows.provider == provider) & (rows.preset == preset)].iterrows()
+    assert not others
     return row
 
 
@@ -52,7 +53,7 @@ def test_a_run_in_parts(tmp_path):
 def test_baseline_has_a_row_a_case(results):
     """It is measured beside every provider, and by none of its own."""
     row = only(results.rows, "eager bf16")
-    assert (row.role, row.ratio, row.median_ms, row.windows_per_s, row.rounds) == ("baseline", 1.0, 1000.0, 32.0, 15)
+    assert (row.role, row.ratio, row.median_ms, row.windows_per_s, row["rounds"]) == ("baseline", 1.0, 1000.0, 32.0, 15)
     assert (row.gflops, row.gb_per_s, row.gemm_share) == (pytest.approx(64), pytest.approx(2), pytest.approx(0.32))
     assert only(results.rows, "eager bf16", "S").peak_bytes == 10**9
     assert row.fallbacks == {}
@@ -117,7 +118,7 @@ def test_compare_flags_changes(tmp_path):
     for each in new[:3]:
         each["extra_info"]["baseline_ms"] *= 2
     changes, gone = compare(load(save(tmp_path / "old.json", old)), load(save(tmp_path / "new.json", new)))
-    flags = {change.name.split(": ")[-1]: change.flag for change in changes}
+    flags = {name.split(": ")[-1]: flag for name, flag in changes.flag.items()}
     assert flags == {"a bf16": "", "b bf16": "SLOWER", "c bf16": "FASTER", "d": "FASTER", "eager bf16": "SLOWER"}
     assert gone == ["L encode, batch 32, full windows: gone bf16"]
     text = report.comparison(load(tmp_path / "old.json"), load(tmp_path / "new.json"))
