@@ -87,10 +87,9 @@ class PretrainedEncoder(Encoder):
                 has a manifest), the architecture is another one, or the weights do not fit the configuration.
         """
         folder = local_folder(source)
-        if (folder / MANIFEST).is_file():  # a run's checkpoint
-            check_files(folder, (CONFIG_FILE, WEIGHTS_FILE))
         model = cls(cls._config(folder / CONFIG_FILE))
         weights = folder / WEIGHTS_FILE
+        _verify(weights)
         if not weights.is_file():
             raise UserError(f"{weights}: no such file; save_pretrained writes it")
         try:
@@ -119,8 +118,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of a saved model's `config.json`, in which "model" names the architecture.
 
     Raises:
-        UserError: no such file, or not a JSON object.
+        UserError: no such file, not a JSON object, or not what was written (by its checksum).
     """
+    _verify(path)
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -130,6 +130,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: not the configuration of a model")
     return values
+
+
+def _verify(path: Path) -> None:
+    """Compare a file of a run's checkpoint with its checksum there; folders without a manifest have none."""
+    if (path.parent / MANIFEST).is_file():
+        check_files(path.parent, (path.name,))
 
 
 def local_folder(source: str | Path) -> Path:
