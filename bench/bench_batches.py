@@ -1,9 +1,9 @@
-"""How many windows a second one core assembles into batches, masks included: gather, centre, draw, replace.
+"""Rate at which one core assembles windows into batches, masks included: gather, centre, draw, replace.
 
 pytest bench/bench_batches.py --benchmark-only
 
-On the real light curves beside the checkout where they are there, else on a simulated survey. Work of one thread is
-timed by the processor time it takes, so that what else the machine does counts little.
+It uses the real light curves if they lie beside the checkout, else a simulated survey. Work of one thread is timed by
+its processor time, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def store(store_folder):
 
 
 def plan(count, epoch=1):
-    """Window indices of an epoch, shuffled, in whole batches: (n, 256)."""
+    """Shuffled window indices of an epoch in whole batches, (n, 256)."""
     order = epoch_order(count, seed=0, epoch=epoch)
     return order[: count // BATCH * BATCH].reshape(-1, BATCH)
 
 
 def windows_per_second(benchmark, windows):
-    """Of the fastest round, which is the one least disturbed by whatever else the machine does."""
+    """The rate of the fastest round, which other work on the machine has disturbed least."""
     rate = windows / benchmark.stats.stats.min
     benchmark.extra_info["windows_per_s"] = round(rate)
     return rate
@@ -47,7 +47,7 @@ def windows_per_second(benchmark, windows):
 @pytest.mark.parametrize("random", [False, True], ids=["sequential", "random"])
 @pytest.mark.parametrize("full", [True, False], ids=["full windows", "all windows"])
 def test_assemble(benchmark, store, full, random):
-    """100,000 windows/s in batches of 256: of windows of 200 points only, and of all, the short last ones included."""
+    """At least 100,000 windows/s in batches of 256, of full windows only and of all, short last ones included."""
     table = window_table(store.offsets, SIZE)
     indices = np.flatnonzero(table.length == SIZE) if full else np.arange(len(table))
     batches = WindowBatches(store, table, SIZE, seed=0, random=random)
@@ -64,14 +64,14 @@ def test_assemble(benchmark, store, full, random):
 
 @pytest.mark.benchmark(timer=time.process_time, min_time=0.02)
 def test_masks_alone(benchmark):
-    """The draw of roles and sources, without data."""
+    """Drawing roles and sources, without data."""
     lengths, windows = np.full(BATCH, SIZE), np.arange(BATCH)
     benchmark(lambda: draw_masks(lengths, windows, SIZE, seed=0, epoch=1))
     windows_per_second(benchmark, BATCH)
 
 
 def test_prefetched(benchmark, store):
-    """The same through the background thread, to a consumer that does nothing, by the clock: what the queue costs."""
+    """The cost of the queue: batches through the background thread to a consumer that does nothing, by the clock."""
     batches = WindowBatches(store, window_table(store.offsets, SIZE), SIZE, seed=0)
     indices = plan(len(batches))[:BATCHES_A_ROUND]
 
@@ -85,13 +85,13 @@ def test_prefetched(benchmark, store):
 
 @pytest.mark.benchmark(timer=time.process_time)
 def test_epoch_order(benchmark):
-    """The order of 1.5 million windows: once an epoch."""
+    """Shuffling 1.5 million windows, as is done once an epoch."""
     benchmark.pedantic(epoch_order, args=(1_500_000, 0, 1), rounds=3)
     windows_per_second(benchmark, 1_500_000)
 
 
 @pytest.mark.benchmark(timer=time.process_time)
 def test_simulate(benchmark):
-    """A survey of 3,000 simulated stars."""
+    """Simulating a survey of 3,000 stars."""
     benchmark.pedantic(lambda: sum(len(b) for b in simulate_survey(3000, seed=0)), rounds=5)
     benchmark.extra_info["stars_per_s"] = round(3000 / benchmark.stats.stats.min)

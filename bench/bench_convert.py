@@ -1,4 +1,4 @@
-"""How long conversion takes, and how much memory: each run is a process of its own, so that its peak is its own.
+"""Time and memory of conversion, each run in a process of its own, so that its peak of memory is its own.
 
 pytest bench/bench_convert.py --benchmark-only
 pytest bench/bench_convert.py --benchmark-only -m slow        # 20,000 against 200,000 simulated stars
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CATALINA = ROOT.parent / "shared" / "data" / "catalina.parquet"
 MB = 1024 * 1024
 
-# Runs its first argument as a program, then prints the peak of the process's memory in bytes. VmHWM is asked for where
-# it exists: on Linux, ru_maxrss of a new process starts from its parent's.
+# Runs its first argument as a program, then prints the process's peak memory in bytes: VmHWM where it exists, since on
+# Linux ru_maxrss of a new process starts from its parent's.
 MEASURE = """
 import sys
 sys.argv = sys.argv[1:]
@@ -47,7 +47,7 @@ def peak_memory(program: str, *arguments: object) -> int:
 
 @pytest.mark.skipif(not CATALINA.exists(), reason="the real light curves are not beside this checkout")
 def test_convert_catalina(benchmark, tmp_path):
-    """30,048 stars, 6.7 million points: under 30 s and 1.5 GB, start of the process included."""
+    """30,048 stars with 6.7 million points take under 30 s and 1.5 GB, the start of the process included."""
     peaks = []
 
     def convert():
@@ -62,7 +62,7 @@ def test_convert_catalina(benchmark, tmp_path):
 
 @pytest.mark.slow
 def test_convert_memory_does_not_grow_with_the_survey(benchmark, tmp_path):
-    """Ten times the stars take the same memory, but for 8 bytes a curve to find duplicates by."""
+    """Ten times the stars take the same memory, except for 8 bytes a curve to find duplicates by."""
     small = peak_memory(SIMULATE, 20_000, tmp_path / "small")
     large = benchmark.pedantic(peak_memory, args=(SIMULATE, 200_000, tmp_path / "large"), rounds=1)
     benchmark.extra_info.update(peak_rss_mb_20k=round(small / MB), peak_rss_mb_200k=round(large / MB))

@@ -1,12 +1,12 @@
-"""The encoder: encoding and training steps of presets S and L, by everyone who can run them here.
+"""Encoding and training steps of presets S and L, by every provider that runs here.
 
     pytest bench/bench_model.py --benchmark-only
     pytest bench/bench_model.py --benchmark-only --full -k "L-encode-256"
 
-On a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is that of
-the medians; those of compiled models, ONNX Runtime and Astromer alternate with rounds of ours too. A provider whose
-result is off fails, and is not timed. A training step is forward (dropout as in the preset), the loss at probed points
-and backward, without the optimiser.
+They run on a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is
+the ratio of the medians; rounds of compiled models, ONNX Runtime and Astromer alternate with rounds of ours, too. A
+provider whose result is wrong fails and is not timed. A training step is forward (with the preset's dropout), the loss
+at probed points and backward, without the optimiser.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.work import model_work
 
 
 def _parameters() -> list:  # type: ignore[type-arg]
-    """Every case with every provider that is here, those that take long marked `full`."""
+    """Every case with every provider that runs here; those that take long are marked `full`."""
     here = [provider for provider in providers() if provider.unavailable(device()) is None]
     pairs = [(case, provider) for case in cases() for provider in here if provider.runs(case)]
     return [
@@ -40,19 +40,19 @@ def _parameters() -> list:  # type: ignore[type-arg]
 
 
 def ours() -> Ours | None:
-    """What compiled models, the strongest rivals, and other models alternate with too: ours in bf16."""
+    """Ours in bf16, whose rounds those of the strongest rivals (compiled, ONNX) and of other models alternate with."""
     here = (p for p in providers() if isinstance(p, Ours) and p.precision == "bf16" and not p.unavailable(device()))
     return next(here, None)
 
 
 @pytest.mark.parametrize(("case", "provider"), _parameters())
 def test_model(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Provider) -> None:
-    """One provider beside the baseline, on one case."""
+    """Measure one provider beside the baseline on one case."""
     measure(benchmark, budget, case, provider)
 
 
 def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Provider) -> None:
-    """Check, time, and note in `extra_info` what the report needs."""
+    """Check the provider, time it, and note in `extra_info` what the report needs."""
     on = device()
     batch = make_batch(case, on)
     benchmark.group = case.group
@@ -76,7 +76,7 @@ def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Pr
         baseline_gflops=work.flops / timing.baseline_median / 1e9 if provider.other is None else None,
         gemm_share=work.flops / timing.median / gemm_peak(provider.dtype, on), **environment(on),
     )  # fmt: skip
-    eager_or_ours = provider.other is None and not isinstance(provider, Compiled)  # compiling once more takes minutes
+    eager_or_ours = provider.other is None and not isinstance(provider, Compiled)  # compiling again takes minutes
     if case.training and case.kind == "full" and eager_or_ours and (on.type == "cuda" or sys.platform == "linux"):
         benchmark.extra_info.update(
             peak_bytes=step_memory(provider.name, case), baseline_peak_bytes=step_memory(BASELINE.name, case)

@@ -1,9 +1,9 @@
-"""Each op of the encoder alone, in inference and in training (forward and backward), against plain PyTorch.
+"""Each op of the encoder alone, in inference and in training (forward and backward), beside plain PyTorch.
 
     pytest bench/bench_ops.py --benchmark-only
 
-32 windows of 200 points; preset L, ragged windows and our own float32 with --full. Rounds alternate with rounds of the
-eager op in bf16.
+The batch is 32 windows of 200 points; preset L, ragged windows and our own float32 are left to --full. Rounds alternate
+with rounds of the eager op in bf16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.providers import DTYPES
 from bench.work import op_work
 
 BATCH = 32
-BUDGET = 0.2  # of the time that a whole model is given
+BUDGET = 0.2  # share of the seconds that a whole model gets
 
 
 def _parameters() -> list:  # type: ignore[type-arg]
@@ -38,7 +38,7 @@ def _parameters() -> list:  # type: ignore[type-arg]
 
 @pytest.mark.parametrize(("op", "case", "provider"), _parameters())
 def test_op(benchmark: BenchmarkFixture, budget: float, op: str, case: Case, provider: OpProvider) -> None:
-    """One op by one provider, beside the baseline."""
+    """Measure one op by one provider beside the baseline."""
     on = device()
     batch = make_batch(case, on)
     task = "training" if case.training else "inference"

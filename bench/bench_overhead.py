@@ -1,8 +1,8 @@
-"""What embedding costs besides the encoder, and what batches cost beside it: at 256 windows, as they come in a survey.
+"""Overhead of embedding and of assembling batches, as a share of the encoder's time, at 256 windows of a survey.
 
     pytest bench/bench_overhead.py --benchmark-only
 
-On the real light curves beside the checkout where they are there, else on simulated ones.
+It uses the real light curves if they lie beside the checkout, else simulated ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.providers import build
 
 BATCH, BATCHES, ROUNDS = 256, 2, 3
 TARGET = 0.05
-PRESET = "S"  # the fastest, so that what stands beside it counts most
+PRESET = "S"  # the fastest, for which an overhead counts most
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def store(store_folder: Path) -> Store:
 
 
 def in_memory(store: Store, windows: int, size: int) -> list[np.ndarray]:
-    """Arrays (L, 3) of the store's first light curves: together about so many windows."""
+    """Arrays (L, 3) of the store's first light curves, about as many as give this number of windows."""
     table = window_table(store.offsets, size)
     curves = int(table.curve[min(windows, len(table) - 1)])
     points = np.stack([store.time, store.mag, store.err], axis=1)
@@ -45,7 +45,7 @@ def in_memory(store: Store, windows: int, size: int) -> list[np.ndarray]:
 
 @contextmanager
 def timed_forward(model: Any) -> Iterator[list[float]]:
-    """Within it every call of the model adds its seconds to the list."""
+    """A context in which every call of the model appends its seconds to the list."""
     spent: list[float] = []
     forward = model.forward
 
@@ -65,7 +65,7 @@ def timed_forward(model: Any) -> Iterator[list[float]]:
 
 
 def test_embed(benchmark: BenchmarkFixture, store: Store) -> None:
-    """`embed` of curves in memory, and the batches of a training epoch: under 5 % of the encoder's time together."""
+    """`embed` of curves in memory, and the batches of a training epoch, together under 5 % of the encoder's time."""
     model: Any = build(PRESET, device(), False, None, reference=False)
     curves = in_memory(store, BATCH * BATCHES, model.config.window)
     totals, encodes = [], []
@@ -90,7 +90,7 @@ def test_embed(benchmark: BenchmarkFixture, store: Store) -> None:
 
 
 def _assembly(store: Store, size: int) -> float:
-    """Seconds of one core for a batch of 256 windows, gathered, centred, and masks drawn."""
+    """Seconds of one core to gather and centre a batch of 256 windows and to draw its masks."""
     batches = WindowBatches(store, window_table(store.offsets, size), size, seed=0)
     order = np.random.default_rng(0).permutation(len(batches))[: len(batches) // BATCH * BATCH].reshape(-1, BATCH)
     spent = []
@@ -102,5 +102,5 @@ def _assembly(store: Store, size: int) -> float:
 
 
 def _backends() -> str:
-    """Where attention runs: the encoder's backend, by default."""
+    """The backend that attention runs on by default, to stand for the encoder's."""
     return af.ops.select("attention", device(), torch.bfloat16, False).backend

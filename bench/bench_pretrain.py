@@ -1,10 +1,10 @@
-"""What a training step of AstroCo-S costs besides the model and the optimiser: data, masks, metrics, logging.
+"""Overhead of a training step of AstroCo-S besides model and optimiser: data, masks, metrics, logging.
 
 pytest bench/bench_pretrain.py --benchmark-only -s
 
-The real loop is run under cProfile. Everything in a step outside of forward and backward passes and the optimiser
-counts as overhead, and so does all processor time of the thread that assembles windows, though it runs beside them.
-On the real light curves beside the checkout where they are there, else on a simulated survey.
+The real loop runs under cProfile. Everything in a step outside of forward and backward passes and the optimiser counts
+as overhead, and so does all processor time of the thread that assembles windows, although it runs beside them. It uses
+the real light curves if they lie beside the checkout, else a simulated survey.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import pstats
 
 from astroco_fast.pretrain import main
 
-STEPS, WINDOWS = 6, 64  # a fourth of the usual batch: what a step costs whatever its size counts four times as much
+STEPS, WINDOWS = 6, 64  # a quarter of the usual batch, so that fixed costs of a step count four times as much
 TARGET = 0.03
 
 
 def cumulative(stats: pstats.Stats, file: str, function: str) -> float:
-    """Seconds in a function and all that it calls."""
+    """Seconds spent in a function and in everything that it calls."""
     found = [entry[3] for (path, _, name), entry in stats.stats.items() if name == function and path.endswith(file)]
     assert len(found) == 1, f"{function} of {file} is not where the profile looks for it"
     return found[0]
 
 
 def test_overhead(benchmark, store_folder, tmp_path):
-    """Under 3 % of a step."""
+    """The overhead is under 3 % of a step."""
     out = tmp_path / "run"
     steps = {"max_steps": STEPS, "log_every": 1, "global_batch": WINDOWS, "evaluate_windows": 1, "plots": "false"}
     flags = [text for name, value in steps.items() for text in (f"--train.{name}", str(value))]

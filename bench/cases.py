@@ -1,4 +1,4 @@
-"""What is measured of the encoder: presets, tasks, batches, and the windows in them."""
+"""Cases that the encoder is measured in: preset, task, batch, and kind of windows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Case(NamedTuple):
     """One group of figures.
 
     Attributes:
-        preset: of the encoder.
+        preset: name of the encoder's preset.
         task: `ENCODE`, which gives the embeddings, or `TRAIN`: forward with dropout, loss at probed points, backward.
-        batch: B, windows of `LENGTH` positions.
-        kind: "full", or "ragged": half of all points are padding.
+        batch: number of windows (B), of `LENGTH` positions each.
+        kind: "full", or "ragged": half of all positions are padding.
     """
 
     preset: str
@@ -40,12 +40,12 @@ class Case(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Centred windows as a loader gives them; zero at padding.
+    """Centred windows in a loader's form; zero at padding.
 
     Attributes:
         time, mag, err: (B, T) float32.
         hidden: (B, T) bool; None: nothing is hidden (encode).
-        role: (B, T) uint8, of `astroco_fast.data.masking`.
+        role: (B, T) uint8, roles of `astroco_fast.data.masking`.
         lengths: (B,) int64 on the CPU.
     """
 
@@ -61,12 +61,12 @@ class Batch(NamedTuple):
         return bool((self.lengths == self.time.shape[1]).all())
 
     def windows(self, chosen: slice) -> Batch:
-        """Some of the windows."""
+        """The batch of the chosen windows."""
         return Batch(*(None if values is None else values[chosen].contiguous() for values in self))
 
 
 def cases() -> list[Case]:
-    """All of them, cheapest batch first."""
+    """All cases, the cheapest batch first."""
     return [Case(p, task, b, kind) for task in (ENCODE, TRAIN) for p in PRESETS for b in BATCHES for kind in KINDS]
 
 
@@ -74,17 +74,18 @@ def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
     """Whether a provider is measured without `--full`.
 
     Args:
-        rival: its kind: eager, compiled, onnx, ours or ours fp32.
-        model: that it runs.
+        case: to be measured.
+        rival: the provider's kind: eager, compiled, onnx, ours or ours fp32.
+        model: the model that it runs.
     """
     usual = case.batch == 32 and case.kind == "full"
-    if model != "AstroCo":  # another model's windows/s, at the usual batch
+    if model != "AstroCo":  # windows/s of another model, at the usual batch
         return rival == "eager" and usual
     if rival == "compiled":  # compiling takes half a minute to minutes a model
         return case == Case("S", ENCODE, 32, "full")
-    if rival == "onnx" and case.kind == "ragged":  # it computes the padding as well, and takes its time
+    if rival == "onnx" and case.kind == "ragged":  # it computes the padding too, which takes long
         return False
-    if case.training:  # beside eager bf16, with which all rounds alternate; a step of L in fp32 takes 6 s
+    if case.training:  # all rounds alternate with eager bf16 anyway; a step of L in fp32 takes 6 s
         return rival == "ours" and (usual or (case.preset == "S" and case.batch == 32))
     if case.batch == 256:  # eager needs 8 s a batch of L in bf16, 16 s in fp32
         return rival == "ours" and case.kind == "full"
@@ -94,7 +95,7 @@ def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
 
 
 def window_lengths(batch: int, kind: str, length: int = LENGTH) -> Tensor:
-    """(B,) int64 real points: all, or from almost none to almost all in random order, half of all on average."""
+    """(B,) int64 numbers of real points: all, or from almost none to almost all in random order, half on average."""
     if kind == "full":
         return torch.full((batch,), length)
     even = ((torch.arange(batch) + 0.5) * length / batch).round().long().clamp(1, length - 1)
@@ -102,7 +103,7 @@ def window_lengths(batch: int, kind: str, length: int = LENGTH) -> Tensor:
 
 
 def make_batch(case: Case, device: torch.device, length: int = LENGTH) -> Batch:
-    """The windows of a case: days over years, magnitudes that vary, the masks of pretraining if it is a step of it."""
+    """Random windows for a case, with the masks of pretraining if it is a training step."""
     draw = torch.Generator().manual_seed(0)
     lengths = window_lengths(case.batch, case.kind, length)
     real = torch.arange(length) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""What the suite's benchmarks share: `--full`, the machine in the saved JSON, and what is told at the end."""
+"""Shared parts of the suite: `--full`, the machine in the saved JSON, the summary at the end, and fixtures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ DEFAULT_BUDGET, FULL_BUDGET = 2.0, 15.0  # seconds of interleaved rounds, for a 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all benchmarks, and longer ones: hours, and 24 GB of memory")
+    parser.addoption(
+        "--full", action="store_true", help="run all benchmarks, with longer rounds: hours, and 24 GB of memory"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: only with --full, because it takes long or much memory")
+    config.addinivalue_line("markers", "full: runs only with --full, since it takes long or much memory")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,13 +69,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture
 def budget(request: pytest.FixtureRequest) -> float:
-    """Seconds of interleaved rounds."""
+    """Seconds that the interleaved rounds of a provider may take."""
     return FULL_BUDGET if request.config.getoption("--full") else DEFAULT_BUDGET
 
 
 @pytest.fixture(scope="session")
 def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of the real light curves beside the checkout where they are there, else of a simulated survey."""
+    """A store of the real light curves if they lie beside the checkout, else of a simulated survey."""
     out = tmp_path_factory.mktemp("bench") / "store"
     if CATALINA.exists():
         convert(CATALINA, out)
@@ -89,7 +91,7 @@ def _same_random_numbers() -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Any:
-    """Without what compilers have to say of deprecations."""
+    """Ignore the compilers' warnings of deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

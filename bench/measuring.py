@@ -1,4 +1,4 @@
-"""How things are measured: interleaved rounds, the machine's GEMM peak, the memory of a training step."""
+"""Measurements: interleaved rounds, the machine's GEMM peak, the memory of a training step."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from bench.cases import Case
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
-READING = 0.02  # seconds: what is shorter is run several times between two looks at the clock
-WARM = 0.5  # seconds: a call that takes longer is not the slower for being the first
+READING = 0.02  # seconds; a shorter call is repeated between two readings of the clock
+WARM = 0.5  # seconds; in a longer call the cost of being the first is lost
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 class Timing(NamedTuple):
-    """Interleaved rounds: seconds a call, of a provider, of its baseline and, if asked for, of a third."""
+    """Seconds a call in interleaved rounds of a provider, of its baseline and, if there is one, of a third."""
 
     own: list[float]
     baseline: list[float]
@@ -44,22 +44,22 @@ class Timing(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the baseline."""
+        """How many times as fast as the baseline the provider is."""
         return self.baseline_median / self.median
 
     @property
     def beside_ratio(self) -> float | None:
-        """How many times as fast the third was."""
+        """How many times as fast as the provider the third is; None without a third."""
         return self.median / statistics.median(self.beside) if self.beside else None
 
 
 def device() -> torch.device:
-    """The one that is measured: a GPU if there is one."""
+    """The device that is measured: a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seconds(run: Callable[[], Any], on: torch.device, times: int = 1) -> float:
-    """A call, of so many in a row: by the clock, or on a GPU between two of its events."""
+    """Seconds a call, over `times` calls in a row, by the clock or, on a GPU, by two of its events."""
     if on.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(on)
@@ -83,15 +83,20 @@ def interleave(
     budget: float,
     beside: Callable[[], Any] | None = None,
 ) -> Timing:
-    """Rounds of a provider, each after one of the baseline; as many as fit into `budget` seconds, but three at least.
+    """Time a provider and its baseline in rounds that alternate, so that both see the same machine.
 
-    pytest-benchmark's own figures are those of the provider, and on a GPU include the wait for it.
+    pytest-benchmark's own figures are those of the provider; on a GPU they include the wait for its results.
 
     Args:
-        beside: a third, of which there is a round before each of the baseline.
+        benchmark: pytest-benchmark's fixture.
+        run: the provider's call.
+        baseline: the baseline's call, which has a round before each of the provider's.
+        on: the device.
+        budget: seconds that the rounds may take; there are at least `MIN_ROUNDS`, and at most `MAX_ROUNDS`.
+        beside: a third call, which has a round before each of the baseline's.
     """
     own = _estimate(run, on)
-    other = _estimate(baseline, on) if own < WARM else own  # a call that long needs no warming up
+    other = _estimate(baseline, on) if own < WARM else own  # so long a call needs no warming up
     times, other_times = (max(1, int(READING / estimate)) for estimate in (own, other))
     rounds = int(budget / (times * own + other_times * other))
     timing = Timing([], [], [])
@@ -112,14 +117,14 @@ def interleave(
 
 
 def _estimate(run: Callable[[], Any], on: torch.device) -> float:
-    """Seconds of a call, which warms up as well."""
+    """Seconds of a call; measuring them also warms it up."""
     first = seconds(run, on)
     return first if first > WARM else min(seconds(run, on) for _ in range(2))
 
 
 @lru_cache
 def gemm_peak(dtype: torch.dtype, on: torch.device) -> float:
-    """Floating-point operations a second that the machine's library reaches in a large product of matrices, at best."""
+    """The best rate, in floating-point operations a second, of a large matrix product in the machine's library."""
     size = GEMM_SIZE[on.type]
     a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -129,7 +134,7 @@ def gemm_peak(dtype: torch.dtype, on: torch.device) -> float:
 
 @lru_cache
 def step_memory(provider: str, case: Case) -> int:
-    """Bytes at the peak of a training step, above those before it, in a process of its own: see `bench.memory`."""
+    """The peak memory of a training step in bytes, above the memory before it, by `bench.memory` in its own process."""
     words = [sys.executable, "-m", "bench.memory", provider, *map(str, case)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)

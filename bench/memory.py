@@ -1,8 +1,8 @@
-"""The memory of one training step, in a process of its own: `python -m bench.memory PROVIDER PRESET TASK BATCH KIND`.
+"""`python -m bench.memory PROVIDER PRESET TASK BATCH KIND`: the memory of one training step, in a process of its own.
 
-Prints {"bytes": ...}: the peak during the step, above what was there before it. On a CPU that is resident memory: a
-step of one window has loaded the libraries, and memory freed since has been given back to the system. On a GPU it is
-what torch's allocator has given out.
+It prints {"bytes": ...}, the peak during the step less the memory in use before it. On a CPU that is resident memory,
+after a step of one window has loaded the libraries and freed memory has been returned to the system. On a GPU it is the
+memory that torch's allocator has handed out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bench.providers import Run, by_name
 
 
 def main(words: list[str]) -> None:
+    """Run the command; `words` are its arguments."""
     provider, case = by_name(words[0]), Case(words[1], words[2], int(words[3]), words[4])
     on = device()
     single = case._replace(batch=1)
@@ -29,7 +30,7 @@ def main(words: list[str]) -> None:
 
 
 def _peak(run: Run, on: torch.device) -> int:
-    """Bytes above those before a step; gradients are part of it."""
+    """The peak of a step in bytes, gradients included, above the memory before it."""
     gc.collect()
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
@@ -37,14 +38,14 @@ def _peak(run: Run, on: torch.device) -> int:
         run.call()
         return torch.cuda.max_memory_allocated(on) - before
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = _resident("VmRSS")
     run.call()
     return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """A figure of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 

@@ -1,9 +1,9 @@
-"""Who can run an encoder: the one place that says what is compared with what.
+"""Providers: the ways to run an encoder that the suite compares.
 
-A provider is made for a case's windows and gives a callable: for `ENCODE` it returns the embeddings (B, D), for `TRAIN`
-it runs forward and backward and returns the loss, with gradients in `Run.parameters`. Each provider gets what its user
-would give it. The reference packs real points itself; torch.compile and ONNX Runtime get padded windows with a mask,
-and full windows without one, which spares them the masking.
+A provider prepares a `Run` for a case's windows. For `ENCODE` its call returns the embeddings (B, D); for `TRAIN` it
+runs forward and backward and returns the loss, with gradients in `Run.parameters`. Each provider gets the input that
+its user would give it: the reference packs real points itself; torch.compile and ONNX Runtime get padded windows with a
+mask, and full windows without one, which spares them the masking.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ ASTROMER = "astromer-v2-paper"
 
 
 class Run(NamedTuple):
-    """A provider made ready.
+    """A provider ready to run a case.
 
     Attributes:
         call: one encode or one training step.
-        parameters: by name; after a step they hold its gradients.
-        fallbacks: ops that do not run where they should, and why.
+        parameters: the parameters by name; after a training step they hold its gradients.
+        fallbacks: ops that do not run on the provider's backend, with the reasons.
     """
 
     call: Callable[[], Tensor]
     parameters: dict[str, nn.Parameter]
-    fallbacks: dict[str, str] = {}  # noqa: RUF012  # never written to
+    fallbacks: dict[str, str] = {}  # noqa: RUF012  # never changed
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Provider(ABC):
 
     Attributes:
         precision: a key of `DTYPES`; bf16 is autocast.
-        other: another model's preset that runs in the case's place, and is no rival; None: the case's own.
+        other: preset of another model to run in place of the case's, which makes it no rival; None: the case's own.
     """
 
     precision: str
@@ -71,19 +71,21 @@ class Provider(ABC):
         return DTYPES[self.precision]
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why it can't run here; None if it can."""
+        """The reason why it cannot run on this device; None if it can."""
         return None
 
     def runs(self, case: Case) -> bool:
-        """Whether the case is one for it."""
+        """Whether it takes part in the case."""
         return self.other is None or (case.preset == "S" and case.kind == "full")
 
     @abstractmethod
     def make(self, case: Case, batch: Batch, dropout: float | None = None) -> Run:
-        """Make it ready, on the batch's device.
+        """Prepare a run on the batch's device.
 
         Args:
-            dropout: in place of the preset's.
+            case: to be run.
+            batch: its windows.
+            dropout: replaces the preset's.
         """
 
     def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
@@ -94,7 +96,7 @@ class Provider(ABC):
 
 
 class Eager(Provider):
-    """The reference, op by op."""
+    """The reference, run op by op."""
 
     kind = "eager"
 
@@ -104,20 +106,20 @@ class Eager(Provider):
 
 
 class Compiled(Provider):
-    """`torch.compile` of the reference, as it comes."""
+    """`torch.compile` of the reference with its default settings."""
 
     kind = "compiled"
 
     def make(self, case: Case, batch: Batch, dropout: float | None = None) -> Run:
         model = self._model(case, batch, dropout)
-        torch.compiler.reset()  # another case's graphs would count towards the limit of recompilations
+        torch.compiler.reset()  # graphs of other cases count towards the limit of recompilations
         compiled = torch.compile(Padded(model, batch.full), dynamic=False)
         inputs = padded_inputs(batch)
         return _run(case, model, lambda: self._autocast(batch), lambda: compiled(*inputs))
 
 
 class Onnx(Provider):
-    """ONNX Runtime's CPU provider on the graph that torch.onnx exports, for these shapes."""
+    """ONNX Runtime's CPU provider on the graph that torch.onnx exports for these shapes."""
 
     kind = "onnx"
 
@@ -140,7 +142,7 @@ class Onnx(Provider):
         inputs = [values for values in padded_inputs(batch) if values is not None]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # Else its threads would go on spinning into the rounds of the baseline, which it then seems to outrun.
+        # Otherwise its threads spin on into the rounds of the baseline and slow them, which flatters its ratio.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         graph = export(Padded(self._model(case, batch, dropout), batch.full), inputs)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -150,7 +152,7 @@ class Onnx(Provider):
 
 @dataclass(frozen=True)
 class Ours(Provider):
-    """This package, by one of its backends.
+    """This package, on one of its backends.
 
     Attributes:
         backend: a key of `ops.BACKENDS`.
@@ -170,7 +172,7 @@ class Ours(Provider):
 
     def unavailable(self, device: torch.device) -> str | None:
         reasons = [ops.BACKENDS[self.backend].unsupported(op, device, self.dtype, True) for op in ops.OPS]
-        return None if None in reasons else reasons[0]  # an op that it lacks is one of `fallbacks`
+        return None if None in reasons else reasons[0]  # an op that the backend lacks is named in `fallbacks`
 
     def make(self, case: Case, batch: Batch, dropout: float | None = None) -> Run:
         model = self._model(case, batch, dropout, reference=False)
@@ -188,25 +190,33 @@ BASELINE = Eager("bf16")
 
 
 def providers() -> list[Provider]:
-    """All of them, but the baseline, beside which each is measured."""
+    """All providers except the baseline, beside which each of them is measured."""
     ours = [Ours(p, backend=name) for name in ops.BACKENDS if name != "reference" for p in ("bf16", "fp32")]
     rivals = [Eager("fp32"), Compiled("bf16"), Compiled("fp32"), Onnx("fp32")]
     return [*ours, *rivals, *(kind(p, ASTROMER) for kind in (Eager, Compiled) for p in ("bf16", "fp32"))]
 
 
 def by_name(name: str) -> Provider:
-    """Raises KeyError if there is none of that name."""
+    """The provider of that name, the baseline included.
+
+    Raises:
+        KeyError: there is none.
+    """
     return {provider.name: provider for provider in (BASELINE, *providers())}[name]
 
 
 def build(
     preset: str, device: torch.device, training: bool, dropout: float | None, reference: bool, layers: int | None = None
 ) -> nn.Module:
-    """A preset's model with the same weights each time, BatchNorm's statistics as if it had been trained.
+    """A preset's model with the same weights each time, and BatchNorm's statistics like those of a trained model.
 
     Args:
-        dropout, layers: in place of the preset's; None: the preset's.
-        reference: the plain model; else the package's own.
+        preset: its name.
+        device: to put it on.
+        training: whether it is in training mode.
+        dropout: replaces the preset's; None: the preset's.
+        reference: build the plain PyTorch model, not the package's own.
+        layers: replaces the preset's number of blocks; None: the preset's.
     """
     torch.manual_seed(0)
     changed = {name: value for name, value in (("dropout", dropout), ("layers", layers)) if value is not None}
@@ -225,7 +235,7 @@ def build(
 
 
 class Padded(nn.Module):
-    """An encoder on padded windows of one shape, for those who compile: gives the embeddings, or the loss."""
+    """An encoder on padded windows of one shape, for providers that compile: returns the embeddings or the loss."""
 
     def __init__(self, model: Any, full: bool) -> None:
         super().__init__()
@@ -240,7 +250,7 @@ class Padded(nn.Module):
         hidden: Tensor | None = None,
         role: Tensor | None = None,
     ) -> Tensor:
-        """Args: as in `Batch`; without `lengths` all windows are full, without `hidden` there is no loss."""
+        """The loss, or the embeddings without `hidden`; arguments as in `Batch`, full windows without `lengths`."""
         batch, length = time.shape
         if self.full:
             lengths, real = torch.full((batch,), length, device=time.device), torch.ones_like(time, dtype=torch.bool)
@@ -256,7 +266,7 @@ class Padded(nn.Module):
 
 
 def padded_inputs(batch: Batch) -> list[Tensor | None]:
-    """What `Padded` takes."""
+    """The inputs of `Padded`."""
     lengths = None if batch.full else batch.lengths.to(batch.time.device)
     inputs = [batch.time, batch.mag, batch.err, lengths]
     return inputs if batch.hidden is None else [*inputs, batch.hidden, batch.role]
@@ -264,7 +274,7 @@ def padded_inputs(batch: Batch) -> list[Tensor | None]:
 
 def export(model: nn.Module, inputs: list[Tensor]) -> bytes:
     """A model as an ONNX graph for the inputs' shapes."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of libraries that are not needed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not needed
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(model.eval(), tuple(inputs), dynamo=True, verbose=False)
@@ -275,7 +285,7 @@ def export(model: nn.Module, inputs: list[Tensor]) -> bytes:
 
 
 def fallbacks(model: Any, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Ops that would not run on `backend`, and why; runs the self-checks that are due."""
+    """Ops that would not run on `backend`, with the reasons; runs the self-checks that are due."""
     parts = [("input_embed", model.input_embed), ("mix_pool", model.mix_pool), ("masked_loss", None)]
     parts += [(op, getattr(block, op)) for block in model.blocks for op in ("attention", "convolution", "feed_forward")]
     found = {}
@@ -289,7 +299,7 @@ def fallbacks(model: Any, backend: str, device: torch.device, dtype: torch.dtype
 
 
 def _forward(model: nn.Module, batch: Batch, loss: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
-    """The embeddings, or the loss if something is hidden: the sum of squared errors at probed points."""
+    """The embeddings or, if points are hidden, the loss: the sum of squared errors at probed points."""
     out = model(batch.time, batch.mag, batch.err, hidden=batch.hidden, centered=True, lengths=batch.lengths)
     return out.embedding if batch.hidden is None else loss(out.reconstruction, batch.mag, batch.role)[0].sum()
 

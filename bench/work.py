@@ -1,9 +1,9 @@
-"""What has to be done, whoever does it: floating-point operations and bytes of an op, of real points alone.
+"""The useful work of an op or model, whoever computes it: floating-point operations and bytes, of real points alone.
 
-Operations are those of matrix products, attention and the depthwise convolution, as is usual; a gradient takes twice
-the forward's. Bytes are those that no fusion within an op can spare: float32 rows that it is given and gives, and its
-parameters, once; in training also the gradient that comes, its input again, and the gradients that it gives. So GFLOP/s
-and GB/s are the useful ones: what a provider spends on padding, or moves besides, counts against it.
+Operations are those of matrix products, attention and the depthwise convolution, as is usual; the backward pass takes
+twice those of the forward pass. Bytes are those that no fusion within an op can avoid: its float32 input and output
+rows and its parameters, once each; in training also the gradient of its output, its input again, and the gradients of
+its input and parameters. By these counts GFLOP/s and GB/s are useful ones: padding and other traffic count for nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from astroco_fast.reference.config import AstroCoConfig, AstromerConfig
 
 
 class Work(NamedTuple):
-    """Floating-point operations, and bytes moved."""
+    """Floating-point operations, and bytes to move."""
 
     flops: float
     bytes: float
@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
 
 def model_work(config: Any, lengths: Tensor, training: bool) -> Work:
-    """Of an encoder on windows of these lengths (B,): all of its ops."""
+    """The work of an encoder on windows of these lengths (B,), which is that of all its ops."""
     if isinstance(config, AstromerConfig):
         return _astromer(config, lengths, training)
     block = sum((op_work(op, config, lengths, training) for op in ("attention", "convolution", "feed_forward")), NONE)
@@ -41,11 +41,11 @@ NONE = Work(0, 0)
 
 
 def op_work(op: str, config: AstroCoConfig, lengths: Tensor, training: bool) -> Work:
-    """Of one op of `astroco_fast.ops` on windows of these lengths (B,)."""
+    """The work of one op of `astroco_fast.ops` on windows of these lengths (B,)."""
     d, points = config.width, int(lengths.sum())
     pairs = int((lengths**2).sum())
     weights, per_pair, given, gives, others = {
-        "input_embed": (d + d * d, 0, 3 / d, 1, 4 * d),  # three numbers a point come in
+        "input_embed": (d + d * d, 0, 3 / d, 1, 4 * d),  # three numbers of input a point
         "attention": (4 * d * d, 4 * d, 1, 1, 6 * d),
         "convolution": (3 * d * d + d * config.kernel, 0, 1, 1, 9 * d),
         "feed_forward": (3 * config.expansion * d * d, 0, 1, 1, (2 * config.expansion + 3) * d),
@@ -64,7 +64,16 @@ def _astromer(config: AstromerConfig, lengths: Tensor, training: bool) -> Work:
 
 
 def _work(row: float, flops: float, given: float, gives: float, parameters: float, training: bool) -> Work:
-    """Args: numbers in all rows, operations, rows given and rows that come of it, parameters."""
+    """The work of an op.
+
+    Args:
+        row: numbers in all rows of width D together.
+        flops: operations of the forward pass.
+        given: rows of input for each row.
+        gives: rows of output for each row.
+        parameters: numbers of parameters.
+        training: forward and backward pass, or else the forward pass alone.
+    """
     if not training:
         return Work(flops, 4 * (row * (given + gives) + parameters))
     return Work(3 * flops, 4 * (row * (3 * given + 2 * gives) + 3 * parameters))

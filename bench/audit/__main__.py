@@ -1,4 +1,4 @@
-"""The command; see the package."""
+"""The command of the audit; see the package."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from astroco_fast import ops
-from astroco_fast.files import whole_file
+from astroco_fast.files import write_text
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from astroco_fast.text import rows as aligned
@@ -29,14 +29,14 @@ from bench.audit.launches import DTYPES, PRESETS, Kernel, kernels
 def gather(
     archs: Iterable[str], names: Iterable[str], dtypes: Iterable[str], chosen: Iterable[str]
 ) -> tuple[list[Kernel], list[Result]]:
-    """Every kernel once, and a failed result for each op that can't be run or launches nothing."""
+    """Every kernel once, and a failed result for each op that cannot run or launches nothing."""
     found: dict[tuple[str, str], Kernel] = {}
     impossible = []
     for arch, preset, dtype, op in ((a, p, d, o) for a in archs for p in names for d in dtypes for o in chosen):
         result = Result(op, "", preset, dtype, "", arch)
         try:
             launched = kernels(arch, preset, dtype, op)
-        except Exception as error:  # an op that can't be run must not hide the others
+        except Exception as error:  # an op that cannot run must not hide the others
             impossible.append(failed(result, error))
             continue
         if not launched:
@@ -49,7 +49,7 @@ def gather(
 
 
 def examine_all(jobs: Sequence[Kernel], processes: int) -> Iterator[Result]:
-    """`examine`, a process each: a compiler that crashes takes down its own kernel only."""
+    """The result of `examine` for each job, each in a process of its own, so that a crash costs one kernel only."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(jobs))
     running: dict[Any, tuple[Any, Kernel]] = {}
@@ -83,7 +83,7 @@ COLUMNS = (
 
 
 def cells(result: Result) -> list[str]:
-    """A result under `COLUMNS`."""
+    """A result's row of the table, under `COLUMNS`."""
     return [
         result.op, result.kernel, result.preset, result.dtype, result.constants, result.arch, str(result.registers),
         str(result.local), f"{result.shared / 1024:.1f}", f"{result.limit / 1024:.0f}",
@@ -93,13 +93,15 @@ def cells(result: Result) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns: 0 if every kernel keeps to its bars, 1 if one does not, 2 if nothing can be compiled here."""
+    """Run the command; returns 0 if no kernel breaks a bar, 1 if one does, 2 if nothing can be compiled here."""
     parser = argparse.ArgumentParser(prog="python -m bench.audit", description=audit.__doc__)
     for name, choices in (("arch", ARCHITECTURES), ("preset", PRESETS), ("dtype", DTYPES), ("op", ops.OPS)):
         parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices), help="default: all")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all that is known to a file, as it comes")
-    parser.add_argument("--csv", action="store_true", help="print CSV in place of a table")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: as many as processors")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all results to this file, as they come")
+    parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes; default: one for each processor"
+    )
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("audit: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)
@@ -109,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     jobs, results = gather(args.arch, args.preset, args.dtype, args.op)
-    with tempfile.TemporaryDirectory() as empty:  # or a compilation of last time would be found
+    with tempfile.TemporaryDirectory() as empty:  # an earlier compilation must not be found
         os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR") or empty
         progress = tqdm(examine_all(jobs, args.jobs), total=len(jobs), unit="kernel", disable=None)
         for result in progress:
             results.append(result)
-            if args.json:  # what is known so far, lest a run that is stopped leave nothing
+            if args.json:  # a run that is stopped leaves the results so far
                 write(results, args.json)
     results.sort(key=lambda r: (r.op, r.kernel, r.constants, r.preset, r.dtype, list(ARCHITECTURES).index(r.arch)))
     if args.json:
@@ -123,12 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(results: Sequence[Result], path: Path) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    """Write the results as JSON."""
+    write_text(path, json.dumps([asdict(result) for result in results], indent=1) + "\n")
 
 
 def report(results: Sequence[Result], as_csv: bool) -> int:
-    """Print the table and what is broken; give the exit status."""
+    """Print the table and the broken bars; returns the exit status."""
     table = [list(COLUMNS), *map(cells, results)]
     if as_csv:
         csv.writer(sys.stdout).writerows(table)

@@ -1,4 +1,4 @@
-"""What the compiler makes of a kernel, and the bars that it must keep to."""
+"""A compiled kernel's registers, memory, loads and tensor-core instructions, and the limits (bars) on them."""
 
 import os
 import re
@@ -12,26 +12,31 @@ from pathlib import Path
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
 
-# What a compile may take of a processor. Not of the clock: that would depend on what else runs.
+# Processor time that a compilation may take; time by the clock would depend on what else runs.
 COMPILE_SECONDS = 5.0
-WIDE = 16
+WIDE = 16  # bytes
 
 
 @dataclass
 class Result:
-    """What became of a kernel.
+    """A compiled kernel.
 
     Attributes:
-        op, preset, dtype: who launches it.
-        local: instructions that load from or store to local memory, which is where registers are spilled to.
-        stack: bytes of that a thread.
-        loads: how many instructions load from global memory, by bytes a thread; 16 stands for 16 and more.
-        dot: the operand types of `tl.dot`; none in a kernel that memory bounds.
-        tiles: it loads tiles of rows, not just a few numbers a row or point.
-        matrix: the kind of tensor-core instruction.
+        op, preset, dtype: the users that launch it.
+        kernel, constants: its name and its compile-time constants.
+        arch: the architecture it was compiled for.
+        registers: registers a thread.
+        local: number of instructions that load from or store to local memory, where registers are spilled to.
+        stack: bytes of local memory a thread.
+        shared, limit: bytes of shared memory a block, and the architecture's limit.
+        loads: number of instructions that load from global memory, by bytes a thread; 16 stands for 16 and more.
+        dot: the operand types of `tl.dot`; empty in a kernel without matrix products.
+        tiles: whether it loads tiles of rows, not only a few numbers a row or point.
+        matrix: the kind of tensor-core instruction; empty if there is none.
+        size: bytes of code.
         seconds: processor time of the compilation.
-        bars: those that apply.
-        broken: the bars that do not hold, and why.
+        bars: the bars that apply.
+        broken: the bars that are broken, with the reasons.
     """
 
     op: str
@@ -56,11 +61,11 @@ class Result:
 
     @property
     def wide(self) -> float:
-        """The part of what one pass through the code loads that comes 16 bytes at a time."""
+        """The share of the bytes loaded in one pass through the code that is loaded 16 bytes at a time."""
         return self.loads.get(WIDE, 0) * WIDE / max(sum(size * count for size, count in self.loads.items()), 1)
 
 
-# A name, which results it is for, what is wrong (None: nothing).
+# For each bar: its name, the results it applies to, and the reason why a result breaks it (None: it does not).
 BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]], ...] = (
     (
         "no-local",
@@ -91,7 +96,7 @@ BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]]
 
 
 def examine(kernel: Kernel) -> Result:
-    """Compile a kernel, look into the binary, and hold it against the bars."""
+    """Compile a kernel, read its binary, and check it against the bars."""
     import triton
     from triton.compiler import ASTSource
 
@@ -100,7 +105,7 @@ def examine(kernel: Kernel) -> Result:
     try:
         source = ASTSource(kernel.function, *kernel.arguments)
         compiled = triton.compile(source, target=target(kernel.arch), options=kernel.options)
-    except Exception as error:  # whatever it is, it is this kernel's result
+    except Exception as error:  # any error of the compiler is this kernel's result
         return failed(result, error)
     result.seconds = round(sum(os.times()[:4]) - before, 2)
     result.shared = compiled.metadata.shared
@@ -139,12 +144,12 @@ def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
     result.matrix = "+".join(short for long, short in kinds.items() if long in ptx)
 
 
-# The last two are the copy engine's: whole tiles or rows.
+# The last two load whole tiles or rows by the copy engine.
 _LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
 
 
 def _width(name: str, suffixes: str) -> int:
-    """Bytes that a thread loads; suffixes as in ".E.LTC128B.128", where the first 128 is a hint to the cache."""
+    """Bytes that a thread loads, by suffixes like ".E.LTC128B.128", whose first 128 is a hint to the cache."""
     if name not in ("LDG", "LDGSTS"):
         return WIDE
     sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": WIDE, "256": WIDE}
@@ -165,7 +170,7 @@ def _read_amd(result: Result, assembly: str) -> None:
 
 
 def failed(result: Result, error: Exception | str) -> Result:
-    """The result of what never came to be compiled."""
+    """The result of a kernel, or an op, that could not be compiled."""
     lines = str(error).strip().splitlines() or [""]
     result.broken["compiles"] = f"{type(error).__name__}: {lines[-1]}" if isinstance(error, Exception) else str(error)
     return result

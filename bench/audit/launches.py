@@ -1,4 +1,4 @@
-"""What the ops would launch, as Triton would compile it."""
+"""The launches of the ops, recorded and specialised as Triton would compile them."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ MODES = ("inference", "evaluation", "training")  # evaluation: with gradients
 
 
 class Batch(NamedTuple):
-    """The windows that the ops are run on."""
+    """The windows that the ops run on."""
 
     lengths: tuple[int, ...] = (40, 21, 0)
     length: int = 40
@@ -43,11 +43,11 @@ class Kernel:
     Attributes:
         function: the `triton.jit` function.
         arch: an architecture's name.
-        key: Triton's own: a launch of another key is compiled anew.
-        arguments: what `ASTSource` takes beside the function.
-        options: the backend's.
+        key: Triton's cache key; a launch with another key is compiled anew.
+        arguments: the arguments of `ASTSource` after the function.
+        options: the compiler backend's.
         constants: the compile-time constants by name.
-        config: warps and stages.
+        config: numbers of warps and stages.
         users: the ops, presets and dtypes that launch it.
     """
 
@@ -66,7 +66,7 @@ class Kernel:
 
     @property
     def label(self) -> dict[str, Any]:
-        """What tells it from others, as text."""
+        """The fields that tell it from other kernels, as text."""
         constants = {**self.constants, **{name.removeprefix("num_"): value for name, value in self.config.items()}}
         return {
             **{what: ",".join(sorted(values)) for what, values in self.users.items()},
@@ -77,7 +77,7 @@ class Kernel:
 
 
 def specialise(function: Any, args: Sequence[Any], constants: dict[str, Any], config: Config, arch: str) -> Kernel:
-    """A recorded launch as Triton would compile it, through the private functions that a launch itself uses."""
+    """The kernel that Triton would compile for a recorded launch, by the private functions that a launch uses."""
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import compute_cache_key, create_function_from_signature
 
@@ -91,7 +91,7 @@ def specialise(function: Any, args: Sequence[Any], constants: dict[str, Any], co
 
 
 def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -> list[Kernel]:
-    """What `op` launches for `batch` in all modes, each specialisation once."""
+    """The kernels that `op` launches for `batch` in all modes, each specialisation once."""
     found: dict[str, Kernel] = {}
 
     def record(function: Any, grid: Any, args: Sequence[Any], constants: dict[str, Any], config: Config) -> None:
@@ -114,7 +114,7 @@ def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -
 
 @contextlib.contextmanager
 def _on_cpu() -> Iterator[None]:
-    """Ops take CPU tensors to their kernels, and what they give, uninitialised memory, is compared with nothing."""
+    """A context in which ops run their kernels on CPU tensors, and no self-check reads their uninitialised results."""
     before = triton_backend.interpreting, selfcheck.enabled
     triton_backend.interpreting, selfcheck.enabled = True, False
     try:
@@ -134,7 +134,7 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
     outputs: Tensor | tuple[Tensor, ...]
     block, zeros = model.blocks[0], torch.zeros(layout.rows)
     if op == "input_embed":
-        hidden = zeros.bool() if gradients else None  # points are hidden in pretraining only
+        hidden = zeros.bool() if gradients else None  # points are hidden only in pretraining
         outputs = ops.input_embed(model.input_embed, zeros, zeros, zeros, hidden, layout)
     elif op == "mix_pool":
         outputs = ops.mix_pool(model.mix_pool, [rows() for _ in range(len(model.blocks) + 1)], layout)
@@ -148,11 +148,12 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
 
 @cache
 def model_of(preset: str) -> Any:
-    """The preset's model, always the same."""
+    """The preset's model, built once."""
     return registry.build(preset)
 
 
 def target(arch: str) -> Any:
+    """Triton's target for an architecture."""
     from triton.backends.compiler import GPUTarget
 
     return GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)

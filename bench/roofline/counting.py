@@ -1,8 +1,8 @@
-"""Counts what code moves, launches and computes, by running it on tensors without data.
+"""Counts of the bytes, launches and operations of code, taken by running it on tensors without data.
 
-Every op that reaches the dispatcher is one launch, and moves each distinct piece of memory that it is given or gives
-once: views cost nothing, an expanded tensor counts at its real size, a slice only at the elements in it. Nothing is
-known here of caches, of second passes over an operand inside a kernel, or of the time a launch takes.
+Every op that reaches the dispatcher counts as one launch that moves each distinct piece of memory among its inputs and
+outputs once: views cost nothing, an expanded tensor counts at its real size, a slice at the elements in it. Caches,
+second passes over an operand inside a kernel, and the time of a launch are not modelled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from astroco_fast.kernels.triton.launch import Architecture, recording
 
 aten = torch.ops.aten
 
-# Reserve memory, and touch none.
+# Ops that reserve memory without touching it.
 _ALLOCATIONS = {
     aten.empty.memory_format,
     aten.empty_strided.default,
@@ -31,25 +31,25 @@ _ALLOCATIONS = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
-# In place, without reading what stood there.
+# In-place ops that do not read the old content.
 _OVERWRITES = {
     "copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "index_copy_", "_foreach_copy_",
     "_foreach_zero_",
 }  # fmt: skip
-# Read or write of this argument only as many elements as that one has: the rest of it stays where it is.
+# Ops that touch only part of an argument: (that argument, the argument with as many elements; None: see `_picked`).
 _PARTIAL = {"index_select": (0, None), "gather": (0, None), "embedding": (0, None), "index_copy_": (0, 3)}
 
 
 @dataclass
 class Op:
-    """What one op did.
+    """The counts of one op.
 
     Attributes:
         name: of the op.
-        launches: kernels that it launches.
+        launches: number of kernels that it launches.
         read, written: bytes.
-        flops: of its matrix products and convolutions.
-        dtype: that they are computed in.
+        flops: floating-point operations of its matrix products and convolutions.
+        dtype: the type that these are computed in.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Op:
 
 @dataclass
 class Counts:
-    """The ops of a stretch of code, in order, and the bytes it kept for backward."""
+    """The ops of a piece of code in order, and the bytes that it kept for the backward pass."""
 
     ops: list[Op] = field(default_factory=list)
     kept: int = 0
@@ -96,13 +96,13 @@ class Counts:
 
 
 class Traffic(TorchDispatchMode):
-    """Within it every op is added to `counts`; it stands above a `FakeTensorMode`.
+    """A mode that adds every op to `counts`; enter it inside a `FakeTensorMode`.
 
     Args:
-        flops: (op's name, its arguments, its result) to floating-point operations.
-        launches: by name of the op, where it is not one.
-        architecture: whose tilings the project's own kernels take.
-        parameters: these, and what is made of them alone (casts), are not activations.
+        flops: gives floating-point operations from an op, its arguments, its keyword arguments and its result.
+        launches: number of launches by the name of an op that makes more than one.
+        architecture: the architecture whose tilings the project's own kernels take.
+        parameters: tensors that, like tensors made of them alone (casts), are not activations.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Traffic(TorchDispatchMode):
         self.counts = Counts()
         self._flops, self._launches, self._architecture = flops, launches, architecture
         self._parameters = {_storage(parameter) for parameter in parameters}
-        self._met: list[StorageWeakRef] = []  # or one storage's identity could later be another's
+        self._met: list[StorageWeakRef] = []  # keeps identities of storages from being used again
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -137,7 +137,7 @@ class Traffic(TorchDispatchMode):
         return result
 
     def _kernel_op(self, func, args, kwargs):  # type: ignore[no-untyped-def]
-        """One of the project's: its own code is run, so that every kernel it launches is seen, and none is launched."""
+        """Run the code of one of the project's ops, recording the kernels that it would launch."""
         name = func._schema.name.partition("::")[2]
         outside, self.counts = self.counts, Counts()
         inputs = _tensors((args, kwargs))
@@ -167,30 +167,30 @@ class Traffic(TorchDispatchMode):
         return result
 
     def _follow(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Keep note of what is made of parameters alone."""
+        """Note the tensors that are made of parameters alone."""
         self._met += [StorageWeakRef(tensor.untyped_storage()) for tensor in outputs]
         written = set()
-        if func._schema.name in ("aten::copy_", "aten::_foreach_copy_"):  # what stood there does not matter
+        if func._schema.name in ("aten::copy_", "aten::_foreach_copy_"):  # their old content does not matter
             written = {_storage(tensor) for tensor in inputs[: len(inputs) // 2]}
         sources = {_storage(tensor) for tensor in inputs} - written
         if sources and sources <= self._parameters:
             self._parameters |= written | {_storage(tensor) for tensor in outputs}
 
     def keep(self, saved: Iterable[Tensor]) -> None:
-        """Count the memory of tensors saved for backward, parameters and their casts left out."""
+        """Count the memory of tensors saved for the backward pass, without parameters and their casts."""
         sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in saved}
         self.counts.kept = sum(size for storage, size in sizes.items() if storage not in self._parameters)
 
 
 def touched(tensor: Tensor) -> int:
-    """Bytes of distinct elements of a tensor: a dimension of stride 0 repeats the same ones."""
+    """Bytes of a tensor's distinct elements; a dimension of stride 0 repeats the same ones."""
     return tensor.element_size() * math.prod(
         size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or size == 0
     )
 
 
 def _bytes(accesses: Iterable[tuple[Tensor, int | None]]) -> int:
-    """Of (tensor, how many of its elements; None: all): views of the same elements count once."""
+    """Bytes of accesses (tensor, number of its elements or None for all); views of the same elements count once."""
     pieces: dict[int, dict[Any, int]] = {}
     whole: dict[int, int] = {}
     for tensor, elements in accesses:
@@ -203,12 +203,12 @@ def _bytes(accesses: Iterable[tuple[Tensor, int | None]]) -> int:
 
 
 def _accesses(func: Any, name: str, args: tuple, kwargs: dict) -> tuple[list, list]:
-    """What of an op's arguments it reads and writes, as `_bytes` takes it."""
+    """The accesses of an op to its arguments, those read and those written, in the form that `_bytes` takes."""
     read: list[tuple[Tensor, int | None]] = []
     written: list[tuple[Tensor, int | None]] = []
     partial, by = _PARTIAL.get(name, (None, None))
     if name.startswith("new_") or name.endswith("_like"):
-        return read, written  # the shape or dtype of an argument at most
+        return read, written  # they read at most the shape or dtype of an argument
     for position, argument, value in _bound(func, args, kwargs):
         elements = None
         if position == partial:
@@ -224,7 +224,7 @@ def _accesses(func: Any, name: str, args: tuple, kwargs: dict) -> tuple[list, li
 
 
 def _picked(name: str, args: tuple) -> int:
-    """The elements that an op with an index reads of its first argument."""
+    """The number of elements that an op with an index reads of its first argument."""
     if name == "gather":
         return args[2].numel()
     if name == "embedding":
@@ -250,6 +250,6 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _dtype(inputs: list[Tensor]) -> torch.dtype:
-    """What a matrix product of these is computed in: the narrowest floating-point type among them."""
+    """The type that a matrix product of these is computed in: the narrowest floating-point type among them."""
     floating = [tensor.dtype for tensor in inputs if tensor.is_floating_point() and tensor.numel()]
     return min(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)

@@ -1,4 +1,4 @@
-"""Floating-point operations of an op: those of its matrix products and convolutions, as is usual."""
+"""Floating-point operations of an op, counted as is usual by its matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
-# The project's kernel ops: which of their arguments are matrices (or taps) that every row is multiplied by. An argument
-# that is None multiplies nothing. Each element of each is one multiplication and one addition a row.
+# By kernel op of the project, the arguments that are matrices (or taps) which every row is multiplied by: each of their
+# elements is one multiplication and one addition a row. An argument that is None multiplies nothing.
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "batch_norm_merge": (),
     "batch_norm_silu": (),
@@ -25,7 +25,11 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "depthwise_tap_gradient": ("taps",),
     "feed_forward_fused": ("w_val", "w_gate", "w_out"),
     "gated_linear": ("w_val", "w_gate"),
-    "gated_linear_backward": ("w_val", "w_gate", "w_out"),  # v and g again, and what flows into their product
+    "gated_linear_backward": (
+        "w_val",
+        "w_gate",
+        "w_out",
+    ),  # v and g again, and the gradient of their product
     "gelu_norm": (),
     "gelu_norm_backward": (),
     "half_rows": (),
@@ -43,7 +47,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "stack_gradients": (),
 }
 
-# Attention without a matrix of scores: its products for every pair of points of a window, 2 operations a channel.
+# Fused attention: its products for every pair of points of a window, at 2 operations a channel.
 PAIRWISE = {
     "_flash_attention_forward": 2,
     "_flash_attention_backward": 5,
@@ -52,15 +56,15 @@ PAIRWISE = {
     "efficient_attention_backward": 5,
 }
 
-# Ops that are more than one launch: the sums over upstream * output, the gradients, dq's conversion.
+# Ops of more than one launch: the row sums of gradient times output, the gradients, the conversion of dq.
 LAUNCHES = {"_flash_attention_backward": 3, "_efficient_attention_backward": 2}
 
 
 def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
-    """Operations of (op, its arguments, its result).
+    """A function from an op, its arguments, its keyword arguments and its result to floating-point operations.
 
     Args:
-        pairs: the sum over windows of their real points squared: no tensor without data could say.
+        pairs: the sum over windows of the squared number of real points, which a tensor without data cannot tell.
     """
 
     def flops(func: Any, args: tuple, kwargs: dict, result: Any) -> float:
@@ -81,11 +85,12 @@ def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
 
 
 def _of_convolution(output: Tensor, weight: Tensor) -> int:
-    """Multiplications of one convolution; torch's own formula for its gradient knows no groups."""
+    """Multiplications of one convolution; torch's own formula for its gradient ignores groups."""
     return output.numel() * weight[0].numel()
 
 
 def _of_rows(func: Any, name: str, args: tuple, kwargs: dict) -> float:
+    """Operations of one of the project's kernel ops."""
     if name not in PRODUCTS:
         raise KeyError(f"bench.roofline: add the kernel op {name!r} to PRODUCTS in bench/roofline/flops.py")
     names = [argument.name for argument in func._schema.arguments]

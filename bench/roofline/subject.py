@@ -1,8 +1,8 @@
-"""What is counted: an inference forward and a training step of an encoder, run on tensors without data.
+"""The passes that are counted: inference, and forward and backward of a training step, on tensors without data.
 
-They are fake CPU tensors, since autocast needs a device that this build of torch has; what torch does otherwise on GPUs
-is put in its place: softmax is computed in float32 under autocast, dropout is one kernel, and the project's own code
-takes its GPU's path.
+The tensors are fake CPU tensors, since autocast needs a device that this build of torch has. Where torch behaves
+differently on GPUs, that behaviour replaces the CPU's: softmax is computed in float32 under autocast, dropout is one
+kernel, and the project's own code takes its GPU path.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Batch(NamedTuple):
 
     Attributes:
         points: time, magnitude and uncertainty, (B, T) each.
-        hidden, target, role: as a training step has them, (B, T).
+        hidden, target, role: (B, T) each, in the form of a training step.
         layout: packed.
-        pairs: the sum over windows of their real points squared.
+        pairs: the sum over windows of the squared number of real points.
     """
 
     points: tuple[Tensor, Tensor, Tensor]
@@ -53,14 +53,14 @@ class Batch(NamedTuple):
 
 
 def window_lengths(batch: int, length: int, padded: bool) -> Tensor:
-    """(B,) real points: all of T, or ragged, from almost none to almost T, half of all."""
+    """(B,) numbers of real points: all of T, or from almost none to almost T, half of all on average."""
     if not padded:
         return torch.full((batch,), length)
     return ((torch.arange(batch) + 0.5) * length / batch).round().long()
 
 
 def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
-    """A batch of windows of these lengths. Its layout is made of numbers, and only then loses them."""
+    """A batch of windows of these lengths; its layout is computed on real numbers before it loses its data."""
     layout = Layout.packed(lengths, length)
     fields = {name: value for name, value in vars(layout).items() if isinstance(value, Tensor)}
     layout = replace(layout, **{name: mode.from_tensor(value) for name, value in fields.items()}, scratch={})
@@ -72,7 +72,7 @@ def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
 
 
 class _GpuRules(TorchFunctionMode):
-    """torch's ways on CUDA where they differ from a CPU's and matter here."""
+    """torch's behaviour on CUDA where it differs from that on a CPU and matters here."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -89,12 +89,12 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @contextlib.contextmanager
 def standing_in(backend: str) -> Iterator[None]:
-    """Within it `backend` runs on CPU tensors as if they were a GPU's."""
+    """A context in which `backend` runs on CPU tensors as if they were on a GPU."""
     before = triton_backend.interpreting, tensors.modelled, selfcheck.enabled
     triton_backend.interpreting, tensors.modelled, selfcheck.enabled = True, True, False
     try:
         with af.backend(backend), _GpuRules(), warnings.catch_warnings():
-            # The kernels' cache of prepared weights asks for addresses, and there are none.
+            # The kernels' cache of prepared weights asks for addresses, which these tensors lack.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             yield
     finally:
@@ -104,15 +104,15 @@ def standing_in(backend: str) -> Iterator[None]:
 def count(
     backend: str, config: Any, lengths: Tensor, length: int, dtype: torch.dtype, architecture: Architecture
 ) -> dict[str, Counts]:
-    """What a model of `config` does on a batch, by pass.
+    """The counts of a model on a batch, by pass.
 
     Args:
         backend: "reference" (plain PyTorch, eager) or "triton".
-        config: of an AstroCo.
-        lengths: (B,) real points of the windows.
-        length: T.
-        dtype: autocast's; float32: no autocast.
-        architecture: whose tilings the backend's kernels take.
+        config: the model's.
+        lengths: (B,) numbers of real points of the windows.
+        length: positions of a window (T).
+        dtype: the one that autocast computes in; float32: no autocast.
+        architecture: the architecture whose tilings the backend's kernels take.
     """
     mode = FakeTensorMode()
     batch = make_batch(lengths, length, mode)
@@ -126,9 +126,9 @@ def count(
         def autocast() -> torch.autocast:
             return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
 
-        # For what an op decides before any kernel of its own runs, too.
+        # Recording also covers what an op decides before its first kernel.
         with standing_in(backend), recording(_no_launch, architecture):
-            for op in ops.OPS:  # what a backend can't do would be counted as plain PyTorch does it
+            for op in ops.OPS:  # an op that the backend cannot run would be counted as plain PyTorch
                 chosen = ops.select(op, torch.device("cpu"), dtype, True)
                 if chosen.backend != backend:
                     raise RuntimeError(f"{op} would not run on {backend}: {chosen.reasons}")
@@ -143,7 +143,7 @@ def _no_launch(*_: Any) -> None:
 def _inference(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> Counts:
     model.eval()
     with torch.no_grad():
-        with autocast():  # weights are prepared now, and not for every batch
+        with autocast():  # prepares the weights, which is not done for every batch
             model(*batch.points, centered=True)
         with autocast(), traffic() as seen:
             model(*batch.points, centered=True)
@@ -151,7 +151,7 @@ def _inference(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> C
 
 
 def _training(model: nn.Module, batch: Batch, autocast: Any, traffic: Any) -> dict[str, Counts]:
-    """Forward and backward of the whole step; the optimiser is left out."""
+    """Forward and backward of a training step, without the optimiser."""
     model.train()
     saved: list[Tensor] = []
 
