@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from astroco_fast import commands
@@ -17,6 +16,7 @@ from astroco_fast.data.sources import open_source
 from astroco_fast.embedding import because, embed_tables
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
+from astroco_fast.machine import pick_device
 from astroco_fast.registry import load
 
 
@@ -68,18 +68,6 @@ def write_embeddings(config: EmbedConfig) -> int:
             raise UserError(f"{config.source}: no light curve left to embed{because(dropped)}")
     print(f"{out}: {rows} light curves, {model.config.width} numbers each{because(dropped)}")
     return rows
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto: a GPU if there is one. Raises UserError where it cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def main(argv: Sequence[str] | None = None) -> int:

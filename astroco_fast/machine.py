@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from astroco_fast.errors import UserError
+
 
 @functools.cache
 def cpu_name() -> str:
@@ -28,6 +30,28 @@ def cpuinfo(key: str) -> list[str]:
 def gpu_name(device: torch.device) -> str | None:
     """The model of a GPU; None for another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name: cpu, cuda, cuda:1 ...; auto is a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; use cpu or auto"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"device {name!r} cannot be used here: PyTorch sees {gpus} GPUs; use cpu or auto")
+    return device
 
 
 def package_version(package: str) -> str | None:

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
-from astroco_fast import commands, plots
+from astroco_fast import commands, plots, settings
 from astroco_fast.data.batches import Batch, WindowBatches
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.store import Store
@@ -112,18 +111,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: the folder holds no run.
     """
     path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the folder of a run, its --out") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if (
-        not isinstance(config, dict)
-        or not {"preset", "seed"} <= config.keys()
-        or not isinstance(config.get("train"), dict)
-    ):
-        raise UserError(f"{path}: not the settings of a run; give the folder of a run, its --out")
+    way_out = "give the folder of a run, its --out"
+    config = settings.read_yaml(path, way_out)
+    if not {"preset", "seed"} <= config.keys() or not isinstance(config.get("train"), dict):
+        raise UserError(f"{path}: not the settings of a run; {way_out}")
     return config
 
 

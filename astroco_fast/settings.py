@@ -1,4 +1,4 @@
-"""Files of settings, and what they may hold, for messages that name the file and the setting."""
+"""Files of settings, and messages that name the file and the setting that is wrong."""
 
 import difflib
 import types
@@ -15,21 +15,13 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def read(path: str | Path, config_class: type) -> dict[str, Any]:
-    """The settings in a YAML file, of which each is a field of the dataclass, or of a dataclass in it.
+    """The settings in a YAML file. Each must be a field of the dataclass, or of a dataclass in it.
 
     Raises:
         UserError: the file cannot be read, is not YAML, or has an unknown setting; names it.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}{_line(error)}: not YAML: {getattr(error, 'problem', None) or 'not text'}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no settings, such as 'seed: 1'; --print_config shows how such a file looks")
+    way_out = "give a YAML file of settings; --print_config shows how such a file looks"
+    content = read_yaml(path, way_out, may_be_empty=True)
     known = dict(_kinds(config_class))
     for name, value in _settings(content, known):
         if is_dataclass(known.get(name)) and not isinstance(value, Mapping):
@@ -41,14 +33,39 @@ def read(path: str | Path, config_class: type) -> dict[str, Any]:
     return content
 
 
+def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        way_out: what the user can do about a file that is no such mapping, for messages.
+        may_be_empty: whether an empty file is an empty mapping, rather than an error.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {way_out}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = getattr(error, "problem", None) or "not text"
+        raise UserError(f"{path}{_line(error)}: not YAML: {why}; {way_out}") from error
+    if content is None and may_be_empty:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings, such as 'seed: 1'; {way_out}")
+    return content
+
+
 def wanted(name: str, config_class: type) -> str | None:
-    """What the setting of this dotted name must be, in words; None where there is no such setting."""
+    """The kind of value that the setting of this dotted name takes, in words; None: there is no such setting."""
     kind = dict(_kinds(config_class)).get(name)
     return None if kind is None else _words(kind)
 
 
 def find(name: str, content: Mapping[str, Any]) -> str | None:
-    """The value of the setting of this dotted name, as text; None if it is not there."""
+    """The value of the setting of this dotted name, as text; None: it is not in `content`."""
     value: Any = content
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -68,7 +85,7 @@ def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _settings(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of all that a file sets, groups included, without what is in dictionaries of free keys."""
+    """Dotted name and value of every setting of a file, groups included, without the content of free dictionaries."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         yield name, value

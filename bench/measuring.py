@@ -55,7 +55,7 @@ class Timing(NamedTuple):
 
 def device() -> torch.device:
     """The device that is measured: a GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return machine.pick_device("auto")
 
 
 def seconds(run: Callable[[], Any], on: torch.device, times: int = 1) -> float:

@@ -247,7 +247,7 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.Mo
     ("file", "text", "message"),
     [
         ("config.yaml", None, r"config\.yaml: cannot be read"),
-        ("config.yaml", "preset: [", r"config\.yaml: not YAML"),
+        ("config.yaml", "preset: [", r"config\.yaml, line 1: not YAML"),
         ("config.yaml", "preset: tiny", r"config\.yaml: not the settings of a run"),
         ("config.yaml", yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}), "/nowhere/store: not a store.*--data"),
         ("metrics.jsonl", None, r"metrics\.jsonl: no metrics yet"),

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from astroco_fast.errors import UserError
+from astroco_fast.machine import pick_device
 from astroco_fast.pretrain.exits import Interrupted
 
 T = TypeVar("T")
@@ -57,9 +58,7 @@ class Ranks:
         """
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("train.device is cuda, but PyTorch sees no GPU here; use --train.device cpu")
-        use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        use_gpu = pick_device(device).type == "cuda"
         if use_gpu:
             local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
             if local_world > gpus:

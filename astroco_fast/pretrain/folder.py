@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import astroco_fast
-from astroco_fast import files, machine
+from astroco_fast import files, machine, settings
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
@@ -61,7 +61,8 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
     if goes_on:
         assert config.train.learning_rate is not None
         defaults = PretrainConfig(data=config.data).resolve(config.train.learning_rate).to_dict()
-        changed = set(differences(_filled(_settings(folder / CONFIG), defaults), config.to_dict())) - FREE
+        before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
+        changed = set(differences(_filled(before, defaults), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
             changed -= {"data"}  # it may have moved; whether it holds the same light curves, its digest tells
         if changed - MACHINE:
@@ -74,17 +75,6 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
                 f"Note: {', '.join(sorted(changed))} changed: the run goes on, but not to the last bit as before."
             )
     return goes_on
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """What an earlier start has written of its settings."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
-    return settings
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import yaml
 from astroco_fast.data.columns import listed
 from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
-from astroco_fast.embed import pick_device
 from astroco_fast.errors import UserError
 from astroco_fast.files import held, whole_file
+from astroco_fast.machine import pick_device
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
 from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
 from astroco_fast.probe.evaluate import evaluate

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from astroco_fast import presets, registry
+from astroco_fast import presets, registry, settings
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_folder, write_text
@@ -92,12 +92,7 @@ def _claim(out: Path, config: ReproduceConfig) -> bool:
     path = out / CONFIG
     if not path.exists():
         return False
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        before = None
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: cannot be read; put it back, or choose another --out")
+    before = settings.read_yaml(path, "put it back, or choose another --out")
     free = FREE if (out / SPLITS).exists() else FREE | PROBED
     changed = sorted({*differences(before, config.to_dict())} - free)
     if changed:
