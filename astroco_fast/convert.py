@@ -1,4 +1,4 @@
-"""`astroco convert IN OUT`: light curves of any kind into a packed store."""
+"""`astroco convert IN OUT`: convert light curves of any kind into a packed store."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ConvertConfig:
             or pattern in quotes.
         output: folder of the store to make.
         band: convert only this band.
-        columns: column names, where they are not found by themselves.
-        clean: what counts as a measurement.
+        columns: names of columns that are not found by themselves.
+        clean: which points and light curves are kept.
     """
 
     input: str

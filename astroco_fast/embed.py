@@ -26,12 +26,13 @@ class EmbedConfig:
 
     Args:
         source: table or folder of light curves (CSV, Parquet, FITS, TFRecord), or a store.
-        out: Parquet file to write: id, band, label, n_points, embedding, a row a light curve; replaced if it exists.
+        out: Parquet file to write, with the columns id, band, label, n_points and embedding, one row a light curve. An
+            existing file is replaced.
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
-        batch_size: windows a forward pass.
-        band: only this band.
-        columns: which columns hold what; default by alias.
-        min_points: curves with fewer good points are left out, and counted.
+        batch_size: windows in a forward pass.
+        band: embed only this band.
+        columns: names of columns that are not found by themselves.
+        min_points: light curves with fewer good points are left out, and counted.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
     """
 
@@ -46,7 +47,11 @@ class EmbedConfig:
 
 
 def write_embeddings(config: EmbedConfig) -> int:
-    """Run the command; gives the number of light curves embedded. The file appears once it is whole."""
+    """Run the command. The file appears once it is whole.
+
+    Returns:
+        The number of light curves embedded.
+    """
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)
@@ -71,7 +76,7 @@ def write_embeddings(config: EmbedConfig) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `astroco embed`."""
+    """Run `astroco embed`; returns its exit status: 0 done, 2 bad input."""
 
     def body() -> int:
         write_embeddings(commands.parse(EmbedConfig, "astroco embed", "Embed light curves.", argv, ("source", "out")))

@@ -1,7 +1,7 @@
-"""Embeddings of light curves: one vector a curve, with its id.
+"""Embeddings of light curves: one vector for each curve, with its id.
 
-A curve longer than a window is cut into sequential windows, and its vector is the mean of their embeddings weighted by
-their points: the mean over all of its points.
+A curve that is longer than a window is cut into sequential windows. Its vector is the mean of their embeddings,
+weighted by their numbers of points, which is the mean over all points of the curve.
 """
 
 import warnings
@@ -41,16 +41,15 @@ def embed(
         model: an encoder with AstroCo's call and `config.window`; used in evaluation mode, on its device.
         curves: whatever `astroco_fast.data.sources.open_source` takes: a list of (L, 3) arrays with columns time
             (days), magnitude, uncertainty; a pandas, Arrow or astropy table; the path of a file, a folder or a store.
-        batch_size: windows a forward pass.
-        columns: which columns hold what; default by alias.
-        band: only this band.
-        min_points: curves with fewer good points have no embedding.
+        batch_size: windows in a forward pass.
+        columns: names of columns that are not found by themselves.
+        band: embed only this band.
+        min_points: light curves with fewer good points get no embedding.
 
     Returns:
-        For a list of arrays: float32 (n, D), row i for curve i; NaN where a curve has too few good points, with a
-        warning that counts them. For everything else: a pandas frame with the columns id, band, label, n_points and
-        embedding (a float32 array (D,) each), without the curves that have too few good points, with a warning that
-        counts them.
+        For a list of arrays: float32 (n, D), row i for curve i; NaN where a curve has too few good points. For
+        everything else: a pandas frame with the columns id, band, label, n_points and embedding (a float32 array (D,)
+        each), without the curves that have too few good points. Either way a warning counts these curves.
 
     Raises:
         UserError: input that cannot be read, an (id, band) that comes twice, or nothing left; see `open_source`.
@@ -70,7 +69,18 @@ def embed(
 def embed_tables(
     model: nn.Module, source: Source, dropped: Counter[str], batch_size: int = 256, min_points: int = 1
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of `embed` as Arrow batches, in bounded memory; adds to `dropped` what was left out, by reason."""
+    """Embed a source in bounded memory.
+
+    Args:
+        model: as for `embed`.
+        source: the light curves.
+        dropped: is increased by the points and curves that were left out, by reason.
+        batch_size: windows in a forward pass.
+        min_points: light curves with fewer good points are left out.
+
+    Yields:
+        Arrow record batches with the columns id, band, label, n_points and embedding, one row a light curve.
+    """
     config = CleanConfig(min_points=min_points)
     seen = Seen()
     was_training = model.training
@@ -88,7 +98,7 @@ def embed_tables(
 
 @torch.inference_mode()
 def embed_batch(model: nn.Module, curves: CurveBatch, batch_size: int = 256) -> NDArray[np.float32]:
-    """Embeddings (n, D) of n clean light curves, none of them empty; the model is taken as it is (mode, device)."""
+    """Embeddings (n, D) of n clean light curves, none of them empty. The model's mode and device stay as they are."""
     size = _config(model).window
     device = next(model.parameters()).device
     table = window_table(curves.offsets, size)
@@ -120,7 +130,7 @@ def _table(curves: CurveBatch, vectors: NDArray[np.float32]) -> pa.RecordBatch:
 
 
 def _aligned(tables: Sequence[pa.RecordBatch], n: int, model: nn.Module) -> NDArray[np.float32]:
-    """Rows put back to the places of the list's items, whose ids are their places."""
+    """Embeddings (n, D) in the order of a list's n items, whose ids are their places in the list."""
     out = np.full((n, _config(model).width), np.nan, dtype=np.float32)
     missing = n - sum(table.num_rows for table in tables)
     for table in tables:
@@ -136,5 +146,5 @@ def _config(model: nn.Module) -> ModelConfig:
 
 
 def because(dropped: Counter[str]) -> str:
-    """What was left out, by reason, as the end of a message; empty if nothing was."""
+    """The end of a message that says what was left out, and why; empty if nothing was."""
     return f"; dropped {', '.join(f'{count} {reason}' for reason, count in dropped.items())}" if dropped else ""

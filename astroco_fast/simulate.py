@@ -1,4 +1,4 @@
-"""`astroco simulate OUT`: a simulated survey of variable stars, as a table or as a packed store."""
+"""`astroco simulate OUT`: simulate a survey of variable stars, as a table or as a packed store."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,9 +36,10 @@ class SimulateConfig:
     """Settings of `astroco simulate`.
 
     Args:
-        output: file to write, one row a star with list columns, if it ends in .parquet; else folder of a packed store.
-        stars: how many stars.
-        seed: of the survey; the same seed gives the same stars.
+        output: what to write: a table with one row a star and list columns, if the name ends in .parquet; else the
+            folder of a packed store.
+        stars: number of stars.
+        seed: seed of the survey; the same seed gives the same stars.
     """
 
     output: str
@@ -76,16 +77,16 @@ def _simulate(argv: Sequence[str] | None) -> int:
 
 
 def write_table(path: Path, n_stars: int, seed: int) -> int:
-    """Write a simulated survey as a Parquet table, one row a star; under a temporary name first, renamed last.
+    """Write a simulated survey as a Parquet table, one row a star. The file appears once it is whole.
 
     Columns: id, survey ("simulated"), band, label, period (true, days), mjd (list of float64), mag, err (lists of
-    float32). The file's metadata say `simulated: true` and the seed.
+    float32). The file's metadata hold `simulated: true` and the seed.
 
     Returns:
         The number of points of all stars together.
 
     Raises:
-        UserError: `path` exists, or cannot be written.
+        UserError: `path` exists already, or cannot be written.
     """
     if path.exists():
         raise UserError(f"{path} exists already: remove it, or choose another name")

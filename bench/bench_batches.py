@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.batches import WindowBatches, prefetch
-from astroco_fast.data.masking import draw_masks
+from astroco_fast.data.masking import draw_roles
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
 from astroco_fast.data.windows import epoch_order, window_table
@@ -66,7 +66,7 @@ def test_assemble(benchmark, store, full, random):
 def test_masks_alone(benchmark):
     """Drawing roles and sources, without data."""
     lengths, windows = np.full(BATCH, SIZE), np.arange(BATCH)
-    benchmark(lambda: draw_masks(lengths, windows, SIZE, seed=0, epoch=1))
+    benchmark(lambda: draw_roles(lengths, windows, SIZE, seed=0, epoch=1))
     windows_per_second(benchmark, BATCH)
 
 

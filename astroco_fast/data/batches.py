@@ -1,4 +1,4 @@
-"""Batches of windows, assembled by vectorised indexing of the store, and the thread that makes them ahead of time."""
+"""Batches of windows: assembled by vectorised indexing of the points, and made ahead of time by a thread."""
 
 import queue
 import threading
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Points(Protocol):
-    """The part of a store that batches need: flattened points (P,) of light curves, and where each begins."""
+    """The P points of light curves, end to end, and where each curve begins: a `Store` or a `CurveBatch`."""
 
     @property
     def time(self) -> Float64Array: ...
@@ -38,15 +38,15 @@ class Points(Protocol):
 
 @dataclass
 class Batch:
-    """B windows padded to T positions; the real points of each come first. Everything is zero at padding.
+    """B windows padded to T positions. The real points of each come first; everything is zero at padding.
 
     time: float32 (B, T), days, zero-mean over the window's real points (centred in float64).
-    mag: float32 (B, T), what the model sees: centred as `target`, random points replaced. Hiding is the model's, but
-        for evaluation hidden points are zero here already.
+    mag: float32 (B, T), magnitudes that the model sees: centred as `target`, with random points replaced. The model
+        hides the hidden points itself, except in evaluation, where they are zero here already.
     err: float32 (B, T), magnitudes.
     target: float32 (B, T), the true magnitude, zero-mean over the window's real points (centred in float64).
-    role: uint8 (B, T), 0 where not probed, else `HIDDEN`, `RANDOM` or `UNCHANGED`.
-    lengths: int64 (B,), real points.
+    role: uint8 (B, T), `HIDDEN`, `RANDOM` or `UNCHANGED`; 0 where a point is not probed.
+    lengths: int64 (B,), number of real points.
     index: int64 (B,), the window's place in the table; -1 for an empty slot.
     """
 
@@ -60,14 +60,14 @@ class Batch:
 
 
 class WindowBatches:
-    """Makes batches of a store's windows, masks drawn.
+    """Assembles batches of windows, and draws their masks.
 
     Args:
-        store: the points; memory maps are read where needed, and never copied whole.
+        store: the points. Memory maps are read where needed, and never copied whole.
         table: the windows, of `size` points at most.
         size: T, the width of every batch.
-        seed: of the masks and of random windows.
-        random: redraw where windows begin, each training epoch (`random_windows`). Evaluation's windows stay.
+        seed: seed of the masks and of random windows.
+        random: redraw where windows begin in each training epoch (`random_windows`). Evaluation's windows stay.
 
     Raises:
         UserError: a window of the table is longer than `size`.
@@ -76,7 +76,7 @@ class WindowBatches:
     def __init__(self, store: Points, table: WindowTable, size: int, seed: int, random: bool = False) -> None:
         if len(table) and table.length.max() > size:
             raise UserError(f"windows of {table.length.max()} points do not fit the window size {size}")
-        # As plain arrays: indexing an np.memmap costs a Python-level view each time.
+        # Plain arrays, because indexing an np.memmap makes a Python-level view each time.
         self._time: Float64Array = np.asarray(store.time)
         self._mag: Float32Array = np.asarray(store.mag)
         self._err: Float32Array = np.asarray(store.err)
@@ -91,11 +91,11 @@ class WindowBatches:
         return len(self._table)
 
     def assemble(self, indices: npt.ArrayLike, epoch: int | None) -> Batch:
-        """Gather windows, centre them, and draw their masks. What it returns is the caller's: nothing is shared.
+        """Gather windows, centre them, and draw their masks. The arrays of the batch are new.
 
         Args:
             indices: integers (B,), windows of the table, in any order; -1 is an empty slot (all padding, length 0).
-            epoch: with the seed and the index, names the masks; 0 for evaluation; None: no masks, nothing is probed.
+            epoch: what the masks depend on, with the seed and the index; 0 for evaluation; None: nothing is probed.
 
         Raises:
             IndexError: an index outside the table.
@@ -114,13 +114,13 @@ class WindowBatches:
             draw = draw_roles(lengths, index, self._size, self._seed, epoch)
             shown[draw.row, draw.position] = target[draw.row, draw.source]
             role = draw.role
-            if epoch == EVALUATION_EPOCH:  # so that no model's own way of hiding can leak what is asked for
+            if epoch == EVALUATION_EPOCH:  # so that no model can see what it is asked for, however it hides
                 shown[role == HIDDEN] = 0
         err = np.multiply(err, real, dtype=np.float32)
         return Batch(_centred(time, real, lengths), shown, err, target, role, lengths, index)
 
     def _place(self, index: Int64Array, epoch: int | None) -> tuple[Int64Array, Int64Array]:
-        """First point and number of points, int64 (B,) each; empty slots have length 0."""
+        """The first point and the number of points of each window, int64 (B,); empty slots have length 0."""
         taken = index >= 0
         start, lengths = np.zeros_like(index), np.zeros_like(index)
         if self._random and epoch is not None and epoch != EVALUATION_EPOCH:
@@ -131,10 +131,10 @@ class WindowBatches:
         return start, lengths
 
     def _gather(self, start: Int64Array, lengths: Int64Array) -> tuple[Float64Array, Float32Array, Float32Array]:
-        """Points (B, T) of the windows; padding repeats a window's last point, so that every value is a finite one."""
+        """Points (B, T) of the windows. Padding repeats a window's last point, so that every value is finite."""
         offset = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
         offset += start[:, None]
-        # "clip" only spares numpy a pass of checks: every index is in range.
+        # Every index is in range: "clip" only saves numpy's check of that.
         return (
             self._time.take(offset, mode="clip"),
             self._mag.take(offset, mode="clip"),
@@ -143,18 +143,18 @@ class WindowBatches:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep freed memory of a batch's size, rather than give it back to the system each time.
+    """Make the C library keep freed blocks of a batch's size, rather than return them to the system each time.
 
-    glibc returns blocks above a threshold at once, and the page faults of getting them anew cost a third of a batch's
-    time. Freeing one larger block, never touched, raises the threshold for good. Harmless elsewhere.
+    glibc returns blocks above a threshold at once, and the page faults of getting new ones take a third of a batch's
+    time. Freeing one larger block, which is never touched, raises the threshold for good. It does no harm elsewhere.
     """
     np.empty(30 << 20, dtype=np.uint8)
 
 
 def _centred(values: npt.NDArray[Any], real: Float64Array, lengths: Int64Array) -> Float32Array:
-    """Values (B, T) less their mean over the real points, in float64, as float32; zero at padding.
+    """Values (B, T) minus their mean over the real points, computed in float64, as float32; zero at padding.
 
-    `real` (B, T) is 1 at real points and 0 at padding: multiplying is several times faster than selecting.
+    `real` (B, T) is 1 at real points and 0 at padding: multiplying by it is several times faster than selecting.
     """
     exact = np.multiply(values, real, dtype=np.float64)
     mean = exact.sum(axis=1) / np.maximum(lengths, 1)
@@ -163,19 +163,17 @@ def _centred(values: npt.NDArray[Any], real: Float64Array, lengths: Int64Array) 
 
 
 class Prefetcher(Generic[Result]):
-    """Results made ahead by one background thread, in order: iterate, and `close` (or use `with`) when done early.
+    """An iterator over results that one background thread makes ahead, in order; made by `prefetch`.
 
-    `wait_seconds` is how long the consumer has waited for results so far.
-
-    Made by `prefetch`.
+    `close` it, or use `with`, to stop early. `wait_seconds` is how long the consumer has waited for results so far.
     """
 
     def __init__(self, items: Iterable[Item], work: Callable[[Item], Result], depth: int) -> None:
         self.wait_seconds = 0.0
         self._queue: queue.Queue[_Outcome[Result]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
-        # The thread holds no reference to this object, so that dropping the object, or leaving the interpreter, stops
-        # the thread. It is a daemon because the interpreter waits for other threads before it runs any finaliser.
+        # The thread holds no reference to this object, so that it stops when the object is dropped or the interpreter
+        # ends. It is a daemon because the interpreter waits for other threads before it runs any finaliser.
         thread = threading.Thread(
             target=_produce, args=(items, work, self._queue, self._stopped), name="astroco-prefetch", daemon=True
         )
@@ -205,7 +203,7 @@ class Prefetcher(Generic[Result]):
         self.close()
 
     def close(self) -> None:
-        """Stop the thread and drop what it had made; waits for the result it is at. May be called twice."""
+        """Stop the thread, after the result that it is making, and drop its results. May be called twice."""
         self._finalizer()
 
 
@@ -215,9 +213,10 @@ def prefetch(items: Iterable[Item], work: Callable[[Item], Result], depth: int =
     An exception in `work` or in `items` is raised in the consumer, after the results that came before it.
 
     Args:
-        items: taken one by one in the background thread.
-        work: for batches, `lambda indices: batches.assemble(indices, epoch)`; numpy lets other threads run meanwhile.
-        depth: bound of the queue, 1 or more.
+        items: iterated in the background thread.
+        work: makes a result, such as `lambda indices: batches.assemble(indices, epoch)`. numpy lets other threads run
+            meanwhile.
+        depth: the most results that wait in the queue, 1 or more.
     """
     if depth < 1:
         raise ValueError(f"the depth of prefetching must be at least 1, not {depth}")
@@ -244,14 +243,14 @@ def _produce(
                 return
             results.put(_Outcome(value=result))
         results.put(_Outcome(last=True))
-    except BaseException as error:  # whatever it is, it is the consumer's
+    except BaseException as error:  # of any kind: the consumer raises it
         results.put(_Outcome(last=True, error=error))
 
 
 def _shut_down(thread: threading.Thread, results: "queue.Queue[Any]", stopped: threading.Event) -> None:
     stopped.set()
-    # A thread blocked on a full queue needs room to see the flag; after that, it puts one result at most. The garbage
-    # collector may call this from the thread itself, which is then not blocked and will see the flag.
+    # A thread that waits at a full queue needs room before it sees the flag; after that, it puts at most one result.
+    # The garbage collector may call this from the thread itself, which then does not wait, and will see the flag.
     while thread.is_alive() and thread is not threading.current_thread():
         try:
             results.get_nowait()

@@ -1,4 +1,4 @@
-"""Drop what is not a measurement, and count what was dropped and why."""
+"""Cleaning: drop what is not a measurement, and count what was dropped and why."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ BAD_ERROR = "points: error not positive"
 SHORT_POINTS = "points: in curves that are too short"
 SHORT_CURVES = "curves: too few points"
 
-# No calendar in use counts more days than this (JD is 2.5 million), and no curve lasts 2,700 years: beyond, the column
-# is in seconds, or mixes JD with MJD.
+# Days. Beyond these limits the column of times is in seconds, or mixes JD with MJD: no calendar in use counts more than
+# LATEST_TIME days (JD is at 2.5 million), and no light curve lasts 2,700 years.
 LATEST_TIME = 1e7
 LONGEST_CURVE = 1e6
 
 
 @dataclass(frozen=True)
 class CleanConfig:
-    """What counts as a measurement, and as a light curve.
+    """Which points are measurements, and which curves are long enough.
 
     Args:
-        min_points: curves with fewer good points than this are dropped.
-        sentinel: a magnitude this large in absolute value, or an error this large, stands for "no measurement"
-            (surveys write -99, 99.999, -999, 9999 ...).
+        min_points: light curves with fewer good points than this are dropped.
+        sentinel: a magnitude of this absolute value or more, or an error of this value or more, stands for "no
+            measurement" (surveys write -99, 99.999, -999, 9999 ...).
     """
 
     min_points: int = 10
@@ -45,16 +45,16 @@ class CleanConfig:
 
 
 def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBatch, Counter[str]]:
-    """Drop bad points, sort each curve by time, drop curves left with too few points.
+    """Drop bad points, sort each curve by time, and drop curves that are left with too few points.
 
-    Points with equal times are kept, in the order in which they came. A point bad in several ways is counted once,
-    under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
+    Points with equal times are kept, in the order in which they came. A point that is bad in several ways is counted
+    once, under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
 
     Returns:
-        The clean curves, and how many points and curves were dropped by reason (this module's constants).
+        The clean curves, and the numbers of points and curves that were dropped, by reason (this module's constants).
 
     Raises:
-        UserError: the times of a curve that is kept are not days (says which curve and where it comes from).
+        UserError: the times of a curve that is kept are not days; names the curve and where it comes from.
     """
     config = config or CleanConfig()
     dropped: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def sort_by_time(batch: CurveBatch) -> CurveBatch:
 
 
 def _check_times(batch: CurveBatch) -> None:
-    """Curves are sorted and have at least one point each."""
+    """Refuse times that are not days. The curves are sorted and have at least one point each."""
     if not len(batch):
         return
     first, last = batch.time[batch.offsets[:-1]], batch.time[batch.offsets[1:] - 1]

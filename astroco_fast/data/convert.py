@@ -1,4 +1,7 @@
-"""Convert light curves of any kind into a packed store, in bounded memory; an interrupted conversion goes on."""
+"""Conversion of light curves of any kind into a packed store, in bounded memory.
+
+A conversion that was interrupted goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,17 @@ _BAND = "band: "
 
 @dataclass
 class ConversionReport:
-    """What a conversion read, dropped and kept; `str()` gives a small table.
+    """What a conversion has read, dropped and kept; `str()` gives a small table.
 
     Attributes:
-        source: what was read.
+        source: name of what was read.
         out: the store's folder.
-        read: `curves` and `points` read.
-        kept: `curves` and `points` in the store.
-        dropped: reason -> how many ("points: ..." or "curves: ...").
-        bands: band -> curves kept ("" where unknown).
+        read: numbers of `curves` and `points` read.
+        kept: numbers of `curves` and `points` in the store.
+        dropped: reason -> number of points or curves ("points: ..." or "curves: ...").
+        bands: band -> number of curves kept ("" where unknown).
         simulated: whether any of the curves read is simulated.
-        notes: what happened on the way (resumed, earlier progress discarded, already there).
+        notes: what the user should know (resumed, earlier progress discarded, already there ...).
     """
 
     source: str
@@ -70,20 +73,20 @@ def convert(
     provenance: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> ConversionReport:
-    """Read, clean and write light curves into a new store.
+    """Read light curves, clean them, and write them into a new store.
 
-    The store is written to `<out>.partial` and renamed last, so `out` is whole or absent. A conversion that was
+    The store is written to `<out>.partial` and renamed last, so that `out` is whole or absent. A conversion that was
     stopped goes on when it is called again with the same source and options, and gives the same bytes.
 
     Args:
-        source: anything `open_source` takes, an iterable of `CurveBatch` included.
-        out: folder to make. Where it is a store of the same source and options already, nothing is done.
+        source: anything that `open_source` takes, an iterable of `CurveBatch` included.
+        out: folder to make. If it is a store of the same source and options already, nothing is done.
         columns: the user's choice of columns.
         band: convert only this band.
-        clean: what counts as a measurement.
-        provenance: plain facts to keep in the manifest (a seed ...), besides whether any curve is `simulated`, which
-            the curves themselves say. For a source that is not files they also say which source it is; without them
-            such a conversion cannot be resumed.
+        clean: which points and curves are kept.
+        provenance: plain facts to keep in the manifest (a seed ...). Whether any curve is `simulated` is added, as the
+            curves say. For a source that is not files, these facts also identify the source: without them such a
+            conversion cannot be resumed.
         progress: show a progress bar, on a terminal.
 
     Raises:
@@ -110,7 +113,7 @@ def convert(
                 if not partial.curves:
                     raise UserError(_nothing_left(report, clean))
             except UserError:
-                # A step on disk may be of use yet (a file that could not be read for a moment); less is litter.
+                # A step on disk is kept for another try (a file may be unreadable for a moment only); less is litter.
                 if not partial.steps:
                     partial.discard()
                 raise
@@ -141,7 +144,7 @@ def _write(source: Source, partial: StoreWriter, clean: CleanConfig, progress: b
 def _plan(
     source: Source, columns: Columns, band: str | None, clean: CleanConfig, provenance: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """All that decides the content of the store, as plain data; `source` is None where it cannot be told."""
+    """Everything that decides the content of the store, as plain data; `source` is None where it is unknown."""
     plan = {
         "source": source.identity if source.identity is not None else provenance,
         "columns": asdict(columns),
@@ -149,13 +152,17 @@ def _plan(
         "clean": asdict(clean),
         "package_version": astroco_fast.__version__,
     }
-    # As it will be read back: a plan on disk must compare equal.
+    # Through JSON, because it is compared with a plan that was read from disk.
     plain: dict[str, Any] = json.loads(json.dumps(plan, default=str))
     return plain
 
 
 def _already_there(out: Path, plan: dict[str, Any]) -> ConversionReport:
-    """The report of a store made by this plan; whatever else stands at `out` is in the way."""
+    """The report of the store at `out`, if this plan made it.
+
+    Raises:
+        UserError: something else is at `out`.
+    """
     if not Store.is_store(out):
         raise UserError(f"{out}: exists and is not a store; choose another output, or remove it")
     made = {**read_manifest(out)["provenance"]["plan"], "package_version": plan["package_version"]}
@@ -181,12 +188,12 @@ def _report(name: str, out: Path, partial: StoreWriter) -> ConversionReport:
 
 
 def _report_of(out: Path, note: str) -> ConversionReport:
-    """The report that a store was made with."""
+    """The report of a store's conversion, from its manifest, with a note."""
     return ConversionReport(**read_manifest(out)["report"], out=str(out), notes=[note])
 
 
 def _manifest(report: ConversionReport, plan: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """Without times of day or names of this machine's own, so that one input gives one manifest."""
+    """The manifest, without times of day or names of this machine, so that one input gives one manifest."""
     saved = {name: value for name, value in asdict(report).items() if name not in ("out", "notes")}
     return {
         "counts": {**report.kept, "dropped": report.dropped},

@@ -1,4 +1,4 @@
-"""The one form in which light curves travel: a batch of curves, their points laid end to end."""
+"""The form in which all light curves are handed on: a batch of curves with their points end to end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class CurveBatch:
         mag: (P,) float32, magnitudes. +inf says that the flux was not positive.
         err: (P,) float32, magnitudes, one standard deviation.
         source: where the curves come from, for messages.
-        simulated: whether these are simulated rather than observed light curves; goes with them wherever they go.
+        simulated: whether these light curves are simulated rather than observed.
 
     Raises:
-        UserError: the arrays do not fit together.
+        UserError: the arrays' lengths do not fit together.
     """
 
     ids: NDArray[np.object_]
@@ -58,12 +58,12 @@ class CurveBatch:
 
     @property
     def n_points(self) -> int:
-        """P, the number of points of all curves together."""
+        """P, the number of points of all curves."""
         return len(self.time)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) int64, points per curve."""
+        """(n,) int64, the number of points of each curve."""
         return np.diff(self.offsets)
 
     def select(self, keep: NDArray[np.bool_]) -> CurveBatch:
@@ -83,7 +83,7 @@ class CurveBatch:
         )
 
     def select_points(self, keep: NDArray[np.bool_]) -> CurveBatch:
-        """The same n curves with only the points where `keep` (P,) is True; a curve may be left empty."""
+        """The same n curves with only the points where `keep` (P,) is True. A curve may be left without points."""
         if keep.all():
             return self
         kept_before = np.concatenate([[0], np.cumsum(keep)])
@@ -127,18 +127,18 @@ class CurveBatch:
 
 
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
-    """(n + 1,) int64 offsets of curves of these (n,) lengths laid end to end."""
+    """(n + 1,) int64, the offsets of curves of these (n,) lengths that lie end to end."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 def to_float32(values: ArrayLike) -> NDArray[np.float32]:
-    """Cast to contiguous float32; what is too large for it becomes infinite, and so is found by the cleaning."""
+    """Cast to contiguous float32. Values that are too large become infinite, which the cleaning drops."""
     with np.errstate(over="ignore", under="ignore"):
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def two_labels(source: str, star: str, one: str, other: str) -> str:
-    """The message for a star with two labels."""
+    """The error message for a star with two labels."""
     return (
         f"{source or 'light curves'}: id {star!r} has two labels, {one!r} and {other!r}; keep one of them, "
         "or name another column by --columns.label"

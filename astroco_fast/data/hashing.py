@@ -2,17 +2,16 @@
 
 The draw for (stream, seed, epoch, window, position) needs no state.
 
-Every random decision of the pipeline is `hash64` of the numbers that name it. So it is the same whatever the rank, the
-batch, the device, the order of work or the point a run was resumed at, and on every machine: the hash is integer
-arithmetic modulo 2^64 alone.
+Every random decision of the pipeline is `hash64` of the numbers that name it. It is therefore the same for every rank,
+batch, device, order of work and resumed run, and on every machine, since the hash is integer arithmetic modulo 2^64.
 
 The hash chains SplitMix64's finaliser (Steele, Lea and Flood 2014) over the counters c1, c2, ...:
 
     h <- 0;  for each c:  h <- finalise((h xor c) + 0x9e3779b97f4a7c15)
     finalise(z):  z ^= z >> 30;  z *= 0xbf58476d1ce4e5b9;  z ^= z >> 27;  z *= 0x94d049bb133111eb;  z ^= z >> 31
 
-With one counter 0, 1, 2 ... times the added constant it is SplitMix64 itself. Each step is a bijection of the last
-counter, so draws that differ in the last counter alone never collide.
+With one counter, which takes the values 0, 1, 2 ... times the added constant, it is SplitMix64 itself. Each step is a
+bijection of the last counter, so that draws that differ only in the last counter never collide.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from astroco_fast.errors import UserError
 
 UInt64Array = npt.NDArray[np.uint64]
 
-# The first counter says what a draw is for, so that no two uses ever share a draw.
+# The first counter says what a draw is for, so that no two uses share a draw.
 STREAM_MASK = 1
 STREAM_SOURCE = 2
 STREAM_ORDER = 3
@@ -48,26 +47,26 @@ def hash64(*counters: Any) -> UInt64Array:
     """Hash integers to 64 uniform bits.
 
     Args:
-        counters: integers or integer arrays of shapes that broadcast; negative ones count modulo 2^64. The order of
-            the counters matters. Putting the array that varies fastest last is the cheapest.
+        counters: integers or integer arrays of shapes that broadcast; negative ones are taken modulo 2^64. Their order
+            matters. It is cheapest to put the array that varies fastest last.
 
     Returns:
         uint64 array of the broadcast shape (of shape () if all counters are plain integers).
     """
     state: Any = np.uint64(0)
-    with np.errstate(over="ignore"):  # numpy warns of wrapping for scalars, and wrapping is meant
+    with np.errstate(over="ignore"):  # numpy warns when scalars wrap, which is intended
         for counter in counters:
             state = _finalise((state ^ _as_uint64(counter)) + _INCREMENT)
     return np.asarray(state, dtype=np.uint64)
 
 
 def uniform(bits: UInt64Array) -> npt.NDArray[np.float64]:
-    """Uniform float64 numbers in [0, 1) of 64 random bits each: the 53 high bits, exactly."""
+    """Uniform float64 numbers in [0, 1), each made exactly of the 53 high bits of 64 random bits."""
     return (bits >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
 def normal(bits: UInt64Array, more_bits: UInt64Array) -> npt.NDArray[np.float64]:
-    """Standard normal float64 numbers of two independent sets of random bits of one shape (Box-Muller)."""
+    """Standard normal float64 numbers, made of two independent sets of random bits of one shape (Box-Muller)."""
     radius = np.sqrt(-2.0 * np.log1p(-uniform(bits)))
     return radius * np.cos(2.0 * np.pi * uniform(more_bits))
 
@@ -82,7 +81,7 @@ def _as_uint64(counter: Any) -> Any:
 
 
 def _finalise(z: Any) -> Any:
-    """SplitMix64's finaliser; `z` is fresh, so that arrays are worked on in place."""
+    """SplitMix64's finaliser. It changes `z` in place, which the caller must not need again."""
     z ^= z >> _SHIFT_1
     z *= _MULTIPLIER_1
     z ^= z >> _SHIFT_2
@@ -94,7 +93,8 @@ def _finalise(z: Any) -> Any:
 def star_hash(ids: Iterable[str]) -> UInt64Array:
     """(n,) uint64, the first 8 bytes (little-endian) of the BLAKE2b-64 hash of each id's UTF-8 text.
 
-    The same on every machine and in every run. It takes the id without the band: bands of one star share a hash.
+    The hash is the same on every machine and in every run. It does not depend on the band, so that all bands of a star
+    share it.
     """
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
@@ -110,7 +110,7 @@ def split_of(hashes: UInt64Array, fractions: Sequence[float] = (0.8, 0.1, 0.1)) 
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise UserError(f"split fractions must be three numbers >= 0 that add to 1, not {tuple(fractions)}")
-    # The last cut is left out: rounding in the sum must not leave a star outside of every part.
+    # The last cut is left out, because a rounded sum below 1 would leave stars outside every part.
     cuts = np.cumsum(np.asarray(fractions, dtype=np.float64))[:-1]
     if fractions[2] == 0:
         cuts[1] = 1.0

@@ -1,8 +1,8 @@
-"""Which points of a window are probed, and what stands in their place: the pretraining task.
+"""Masking, the pretraining task: which points of a window are probed, and what stands in their place.
 
-Of n real points, round(n/2) are probed (half to even): round(n/10) of them show another point's magnitude of the same
-window ("random"), round(n/10) are shown as they are ("unchanged"), and the rest, about 30 % of n, are hidden. The
-draw is a function of (seed, epoch, window index) alone.
+Of n real points, round(n/2) are probed (rounded half to even). Of these, round(n/10) show the magnitude of another
+point of the same window ("random"), round(n/10) are shown as they are ("unchanged"), and the rest, about 30 % of n, are
+hidden. The draw is a function of (seed, epoch, window index) alone.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,10 @@ import numpy.typing as npt
 from astroco_fast.data.hashing import STREAM_MASK, STREAM_SOURCE, hash64
 
 HIDDEN, RANDOM, UNCHANGED = 1, 2, 3
-EVALUATION_EPOCH = 0  # training epochs count from 1, so evaluation never sees a training epoch's masks
+EVALUATION_EPOCH = 0  # training epochs count from 1, so that evaluation has masks of its own
 
-# A sort key is 48 random bits above the 16 bits of the position. Their number is fixed, rather than fitted to the
-# padded width, so that the draw for a window does not depend on how far it is padded.
+# A sort key is 48 random bits above the 16 bits of the position. The number of bits does not follow the padded width,
+# so that the draw for a window does not depend on how far it is padded.
 _POSITION_BITS = np.uint64(16)
 _POSITION_MASK = np.uint64(0xFFFF)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -27,11 +27,11 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class MaskDraw(NamedTuple):
-    """The roles of the points of B windows, and the replacements, listed.
+    """The roles of the points of B windows, and a list of the R random points.
 
-    role: uint8 (B, T), 0 where a point is not probed (and at padding).
-    row, position, source: int64 (R,), the random points: window row, position in it, and the position in the same
-        window whose magnitude stands there.
+    role: uint8 (B, T), `HIDDEN`, `RANDOM` or `UNCHANGED`; 0 where a point is not probed, and at padding.
+    row, position, source: int64 (R,), for each random point its window, its position in the window, and the position
+        in the same window whose magnitude it shows.
     """
 
     role: UInt8Array
@@ -41,9 +41,9 @@ class MaskDraw(NamedTuple):
 
 
 def role_counts(lengths: npt.NDArray[np.integer]) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """How many points of windows of `lengths` (B,) real points are hidden, random and unchanged: three int64 (B,).
+    """Numbers of hidden, random and unchanged points in windows of `lengths` (B,) real points: three int64 (B,).
 
-    A window of two or more points has at least one probed point; a single point is never probed.
+    A window of two or more points has at least one probed point. A single point is never probed.
     """
     lengths = np.asarray(lengths)
     probed = np.rint(lengths / 2).astype(np.int64)
@@ -54,13 +54,13 @@ def role_counts(lengths: npt.NDArray[np.integer]) -> tuple[Int64Array, Int64Arra
 def draw_roles(
     lengths: npt.NDArray[np.integer], window_index: Int64Array, width: int, seed: int, epoch: int
 ) -> MaskDraw:
-    """Draw the roles of the points of B windows, the replacements as a list.
+    """Draw the roles of the points of B windows.
 
     Args:
-        lengths: integers (B,), real points of each window; these are its first positions. 0 for an empty slot.
-        window_index: int64 (B,), the number that names each window (its place in the whole table).
+        lengths: integers (B,), the number of real points of each window, which are its first; 0 for an empty slot.
+        window_index: int64 (B,), the place of each window in the whole table.
         width: T, the padded width, at least max(lengths).
-        seed, epoch: name the draw, with the window index; epoch 0 is evaluation's.
+        seed, epoch: what the draw depends on, with the window index; epoch 0 is evaluation's.
 
     Raises:
         ValueError: a length above the width, or a width above 65536.
@@ -78,8 +78,8 @@ def draw_roles(
 
     keys = _sort_keys(points, window_index, width, seed, epoch)
     ranked = np.sort(keys, axis=1)
-    # The points of lowest key are random, the next unchanged, the next hidden. Comparing every key with the three
-    # bounds replaces a scatter by rank. There is a key at each bound, since fewer points are probed than there are.
+    # The points with the lowest keys are random, the next unchanged, the next hidden. Comparing every key with three
+    # bounds is faster than scattering by rank. Each bound is a key, since some points are not probed.
     rows = np.arange(len(points))
     role = (keys < ranked[rows, hidden + random + unchanged][:, None]).view(np.uint8)  # HIDDEN, so far
     role += (keys < ranked[rows, random + unchanged][:, None]).view(np.uint8) * np.uint8(UNCHANGED - HIDDEN)
@@ -93,28 +93,10 @@ def draw_roles(
     return MaskDraw(role, row, position, source)
 
 
-def draw_masks(
-    lengths: npt.NDArray[np.integer], window_index: Int64Array, width: int, seed: int, epoch: int
-) -> tuple[UInt8Array, Int64Array]:
-    """Draw the roles of the points of B windows, and where each point's shown magnitude comes from.
-
-    Args: as for `draw_roles`.
-
-    Returns:
-        role: uint8 (B, T), 0 (not probed, or padding), `HIDDEN`, `RANDOM` or `UNCHANGED`.
-        source: int64 (B, T), the position in the same window whose magnitude stands at this one: itself, except at
-            random points.
-    """
-    draw = draw_roles(lengths, window_index, width, seed, epoch)
-    source = np.tile(np.arange(width), (len(draw.role), 1))
-    source[draw.row, draw.position] = draw.source
-    return draw.role, source
-
-
 def _sort_keys(
     lengths: Int64Array, window_index: Int64Array, width: int, seed: int, epoch: int
 ) -> npt.NDArray[np.uint64]:
-    """uint64 (B, T): 48 random bits, then the position; padding comes last."""
+    """Sort keys, uint64 (B, T): 48 random bits above the position; the largest number at padding."""
     position = np.arange(width, dtype=np.uint64)
     keys = hash64(STREAM_MASK, seed, epoch, window_index[:, None], position)
     keys &= ~_POSITION_MASK

@@ -18,6 +18,7 @@ from astroco_fast.data.curves import CurveBatch, two_labels
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
+from astroco_fast.files import write_text
 
 # Up to BUFFER_POINTS are grouped in memory. More are first cut, by the hash of the id, into files of about
 # PARTITION_POINTS each, so that all points of a star are in one of them.
@@ -54,7 +55,7 @@ def partitions(
             if waiting and not skip:
                 yield pa.Table.from_batches(waiting)
             if files:
-                done.write_text(json.dumps({"partitions": len(files)}))
+                write_text(done, json.dumps({"partitions": len(files)}))
         for file in files[skip:]:
             with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
                 table = stream.read_all()
@@ -158,7 +159,7 @@ def group_points(points: Any, source: str, simulated: bool) -> CurveBatch:
 def _label_of_star(
     star: NDArray[np.int64], label: NDArray[np.int64], words: dict[str, NDArray[np.object_]], source: str
 ) -> NDArray[np.object_]:
-    """(stars,) the label of each star; points without one take no part."""
+    """(stars,) the label of each star, from those of its points that have one."""
     labels = np.append(words["label"], "")
     chosen = np.full(len(words["id"]), len(labels) - 1)
     given = words["label"][label] != "" if len(label) else np.zeros(0, dtype=bool)

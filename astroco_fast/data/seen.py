@@ -11,7 +11,7 @@ from astroco_fast.data.curves import CurveBatch, two_labels
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.errors import UserError
 
-# Keys, rising, and the number of each.
+# Keys in rising order, and the number of each.
 Run = tuple[NDArray[np.uint64], NDArray[np.int32]]
 
 
@@ -48,7 +48,7 @@ class Seen:
         return hashes
 
     def add_rows(self, rows: Any) -> None:
-        """Add light curves that were checked before: an Arrow table with the columns of a store's `curves.parquet`."""
+        """Add light curves that were checked before, given as an Arrow table with the columns of `curves.parquet`."""
         hashes = rows["star_hash"].to_numpy()
         band, label = (np.asarray(rows[name].to_numpy(), dtype=object) for name in ("band", "label"))
         self._curves.add(_curve_keys(hashes, band))
@@ -61,16 +61,16 @@ class Seen:
 
 
 class _Keys:
-    """64-bit keys, each with a number: sorted runs, merged when the last has grown as long as the one before.
+    """A set of 64-bit keys, each with a number, in sorted runs. A run is merged with the one before when it is as long.
 
-    Without numbers no key may come twice; with them it may, with the same number.
+    Without numbers no key may come twice. With numbers a key may come again with the same number.
     """
 
     def __init__(self) -> None:
         self._runs: list[Run] = []
 
     def add(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32] | None = None) -> tuple[int, int] | None:
-        """Add (n,) keys; returns the position of one that may not come, and the number it came with before."""
+        """Add keys (n,). Returns the position of one that may not come, and the number it came with before; or None."""
         order = np.argsort(keys, kind="stable")
         run = keys[order]
         values = np.zeros(len(keys), dtype=np.int32) if numbers is None else numbers[order]
@@ -99,7 +99,7 @@ def _merged(one: Run, other: Run) -> Run:
 
 
 def _curve_keys(hashes: NDArray[np.uint64], bands: NDArray[np.object_]) -> NDArray[np.uint64]:
-    """One key an (id, band)."""
+    """A key (n,) for each (id, band)."""
     names, which = np.unique(bands.astype(str), return_inverse=True)
     with np.errstate(over="ignore"):
         return hashes * np.uint64(0x9E3779B97F4A7C15) + star_hash(names.tolist())[which]

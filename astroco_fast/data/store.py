@@ -1,4 +1,4 @@
-"""The packed store: light curves on disk, memory-mapped, with a manifest that proves them whole."""
+"""The packed store: light curves on disk, memory-mapped, with checksums that show whether it is whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CURVES = "curves.parquet"
-# Little-endian whatever the machine, so that a store can be copied anywhere.
+# Little-endian on every machine, so that a store can be copied to any other.
 POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("err.f32", "<f4")}
 OFFSETS = ("offsets.i64", "<i8")
 FILES = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0], CURVES)
@@ -32,16 +32,16 @@ _CURVES_A_BATCH = 2048
 
 
 class Store:
-    """A converted set of n light curves with P points, opened by `Store.open`; curve i owns points
-    `offsets[i]:offsets[i + 1]`, sorted by time.
+    """n light curves with P points, opened by `Store.open`. Curve i owns the points `offsets[i]:offsets[i + 1]`, which
+    are sorted by time.
 
     Attributes:
-        path: the folder.
-        manifest: its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`.
-        digest: one hash of the contents of all files, to tell stores apart.
-        time: (P,) float64 days; memory-mapped, read-only, as are the next three.
-        mag: (P,) float32 magnitudes.
-        err: (P,) float32 magnitudes.
+        path: the store's folder.
+        manifest: the content of its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`.
+        digest: one hash of the contents of all files, which identifies the store.
+        time: (P,) float64, days. This and the next three are memory-mapped and read-only.
+        mag: (P,) float32, magnitudes.
+        err: (P,) float32, magnitudes.
         offsets: (n + 1,) int64.
     """
 
@@ -56,10 +56,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> Store:
-        """Open a store. Sizes are always compared with the manifest; `verify` compares checksums too (reads it all).
+        """Open a store, and compare it with its manifest.
+
+        Args:
+            path: the store's folder.
+            verify: compare the files' checksums too, which reads all of them, rather than only their sizes.
 
         Raises:
-            UserError: not a store, made by a newer version, or not as it was written.
+            UserError: the folder is not a store, was made by a newer version, or is not as it was written.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -73,7 +77,7 @@ class Store:
 
     @staticmethod
     def is_store(path: str | Path) -> bool:
-        """Whether a folder is a store (of any version, whole or not), by its manifest, or else by its points."""
+        """Whether a folder is a store (of any version, whole or not), by its manifest, or else by its file of times."""
         path = Path(path)
         try:
             content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -92,7 +96,7 @@ class Store:
 
     @property
     def simulated(self) -> bool:
-        """Whether the curves are simulated rather than observed."""
+        """Whether any of the curves are simulated rather than observed."""
         return bool(self.manifest["provenance"].get("simulated", False))
 
     @cached_property
@@ -116,7 +120,7 @@ class Store:
         return np.asarray(self._column("star_hash").to_numpy(), dtype=np.uint64)
 
     def batches(self) -> Iterator[CurveBatch]:
-        """The curves again, copied into memory some at a time."""
+        """The store's curves, copied into memory some at a time."""
         for first in range(0, self.n_curves, _CURVES_A_BATCH):
             last = min(first + _CURVES_A_BATCH, self.n_curves)
             points = slice(int(self.offsets[first]), int(self.offsets[last]))
@@ -143,10 +147,11 @@ class Store:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a store of a version known here.
+    """The content of a store's manifest.
 
     Raises:
-        UserError: no such folder, no manifest, not a store's manifest, a newer schema, or a damaged one.
+        UserError: there is no such folder or no manifest, or the manifest is damaged, is not a store's, or has a newer
+            schema.
     """
     file = path / MANIFEST
     if not path.exists():
@@ -177,7 +182,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _damaged(manifest: dict[str, Any]) -> bool:
-    """Whether the sections of a manifest are not in the form in which they are written."""
+    """Whether a section of a manifest does not have the types with which it is written."""
     if not all(isinstance(manifest[name], dict) for name in _SECTIONS):
         return True
     counts = [manifest["counts"].get(name) for name in ("curves", "points")]
@@ -187,18 +192,18 @@ def _damaged(manifest: dict[str, Any]) -> bool:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file, as the manifest records them."""
+    """The size and checksum of a file, as the manifest records them."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hex hash of the names and checksums of a manifest's files."""
+    """The SHA-256, in hexadecimal, of the names and checksums of a manifest's files."""
     text = "\n".join(f"{name} {files[name]['sha256']}" for name in sorted(files))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def curve_schema() -> Any:
-    """Columns of `curves.parquet`, one row a light curve."""
+    """The columns of `curves.parquet`, which has one row a light curve."""
     text = [(name, pa.string()) for name in ("id", "band", "label")]
     return pa.schema([*text, ("n_points", pa.int64()), ("star_hash", pa.uint64())])
 

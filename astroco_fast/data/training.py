@@ -72,12 +72,12 @@ class StepBatches:
     """One optimiser step's windows.
 
     Attributes:
-        epoch: from 1.
-        position: of this global batch in its epoch, from 0.
-        is_last: the epoch ends with it.
-        windows: (n,) the global batch, as window numbers of the store.
-        micro: this rank's share, a `Batch` for each forward pass; equally many on every rank.
-        assembly_seconds: processor time it took to assemble them.
+        epoch: the epoch, from 1.
+        position: the place of this global batch in its epoch, from 0.
+        is_last: whether it is the epoch's last.
+        windows: (n,) the global batch, as places in the table of windows.
+        micro: this rank's share, a `Batch` for each forward pass; every rank has as many.
+        assembly_seconds: processor time that assembling them took.
     """
 
     epoch: int
@@ -89,9 +89,9 @@ class StepBatches:
 
 
 def micro_batches(windows: Indices, rank: int, world: int, size: int | None) -> list[Indices]:
-    """A rank's share of a global batch, cut in pieces of at most `size` (None: one piece) and nearly equal lengths.
+    """A rank's share of a global batch, cut into pieces of nearly equal lengths, of at most `size` (None: one piece).
 
-    Every rank gets as many pieces of the same lengths; ranks that are a window short have an `EMPTY` slot.
+    Every rank gets the same number of pieces with the same lengths. Ranks that are a window short have an `EMPTY` slot.
     """
     slots = -(-len(windows) // world)
     share = np.full(slots, EMPTY, dtype=np.int64)
@@ -117,7 +117,14 @@ class TrainingData:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Args: the store, points of a window (T), and the settings of the same names.
+        """Cut a store into windows, and split them by star.
+
+        Args:
+            store: the light curves.
+            size: T, points of a window.
+            seed, global_batch, micro_batch, band, evaluate_windows: the settings of these names.
+            random_windows: redraw where training windows begin in each epoch.
+            rank, world: this rank, and the number of ranks.
 
         Raises:
             UserError: the store has no curve of that band, or a split is left without a window.
@@ -145,11 +152,11 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch, the short last one included."""
+        """The number of global batches in an epoch, the short last one included."""
         return -(-len(self.train) // self.global_batch)
 
     def steps(self, epoch: int, position: int) -> Prefetcher[StepBatches]:
-        """Batches from a place in an epoch on, without end, assembled ahead of their use by a thread."""
+        """Endless steps from a place in an epoch on, assembled ahead of their use by a thread."""
         return prefetch(self._places(epoch, position), lambda place: self._assemble(*place))
 
     def _places(self, epoch: int, position: int) -> Iterator[tuple[int, int, Indices]]:
@@ -169,13 +176,13 @@ class TrainingData:
         return StepBatches(epoch, position, is_last, windows, micro, time.thread_time() - start)
 
     def evaluation(self) -> Prefetcher[Batch]:
-        """This rank's share of the validation windows, under the masks of evaluation; as many batches on every rank."""
+        """This rank's share of the validation windows, with evaluation's masks; every rank has as many batches."""
         size = self.micro_batch or 256
         pieces = micro_batches(self.validation, self.rank, self.world, size)
         return prefetch(pieces, lambda indices: self._sequential.assemble(indices, EVALUATION_EPOCH))
 
     def curves_of(self, windows: Indices | list[int]) -> list[str]:
-        """The ids of the light curves that windows come from."""
+        """The ids of the light curves that these windows come from."""
         return [str(self.store.ids[curve]) for curve in self.table.curve[np.asarray(windows, dtype=np.int64)]]
 
     def _of_band(self, band: str | None) -> NDArray[np.bool_]:
@@ -190,7 +197,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """A `Batch` as tensors on the model's device; `lengths` stays on the CPU, where the model wants it."""
+    """A `Batch` as tensors on the model's device, except for `lengths`, which the model takes on the CPU."""
 
     time: Tensor
     mag: Tensor
@@ -206,7 +213,7 @@ class DeviceBatch:
 
 
 def upload(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Copy a batch to the device, without waiting for it."""
+    """Copy a batch to the device, without waiting for the copy to end."""
 
     def copy(array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

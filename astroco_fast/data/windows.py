@@ -1,4 +1,4 @@
-"""Windows of light curves: which points stand together, and in what order an epoch visits them."""
+"""Windows of light curves: which points each holds, and in what order an epoch visits them."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WindowTable:
-    """Windows as runs of consecutive points of a store.
+    """W windows, each a run of consecutive points of a light curve.
 
     Args:
-        curve: int64 (W,), the light curve each window is of.
-        start: int64 (W,), its first point, counted from the beginning of the store's points.
-        length: int32 (W,), how many points it has, at least 1.
+        curve: int64 (W,), the light curve of each window.
+        start: int64 (W,), the window's first point, counted from the first point of all light curves.
+        length: int32 (W,), the window's number of points, at least 1.
     """
 
     curve: Int64Array
@@ -29,32 +29,25 @@ class WindowTable:
         return len(self.curve)
 
 
-def window_table(offsets: Int64Array, size: int = 200, curves: npt.NDArray[np.bool_] | None = None) -> WindowTable:
-    """Cut light curves into sequential windows of `size` points; the last one of each is as short as it comes.
+def window_table(offsets: Int64Array, size: int = 200) -> WindowTable:
+    """Cut light curves into sequential windows of `size` points. The last window of each may be shorter.
 
     Args:
-        offsets: int64 (n + 1,), where each of n light curves begins; the last entry is the number of points.
+        offsets: int64 (n + 1,), the first point of each of n light curves; the last entry is the number of points.
         size: points in a full window.
-        curves: bool (n,), which light curves to keep (a split, say); all of them by default.
 
     Returns:
         The windows in the order of the light curves, and in time order inside each. Empty curves have none.
 
     Raises:
-        UserError: `size` is not positive, or `curves` is not one flag a light curve.
+        UserError: `size` is not positive.
     """
     if size < 1:
         raise UserError(f"the window size must be at least 1, not {size}")
     offsets = np.asarray(offsets, dtype=np.int64)
     points = np.diff(offsets)
-    if curves is None:
-        kept = np.arange(len(points))
-    else:
-        if np.shape(curves) != points.shape:
-            raise UserError(f"`curves` must be {len(points)} flags, one a light curve, not of shape {np.shape(curves)}")
-        kept = np.flatnonzero(curves)
-    windows = -(-points[kept] // size)
-    curve = np.repeat(kept, windows)
+    windows = -(-points // size)
+    curve = np.repeat(np.arange(len(points)), windows)
     rank = np.arange(len(curve)) - np.repeat(np.cumsum(windows) - windows, windows)
     start = offsets[curve] + rank * size
     length = np.minimum(size, offsets[curve + 1] - start).astype(np.int32)
@@ -64,19 +57,19 @@ def window_table(offsets: Int64Array, size: int = 200, curves: npt.NDArray[np.bo
 def random_windows(
     table: WindowTable, offsets: Int64Array, size: int, seed: int, epoch: int, indices: Int64Array | None = None
 ) -> WindowTable:
-    """Redraw where windows begin: as many a light curve as before, each of min(size, points of the curve) points.
+    """Redraw where windows begin. Each gets min(size, points of its curve) points.
 
-    A curve longer than a window so gives full windows only, which overlap at random, and other ones each epoch.
+    A curve that is longer than a window then has full windows only, which overlap at random and differ between epochs.
 
     Args:
         table: the sequential windows.
-        offsets: int64 (n + 1,) of the light curves.
+        offsets: int64 (n + 1,), as for `window_table`.
         size: points in a full window.
-        seed, epoch: with the window's index, all that the draw depends on.
-        indices: int64 (k,), which windows of the table to redraw; all by default.
+        seed, epoch: what the draw depends on, with the window's index.
+        indices: int64 (k,), the windows of the table to redraw; by default all.
 
     Returns:
-        The k redrawn windows, each inside its light curve, all starts equally likely.
+        The k redrawn windows, each inside its light curve. All starts are equally likely.
     """
     if indices is None:
         indices = np.arange(len(table))
@@ -89,8 +82,8 @@ def random_windows(
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int64Array:
-    """The order in which an epoch visits n windows: int64 (n,), a random permutation.
+    """The order in which an epoch visits n windows, a random permutation, int64 (n,).
 
-    It depends on (seed, epoch) alone, so any number of ranks can share it out.
+    It depends on (seed, epoch) alone, so that it is the same for any number of ranks.
     """
     return np.argsort(hash64(STREAM_ORDER, seed, epoch, np.arange(n)), kind="stable")

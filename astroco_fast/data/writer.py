@@ -1,4 +1,4 @@
-"""A store while it is being written: appended to in steps, each of which survives a kill."""
+"""Writing a store in steps, each of which survives a kill."""
 
 from __future__ import annotations
 
@@ -17,26 +17,41 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.store import CURVES, FILES, FORMAT, MANIFEST, OFFSETS, POINT_FILES, SCHEMA_VERSION, curve_schema
-from astroco_fast.data.store import describe_file as _describe
+from astroco_fast.data.store import (
+    CURVES,
+    FILES,
+    FORMAT,
+    MANIFEST,
+    OFFSETS,
+    POINT_FILES,
+    SCHEMA_VERSION,
+    curve_schema,
+    describe_file,
+)
 from astroco_fast.files import flush, held, publish, write_text
 
-# Points between two records of progress: 16 bytes each, some dozen MB to write and to lose.
+# Progress is recorded after this many points (16 bytes each, so that a kill loses some dozen MB of work), or after this
+# many curves, which may have no points.
 STEP_POINTS = 1_000_000
-# Curves too, since a source may hold none but empty ones.
 STEP_CURVES = 100_000
 
 
 class StoreWriter:
-    """The folder `<out>.partial`.
+    """The folder `<out>.partial`, which becomes the store `out`.
 
-    Point files and offsets grow by appending. After each step they are synchronised to disk, the step's rows of
-    `curves.parquet` are put aside, and `work/progress.json` is replaced: it says how long each file is, so that what a
-    killed process wrote after it is cut off. `work` holds all that is no part of the finished store.
+    Files of points and offsets grow by appending. After each step they are flushed to disk, the step's rows of
+    `curves.parquet` are put aside, and `work/progress.json` is replaced. It says how long each file is, so that what a
+    killed process wrote after that is cut off. `work` holds what is not part of the finished store.
 
     Args:
-        out: where the store will be.
-        plan: plain data that says what is converted, and how; progress made under another plan is discarded.
+        out: folder of the store to be.
+        plan: plain data that says what is converted, and how. Progress under another plan is discarded.
+
+    Attributes:
+        spill: folder for the source's temporary files.
+        discarded: whether earlier progress was discarded.
+        batches, curves, points, steps: how many were written, earlier progress included.
+        counts: what was counted on the way, earlier progress included.
     """
 
     def __init__(self, out: Path, plan: dict[str, Any]) -> None:
@@ -54,7 +69,7 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[StoreWriter]:
-        """Hold the folder for this process alone, with earlier progress taken up, or discarded."""
+        """Lock the folder, and take up earlier progress or discard it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path, "another process is converting into it; wait for it, or choose another output"):
             if not self._take_up():
@@ -64,11 +79,17 @@ class StoreWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether only the last rename is missing."""
+        """Whether everything is written, and only the folder's last renaming is missing."""
         return (self.path / MANIFEST).exists()
 
     def append(self, batch: CurveBatch, hashes: NDArray[np.uint64], counts: Counter[str]) -> None:
-        """Add one batch of the source, cleaned (it may be empty), with its (n,) star hashes and what was counted."""
+        """Add a batch of the source.
+
+        Args:
+            batch: the batch after cleaning; it may be empty.
+            hashes: (n,) the `star_hash` of its ids.
+            counts: is added to `counts`.
+        """
         for role, (name, dtype) in POINT_FILES.items():
             self._extend(name, getattr(batch, role).astype(dtype, copy=False))
         self._extend(OFFSETS[0], (batch.offsets[1:] + self.points).astype(OFFSETS[1], copy=False))
@@ -84,7 +105,7 @@ class StoreWriter:
             self.record()
 
     def record(self) -> None:
-        """Make all that was appended so far survive a kill."""
+        """End a step: what was appended so far survives a kill."""
         pyarrow.parquet.write_table(self._table(), self._step_file(self.steps))
         flush(self._step_file(self.steps))
         for name in (*(name for name, _ in POINT_FILES.values()), OFFSETS[0]):
@@ -96,19 +117,19 @@ class StoreWriter:
         self._waiting = {"points": 0, "curves": 0}
 
     def recorded_rows(self) -> Iterator[Any]:
-        """The rows of `curves.parquet` recorded so far, an Arrow table a step."""
+        """The rows of `curves.parquet` recorded so far, as an Arrow table for each step."""
         for step in range(self.steps):
             yield pyarrow.parquet.read_table(self._step_file(step))
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Record the rest, write curves and manifest (its `files` are filled in), and move the store to its place."""
+        """Record the last step, write `curves.parquet` and the manifest (whose `files` are filled in), and publish."""
         if self._rows:
             self.record()
         with pyarrow.parquet.ParquetWriter(self.path / CURVES, curve_schema()) as writer:
             for table in self.recorded_rows():
                 writer.write_table(table)
         flush(self.path / CURVES)
-        manifest["files"] = {name: _describe(self.path / name) for name in FILES}
+        manifest["files"] = {name: describe_file(self.path / name) for name in FILES}
         _write_json(self.path / MANIFEST, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest})
         self.publish()
 
@@ -118,11 +139,11 @@ class StoreWriter:
         publish(self.path, self.out)
 
     def discard(self) -> None:
-        """Remove all that was written."""
+        """Remove everything that was written."""
         shutil.rmtree(self.path)
 
     def _take_up(self) -> bool:
-        """Go on from earlier progress under the same plan; False where there is none that can be used."""
+        """Go on from earlier progress under the same plan. Returns False if there is none that can be used."""
         if self._plan["source"] is None:
             return False
         try:

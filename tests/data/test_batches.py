@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.batches import Batch, WindowBatches, prefetch
-from astroco_fast.data.masking import HIDDEN, RANDOM, draw_masks
+from astroco_fast.data.masking import HIDDEN, RANDOM
 from astroco_fast.data.windows import WindowTable, random_windows, window_table
 from astroco_fast.errors import UserError
+from tests.data.masks import draw_masks
 
 FLOATS = ("time", "mag", "err", "target")
 

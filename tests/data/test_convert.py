@@ -214,7 +214,7 @@ KILLS = {
     "after a step": ("writer.StoreWriter.record", 2),
     "while cutting a long table": ("points._Cutter.add", 1),
     "before the curves are joined": ("writer.StoreWriter.finish", 0),
-    "before the manifest": ("writer._describe", 3),
+    "before the manifest": ("writer.describe_file", 3),
     "before the rename": ("writer.StoreWriter.publish", 0),
     "work removed, not renamed": ("writer.os.rename", "store"),
 }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.hashing import hash64
-from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED, draw_masks, role_counts
+from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED, role_counts
+from tests.data.masks import draw_masks
 
 
 def counts_of(n: int) -> dict[int, int]:

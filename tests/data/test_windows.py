@@ -29,22 +29,13 @@ def test_every_point_is_in_exactly_one_window():
         assert table.length.max() <= size
 
 
-def test_a_selection_of_curves_keeps_their_numbers():
-    table = window_table(OFFSETS, 200, curves=np.array([False, True, True, True]))
-    assert table.curve.tolist() == [2, 3]
-    assert table.start.tolist() == [450, 650]
-
-
 def test_no_curves_no_windows():
     assert len(window_table(np.array([0]))) == 0
-    assert len(window_table(OFFSETS, curves=np.zeros(4, dtype=bool))) == 0
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(UserError, match="window size"):
         window_table(OFFSETS, 0)
-    with pytest.raises(UserError, match="4 flags"):
-        window_table(OFFSETS, 200, curves=np.ones(3, dtype=bool))
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch():
