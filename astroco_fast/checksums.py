@@ -10,12 +10,10 @@ from astroco_fast.files import sha256
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path) -> list[Path]:
-    """Write the manifest of all files in a folder; gives these files, and the manifest last."""
-    files = sorted(folder.iterdir())
-    manifest = {"files": {path.name: sha256(path) for path in files}}
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of all files in a folder."""
+    manifest = {"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return [*files, folder / MANIFEST]
 
 
 def check_files(folder: Path, names: Collection[str] | None = None) -> None:

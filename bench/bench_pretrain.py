@@ -35,13 +35,13 @@ def test_overhead(benchmark, store_folder, tmp_path):
     argv = ["--preset", "S", "--data", str(store_folder), "--out", str(out), "--train.device", "cpu", *flags]
     assert benchmark.pedantic(lambda: profile.runcall(main, argv), rounds=1) == 0
     stats = pstats.Stats(profile)
-    step = cumulative(stats, "pretrain/loop.py", "step")
     parts = {
-        "forward and backward": cumulative(stats, "pretrain/trainer.py", "_forward_backward"),
-        "optimiser": cumulative(stats, "pretrain/trainer.py", "_apply"),
+        "forward and backward": cumulative(stats, "pretrain/step.py", "forward_backward"),
+        "optimiser": cumulative(stats, "pretrain/loop.py", "update"),
     }
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train"]
+    step = sum(WINDOWS / line["windows_per_s"] for line in train)  # without evaluations and checkpoints
     assembly = sum(line["share_assembly"] for line in train) / len(train)
     parts |= {"the rest of the step": step - sum(parts.values()), "assembly (a thread)": assembly * step}
     print(f"\nAstroCo-S, {STEPS} steps of {WINDOWS} windows, {step / STEPS:.2f} s a step")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from astroco_fast.flops import TRAINING, forward_flops
 from astroco_fast.reference.config import AstroCoConfig, AstromerConfig
 
 
@@ -44,23 +45,24 @@ def op_work(op: str, config: AstroCoConfig, lengths: Tensor, training: bool) -> 
     """The work of one op of `astroco_fast.ops` on windows of these lengths (B,)."""
     d, points = config.width, int(lengths.sum())
     pairs = int((lengths**2).sum())
-    weights, per_pair, given, gives, others = {
+    weights, channels, given, gives, others = {
         "input_embed": (d + d * d, 0, 3 / d, 1, 4 * d),  # three numbers of input a point
-        "attention": (4 * d * d, 4 * d, 1, 1, 6 * d),
+        "attention": (4 * d * d, d, 1, 1, 6 * d),
         "convolution": (3 * d * d + d * config.kernel, 0, 1, 1, 9 * d),
         "feed_forward": (3 * config.expansion * d * d, 0, 1, 1, (2 * config.expansion + 3) * d),
         "mix_pool": (0, 0, config.layers + 1, 1, config.layers + 1),
         "masked_loss": (0, 0, 3 / d, 0, 0),
     }[op]
-    return _work(points * d, 2 * points * weights + pairs * per_pair, given, gives, weights + others, training)
+    flops = forward_flops(weights, points, channels, pairs)
+    return _work(points * d, flops, given, gives, weights + others, training)
 
 
 def _astromer(config: AstromerConfig, lengths: Tensor, training: bool) -> Work:
     d, points, pairs = config.width, int(lengths.sum()), int((lengths**2).sum())
     leaks = d * d if config.leak else 0
     weights = 4 * d * d + 2 * d * config.feed_forward + 2 * leaks
-    block = _work(points * d, 2 * points * weights + 4 * d * pairs, 2, 2, weights, training)
-    return block * config.layers + _work(points * d, 4 * points * d, 1, 1, 2 * d, training)
+    block = _work(points * d, forward_flops(weights, points, d, pairs), 2, 2, weights, training)
+    return block * config.layers + _work(points * d, forward_flops(2 * d, points), 1, 1, 2 * d, training)
 
 
 def _work(row: float, flops: float, given: float, gives: float, parameters: float, training: bool) -> Work:
@@ -76,4 +78,4 @@ def _work(row: float, flops: float, given: float, gives: float, parameters: floa
     """
     if not training:
         return Work(flops, 4 * (row * (given + gives) + parameters))
-    return Work(3 * flops, 4 * (row * (3 * given + 2 * gives) + 3 * parameters))
+    return Work(TRAINING * flops, 4 * (row * (3 * given + 2 * gives) + 3 * parameters))

@@ -21,7 +21,7 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from tests.data.curve_factory import as_long, as_nested, make_batch
 from tests.data.tfrecords import example, new_style, write_records
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 
 resource = pytest.importorskip("resource", reason="limits of this kind are POSIX's")
 

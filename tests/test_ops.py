@@ -16,7 +16,7 @@ from astroco_fast import Layout, ops, selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels import triton as triton_backend
 from tests.fake_backends import Fake, backends, raising, sound
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 from tests.windows import make_windows
 
 CPU, F32 = torch.device("cpu"), torch.float32

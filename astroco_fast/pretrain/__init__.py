@@ -1,28 +1,43 @@
 """`astroco pretrain`: pretrain an encoder by masked reconstruction, on one process or many.
 
-python -m astroco_fast.pretrain                                             # tiny, on a simulated survey
-torchrun --nproc_per_node 4 -m astroco_fast.pretrain --preset S --data survey.parquet
+    python -m astroco_fast.pretrain                                             # tiny, on a simulated survey
+    torchrun --nproc_per_node 4 -m astroco_fast.pretrain --preset S --data survey.parquet
+
+To see how it works, begin with `loop.py`.
 """
 
 from collections.abc import Sequence
 
 from astroco_fast.commands import parse
+from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.launch import on_ranks
-from astroco_fast.pretrain.start import pretrain
 
-__all__ = ["PretrainConfig", "TrainConfig", "main", "pretrain"]
+__all__ = ["PretrainConfig", "TrainConfig", "main"]
 
 _DESCRIPTION = (
-    "Pretrain an encoder by masked reconstruction of light curves. Without any argument: the preset 'tiny' on a "
-    "simulated survey. SIGTERM, SIGINT and SIGUSR1 save and exit with status 75; the same command then goes on."
+    "Pretrain an encoder by masked reconstruction of light curves. Without any argument, this trains the preset 'tiny' "
+    "on a simulated survey. SIGTERM, SIGINT and SIGUSR1 save the run and end it with status 75; the same command then "
+    "goes on with it."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
-    return on_ranks(
-        lambda: parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv),
-        lambda config: config.train.device,
-        pretrain,
-    )
+    """Run the command.
+
+    Args:
+        argv: its arguments; None takes the process's own.
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
+    """
+    try:
+        config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
+    except UserError as error:
+        from astroco_fast.pretrain.ranks import refuse
+
+        return refuse(error)
+    # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
+    from astroco_fast.pretrain.loop import pretrain
+    from astroco_fast.pretrain.ranks import on_ranks
+
+    return on_ranks(pretrain, config, config.train.device)

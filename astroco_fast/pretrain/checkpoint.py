@@ -1,16 +1,17 @@
 """Checkpoints that a kill at any moment cannot spoil.
 
     checkpoints/step-00000120/   model.safetensors, config.json, README.md   the model, as `save_pretrained` writes it
-                                 live.safetensors     with EMA only: the weights in training; the model is their average
+                                 live.safetensors     with an average only: the weights in training; the model above is
+                                                      their average
                                  optimizer.safetensors
                                  state.json           where the run stood (`State`)
-                                 manifest.json        SHA-256 of each of these files
-    checkpoints/last, best       symbolic links to such folders (after a copy that follows links, copies of them, until
-                                 the next save makes links of them again)
+                                 manifest.json        the SHA-256 of each of these files
+    checkpoints/last, best       symbolic links to such folders (after a copy that follows links, they are copies of the
+                                 folders, until the next save makes links of them again)
 
-A checkpoint is written under a temporary name, every file and folder is flushed to disk, and only then it is renamed
-and the links are replaced, each in one atomic call. So `last` always leads to a complete checkpoint; should a disk
-spoil it later, the manifest tells, and the newest whole one is taken.
+A checkpoint is written under a temporary name and flushed to disk, files and folder. Only then is it renamed and are
+the links replaced, each in one atomic call. So `last` always leads to a complete checkpoint; should the disk spoil that
+one later, its manifest shows it, and the newest whole checkpoint is taken instead.
 """
 
 import json
@@ -18,27 +19,106 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush
+from astroco_fast.files import flush, remove_partials, set_aside, temporary_name, unwritable, whole_folder
+from astroco_fast.pretrain.step import Sums, Trainer
+from astroco_fast.text import first_reason
 
 STATE = "state.json"
-FORMAT = 1  # of what a run saves in state.json
+FORMAT = 1  # of the content of state.json
 LAST, BEST = "last", "best"
-_TEMPORARY = ".writing-"
-_DOOMED = ".removing-"
+MODEL, LIVE, OPTIMIZER = "model.safetensors", "live.safetensors", "optimizer.safetensors"
+_WAY_OUT = "make room, and the same command goes on"
+
+
+@dataclass
+class Interval:
+    """Running sums for the next line of training metrics: the steps since the last line.
+
+    Attributes:
+        steps: optimiser steps applied.
+        skipped: steps skipped because something was not finite.
+        sums: the applied steps' `Sums`, added.
+        loss, grad_norm: added over the applied steps.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * Sums.SIZE)
+    loss: float = 0.0
+    grad_norm: float = 0.0
+
+    def add(self, sums: list[float], loss: float, grad_norm: float) -> None:
+        """Count an applied step."""
+        self.steps += 1
+        self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)]
+        self.loss += loss
+        self.grad_norm += grad_norm
+
+
+@dataclass
+class State:
+    """What a run must remember, besides tensors, to go on exactly where it stopped, between two steps.
+
+    Attributes:
+        step: steps taken, skipped ones included.
+        epoch: the epoch of the next step, from 1.
+        position: global batches of that epoch already taken.
+        windows_seen: training windows in the steps taken.
+        evaluated_step: the step at which the validation split was last evaluated; -1 before the first evaluation.
+        best: the validation metrics of the best evaluation so far, None before the first.
+        best_checkpoint: the checkpoint that holds its weights.
+        worse: evaluations in a row that were not better than the best.
+        bad_in_a_row: steps skipped in a row.
+        bad_steps: steps skipped in all.
+        interval: running sums for the next line of training metrics.
+        metrics_bytes: the length of metrics.jsonl when this was saved; a resumed run cuts off what follows.
+        seconds: the time spent in this run, over all its starts.
+    """
+
+    step: int = 0
+    epoch: int = 1
+    position: int = 0
+    windows_seen: int = 0
+    evaluated_step: int = -1
+    best: dict[str, Any] | None = None
+    best_checkpoint: str | None = None
+    worse: int = 0
+    bad_in_a_row: int = 0
+    bad_steps: int = 0
+    interval: Interval = field(default_factory=Interval)
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as JSON types; floats survive JSON to the bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "State":
+        """The state that `to_dict` was called on."""
+        return cls(**{**values, "interval": Interval(**values["interval"])})
 
 
 class CheckpointFolder:
     """A run's `checkpoints/`. Only rank 0 writes to it."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Args: the folder; how many checkpoints to keep besides those that `best` needs."""
+        """Describe the folder, which need not exist yet.
+
+        Args:
+            folder: its path.
+            keep: how many checkpoints to keep besides the best.
+        """
         self.folder = folder
         self.keep = keep
 
@@ -57,45 +137,44 @@ class CheckpointFolder:
 
         Args:
             name: from `next_name`.
-            state: goes to state.json.
-            write_tensors: writes the other files into the folder it is given.
+            state: the content of state.json.
+            write_tensors: writes the other files into the folder that it is given.
             needed: another checkpoint to keep.
 
         Raises:
-            UserError: the disk takes no more; the checkpoints before are as they were.
+            UserError: the disk is full, say; the earlier checkpoints are as they were.
         """
-        temporary = self.folder / f"{_TEMPORARY}{name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            temporary.mkdir()
-            write_tensors(temporary)
-            _seal(temporary, state)
-            os.rename(temporary, self.folder / name)
-            flush(self.folder)
+            remove_partials(self.folder)
+            with whole_folder(self.folder / name, _WAY_OUT) as folder:
+                write_tensors(folder)
+                (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+                write_manifest(folder)
             self.link(LAST, name)
             self._prune({name, needed})
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            why = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{self.folder / name}: cannot be written: {why}; make room, and the same command goes on"
-            ) from error
+            raise unwritable(self.folder / name, error, _WAY_OUT) from error
 
     def link(self, link: str, name: str) -> None:
         """Point `last` or `best` to a checkpoint, in one atomic step.
 
-        Where a copy has put a folder in the link's place, that is moved away first; a kill just then leaves no link,
-        but every checkpoint.
+        Where a copy has put a folder in the link's place, that folder is moved away first. A kill at that moment leaves
+        no link, but every checkpoint.
         """
-        path, temporary = self.folder / link, self.folder / f"{_TEMPORARY}{link}"
-        temporary.unlink(missing_ok=True)
+        path = self.folder / link
+        temporary = temporary_name(path)
         temporary.symlink_to(name)
-        doomed = self._set_aside(link) if path.is_dir() and not path.is_symlink() else None
+        copy = set_aside(path) if path.is_dir() and not path.is_symlink() else None
         os.replace(temporary, path)
         flush(self.folder)
-        if doomed is not None:
-            shutil.rmtree(doomed)
+        if copy is not None:
+            shutil.rmtree(copy)
+
+    def reset_best(self, name: str | None) -> None:
+        """Point `best` to the checkpoint of that name, if there is one."""
+        if name is not None and (self.folder / name).exists():
+            self.link(BEST, name)
 
     def target(self, link: str) -> str | None:
         """The checkpoint that `last` or `best` points to, or is a copy of; None if there is none."""
@@ -118,7 +197,7 @@ class CheckpointFolder:
     def newest(self) -> tuple[str, dict[str, Any]] | None:
         """The newest whole checkpoint and its state; None if the run has not saved any.
 
-        Warns on stderr when it is not the last one that was written.
+        Warns on stderr when that is not the last checkpoint that was written.
 
         Raises:
             UserError: there are checkpoints, but none is whole.
@@ -143,7 +222,7 @@ class CheckpointFolder:
         return None
 
     def read_state(self, name: str) -> dict[str, Any]:
-        """The state of a checkpoint, every file of which is as it was written.
+        """The state of a checkpoint, once every file of it is found to be as it was written.
 
         Raises:
             UserError: a file is missing or changed; names it.
@@ -159,31 +238,72 @@ class CheckpointFolder:
         names = self.names()
         needed |= {self.target(LAST), self.target(BEST), *names[-self.keep :]}
         for name in set(names) - needed:
-            shutil.rmtree(self._set_aside(name))
-
-    def _set_aside(self, name: str) -> Path:
-        """Free a folder's name before its content goes: a half-removed folder must not look like a checkpoint."""
-        doomed = self.folder / f"{_DOOMED}{name}"
-        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill
-        os.rename(self.folder / name, doomed)
-        return doomed
-
-    def _remove_leftovers(self) -> None:
-        """What a kill left behind."""
-        for path in self.folder.iterdir():
-            if path.name.startswith((_TEMPORARY, _DOOMED)):
-                path.unlink() if path.is_symlink() else shutil.rmtree(path)
+            shutil.rmtree(set_aside(self.folder / name))
 
 
-def _seal(folder: Path, state: dict[str, Any]) -> None:
-    """Add the state, and a manifest of all files, to a checkpoint's tensors, and see all of it safe on disk."""
-    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
-    for path in [*write_manifest(folder), folder]:
-        flush(path)
+def save_weights(trainer: Trainer, folder: Path, notes: str) -> None:
+    """Write the model as `save_pretrained` does, and what training needs besides.
+
+    Args:
+        trainer: whose tensors to write.
+        folder: an existing one.
+        notes: text for the model card.
+    """
+    model: Any = trainer.evaluated
+    model.save_pretrained(folder, notes=notes)
+    if trainer.average is not None:
+        save_file(_on_cpu(trainer.model.state_dict()), folder / LIVE)
+    save_file(_on_cpu(_optimizer_tensors(trainer)), folder / OPTIMIZER)
+
+
+def load_weights(trainer: Trainer, folder: Path) -> None:
+    """Read what `save_weights` wrote, to the bit.
+
+    Raises:
+        UserError: a file does not fit this model; names it.
+    """
+    file = folder
+    try:
+        file = folder / (MODEL if trainer.average is None else LIVE)
+        trainer.model.load_state_dict(load_file(file))
+        if trainer.average is not None:
+            file = folder / MODEL
+            trainer.average.load_state_dict(load_file(file))
+        file = folder / OPTIMIZER
+        _load_optimizer(trainer, load_file(file))
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise UserError(f"{file}: does not fit this run's model: {first_reason(error)}") from error
+
+
+def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """AdamW's state, under names such as `PARAMETER/exp_avg`."""
+    state = trainer.optimizer.state
+    return {
+        f"{name}/{key}": value
+        for name, parameter in trainer.model.named_parameters()
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        state.setdefault(name, {})[entry] = value
+    # The optimiser knows its parameters by number, in the order of its groups.
+    order = [names[id(p)] for group in trainer.optimizer.param_groups for p in group["params"]]
+    packed = trainer.optimizer.state_dict()
+    packed["state"] = {i: state[name] for i, name in enumerate(order) if name in state}
+    trainer.optimizer.load_state_dict(packed)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _age(name: str) -> tuple[int, ...]:
-    """step-00000120-1 -> (120, 1)."""
+    """A checkpoint's place in time: step-00000120-1 -> (120, 1)."""
     return tuple(int(part) for part in name.split("-")[1:] if part.isdecimal())
 
 

@@ -1,9 +1,10 @@
 """RMSE and R2 over the whole validation split, by role.
 
-Sums run over all windows of the split and all ranks, in float64, before any ratio is taken: no average of averages.
+Sums are taken over all windows of the split and all ranks, in float64, before any ratio: no average of averages.
 
-R2 = 1 - SS_res / SS_tot. SS_tot is about each window's own mean of its probed points: of all of them, for every role.
-The trivial answer, for comparison, is the window's mean: zero, since windows are centred.
+R2 = 1 - SS_res / SS_tot. SS_tot is the sum of squared deviations from each window's mean over its probed points; that
+mean is over all probed points, for every role. The trivial answer, for comparison, is the window's mean, which is zero
+since windows are centred.
 """
 
 from collections.abc import Callable
@@ -16,26 +17,27 @@ from numpy.typing import NDArray
 from astroco_fast import ops
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.training import TrainingData, upload
-from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.step import Trainer
 from astroco_fast.reference.loss import ROLES
 
 GROUPS = ("all", *ROLES)
 RESIDUAL, TOTAL, TRIVIAL, POINTS = range(4)  # rows of the table of sums; a column for each of GROUPS
 
 
-def evaluate(trainer: Trainer, data: TrainingData, ranks: Ranks, stop: Callable[[], bool]) -> dict[str, Any] | None:
-    """Metrics of `trainer.evaluated` on the validation split; the same on every rank.
+def evaluate(trainer: Trainer, data: TrainingData, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Evaluate `trainer.evaluated` on the validation split.
 
     Args:
-        trainer, data, ranks: of the run.
-        stop: whether this rank was asked to stop; looked at between batches.
+        trainer: the model.
+        data: the run's windows.
+        stop: whether this rank was asked to stop; called between batches.
 
     Returns:
-        rmse, r2 and trivial_rmse (all probed points), the same with _hidden, _random and _unchanged appended, and the
-        number of windows; None if stopped. A figure over no points is None.
+        The metrics, the same on every rank; None if stopped. They are rmse, r2 and trivial_rmse over all probed points,
+        the same with _hidden, _random and _unchanged appended, and the number of windows. A figure over no points is
+        None.
     """
-    model = trainer.evaluated.eval()
+    ranks, model = trainer.ranks, trainer.evaluated.eval()
     table = np.zeros((4, len(GROUPS)))
     with data.evaluation() as batches, torch.inference_mode():
         for batch in batches:
@@ -54,7 +56,7 @@ def evaluate(trainer: Trainer, data: TrainingData, ranks: Ranks, stop: Callable[
 
 
 def target_sums(batch: Batch) -> NDArray[np.float64]:
-    """Sums that need no model, (3, 4): SS_tot, sum of squares and number of points, for each of `GROUPS`."""
+    """Sums that need no model, (3, 4) float64: SS_tot, sum of squares and number of points, for each of `GROUPS`."""
     target = batch.target.astype(np.float64)
     probed = batch.role > 0
     mean = np.where(probed, target, 0.0).sum(1) / np.maximum(probed.sum(1), 1)
@@ -66,7 +68,7 @@ def target_sums(batch: Batch) -> NDArray[np.float64]:
 
 
 def metrics(table: NDArray[np.float64]) -> dict[str, float | None]:
-    """Ratios from sums, (4, 4)."""
+    """The metrics, from the table of sums, (4, 4)."""
     found: dict[str, float | None] = {}
     for column, group in enumerate(GROUPS):
         residual, total, trivial, points = table[:, column].tolist()

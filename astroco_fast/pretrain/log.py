@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl, the terminal, and TensorBoard.
+"""What a run reports: metrics.jsonl, the terminal, and TensorBoard.
 
-metrics.jsonl has one object a line, of one of three kinds, told apart by "split":
+metrics.jsonl has one JSON object a line, of one of three kinds, told apart by "split":
 
 - "train": the steps since the last such line. step, epoch, loss (mean over steps), rmse, rmse_hidden, rmse_random,
   rmse_unchanged, lr, grad_norm (mean, before clipping), windows_seen, skipped (steps), and the fields of `TIMING`.
@@ -8,13 +8,14 @@ metrics.jsonl has one object a line, of one of three kinds, told apart by "split
   window's mean), windows, best (bool), seconds.
 - "skipped": a step that was not applied, its windows (numbers in the store) and the light curves they come from.
 
-Magnitudes throughout. Fields in `TIMING` depend on the machine; all others are the same to the bit however often a run
-was stopped and resumed.
+Errors are in magnitudes. The fields in `TIMING` depend on the machine; all others are the same to the bit however often
+a run was stopped and resumed.
 """
 
 import json
 import math
 import os
+import resource
 import sys
 import time
 from contextlib import suppress
@@ -22,13 +23,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.flops import training_flops
+from astroco_fast.pretrain.checkpoint import State
+from astroco_fast.pretrain.step import Sums, Trainer
+from astroco_fast.reference.loss import ROLES
 
-# Shares are of the wall time since the last line, rank 0's. `share_data` is the wait for windows and their upload;
-# `share_assembly`, the processor time of the thread that makes them, comes on top of the others; `mfu` is an estimate
-# (flops.py); `memory_gb` is the process's peak (GPU memory on a GPU).
+# Shares are of rank 0's wall time since the last line. `share_data` is the wait for windows and their upload;
+# `share_assembly`, the processor time of the thread that assembles them, comes on top of the others; `mfu`, the model
+# FLOPs utilisation, is an estimate (flops.py); `memory_gb` is the process's peak (GPU memory on a GPU).
 TIMING = (
     "windows_per_s",
     "share_data",
@@ -44,14 +51,22 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class MetricsFile:
-    """Append-only metrics.jsonl, cut back to what a checkpoint knew when a run goes on.
+    """Append-only metrics.jsonl, which a resumed run cuts back to what its checkpoint knew.
 
-    A line that the disk does not take waits for the next one: rank 0 must not end for it while the others compute. The
-    next checkpoint is where all ranks learn of a full disk, from `sync`.
+    A line that cannot be written, on a full disk, waits for the next one: rank 0 must not end because of it while the
+    others compute. All ranks learn of the full disk at the next checkpoint, from `sync`.
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        """Args: the file; its length in bytes as of the checkpoint, 0 for a new run."""
+        """Open the file, and cut off what follows the checkpoint.
+
+        Args:
+            path: of the file.
+            size: its length in bytes as of the checkpoint, 0 for a new run.
+
+        Raises:
+            UserError: the file is shorter than that.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._waiting = b""
@@ -64,7 +79,7 @@ class MetricsFile:
         self.size = size
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line; it reaches the file at once. What is not finite becomes null: JSON has no word for it."""
+        """Append a line; it reaches the file at once. Numbers that are not finite, which JSON lacks, become null."""
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
@@ -79,7 +94,7 @@ class MetricsFile:
         """Force the file to disk, before a checkpoint records its length.
 
         Raises:
-            UserError: the disk takes no more.
+            UserError: the file cannot be written.
         """
         try:
             self._write_out()
@@ -101,7 +116,7 @@ class MetricsFile:
 
 
 class Console:
-    """Rank 0's voice: a progress bar on a terminal, else a line now and then; other ranks keep quiet."""
+    """Messages and progress of rank 0: a bar on a terminal, else a line now and then. Other ranks are silent."""
 
     def __init__(self, speaks: bool) -> None:
         self.speaks = speaks
@@ -109,17 +124,17 @@ class Console:
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def say(self, text: str) -> None:
-        """A line for the user, on stdout."""
+        """Print a line for the user on stdout."""
         if self.speaks:
             tqdm.write(text) if self._bar is not None else print(text, flush=True)
 
     def start(self, total: int, done: int) -> None:
-        """Begin to show progress. Args: steps of the whole run, steps already taken."""
+        """Begin to show progress, from `done` of the run's `total` steps on."""
         if self.speaks and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
 
     def advance(self) -> None:
-        """Another step is done."""
+        """Show that another step is done."""
         if self._bar is not None:
             self._bar.update()
 
@@ -148,10 +163,10 @@ class Console:
 
 
 class TensorBoard:
-    """The same numbers for TensorBoard."""
+    """The numbers of the metrics lines, as TensorBoard's event files."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Args: where to write; events of later steps, from before a resume, are hidden."""
+        """Begin to write to `folder`, and hide what an earlier start wrote of steps after `first_step`."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -170,10 +185,17 @@ class TensorBoard:
 
 
 class Log:
-    """Everything a run tells, on rank 0; silent on the others."""
+    """Everything that a run reports, on rank 0; nothing on the others."""
 
     def __init__(self, out: Path, console: Console, metrics_bytes: int, step: int, tensorboard: bool) -> None:
-        """Args: the run's folder; the terminal; where metrics.jsonl and TensorBoard go on."""
+        """Open the files.
+
+        Args:
+            out: the run's folder.
+            console: the terminal.
+            metrics_bytes, step: where metrics.jsonl and TensorBoard go on.
+            tensorboard: whether to write for TensorBoard.
+        """
         self.console = console
         self._metrics = MetricsFile(out / "metrics.jsonl", metrics_bytes) if console.speaks else None
         self._tensorboard = TensorBoard(out / "tensorboard", step) if console.speaks and tensorboard else None
@@ -188,7 +210,7 @@ class Log:
                 sink.close()
 
     def flushed_size(self) -> int:
-        """Length of metrics.jsonl, on disk for certain; 0 on ranks that do not write."""
+        """The length of metrics.jsonl once all of it is on disk; 0 on ranks that do not write."""
         if self._metrics is None:
             return 0
         self._metrics.sync()
@@ -205,6 +227,124 @@ class Log:
             self.console.validation(record)
 
 
+class Stopwatch:
+    """Where the wall time since the last line of training metrics went. Evaluations and checkpoints are not counted.
+
+    Attributes:
+        seconds: by what was done: "data" (waiting for windows, and their upload), "model" (forward and backward passes,
+            and the reduction), "optimizer" and "other".
+        assembly: processor seconds of the thread that assembles windows beside these.
+        windows, points, pairs: of the steps: windows, their real points, and real points squared by window.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin another line."""
+        self.seconds = dict.fromkeys(("data", "model", "optimizer", "other"), 0.0)
+        self.windows, self.points, self.pairs, self.assembly = 0, 0.0, 0.0, 0.0
+        self.skip()
+
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self._last = time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        """Count the time since the last lap as spent on `what`."""
+        now = time.perf_counter()
+        self.seconds[what] += now - self._last
+        self._last = now
+
+    def count(self, windows: int, points: float, pairs: float, assembly: float) -> None:
+        """Add a step's work, and the processor seconds that it took to assemble its windows."""
+        self.windows += windows
+        self.points += points
+        self.pairs += pairs
+        self.assembly += assembly
+
+    def record(self, trainer: Trainer, rate: float) -> dict[str, float]:
+        """All fields of `TIMING` but "seconds", given the matrix-multiply rate of all ranks, operations per second."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        return {
+            "windows_per_s": self.windows / total,
+            **{f"share_{what}": seconds / total for what, seconds in self.seconds.items()},
+            "share_assembly": self.assembly / total,
+            "mfu": training_flops(trainer.model, self.points, self.pairs) / total / rate,
+            "memory_gb": peak_memory(trainer.ranks.device) / 1e9,
+        }
+
+
+def train_record(state: State, epoch: int, learning_rate: float) -> dict[str, Any]:
+    """The line of metrics for the steps since the last one, machine-dependent fields left out.
+
+    Args:
+        state: where the run stands.
+        epoch, learning_rate: of the last step.
+    """
+    interval = state.interval
+    squared, count = interval.sums[Sums.SQUARED], interval.sums[Sums.COUNT]
+    rmse = {"rmse": _root(sum(squared), sum(count))}
+    rmse |= {f"rmse_{role}": _root(s, n) for role, s, n in zip(ROLES, squared, count, strict=True)}
+    return {
+        "step": state.step,
+        "epoch": epoch,
+        "split": "train",
+        "loss": interval.loss / interval.steps if interval.steps else None,
+        **rmse,
+        "lr": learning_rate,
+        "grad_norm": interval.grad_norm / interval.steps if interval.steps else None,
+        "windows_seen": state.windows_seen,
+        "skipped": interval.skipped,
+    }
+
+
+def skipped_record(data: TrainingData, step: int, batches: StepBatches, suspects: list[int]) -> dict[str, Any]:
+    """The line of metrics for a step that was not applied.
+
+    Args:
+        data: the run's windows.
+        step: the step's number, from 1.
+        batches: its windows.
+        suspects: those windows of the global batch whose own loss is not finite.
+    """
+    return {
+        "step": step,
+        "epoch": batches.epoch,
+        "split": "skipped",
+        "windows": batches.windows.tolist(),
+        "curves": data.curves_of(batches.windows),
+        "suspects": suspects,
+        "suspect_curves": data.curves_of(suspects),
+    }
+
+
+def describe_skipped(record: dict[str, Any]) -> str:
+    """The windows of a skipped step, for a message."""
+    blame = ""
+    if record["suspects"]:
+        blame = f"; not finite by themselves: {_pairs(record['suspects'], record['suspect_curves'])}"
+    return f"step {record['step']} (epoch {record['epoch']}) held {_pairs(record['windows'], record['curves'])}{blame}"
+
+
+def peak_memory(device: torch.device) -> float:
+    """The peak of the memory in use so far, in bytes: the GPU's on a GPU, else this process's."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _root(squared: float, count: float) -> float | None:
+    return (squared / count) ** 0.5 if count else None
+
+
+def _pairs(windows: list[int], curves: list[str], shown: int = 8) -> str:
+    named = [f"{window} ({curve})" for window, curve in zip(windows[:shown], curves, strict=False)]
+    more = len(windows) - shown
+    return f"windows {', '.join(named)}" + (f" and {more} more" if more > 0 else "")
+
+
 def _number(value: float | None) -> str:
-    """For the terminal; None where a figure is over no points."""
+    """A figure for the terminal; None, which is a figure over no points, is "none"."""
     return "none" if value is None else f"{value:.4f}"

@@ -1,35 +1,92 @@
-"""The pretraining loop, read from the top."""
+"""Pretraining, read from the top: `pretrain` sets a run up, `Loop.run` is the loop, and the step's two halves follow.
+
+Every rank takes the same decisions, since they follow from sums over all ranks or from what rank 0 tells the others.
+"""
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from astroco_fast.data.training import StepBatches, TrainingData
-from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder
+import torch
+from torch import nn
+
+from astroco_fast import presets, registry
+from astroco_fast.data.store import Store
+from astroco_fast.data.training import DeviceBatch, StepBatches, TrainingData, upload
+from astroco_fast.errors import UserError
+from astroco_fast.flops import matmul_rate
+from astroco_fast.pretrain import run_folder
+from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder, Interval, State, load_weights, save_weights
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.evaluate import evaluate
-from astroco_fast.pretrain.exits import DONE, INTERRUPTED, Diverged
-from astroco_fast.pretrain.folder import card_notes, write_summary
-from astroco_fast.pretrain.log import Log
-from astroco_fast.pretrain.records import Stopwatch, describe_skipped, skipped_record, train_record
-from astroco_fast.pretrain.signals import StopRequest
-from astroco_fast.pretrain.state import Interval, State
-from astroco_fast.pretrain.trainer import StepResult, Trainer
-from astroco_fast.pretrain.weights import save_weights
+from astroco_fast.pretrain.log import Console, Log, Stopwatch, describe_skipped, skipped_record, train_record
+from astroco_fast.pretrain.ranks import DONE, INTERRUPTED, Diverged, Ranks, StopRequest
+from astroco_fast.pretrain.step import Outcome, Trainer, Wishes
+
+CPU_MICRO_BATCH = 32
+
+
+def pretrain(
+    config: PretrainConfig, ranks: Ranks, stop: StopRequest, initialise: Callable[[nn.Module], None] | None = None
+) -> int:
+    """Run a configuration to its end, or until a signal asks to stop.
+
+    Args:
+        config: the settings as the user gave them.
+        ranks: this process's place among the ranks.
+        stop: whether a signal has asked to stop.
+        initialise: changes the freshly built model's parameters in place, before the first step.
+
+    Returns:
+        The exit status: `DONE`, or `INTERRUPTED` with everything saved.
+
+    Raises:
+        UserError: bad input or configuration; the same on all ranks.
+        Diverged: too many steps in a row were not finite.
+    """
+    console = Console(ranks.is_first)
+    config, window = ranks.everywhere(lambda: _resolve(config))
+    out, train = Path(str(config.out)), config.train
+    checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
+    with ExitStack() as stack:
+        ranks.first(lambda: stack.enter_context(run_folder.held(out)))
+        goes_on = ranks.first(lambda: run_folder.claim(out, config, checkpoints, console))
+        store = run_folder.open_data(config, out, goes_on, ranks, console, stop)
+        data = ranks.everywhere(lambda: _training_data(store, config, window, ranks))
+        torch.manual_seed(config.seed)
+        model = ranks.everywhere(lambda: _build(config))
+        if initialise is not None:
+            initialise(model)
+        trainer = Trainer(model, train, ranks, config.seed)
+        state, saved = resume(checkpoints, trainer, store, ranks, console)
+        if (reason := limit_reached(state, train)) and ranks.first((out / run_folder.SUMMARY).exists):
+            console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
+            return DONE
+        # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
+        ranks.first(lambda: checkpoints.reset_best(state.best_checkpoint))
+        ranks.first(lambda: run_folder.begin(out, config, ranks))
+        _introduce(console, config, data, trainer)
+        rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
+        log = ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
+        stack.enter_context(log)
+        console.start(_total_steps(train, data), state.step)
+        return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
 
 
 @dataclass
 class Loop:
-    """A run in progress. Every rank takes the same decisions: they follow from sums over all ranks.
+    """A run in progress.
 
     Attributes:
-        config: the run's, with its defaults filled in.
-        ranks, stop, data, trainer, checkpoints, log: what it works with.
-        state: where it stands.
-        saved: the checkpoint that holds the state as it is; None if none does.
-        rate: the ranks' matrix-multiply rate together, operations per second.
+        config: the run's settings, with their defaults filled in.
+        ranks, stop, data, trainer, checkpoints, log: the parts that the loop works with.
+        state: where the run stands.
+        saved: the checkpoint that holds exactly this state; None if there is none.
+        rate: the matrix-multiply rate of all ranks together, operations per second.
     """
 
     config: PretrainConfig
@@ -50,43 +107,60 @@ class Loop:
         self.started = self.saved_at - self.state.seconds
 
     def run(self) -> int:
-        """Steps and evaluations until a limit is reached (`DONE`) or a signal comes (`INTERRUPTED`).
+        """Take steps and evaluate until a limit is reached (`DONE`) or a signal asks to stop (`INTERRUPTED`).
 
         Raises:
             Diverged: too many steps in a row were not finite.
         """
-        self.batches = self.data.steps(self.state.epoch, self.state.position)
-        with self.batches:
+        state, trainer, watch = self.state, self.trainer, self.watch
+        with self.data.steps(state.epoch, state.position) as stream:
             while True:
                 if self.evaluation_is_due() and not self.evaluate():
                     return self.interrupted()
-                if reason := limit_reached(self.state, self.train):
+                if reason := limit_reached(state, self.train):
                     return self.finish(reason)
-                if not self.step():
+
+                watch.lap("other")
+                batches = next(stream)
+                micro_batches = [upload(micro, self.ranks.device) for micro in batches.micro]
+                watch.lap("data")
+                wishes = Wishes(stop=self.stop.requested, save=self.save_is_due())
+                outcome = accumulate(trainer, micro_batches, state.step, wishes, lambda: self.stop.requested)
+                if outcome is None:
                     return self.interrupted()
+                watch.lap("model")
+                update(trainer, outcome, state.step)
+                watch.lap("optimizer")
 
-    def step(self) -> bool:
-        """One optimiser step, applied or skipped; False if the run was asked to stop."""
-        start = time.perf_counter()
-        batches = next(self.batches)
-        waited = time.perf_counter() - start
-        save_now = self.ranks.is_first and time.monotonic() - self.saved_at > 60 * self.train.checkpoint_minutes
-        result = self.trainer.step(
-            batches, self.state.step, wishes=[self.stop.requested, save_now], stop=lambda: self.stop.requested
-        )
-        if result is None:
+                watch.count(len(batches.windows), outcome.points, outcome.pairs, batches.assembly_seconds)
+                self.count(batches, outcome)
+                if state.step % self.train.log_every == 0 or batches.is_last:
+                    self.write_training_line(batches.epoch)
+                if outcome.wishes.stop:
+                    return self.interrupted()
+                if outcome.wishes.save or self.is_multiple(self.train.checkpoint_every):
+                    self.save()
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the validation split is to be evaluated before the next step."""
+        if self.state.step == 0 or self.state.evaluated_step == self.state.step:
             return False
-        self.count(batches, result)
-        self.watch.add(batches, result, waited)
-        if self.state.step % self.train.log_every == 0 or batches.is_last:
-            self.write_training_line(batches.epoch, result.learning_rate)
-        stop, save = result.votes
-        if not stop and (save or self.is_multiple(self.train.checkpoint_every)):
-            self.save()
-        return not stop
+        return (
+            self.state.position == 0
+            if self.train.evaluate_every is None
+            else self.is_multiple(self.train.evaluate_every)
+        )
 
-    def count(self, batches: StepBatches, result: StepResult) -> None:
-        """Note what came of a step, and where the next one begins."""
+    def save_is_due(self) -> bool:
+        """Whether the time for a checkpoint has come, by the clock of rank 0."""
+        return self.ranks.is_first and time.monotonic() - self.saved_at > 60 * self.train.checkpoint_minutes
+
+    def is_multiple(self, every: int | None) -> bool:
+        """Whether the step is a multiple of a setting that may be unset."""
+        return every is not None and self.state.step % every == 0
+
+    def count(self, batches: StepBatches, outcome: Outcome) -> None:
+        """Note that a step was applied or skipped, and where the next one begins."""
         state = self.state
         self.saved = None
         state.step += 1
@@ -94,15 +168,15 @@ class Loop:
         following = (batches.epoch + 1, 0) if batches.is_last else (batches.epoch, batches.position + 1)
         state.epoch, state.position = following
         self.log.console.advance()
-        if result.applied:
+        if outcome.is_finite:
             state.bad_in_a_row = 0
-            state.interval.add(result.sums, result.loss, result.grad_norm)
+            state.interval.add(outcome.sums, outcome.loss, outcome.grad_norm)
             return
         state.bad_in_a_row += 1
         state.bad_steps += 1
         state.interval.skipped += 1
-        suspects = [window for found in self.ranks.gather(result.suspects) for window in found]
-        record = skipped_record(self.data, state.step, batches, suspects)
+        found = self.ranks.gather(self.trainer.suspects(batches.micro))
+        record = skipped_record(self.data, state.step, batches, [window for suspects in found for window in suspects])
         self.log.write(record)
         if state.bad_in_a_row >= self.train.max_bad_steps:
             raise Diverged(
@@ -110,14 +184,22 @@ class Loop:
                 f"all are in {self.out / 'metrics.jsonl'}; try a lower --train.learning_rate or a --train.clip_norm"
             )
 
+    def write_training_line(self, epoch: int) -> None:
+        """Write the line of metrics that sums up the steps since the last such line."""
+        self.watch.lap("other")
+        record = train_record(self.state, epoch, self.trainer.learning_rate_at(self.state.step - 1))
+        self.log.write({**record, **self.watch.record(self.trainer, self.rate), "seconds": self.seconds()})
+        self.state.interval = Interval()
+        self.watch.reset()
+
     def evaluate(self, is_extra: bool = False) -> bool:
         """Evaluate on the validation split and save; False if the run was asked to stop meanwhile.
 
-        An extra evaluation, at the end of a run that ends between two regular ones, is not saved in the run's state: if
-        the limits are raised and the run goes on, it does so as if it had never ended.
+        A run that ends between two regular evaluations has an extra one, which is not saved in the run's state: if the
+        limits are raised later, the run goes on as if it had never ended.
         """
         state, start = self.state, time.monotonic()
-        found = evaluate(self.trainer, self.data, self.ranks, lambda: self.stop.requested)
+        found = evaluate(self.trainer, self.data, lambda: self.stop.requested)
         if found is None:
             return False
         rmse = found["rmse"] if found["rmse"] is not None else math.nan
@@ -130,38 +212,12 @@ class Loop:
         if is_best:
             state.best = record
         self.log.write({**record, "seconds": time.monotonic() - start})
-        self.watch.resume()
         if not is_extra:
             self.save(is_best)
         elif is_best:
             state.best_checkpoint = self.saved
             self.ranks.first(lambda: self.checkpoints.link(BEST, str(self.saved)))
         return True
-
-    def evaluation_is_due(self) -> bool:
-        """Whether the validation split is to be evaluated before the next step."""
-        if self.state.step == 0 or self.state.evaluated_step == self.state.step:
-            return False
-        return (
-            self.state.position == 0
-            if self.train.evaluate_every is None
-            else self.is_multiple(self.train.evaluate_every)
-        )
-
-    def is_multiple(self, every: int | None) -> bool:
-        """Whether the step is a multiple of a setting that may be unset."""
-        return every is not None and self.state.step % every == 0
-
-    def write_training_line(self, epoch: int, learning_rate: float) -> None:
-        """Sum up the steps since the last line."""
-        record = train_record(self.state, epoch, learning_rate)
-        self.log.write({**record, **self.watch.record(self.trainer, self.rate), "seconds": self.seconds()})
-        self.state.interval = Interval()
-        self.watch.reset()
-
-    def seconds(self) -> float:
-        """Time spent in this run, over all its starts."""
-        return time.monotonic() - self.started
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint; all ranks wait until it is safe on disk."""
@@ -179,18 +235,20 @@ class Loop:
                 "ranks": self.ranks.world,
                 "state": state.to_dict(),
             }
+            notes = run_folder.card_notes(state, self.data)
             self.checkpoints.write(
-                name,
-                saved,
-                lambda folder: save_weights(self.trainer, folder, card_notes(state, self.data)),
-                needed=state.best_checkpoint,
+                name, saved, lambda folder: save_weights(self.trainer, folder, notes), needed=state.best_checkpoint
             )
             if is_best:
                 self.checkpoints.link(BEST, name)
 
         self.ranks.first(write)
         self.saved_at, self.saved = time.monotonic(), name
-        self.watch.resume()
+        self.watch.skip()
+
+    def seconds(self) -> float:
+        """The time spent in this run, over all its starts."""
+        return time.monotonic() - self.started
 
     def interrupted(self) -> int:
         """Save and leave, to go on another time."""
@@ -202,33 +260,70 @@ class Loop:
         return INTERRUPTED
 
     def finish(self, reason: str) -> int:
-        """The last evaluation, summary.json and the plots."""
+        """Evaluate a last time, write summary.json and draw the plots."""
         state = self.state
         if state.evaluated_step != state.step:
             if self.saved is None:
                 self.save()
             if not self.evaluate(is_extra=True):
                 return self.interrupted()
-        self.ranks.first(lambda: write_summary(self.out, reason, state, self.data, self.trainer))
+        self.ranks.first(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
         if self.train.plots and self.ranks.is_first:
             self.draw()
         self.log.console.say(f"Finished: {reason}. The best model is {self.out / 'checkpoints' / BEST}.")
         return DONE
 
     def draw(self) -> None:
-        """Plot the run; a run without plots is a finished run all the same."""
+        """Plot the run. If that fails, the run is finished all the same."""
         try:
             from astroco_fast.report import plot_run
 
             plots = plot_run(self.out, data=self.data.store.path)
-        except Exception as error:  # of whatever kind, from matplotlib and its back-ends
+        except Exception as error:  # matplotlib and its back-ends raise many kinds
             self.log.console.say(f"No plots: {' '.join(str(error).split()) or type(error).__name__}")
         else:
             self.log.console.say(f"Plots: {', '.join(map(str, plots))}")
 
 
+def accumulate(
+    trainer: Trainer, batches: list[DeviceBatch], step: int, wishes: Wishes, stop: Callable[[], bool]
+) -> Outcome | None:
+    """Take the gradient of step number `step` (from 0): the step's first half.
+
+    Args:
+        trainer: the model to train.
+        batches: this rank's micro-batches; every rank has equally many.
+        step: the number of steps taken before this one.
+        wishes: what this rank wants after the step.
+        stop: whether this rank was asked to stop. On CPUs, where a step may take a minute, it is called between
+            micro-batches.
+
+    Returns:
+        What the ranks have agreed on; None if the step was stopped halfway, and has changed nothing.
+    """
+    trainer.begin(step)
+    for i, batch in enumerate(batches):
+        if i > 0 and trainer.ranks.device.type == "cpu" and trainer.ranks.any(stop()):
+            trainer.undo()
+            return None
+        trainer.forward_backward(batch, is_last=i == len(batches) - 1)
+    return trainer.reduce(wishes)
+
+
+def update(trainer: Trainer, outcome: Outcome, step: int) -> None:
+    """Apply the gradient of a step, or undo the step if it is not finite: the step's second half."""
+    if not outcome.is_finite:
+        trainer.undo()
+        return
+    trainer.scale_gradients(outcome.factor)
+    trainer.set_learning_rate(step)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.update_average(step)
+
+
 def limit_reached(state: State, train: TrainConfig) -> str | None:
-    """Why a run that stands here is finished; None if it is not."""
+    """The reason why a run that stands here is finished; None if it is not."""
     if state.worse >= train.patience:
         return f"no better validation RMSE in {state.worse} evaluations"
     if train.epochs is not None and state.epoch > train.epochs:
@@ -236,3 +331,90 @@ def limit_reached(state: State, train: TrainConfig) -> str | None:
     if train.max_steps is not None and state.step >= train.max_steps:
         return f"{train.max_steps} steps"
     return None
+
+
+def resume(
+    checkpoints: CheckpointFolder, trainer: Trainer, store: Store, ranks: Ranks, console: Console
+) -> tuple[State, str | None]:
+    """Load the newest checkpoint into the trainer.
+
+    Returns:
+        The state and the checkpoint's name; a new run's state and None if there is no checkpoint.
+
+    Raises:
+        UserError: none of the checkpoints is whole, or they are of other data or another model.
+    """
+    found = ranks.first(checkpoints.newest)
+    if found is None:
+        return State(), None
+    name, saved = found
+
+    def load() -> None:
+        if saved.get("format") != FORMAT:
+            raise UserError(
+                f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out"
+            )
+        if saved["store"] != store.digest:
+            raise UserError(
+                f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"
+            )
+        load_weights(trainer, checkpoints.folder / name)
+
+    ranks.everywhere(load)
+    state = State.from_dict(saved["state"])
+    if saved["ranks"] != ranks.world:
+        console.say(
+            f"Note: {saved['ranks']} ranks before, {ranks.world} now: the same global batches, but other last bits."
+        )
+    console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
+    return state, name
+
+
+def _resolve(config: PretrainConfig) -> tuple[PretrainConfig, int]:
+    """The run's settings with their defaults filled in, and the points of the model's window."""
+    resolved = config.resolve(presets.preset(config.preset).learning_rate)
+    return resolved, presets.configure(config.preset, config.model).window
+
+
+def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ranks) -> TrainingData:
+    train = config.train
+    assert train.global_batch is not None
+    return TrainingData(
+        store,
+        size=window,
+        seed=config.seed,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
+        band=config.band,
+        random_windows=train.windows == "random",
+        evaluate_windows=train.evaluate_windows,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+
+
+def _build(config: PretrainConfig) -> nn.Module:
+    """The model to train, freshly initialised."""
+    model: Any = registry.build(config.preset, **config.model)
+    if config.train.recompute:
+        if not hasattr(model, "recompute"):
+            raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")
+        model.recompute = True
+    return model
+
+
+def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer) -> None:
+    ranks, train = trainer.ranks, config.train
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"
+    console.say(
+        f"Pretraining {config.preset} ({parameters:,} parameters) on {curves}: {len(data.train):,} windows to train, "
+        f"{len(data.validation):,} to validate; {train.global_batch} a step, {data.steps_per_epoch} steps an epoch, "
+        f"at most {train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {train.precision}. "
+        f"Run folder: {config.out}"
+    )
+
+
+def _total_steps(train: TrainConfig, data: TrainingData) -> int:
+    steps = (train.epochs or 0) * data.steps_per_epoch
+    return steps if train.max_steps is None else min(steps, train.max_steps)

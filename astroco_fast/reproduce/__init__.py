@@ -7,11 +7,10 @@ torchrun --nproc_per_node 4 -m astroco_fast.reproduce --data macho.store --budge
 from collections.abc import Sequence
 
 from astroco_fast.commands import parse
-from astroco_fast.pretrain.launch import on_ranks
+from astroco_fast.errors import UserError
 from astroco_fast.reproduce.config import ReproduceConfig
-from astroco_fast.reproduce.run import reproduce
 
-__all__ = ["ReproduceConfig", "main", "reproduce"]
+__all__ = ["ReproduceConfig", "main"]
 
 _DESCRIPTION = (
     "Pretrain AstroCo, its ablations and the Astromer baselines on one survey under one budget, probe them, and write "
@@ -22,7 +21,22 @@ _DESCRIPTION = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
-    return on_ranks(
-        lambda: parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv), lambda config: config.device, reproduce
-    )
+    """Run the command.
+
+    Args:
+        argv: its arguments; None takes the process's own.
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
+    """
+    try:
+        config = parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
+    except UserError as error:
+        from astroco_fast.pretrain.ranks import refuse
+
+        return refuse(error)
+    # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
+    from astroco_fast.pretrain.ranks import on_ranks
+    from astroco_fast.reproduce.run import reproduce
+
+    return on_ranks(reproduce, config, config.device)

@@ -7,7 +7,7 @@ import numpy as np
 from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
-from astroco_fast.pretrain.flops import training_flops
+from astroco_fast.flops import training_flops
 from astroco_fast.reproduce.plan import TIME, Budget
 
 # Operations a second that a GPU is assumed to reach in training: a third of the 312e12 that an A100's data sheet gives

@@ -17,14 +17,11 @@ from astroco_fast import presets, registry, settings
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_folder, write_text
-from astroco_fast.pretrain import folder
+from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
-from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.exits import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted
 from astroco_fast.pretrain.log import Console
-from astroco_fast.pretrain.signals import StopRequest
-from astroco_fast.pretrain.source import open_data
-from astroco_fast.pretrain.start import pretrain
+from astroco_fast.pretrain.loop import pretrain
+from astroco_fast.pretrain.ranks import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted, Ranks, StopRequest
 from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
@@ -55,7 +52,7 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         stop: whether a signal asked to stop.
 
     Returns:
-        The exit status: `exits.DONE`; `exits.INTERRUPTED` with everything saved; or `exits.DIVERGED` if a model's
+        The exit status: `DONE`; `INTERRUPTED` with everything saved; or `DIVERGED` if a model's
         training diverged, in which case the others are compared without it.
 
     Raises:
@@ -68,12 +65,12 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         budget = replace(budget, windows=config.windows)
     out = Path(str(config.out))
     with ExitStack() as until_the_end:
-        ranks.first(lambda: until_the_end.enter_context(folder.held(out)))
+        ranks.first(lambda: until_the_end.enter_context(run_folder.held(out)))
         goes_on = ranks.first(lambda: _claim(out, config))
         source = PretrainConfig(
             data=config.data, band=config.band, seed=config.seed, columns=config.columns, clean=config.clean
         )
-        store = open_data(source, out, goes_on, ranks, console, stop)
+        store = run_folder.open_data(source, out, goes_on, ranks, console, stop)
         experiment = Experiment(config, budget, out, store, ranks, stop, console)
         try:
             ranks.first(experiment.prepare, is_long=True)
@@ -222,7 +219,7 @@ class Experiment:
             kept: folder to copy to.
             seconds: the stage's, to know the copy by.
         """
-        summary = json.loads((source / folder.SUMMARY).read_text())
+        summary = json.loads((source / run_folder.SUMMARY).read_text())
         if summary["best"] is None:
             raise UserError(f"{source}: no evaluation has a finite RMSE; see its metrics.jsonl")
         model = source
@@ -235,7 +232,7 @@ class Experiment:
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
                 shutil.copyfile(model / name, new / name)
             text = json.dumps({**summary, "seconds_asked": seconds}, indent=1)
-            (new / folder.SUMMARY).write_text(text + "\n")
+            (new / run_folder.SUMMARY).write_text(text + "\n")
 
     def _probe_config(self, model: Path, out: Path) -> ProbeConfig:
         config, splits = self.config, self.out / SPLITS
@@ -288,7 +285,7 @@ class Experiment:
             "simulated": self.store.simulated,
             "light_curves": self.store.n_curves,
             "store": self.store.digest,
-            "environment": folder.environment(self.ranks),
+            "environment": run_folder.environment(self.ranks),
             "models": {row.name: self._facts(row) for row in self.budget.rows},
             "untrained": {"probes": self._probed(self._untrained())},
         }
@@ -316,7 +313,7 @@ class Experiment:
 
 def read_summary(kept: Path) -> dict[str, Any]:
     """The summary of a kept model: its run's summary.json, with the fields that `_keep` adds."""
-    summary: dict[str, Any] = json.loads((kept / folder.SUMMARY).read_text())
+    summary: dict[str, Any] = json.loads((kept / run_folder.SUMMARY).read_text())
     return summary
 
 

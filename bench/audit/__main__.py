@@ -99,9 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices), help="default: all")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write all results to this file, as they come")
     parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="processes; default: one for each processor"
-    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: one for each processor")
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("audit: TRITON_INTERPRET=1 leaves nothing to compile; unset it", file=sys.stderr)

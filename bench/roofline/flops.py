@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from astroco_fast.flops import forward_flops
+
 aten = torch.ops.aten
 
 # By kernel op of the project, the arguments that are matrices (or taps) which every row is multiplied by: each of their
@@ -97,4 +99,4 @@ def _of_rows(func: Any, name: str, args: tuple, kwargs: dict) -> float:
     given = dict(zip(names, args, strict=False)) | kwargs
     matrices = [given[product] for product in PRODUCTS[name] if given[product] is not None]
     rows = next(value for value in given.values() if isinstance(value, Tensor)).shape[0]
-    return 2.0 * rows * sum(matrix.numel() for matrix in matrices)
+    return forward_flops(sum(matrix.numel() for matrix in matrices), rows)

@@ -15,7 +15,7 @@ from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.sublayers import Convolution
 from tests.kernels import harness
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 
 pytest.importorskip("triton")
 

@@ -12,7 +12,7 @@ import astroco_fast as af
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from tests.kernels.test_model import shortened
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 from tests.windows import make_windows
 
 LENGTHS, SIZE = [20, 9, 13, 20], 20

@@ -1,4 +1,4 @@
-"""Accidents, to be planned in a rank before its command runs: signals, kills and numbers that are not finite."""
+"""Accidents, which a rank plans before its command runs: signals, kills and numbers that are not finite."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from astroco_fast import ops
-from astroco_fast.data.training import TrainingData
+from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.data.writer import StoreWriter
 from astroco_fast.pretrain import loop, main
-from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.step import Outcome, Trainer
 
 Accident = Callable[[], None]
 
@@ -32,7 +32,7 @@ def this_rank() -> int:
 def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
     """Signal a rank when it is at a place for the count-th time, from 1."""
     places = {
-        "forward": (Trainer, "_forward_backward"),
+        "forward": (Trainer, "forward_backward"),
         "evaluation": (TrainingData, "evaluation"),
         "conversion": (StoreWriter, "append"),
     }
@@ -47,12 +47,12 @@ def kill_at(call: str, count: int) -> None:
 
 def not_finite_at(steps: Sequence[int], rank: int, what: str = "loss") -> None:
     """Make a rank's squared errors NaN, or its gradient infinite, in these steps (from 0)."""
-    take_step, loss, forward_backward = Trainer.step, ops.masked_loss, Trainer._forward_backward
+    begin, loss, forward_backward = Trainer.begin, ops.masked_loss, Trainer.forward_backward
     now = {"bad": False}
 
-    def step(self: Trainer, batches: Any, number: int, **keywords: Any) -> Any:
-        now["bad"] = number in steps and this_rank() == rank
-        return take_step(self, batches, number, **keywords)
+    def beginning(self: Trainer, step: int) -> None:
+        now["bad"] = step in steps and this_rank() == rank
+        begin(self, step)
 
     def masked_loss(*args: Any) -> Any:
         squared, count = loss(*args)
@@ -60,13 +60,12 @@ def not_finite_at(steps: Sequence[int], rank: int, what: str = "loss") -> None:
             squared = squared * torch.tensor([float("nan")] + [1.0] * (len(squared) - 1))[:, None]
         return squared, count
 
-    def poisoned(self: Trainer, *args: Any, **keywords: Any) -> Any:
-        result = forward_backward(self, *args, **keywords)
+    def poisoned(self: Trainer, *args: Any, **keywords: Any) -> None:
+        forward_backward(self, *args, **keywords)
         if now["bad"] and what == "gradient":
             self.parameters[0].grad.fill_(float("inf"))
-        return result
 
-    Trainer.step, ops.masked_loss, Trainer._forward_backward = step, masked_loss, poisoned  # type: ignore[method-assign]
+    Trainer.begin, ops.masked_loss, Trainer.forward_backward = beginning, masked_loss, poisoned  # type: ignore[method-assign]
 
 
 def pretend_gpus(count: int) -> None:
@@ -98,14 +97,14 @@ def evaluations(errors: Sequence[float]) -> None:
 
 
 def note_windows(path: str) -> None:
-    """Write down, a line a step, the windows of the global batch as the ranks have got them."""
-    take_step = Trainer.step
+    """Write down, a line for each step, the windows of the global batch that the ranks were given."""
+    count = loop.Loop.count
 
-    def step(self: Trainer, batches: Any, number: int, **keywords: Any) -> Any:
+    def counting(self: loop.Loop, batches: StepBatches, outcome: Outcome) -> None:
         shares = self.ranks.gather([int(i) for micro in batches.micro for i in micro.index if i >= 0])
         if this_rank() == 0:
             with open(path, "a") as file:
-                file.write(f"[{number}, {sorted(i for share in shares for i in share)}]\n")
-        return take_step(self, batches, number, **keywords)
+                file.write(f"[{self.state.step}, {sorted(i for share in shares for i in share)}]\n")
+        count(self, batches, outcome)
 
-    Trainer.step = step  # type: ignore[method-assign]
+    loop.Loop.count = counting  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import pytest
 
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 
 CALLS = ("fsync", "mkdir", "rename", "replace", "symlink", "unlink", "rmdir")
 

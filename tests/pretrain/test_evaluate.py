@@ -12,10 +12,10 @@ from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.data.windows import window_table
 from astroco_fast.pretrain.config import TrainConfig
-from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.evaluate import evaluate, metrics, target_sums
-from astroco_fast.pretrain.trainer import Trainer
-from tests.pretrain.ranks import on_ranks
+from astroco_fast.pretrain.ranks import Ranks
+from astroco_fast.pretrain.step import Trainer
+from tests.pretrain.processes import on_ranks
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "kernel": 4, "window": 24}
 NAMES = {"": (HIDDEN, RANDOM, UNCHANGED), "_hidden": (HIDDEN,), "_random": (RANDOM,), "_unchanged": (UNCHANGED,)}
@@ -33,7 +33,7 @@ def evaluated(path: str, micro: int) -> dict[str, float]:
     store = Store.open(path, verify=False)
     place = {"rank": ranks.rank, "world": ranks.world}
     data = TrainingData(store, size=24, seed=5, global_batch=8, micro_batch=micro, **place)
-    found = evaluate(trainer_of(ranks), data, ranks, lambda: False)
+    found = evaluate(trainer_of(ranks), data, lambda: False)
     ranks.close()
     return found
 

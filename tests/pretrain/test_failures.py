@@ -11,9 +11,9 @@ import yaml
 from astroco_fast import ops
 from astroco_fast.data.convert import convert
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.step import Trainer
 from tests.pretrain.patches import command, not_finite_at, pretend_gpus, this_rank
-from tests.pretrain.ranks import Ended, on_ranks
+from tests.pretrain.processes import Ended, on_ranks
 from tests.pretrain.test_resume import expected, outcome, unbroken
 
 __all__ = ["unbroken"]  # a fixture
@@ -102,7 +102,7 @@ def choose_backend(name: str) -> None:
 
 def own_mistake(count: int, rank: int) -> None:
     """Raise a `UserError` in the count-th forward pass of one rank; the others go on to their next collective."""
-    original, left = Trainer._forward_backward, [count]
+    original, left = Trainer.forward_backward, [count]
 
     def replacement(self: Trainer, *args: Any, **keywords: Any) -> Any:
         left[0] -= 1
@@ -110,7 +110,7 @@ def own_mistake(count: int, rank: int) -> None:
             raise UserError("only mine")
         return original(self, *args, **keywords)
 
-    Trainer._forward_backward = replacement  # type: ignore[method-assign]
+    Trainer.forward_backward = replacement  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("spoil", "words"), CASES, ids=[case[0].__name__ for case in CASES])

@@ -11,12 +11,13 @@ from torch import Tensor
 from astroco_fast import registry
 from astroco_fast.data.batches import WindowBatches
 from astroco_fast.data.store import Store
-from astroco_fast.data.training import StepBatches, micro_batches, upload
+from astroco_fast.data.training import micro_batches, upload
 from astroco_fast.data.windows import window_table
 from astroco_fast.pretrain.config import TrainConfig
-from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.trainer import Trainer
-from tests.pretrain.ranks import on_ranks
+from astroco_fast.pretrain.loop import accumulate, update
+from astroco_fast.pretrain.ranks import Ranks
+from astroco_fast.pretrain.step import Trainer, Wishes
+from tests.pretrain.processes import on_ranks
 
 WINDOW = 24
 ELEVEN = range(3, 14)  # 2 ranks get 6 and 5 windows; 3 ranks 4, 4 and 3
@@ -67,9 +68,10 @@ def by_trainer(
     trainer.optimizer.step = keep
     batches = assembler(Path(path))
     share = [batches.assemble(piece, 1) for piece in micro_batches(np.array(windows), ranks.rank, ranks.world, micro)]
-    result = trainer.step(StepBatches(1, 0, True, np.array(windows), share, 0.0), 0, wishes=[])
+    result = accumulate(trainer, [upload(batch, ranks.device) for batch in share], 0, Wishes(), lambda: False)
     assert result is not None
-    assert result.applied
+    assert result.is_finite
+    update(trainer, result, 0)
     norm = math.sqrt(sum(float(np.square(gradient).sum()) for gradient in gradients.values()))
     assert result.grad_norm == pytest.approx(norm, rel=1e-9)
     ranks.close()

@@ -5,7 +5,7 @@ import pytest
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.pretrain.log import Console, Log, MetricsFile
 from tests.pretrain.patches import command
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 
 TRAIN = {"step": 1, "epoch": 1, "split": "train", "loss": 0.5, "windows_per_s": 3.0}
 

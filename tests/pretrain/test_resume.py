@@ -11,7 +11,7 @@ import pytest
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
 from astroco_fast.pretrain.log import TIMING
 from tests.pretrain.patches import command, kill_at, signal_at
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 
 SLOW = pytest.mark.slow
 EMA = ["--train.ema_decay", "0.9"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from astroco_fast.commands import parse
-from astroco_fast.data.training import StepBatches, micro_batches
+from astroco_fast.data.training import micro_batches, upload
 from astroco_fast.pretrain import PretrainConfig, TrainConfig, loop, main
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
-from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.ranks import Ranks
+from astroco_fast.pretrain.step import Outcome, Trainer, Wishes
 from tests.pretrain.patches import command, evaluations, note_windows
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 from tests.pretrain.test_gradient import assembler, build
 
 WINDOWS = np.arange(3, 14)
@@ -27,10 +27,14 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(build(True), TrainConfig(precision="fp32", **settings), Ranks(0, 1, torch.device("cpu")), seed=0)
 
 
-def step(trainer: Trainer, store: Path, number: int = 0) -> Any:
+def step(trainer: Trainer, store: Path, number: int = 0) -> Outcome:
     batches = assembler(store)
     micro = [batches.assemble(piece, 1 + number) for piece in micro_batches(WINDOWS, 0, 1, None)]
-    return trainer.step(StepBatches(1, 0, True, WINDOWS, micro, 0.0), number, wishes=[])
+    on_device = [upload(batch, trainer.ranks.device) for batch in micro]
+    outcome = loop.accumulate(trainer, on_device, number, Wishes(), lambda: False)
+    assert outcome is not None
+    loop.update(trainer, outcome, number)
+    return outcome
 
 
 def gradients_of_a_step(store: Path, clip_norm: float | None) -> tuple[float, dict[str, torch.Tensor]]:
@@ -56,11 +60,14 @@ def test_clipping_scales_the_whole_gradient(store):
 def test_warm_up_rises_linearly_and_stays(store):
     taught, rates = trainer(learning_rate=0.01, warmup_steps=4), []
     for number in range(7):
-        result = step(taught, store, number)
-        assert {group["lr"] for group in taught.optimizer.param_groups} == {result.learning_rate}
-        rates.append(result.learning_rate)
+        step(taught, store, number)
+        (rate,) = {group["lr"] for group in taught.optimizer.param_groups}
+        assert rate == taught.learning_rate_at(number)
+        rates.append(rate)
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01])
-    assert step(trainer(learning_rate=0.01, warmup_steps=0), store).learning_rate == 0.01
+    taught = trainer(learning_rate=0.01, warmup_steps=0)
+    step(taught, store)
+    assert {group["lr"] for group in taught.optimizer.param_groups} == {0.01}
 
 
 def test_the_average_follows_its_formula(store):
@@ -69,7 +76,7 @@ def test_the_average_follows_its_formula(store):
     by_hand = {name: value.clone() for name, value in taught.model.state_dict().items()}
     assert any("running_var" in name for name in by_hand)
     for number in range(5):
-        assert step(taught, store, number).applied
+        assert step(taught, store, number).is_finite
         decay = min(0.3, (1 + number) / (10 + number))  # 0.1, 0.18, 0.25, then 0.3
         for name, value in taught.model.state_dict().items():
             floating = value.is_floating_point()

@@ -12,7 +12,7 @@ import torch
 from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
-from astroco_fast.pretrain.exits import Diverged
+from astroco_fast.pretrain.ranks import Diverged
 from astroco_fast.reproduce import paper, run
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import PAPER_F1, PAPER_RMSE

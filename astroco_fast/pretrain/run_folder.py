@@ -1,4 +1,8 @@
-"""The run's folder: whether the same run goes on in it, and the facts about it that are written down."""
+"""A run's folder: whether the same run goes on in it, its light curves, and the facts that are written to it.
+
+config.yaml holds the settings with their defaults filled in, environment.json what each start ran on, summary.json what
+a finished run has reached, and store/ the light curves if the run converted or simulated them itself.
+"""
 
 import json
 import os
@@ -17,24 +21,25 @@ import yaml
 import astroco_fast
 from astroco_fast import files, machine, settings
 from astroco_fast.data.store import Store
-from astroco_fast.data.training import TrainingData
+from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.checkpoint import CheckpointFolder
+from astroco_fast.files import write_text
+from astroco_fast.pretrain.checkpoint import CheckpointFolder, State
 from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
-from astroco_fast.pretrain.distributed import Ranks
 from astroco_fast.pretrain.log import Console
-from astroco_fast.pretrain.state import State
-from astroco_fast.pretrain.trainer import Trainer
+from astroco_fast.pretrain.ranks import Ranks, StopRequest
+from astroco_fast.pretrain.step import Trainer
 
-CONFIG, SUMMARY, ENVIRONMENT = "config.yaml", "summary.json", "environment.json"
+CONFIG, SUMMARY, ENVIRONMENT, STORE = "config.yaml", "summary.json", "environment.json", "store"
+_WAY_OUT = "make room, or choose another --out"
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it for this run alone (rank 0): two would mix their metrics and checkpoints.
+    """Make the folder, and hold it for this run alone (rank 0): two runs would mix their metrics and checkpoints.
 
     Raises:
-        UserError: it is something else, cannot be made, or another process runs in it.
+        UserError: it is a store, it cannot be made, or another process trains in it.
     """
     if Store.is_store(folder):
         raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
@@ -47,12 +52,12 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
-    """See that the folder is new, or this run's already (rank 0). What it says of the run stays as it is.
+    """Check that the folder is new, or this run's already (rank 0). Nothing is written.
 
-    A setting that it does not mention, of a later version, had what is now the default.
+    A setting that its config.yaml lacks, since an earlier version wrote it, counts as having its present default.
 
     Returns:
-        Whether the run has saved anything there, and so goes on.
+        Whether the run has saved a checkpoint there, and so goes on.
 
     Raises:
         UserError: it holds a run with other settings (names them), or what its settings were cannot be read.
@@ -64,7 +69,7 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
         before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
         changed = set(differences(_filled(before, defaults), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
-            changed -= {"data"}  # it may have moved; whether it holds the same light curves, its digest tells
+            changed -= {"data"}  # it may have moved; its digest shows whether it holds the same light curves
         if changed - MACHINE:
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(sorted(changed - MACHINE))}); "
@@ -78,17 +83,53 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of what is not set, at every depth."""
+    """The settings with defaults for those that are not set, at every depth."""
     both = {key for key in defaults if isinstance(defaults[key], dict) and isinstance(settings.get(key), dict)}
     return {**defaults, **settings, **{key: _filled(settings[key], defaults[key]) for key in both}}
 
 
-def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
-    """The run is not finished, and starts (again) here: config.yaml, and a start in environment.json (rank 0).
+def open_data(
+    config: PretrainConfig, folder: Path, goes_on: bool, ranks: Ranks, console: Console, stop: StopRequest
+) -> Store:
+    """Open the store of the run's light curves; rank 0 converts or simulates them first if need be.
 
-    Not earlier: a start that fails, for want of its data say, must leave an older run's folder as it was.
+    Args:
+        config, ranks, console, stop: the run's.
+        folder: the run's folder; a store that is made here is kept in `folder`/store.
+        goes_on: whether the run has begun already, and so has its store.
+
+    Raises:
+        UserError: the data cannot be read; the same on all ranks.
+        Interrupted: a signal came while rank 0 converted.
     """
-    replace_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    own = folder / STORE
+
+    def prepare() -> Path:
+        with stop.immediate():
+            if goes_on and Store.is_store(own) and not Store.is_store(config.data or ""):
+                return own
+            return make_store(
+                config.data,
+                own,
+                seed=config.seed,
+                columns=config.columns,
+                band=config.band,
+                clean=config.clean,
+                say=console.say,
+                progress=console.speaks,
+            )
+
+    path = ranks.first(prepare, is_long=True)
+    return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
+
+
+def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
+    """Note that a run starts here, again perhaps, and is not finished (rank 0).
+
+    This writes config.yaml, adds the start to environment.json and removes summary.json. It comes after everything
+    that can fail: a start that finds no data, say, must leave an older run's folder as it was.
+    """
+    write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False), _WAY_OUT)
     (folder / SUMMARY).unlink(missing_ok=True)
     path = folder / ENVIRONMENT
     try:
@@ -96,11 +137,11 @@ def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         starts = []
     starts.append(environment(ranks))
-    replace_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n", _WAY_OUT)
 
 
 def write_summary(folder: Path, reason: str, state: State, data: TrainingData, trainer: Trainer) -> None:
-    """Write summary.json, which also says that the run is finished, and why (rank 0)."""
+    """Write summary.json (rank 0): what the run has reached, and the reason why it is finished."""
     summary = {
         "finished": reason,
         "step": state.step,
@@ -116,11 +157,11 @@ def write_summary(folder: Path, reason: str, state: State, data: TrainingData, t
         "best_checkpoint": "checkpoints/best",
         "best": state.best,
     }
-    replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n", _WAY_OUT)
 
 
 def card_notes(state: State, data: TrainingData) -> str:
-    """For the model card of a checkpoint: what it was trained on, how far, and how good the run was at its best."""
+    """Text for a checkpoint's model card: what the model was trained on, how far, and the run's best evaluation."""
     kind = "SIMULATED light curves, not observed ones" if data.store.simulated else "light curves"
     notes = (
         f"Pretrained by masked reconstruction on {data.store.n_curves:,} {kind}. These are the weights of step "
@@ -149,12 +190,12 @@ def card_notes(state: State, data: TrainingData) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """For a table; None where a figure is over no points."""
+    """A figure for a table; None, which is a figure over no points, is a dash."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def environment(ranks: Ranks) -> dict[str, Any]:
-    """What this process runs on."""
+    """Facts about the machine and the versions that this process runs on."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -170,20 +211,3 @@ def environment(ranks: Ranks) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a kill, or a power cut, leaves either the old or the new one.
-
-    Raises:
-        UserError: the disk takes it not.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out") from error

@@ -8,9 +8,8 @@ import pytest
 from torch.distributed import distributed_c10d
 
 from astroco_fast.errors import MissingExtraError, UserError
-from astroco_fast.pretrain.distributed import Ranks
-from astroco_fast.pretrain.exits import Interrupted
-from tests.pretrain.ranks import on_ranks
+from astroco_fast.pretrain.ranks import Interrupted, Ranks
+from tests.pretrain.processes import on_ranks
 
 
 def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """Run folders: copied, shared, full, of other versions, and their names."""
 
-import os
 import shutil
 import sys
 from typing import Any
@@ -10,11 +9,11 @@ import yaml
 from safetensors import SafetensorError
 
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain import PretrainConfig, folder, main, weights
+from astroco_fast.pretrain import PretrainConfig, checkpoint, main, run_folder
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
 from astroco_fast.pretrain.log import Console, MetricsFile
 from tests.pretrain.patches import command
-from tests.pretrain.ranks import on_ranks
+from tests.pretrain.processes import on_ranks
 from tests.pretrain.test_checkpoint import write
 from tests.pretrain.test_resume import expected, outcome, unbroken
 
@@ -51,7 +50,7 @@ def test_a_copied_link_still_names_its_checkpoint(tmp_path):
 def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
     pytest.importorskip("fcntl")
     argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "1"]
-    with folder.held(tmp_path / "run"):
+    with run_folder.held(tmp_path / "run"):
         for world in (None, 2):
             ended = on_ranks(world, command, argv, tmp_path=tmp_path)
             assert [rank.code for rank in ended] == [2] * (world or 1)
@@ -65,7 +64,7 @@ def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
 
 def test_without_locks_a_run_goes_without(arguments, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with folder.held(tmp_path / "run"), folder.held(tmp_path / "run"):
+    with run_folder.held(tmp_path / "run"), run_folder.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
 
 
@@ -78,7 +77,7 @@ def test_a_full_disk_is_one_line(when, arguments, monkeypatch, capsys, tmp_path)
         raise OSError(28, "No space left on device")
 
     if when == "weights":
-        monkeypatch.setattr(weights, "save_file", no_tensors)
+        monkeypatch.setattr(checkpoint, "save_file", no_tensors)
     else:
         monkeypatch.setattr(MetricsFile, "_write_out", no_bytes)
     assert main([*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]) == 2
@@ -112,7 +111,7 @@ def test_settings_that_are_none_are_told(text, tmp_path):
     write(checkpoints, 1)
     (out / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
-        folder.claim(out, config, checkpoints, Console(speaks=True))
+        run_folder.claim(out, config, checkpoints, Console(speaks=True))
 
 
 def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
@@ -123,30 +122,15 @@ def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
     values = config.to_dict()
     del values["band"], values["train"]["sync_batchnorm"], values["columns"]["flux"]
     (out / "config.yaml").write_text(yaml.safe_dump(values))
-    assert folder.claim(out, config, checkpoints, Console(speaks=True))
+    assert run_folder.claim(out, config, checkpoints, Console(speaks=True))
     chosen = PretrainConfig(band="V").resolve(1e-3)
     with pytest.raises(UserError, match=r"other settings \(band\)"):
-        folder.claim(out, chosen, checkpoints, Console(speaks=True))
+        run_folder.claim(out, chosen, checkpoints, Console(speaks=True))
     del values["preset"]  # a setting of a model: nobody knows
     values["model"] = {"layers": 3}
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"other settings \(model.layers\)"):
-        folder.claim(out, config, checkpoints, Console(speaks=True))
-
-
-def test_small_files_are_on_disk_before_they_replace_others(monkeypatch, tmp_path):
-    calls: list[str] = []
-    for name in ("fsync", "replace"):
-        original = getattr(os, name)
-
-        def noting(*args: Any, name: str = name, original: Any = original) -> Any:
-            calls.append(name)
-            return original(*args)
-
-        monkeypatch.setattr(os, name, noting)
-    folder.replace_text(tmp_path / "file", "new\n")
-    assert calls[:2] == ["fsync", "replace"]
-    assert (tmp_path / "file").read_text() == "new\n"
+        run_folder.claim(out, config, checkpoints, Console(speaks=True))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run a function on several ranks, each a process of its own, and see how each of them ends."""
+"""Run a function on several ranks, each a process of its own, and report how each of them ended."""
 
 import contextlib
 import multiprocessing
@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# Children are forked from a server that has imported PyTorch once, what optimisers import late included: a rank starts
-# in milliseconds.
+# Children are forked from a server that has imported PyTorch once, with what optimisers import late, so that a rank
+# starts in milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain", "tests.pretrain.patches"])
+_context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain.loop", "tests.pretrain.patches"])
 TIMEOUT = 120
 
 

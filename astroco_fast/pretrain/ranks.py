@@ -1,0 +1,299 @@
+"""One process or many: this process's place among the ranks, and how they begin, fail, stop and end together.
+
+Nothing here knows about models. Without torchrun there is no process group, and every collective is the identity.
+
+SIGTERM, SIGINT and SIGUSR1 ask for a clean stop: save, then exit with status 75. Torchrun passes SIGTERM and SIGINT on
+to its ranks. SIGUSR1, which Slurm's `--signal` often sends, ends torchrun itself unless its environment has
+TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1. Ranks whose torchrun has ended stop too: nobody
+would start them again, or report how they ended.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from astroco_fast.commands import is_rank_zero, one_line
+from astroco_fast.errors import UserError
+from astroco_fast.machine import pick_device
+
+T = TypeVar("T")
+Config = TypeVar("Config")
+
+DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75  # exit statuses
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# A rank that dies is noticed at once, since its connections close. These limits are for a rank that does not answer:
+# one that is cut off from the network, or busy, as rank 0 is while it converts a survey.
+USUAL_WAIT, LONG_WAIT = timedelta(minutes=30), timedelta(hours=24)
+
+
+class Diverged(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite. Says which windows the last step held."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop before training began, when there was nothing to save yet."""
+
+
+class SharedError(UserError):
+    """A user's mistake that all ranks know of, since each of them raises this error."""
+
+
+def on_ranks(work: Callable[[Config, "Ranks", "StopRequest"], int], config: Config, device: str) -> int:
+    """Join the other ranks, run a command that trains, and leave.
+
+    Args:
+        work: the command's own part; it returns the exit status.
+        config: the command's settings, which `work` is given.
+        device: where to compute: "cpu", "cuda" or "auto".
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
+    """
+    with StopRequest() as stop:
+        try:
+            ranks = Ranks.start(device)
+        except UserError as error:
+            status = refuse(error)
+        else:
+            try:
+                status = work(config, ranks, stop)
+            except Diverged as error:
+                status = DIVERGED
+                _say(f"diverged: {error}")
+            except Interrupted:
+                status = INTERRUPTED
+                _say("interrupted before training began: the same command goes on")
+            except UserError as error:
+                if ranks.world > 1 and not isinstance(error, SharedError):
+                    _leave_alone(ranks, error)
+                status = BAD_INPUT
+                _say(f"error: {error}")
+            ranks.close()  # but not after any other exception, of which the other ranks know nothing
+    if status:
+        _ignore_torchrun()
+    return status
+
+
+def refuse(error: UserError) -> int:
+    """End on a mistake that every rank finds before the ranks have met, such as a wrong argument.
+
+    Torchrun ends all ranks as soon as it sees one end, and rank 0, which reports the error, may be the last to find it.
+    So the ranks meet first.
+
+    Returns:
+        The exit status.
+    """
+    _ignore_torchrun()
+    _say(f"error: {error}")
+    if "RANK" in os.environ:
+        # A rank that got through at once has gone, with its connections, before a slower rank has made all of them.
+        with contextlib.suppress(RuntimeError):
+            dist.init_process_group("gloo", timeout=USUAL_WAIT)
+            dist.barrier()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return BAD_INPUT
+
+
+def _say(text: str) -> None:
+    if is_rank_zero():
+        print(f"astroco: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _ignore_torchrun() -> None:
+    """Keep torchrun from ending this rank, which is on its way out, with a status that is not its own."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave_alone(ranks: "Ranks", error: UserError) -> NoReturn:
+    """End this rank at once. The others know nothing of its error and may be in any collective, so it can't meet them.
+
+    This rank's connections close, so the others fail, and torchrun ends what is left. The process does not pass through
+    the end of the interpreter either: the threads of its process group would hang there.
+    """
+    text = one_line(f"error: rank {ranks.rank} of {ranks.world}: {error}")
+    print(f"astroco: {text}", file=sys.stderr, flush=True)
+    os._exit(BAD_INPUT)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank: this process's number, 0 <= rank < world.
+        world: the number of processes.
+        device: where this rank computes.
+        patience: the process group in which ranks wait long for one of them; None if there is one process.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    patience: Any = None
+
+    @classmethod
+    def start(cls, device: str) -> "Ranks":
+        """Join the other ranks, which torchrun's environment variables describe, or stand alone without them.
+
+        Args:
+            device: "cpu", "cuda" or "auto" (a GPU if there is one). GPUs communicate through nccl, CPUs through gloo.
+
+        Raises:
+            UserError: a GPU is asked for and there is none, or there are more ranks than GPUs.
+        """
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        use_gpu = pick_device(device).type == "cuda"
+        if use_gpu:
+            local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+            if local_world > gpus:
+                raise UserError(
+                    f"{local_world} ranks but {gpus} GPU(s): nccl needs one for each; "
+                    f"start with --nproc_per_node {gpus}, or use --train.device cpu"
+                )
+            torch.cuda.set_device(local_rank)
+            # So that a run can be repeated to the bit; not tried on a GPU yet.
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        patience = None
+        if "RANK" in os.environ:
+            # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=USUAL_WAIT)
+            patience = dist.new_group(backend="gloo", timeout=LONG_WAIT)
+        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), patience)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes the files and the messages."""
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave the process group, once every rank has come here (rank 0 may still be drawing plots)."""
+        self._wait_long()
+        if dist.is_initialized():
+            # A model under DDP is in a cycle of references that holds the group, whose threads must not outlive Python.
+            gc.collect()
+            dist.destroy_process_group()
+
+    def _wait_long(self) -> None:
+        if self.patience is not None:
+            dist.barrier(group=self.patience)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place. The result has the same bits on every rank."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank (a small collective on the CPU)."""
+        return bool(self.sum(torch.tensor([float(flag)])).item()) if self.world > 1 else flag
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (picklable), in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def everywhere(self, body: Callable[[], T], *, is_long: bool = False) -> T:
+        """Run something that may fail on all ranks; if it fails on one, all raise.
+
+        Args:
+            body: what to run; it must not communicate with other ranks.
+            is_long: whether it may take one rank hours.
+
+        Raises:
+            SharedError: a rank's `UserError` or `OSError` (a full disk ...): the first rank's that has one.
+            Interrupted: a rank's.
+            RuntimeError: another rank hit something unexpected; that rank raises the original.
+        """
+        value, error = None, None
+        try:
+            value = body()
+        except Exception as caught:
+            error = caught
+        if is_long:
+            self._wait_long()
+        self._raise_together(error)
+        return value  # type: ignore[return-value]
+
+    def first(self, body: Callable[[], T], *, is_long: bool = False) -> T:
+        """Run something on rank 0 while the others wait; all get its (picklable) result, or raise its error.
+
+        Arguments and errors are those of `everywhere`.
+        """
+        result = self.everywhere(lambda: body() if self.is_first else None, is_long=is_long)
+        return self.gather(result)[0]  # type: ignore[return-value]
+
+    def _raise_together(self, error: Exception | None) -> None:
+        told: Exception | str | None = None if error is None else repr(error)
+        if isinstance(error, UserError | OSError):
+            told = SharedError(" ".join(str(error).split()))
+        elif isinstance(error, Interrupted):
+            told = error
+        for rank, other in enumerate(self.gather(told)):
+            if rank == self.rank and isinstance(other, str):
+                assert error is not None
+                raise error
+            if isinstance(other, Exception):
+                raise other from error
+            if other is not None:
+                raise RuntimeError(f"rank {rank} failed: {other}")
+
+
+class StopRequest:
+    """Whether a signal has asked this process to stop, or torchrun, its parent, has ended.
+
+    Use it as a context manager; it puts the old signal handlers back afterwards.
+    A second signal changes nothing: Ctrl-C reaches a rank twice, from the terminal and from torchrun.
+    """
+
+    def __init__(self) -> None:
+        self._signalled = False
+        # Only torchrun is watched: other parents, such as a shell or nohup, may well end before their children.
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._immediate = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._signalled or (self._parent is not None and os.getppid() != self._parent)
+
+    def __enter__(self) -> "StopRequest":
+        self._old = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        if self._immediate:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Let a signal raise `Interrupted` at once, for long work without steps, such as converting data."""
+        self._immediate = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._immediate = False
