@@ -86,6 +86,9 @@ def package_pages() -> Iterator[tuple[str, str]]:
 
 def root_page(name: str) -> str:
     """A Markdown file of the project's root, with its links to files in docs/ as links of the site."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    text = re.sub(r"\]\(docs/", "](", text)
-    return re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md", lambda found: f"]({found[1].lower()}.md", text)
+    return re.sub(r"\]\(docs/", "](", (ROOT / name).read_text(encoding="utf-8"))
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Turn links to the pages that are made from the root's files into links of the site."""
+    return re.sub(r"\]\((?:\.\./)?(CHANGELOG|CONTRIBUTING)\.md", lambda found: f"]({found[1].lower()}.md", markdown)
