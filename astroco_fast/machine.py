@@ -50,9 +50,8 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; use cpu or auto"
         ) from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(
-            f"device {name!r} cannot be used here: PyTorch sees {f'{gpus} GPU(s)' if gpus else 'no GPU'}; use cpu or auto"
-        )
+        found = f"{gpus} GPU(s)" if gpus else "no GPU"
+        raise UserError(f"device {name!r} cannot be used here: PyTorch sees {found}; use cpu or auto")
     return device
 
 
