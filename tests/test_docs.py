@@ -17,6 +17,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(
     r"^<!-- run(?P<slow>: slow)? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+SOURCE = re.compile(r"`([\w./]+/[\w.]+\.(?:py|h|cpp))`")
+OTHERS = re.compile("src/|kernels/(toy|BACKEND)/")  # of Astromer's code; examples
 PROGRAMS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
 
 
@@ -42,3 +44,11 @@ def test_every_mark_stands_above_a_block_that_can_run() -> None:
         found = list(MARKED.finditer(text))
         assert text.count("\n<!-- run") == len(found), page
         assert {match["language"] for match in found} <= set(PROGRAMS), page
+
+
+def test_source_files_that_the_pages_name_exist() -> None:
+    for page in PAGES:
+        named = {path for path in SOURCE.findall(page.read_text(encoding="utf-8")) if not OTHERS.match(path)}
+        assert not {
+            path for path in named if not any((base / path).is_file() for base in (ROOT, ROOT / "astroco_fast"))
+        }
