@@ -1,4 +1,4 @@
-"""The figures of a run, drawn with matplotlib's object interface: no window, on any machine.
+"""The figures of a run, drawn with matplotlib's object interface, which opens no window.
 
 with drawing():
     layer_mix(weights, "title").savefig("mix.png")
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, RED, GREEN, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#8C8C8C", "#222222"
 ROLES = {"hidden": (HIDDEN, BLUE, "o"), "random": (RANDOM, RED, "s"), "unchanged": (UNCHANGED, GREEN, "^")}
-NIGHT, SEASON = 0.5, 60.0  # days without a point that part nights and seasons
+NIGHT, SEASON = 0.5, 60.0  # days without a point that separate two nights and two seasons
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,14 +38,14 @@ STYLE: Any = {
 
 @dataclass
 class Reconstruction:
-    """A window, and what a model made of it.
+    """A window with a model's reconstruction of it.
 
     Attributes:
-        title: names the light curve.
+        title: name of the light curve.
         time: (n,) days.
         mag: (n,) the true magnitudes.
         err: (n,) their uncertainties.
-        shown: (n,) the magnitudes put in the model's way; they differ from the true ones at random and hidden points.
+        shown: (n,) the magnitudes that the model is given, which differ from the true ones at random and hidden points.
         role: (n,) uint8, 0 or a role of `astroco_fast.data.masking`.
         predicted: (n,) the reconstruction.
     """
@@ -61,10 +61,10 @@ class Reconstruction:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """What the figures of this module are drawn and saved in: their style.
+    """A context with the style that the figures of this module are drawn and saved in.
 
     Raises:
-        MissingExtraError: there is no matplotlib.
+        MissingExtraError: matplotlib is not installed.
     """
     try:
         from matplotlib import rc_context
@@ -78,7 +78,7 @@ def training_curves(train: Sequence[dict[str, Any]], validation: Sequence[dict[s
     """Loss, RMSE by role, and R2 by role, against the optimiser step.
 
     Args:
-        train, validation: lines of metrics.jsonl (see `astroco_fast.pretrain.log`), of one kind each.
+        train, validation: the lines of metrics.jsonl (see `astroco_fast.pretrain.log`) of each split.
         title: of the figure.
     """
     figure = new_figure(13, 4.6)
@@ -114,11 +114,11 @@ def training_curves(train: Sequence[dict[str, Any]], validation: Sequence[dict[s
 def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
     """Light curves with their probed points by role, and the model's reconstruction of these.
 
-    Surveys take a star's points in bursts, years apart: on a plain time axis they would hide one another. So points
-    stand side by side, in time order, nights a little apart; the axis tells the days.
+    Surveys observe a star in bursts that are years apart; on a plain time axis the points of a burst would hide one
+    another. So points are drawn side by side in time order, with small gaps between nights; the axis gives the days.
 
     Args:
-        windows: one a panel.
+        windows: one for each panel.
         title: of the figure.
     """
     columns = min(2, len(windows))
@@ -140,7 +140,7 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
 
 
 def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
-    """Weights (L + 1,) of the input and of each block's output in the mixed sequence, as bars; they add up to 1."""
+    """Bars of the weights (L + 1,), with sum 1, of the input and of each block's output in the mixed sequence."""
     figure = new_figure(1.6 + 0.9 * max(6, len(weights)), 4)
     axes = figure.subplots()
     names = ["input"] + [f"block {i}" for i in range(1, len(weights))]
@@ -179,14 +179,14 @@ def _reconstruction(axes: "Axes", window: Reconstruction) -> None:
 
 
 def _side_by_side(axes: "Axes", time: NDArray[Any]) -> NDArray[np.float64]:
-    """Where points (n,) of these times stand on the axis, which is marked with days at the seasons' first points."""
+    """The places (n,) of points of these times on the axis, which is labelled in days at the seasons' first points."""
     gaps = np.diff(time)
     place = np.concatenate([[0.0], np.cumsum(1 + (gaps > NIGHT) + 3.0 * (gaps > SEASON))])
     first = np.flatnonzero(gaps > SEASON) + 1
     for at in place[first]:
         axes.axvline(at - 2.5, color=GREY, linestyle=":", linewidth=0.8)
     starts = [0]
-    for point in first.tolist():  # as many days as can be read
+    for point in first.tolist():  # labels that do not overlap
         if place[point] - place[starts[-1]] > place[-1] / 12:
             starts.append(point)
     axes.set_xticks(place[starts], [f"{time[point] - time[0]:.0f}" for point in starts])
@@ -203,7 +203,7 @@ def legend(figure: "Figure") -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure; inches."""
+    """An empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -232,7 +232,7 @@ def _trivial(axes: "Axes", validation: Sequence[dict[str, Any]], key: str) -> No
 
 
 def _focus(loss: "Axes", rmse: "Axes", r2: "Axes", validation: Sequence[dict[str, Any]]) -> None:
-    """Keep a model's first steps, far worse than the trivial answer, from flattening all that comes after."""
+    """Limit the axes so that a model's first steps, far worse than the trivial answer, do not flatten the rest."""
     for axes, key in ((loss, "trivial_rmse"), (rmse, "trivial_rmse_hidden")):
         _, values = _series(validation, key)
         if len(values):
@@ -241,7 +241,7 @@ def _focus(loss: "Axes", rmse: "Axes", r2: "Axes", validation: Sequence[dict[str
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A running mean over a fortieth of the series, narrower at the ends."""
+    """A running mean over a fortieth of the series, over fewer values at its ends."""
     half = len(values) // 80
     total = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))

@@ -1,9 +1,9 @@
-"""`astroco report RUN`: the best evaluation of a pretraining run as a table, and plots in its folder `plots/`.
+"""`astroco report RUN`: prints the best evaluation of a pretraining run as a table and draws plots in RUN/plots.
 
 - training.png: loss and RMSE of training and validation, RMSE and R2 by role, and the trivial answer.
-- reconstructions.png: light curves of the validation split, their probed points by role, and what the best model makes
-  of them. Six windows, from among the best reconstructed to among the worst.
-- layer_mix.png: how much each layer counts in the best model's output, if it mixes layers.
+- reconstructions.png: light curves of the validation split, their probed points by role, and the best model's
+  reconstruction of these. Six windows, from among the best reconstructed to among the worst.
+- layer_mix.png: the share of each layer in the best model's output, if the model mixes layers.
 """
 
 import json
@@ -28,19 +28,19 @@ from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.registry import load
 from astroco_fast.text import rows
 
-# Better reconstructed than this share of windows.
+# The windows that are shown: each is reconstructed better than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
-CANDIDATES = 128  # windows that are reconstructed, to rank them
-SHOWN_POINTS = 100  # of a window; more can't be told apart
+CANDIDATES = 128  # windows to reconstruct and rank
+SHOWN_POINTS = 100  # points shown of a window; more cannot be told apart
 
 
 @dataclass
 class ReportConfig:
-    """What a run has reached.
+    """Show a run's best evaluation and draw its plots.
 
     Args:
         run: the run's folder.
-        data: the run's light curves, as a store, if they have been moved.
+        data: the store of the run's light curves, if it has been moved.
     """
 
     run: str
@@ -48,14 +48,14 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a run's best evaluation, draw its plots and print where they are.
+    """Run the command: print a run's best evaluation, draw its plots, print their paths.
 
     Returns:
-        0, or 2 where the folder holds no run, or its data are gone.
+        The exit status: 0, or 2 where the folder holds no run or its light curves are missing.
     """
 
     def body() -> int:
-        description = "Show what a pretraining run has reached: its best evaluation, and plots."
+        description = "Print the best evaluation of a pretraining run and draw its plots."
         config = commands.parse(ReportConfig, "astroco report", description, argv, positional=("run",))
         paths = plot_run(Path(config.run), config.data)
         print("\n".join([*evaluation_table(read_metrics(Path(config.run))), "", *map(str, paths)]))
@@ -65,17 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
-    """Draw a run's plots, as far as the run has come: models are drawn once there is a checkpoint.
+    """Draw a run's plots; those of the model need a checkpoint.
 
     Args:
-        folder: of the run, in progress or finished.
-        data: the store of its light curves, if it is no longer where the run found it.
+        folder: the folder of the run, which may still be in progress.
+        data: the store of its light curves, if it has been moved since the run.
 
     Returns:
         The PNG files, in the run's folder `plots/`.
 
     Raises:
-        UserError: not a run, its data are gone or others, the folder cannot be written, or matplotlib is missing.
+        UserError: the folder holds no run or cannot be written, its light curves are missing or are others, or
+            matplotlib is missing.
     """
     folder = Path(folder)
     config, metrics = read_config(folder), read_metrics(folder)
@@ -91,7 +92,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
             windows = reconstruct(model, store, config)
             what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
             figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")
-            logits = model.state_dict().get("mix_pool.logits")  # not every model mixes its layers
+            logits = model.state_dict().get("mix_pool.logits")  # a model may not mix its layers
             if logits is not None:
                 figures["layer_mix"] = plots.layer_mix(logits.softmax(0).numpy(), f"Layer mix: {title}")
         paths = {folder / "plots" / f"{name}.png": figure for name, figure in figures.items()}
@@ -122,7 +123,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl.
 
     Raises:
-        UserError: there are none yet, or one is damaged; names it.
+        UserError: there are none yet, or one is damaged; names the line.
     """
     path = folder / "metrics.jsonl"
     try:
@@ -144,9 +145,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def training_lines(metrics: Iterable[dict[str, Any]]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The lines of training steps, each after the seconds that all steps up to it took.
+    """The lines of training steps, each with the seconds that all steps up to it took.
 
-    Evaluations and checkpoints are not in these seconds, nor the time between a stop and the next start.
+    Evaluations, checkpoints and the time between a stop and the next start are not counted.
+
+    Yields:
+        (seconds, line).
     """
     seen, seconds = 0, 0.0
     for line in metrics:
@@ -157,7 +161,7 @@ def training_lines(metrics: Iterable[dict[str, Any]]) -> Iterator[tuple[float, d
 
 
 def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """The best evaluation as lines of text: RMSE (magnitudes) and R2 by role, beside the trivial answer's RMSE."""
+    """The best evaluation as lines of text: RMSE (magnitudes) and R2 by role, and the RMSE of the trivial answer."""
     evaluations = [line for line in metrics if line["split"] == "validation"]
     if not evaluations:
         return ["no evaluation yet"]
@@ -172,9 +176,9 @@ def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:
-    """Validation windows with evaluation's masks, and the model's answer to them.
+    """Validation windows under evaluation's masks with the model's reconstruction of them.
 
-    Of `CANDIDATES` windows spread over the split, those at `RANKS` of the R2 at hidden points, best first.
+    Of `CANDIDATES` windows spread over the split, those at the `RANKS` of R2 at hidden points are taken, best first.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -219,7 +223,7 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
 
 
 def r2_hidden(batch: Batch, predicted: NDArray[np.float32]) -> NDArray[np.float64]:
-    """R2 at the hidden points of each window, (B,); minus infinity where there is no spread to explain."""
+    """R2 at the hidden points of each window, (B,) float64; minus infinity where these have no spread."""
     hidden = batch.role == HIDDEN
     target = batch.target.astype(np.float64)
     mean = (target * hidden).sum(1) / np.maximum(hidden.sum(1), 1)
@@ -229,7 +233,13 @@ def r2_hidden(batch: Batch, predicted: NDArray[np.float32]) -> NDArray[np.float6
 
 
 def _candidates(lengths: NDArray[np.int32], windows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Windows spread evenly over those at least half full, or, if there are too few of these, over the longest."""
+    """Windows spread evenly over those at least half full, or over the longest if there are too few of these.
+
+    Args:
+        lengths: real points of every window.
+        windows: indices of the windows to choose from.
+        size: positions of a window.
+    """
     half_full = windows[lengths[windows] >= size / 2]
     if len(half_full) < len(RANKS):
         half_full = windows[np.argsort(-lengths[windows], kind="stable")[: len(RANKS)]]
@@ -237,7 +247,7 @@ def _candidates(lengths: NDArray[np.int32], windows: NDArray[np.int64], size: in
 
 
 def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -> Store:
-    """The store that the run made for itself, else the one that it was given."""
+    """The store given by `data`; otherwise the store that the run made for itself, or the one that it was given."""
     places = [Path(place) for place in (data, folder / "store", config.get("data")) if place is not None]
     for place in places[:1] if data is not None else places:
         if Store.is_store(place):
@@ -246,7 +256,11 @@ def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -
 
 
 def _check_digest(store: Store, folder: Path, checkpoint: Path) -> None:
-    """Windows are known by their numbers in the store: in another one they are other windows."""
+    """Refuse another store than the run's, since windows are known by their indices in it.
+
+    Raises:
+        UserError: the store is another one, or the checkpoint cannot be read.
+    """
     try:
         trained_on = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["store"]
     except (OSError, ValueError, KeyError, TypeError) as error:

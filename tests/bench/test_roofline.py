@@ -150,7 +150,7 @@ def test_command(tmp_path):
     command = [sys.executable, "-m", "bench.roofline", "--preset", "tiny", "--batch", "4", "--ops"]
     done = subprocess.run(
         [*command, "--devices", "H100", "--json", str(out)],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "*Modelled*" in done.stdout
     assert "| astroco_fast | inference |" in done.stdout
