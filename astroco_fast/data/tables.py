@@ -257,7 +257,7 @@ class TFRecordTable(Table):
     def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
         self._path = path
-        is_class = path.parent != root and path.parent.name.lower() not in PARTS
+        is_class = path.parent != root and path.parent.name.lower() not in PART_NAMES
         self._folder = path.parent.name if is_class else None
         context, lists = next(tfrecord.read(path), ({"id": ""}, dict.fromkeys(tfrecord.POINTS)))
         text = [(name, pa.string()) for name in context]
@@ -302,8 +302,14 @@ class TFRecordTable(Table):
         return None if value is None else str(value)
 
 
-# The parts that folders of split data are called after: no classes of stars.
-PARTS = ("train", "val", "valid", "validation", "test")
+# Names of folders that hold a part of split data, rather than a class of stars, and the part.
+PART_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 # Suffixes, in lower case, and the class that reads such a file. It is called with the file's path and the folder that
 # the user named (the file's own folder, if they named the file).

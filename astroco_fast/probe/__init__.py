@@ -2,7 +2,7 @@
 
 astroco probe --data survey.parquet --model RUN/checkpoints/best --out probes/survey
 
-The protocol is the paper's, as far as it tells it; docs/probe.md says what is its and what is ours.
+The protocol is the paper's where the paper describes it; docs/probe.md says which choices are ours.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _DESCRIPTION = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 2 bad input."""
+    """Run `astroco probe`; returns its exit status: 0 done, 2 bad input."""
 
     def body() -> int:
         probe(commands.parse(ProbeConfig, "astroco probe", _DESCRIPTION, argv))

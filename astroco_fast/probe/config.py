@@ -15,10 +15,10 @@ class HeadConfig:
     """The linear head: one Linear layer on standardised embeddings, trained by AdamW on the cross-entropy.
 
     Args:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's, for the weights; biases have none.
-        batch_size: stars of one step.
-        epochs: passes over the training stars at most.
+        learning_rate: AdamW's learning rate.
+        weight_decay: AdamW's weight decay of the weights; biases have none.
+        batch_size: stars in one step.
+        epochs: the most passes over the training stars.
         patience: stop after this many epochs in a row without a lower cross-entropy of the validation stars. The head
             of the best epoch is tested.
     """
@@ -49,30 +49,29 @@ class ProbeConfig:
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
         out: folder to write to: config.yaml, splits.csv, embeddings.parquet, results.json, .csv and .md, and
             confusion_N.png. Embeddings that are there already, of this model, are used again.
-        labels: table (CSV, Parquet) with the columns id and label, which then count rather than the light curves' own.
-        classes: only these, such as '[RRab, RRc, EA]'. Default: all labels there are.
-        sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100, 500; all, where splits are
-            given.
-        validation: validation stars a class, or as many as there are training stars, if these are fewer. They choose
-            the linear head's epoch.
+        labels: table (CSV, Parquet) with the columns id and label, which replace the light curves' own labels.
+        classes: use only these classes, such as '[RRab, RRc, EA]'. Default: all labels.
+        sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100 and 500; where splits are
+            given, all of their sizes.
+        validation: validation stars a class; at most as many as training stars. They choose the linear head's epoch.
         test: test stars a class.
         folds: independent draws of training, validation and test stars.
-        seeds: runs of the linear head on each fold, from other initial weights and in another order.
-        seed: of the draws and the runs.
+        seeds: runs of the linear head on each fold, which differ in the initial weights and in the order of the stars.
+        seed: seed of the draws and the runs.
         splits: table of given splits (id, fold, split, and perhaps n), such as another probe's splits.csv; validation,
-            test and folds then do not count.
-        allow_fewer: where a class has too few stars, share what it has out in the same proportions; otherwise an error.
+            test and folds are then not used.
+        allow_fewer: divide the stars of a class that has too few in the same proportions, rather than fail.
         probes: which classifiers: linear (the paper's head), logistic (scikit-learn's logistic regression), knn (its
             nearest neighbours).
-        head: the linear head's training.
-        logistic_c: the logistic regression's C, the inverse of its penalty.
-        neighbours: of the nearest-neighbour probe.
-        band: only this band.
-        columns: which columns hold what; default by alias.
+        head: training of the linear head.
+        logistic_c: C of the logistic regression, the inverse of its penalty.
+        neighbours: number of neighbours of the nearest-neighbour probe.
+        band: use only this band.
+        columns: names of columns that are not found by themselves.
         min_points: light curves with fewer good points are left out, and counted.
-        batch_size: windows a forward pass of the encoder.
-        device: for the encoder: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
-        plots: draw the confusion matrices, if matplotlib is there.
+        batch_size: windows in a forward pass of the encoder.
+        device: device of the encoder: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
+        plots: draw the confusion matrices, if matplotlib is installed.
     """
 
     data: str
@@ -115,5 +114,5 @@ class ProbeConfig:
             raise UserError(f"probes must be one or more of {', '.join(get_args(Probe))}, not {self.probes}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As YAML and JSON types; the inverse of what `--config` reads."""
+        """The settings as YAML and JSON types, as `--config` reads them."""
         return asdict(self)

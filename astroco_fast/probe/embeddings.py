@@ -1,4 +1,4 @@
-"""Embeddings of the stars to probe, made once: a file of them by model and light curve."""
+"""Embeddings of the stars to probe, cached in a file, keyed by model and light curve."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _MODEL = b"model_sha256"
 
 
 def model_digest(model: PretrainedEncoder) -> str:
-    """One hash of a model's configuration, its window included, and its weights."""
+    """One hash of a model's configuration (its window included) and its weights."""
     digest = hashlib.sha256(json.dumps({"model": model.name, **model.config.to_dict()}, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -36,14 +36,14 @@ def model_digest(model: PretrainedEncoder) -> str:
 
 
 class Embeddings:
-    """A Parquet file of embeddings of one model: id, curve (a hash of the light curve's points), embedding.
+    """One model's embeddings, in a Parquet file with the columns id, curve (a hash of the points) and embedding.
 
     Args:
-        path: of the file; read if it is there.
+        path: the file, which is read if it exists.
         model: the model's digest.
 
     Raises:
-        UserError: the file is of another model, or cannot be read.
+        UserError: the file holds embeddings of another model, or cannot be read.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -57,16 +57,16 @@ class Embeddings:
         return curve in self._vectors
 
     def add(self, ids: Sequence[str], curves: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add embeddings (n, D) of light curves, by hash."""
+        """Add embeddings (n, D) of light curves with these hashes."""
         self._vectors.update(zip(curves, vectors, strict=True))
         self._ids.update(zip(curves, ids, strict=True))
 
     def of(self, curves: Sequence[str]) -> NDArray[np.float32]:
-        """(n, D), the embeddings of these light curves."""
+        """The embeddings (n, D) of light curves with these hashes."""
         return np.stack([self._vectors[curve] for curve in curves])
 
     def save(self) -> None:
-        """Write the file; it is whole, or as it was."""
+        """Replace the file, once its new content is whole."""
         curves = sorted(self._vectors, key=lambda curve: (self._ids[curve], curve))
         vectors = self.of(curves)
         columns = {
@@ -85,7 +85,7 @@ class Embeddings:
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
             vectors = flat.reshape(len(ids), -1).astype(np.float32)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); remove it, it is made again") from error
+            raise UserError(f"{self.path}: cannot be read ({error}); remove it, and it is made again") from error
         if (table.schema.metadata or {}).get(_MODEL, b"").decode() != self._model:
             raise UserError(f"{self.path}: embeddings of another model; choose another --out, or remove the file")
         self.add(ids, curves, vectors)
@@ -101,12 +101,12 @@ def extract(
     batch_size: int = 256,
     min_points: int = 1,
 ) -> int:
-    """Embed the light curves of these stars that the cache lacks, as `astroco embed` does, and save the cache.
+    """Embed, as `astroco embed` does, those light curves of the wanted stars that the cache lacks.
 
-    What was embedded is saved every minute, so that an interrupted extraction goes on.
+    The cache is saved at the end and every minute, so that an interrupted extraction goes on from there.
 
     Returns:
-        How many light curves were embedded.
+        The number of light curves embedded.
     """
     missing = {stars.curves[star] for star in wanted} - {curve for curve in stars.curves.values() if curve in cache}
     made, saved = 0, monotonic()
@@ -130,7 +130,7 @@ def extract(
 
 
 def _some(batch: CurveBatch, digests: Sequence[str], missing: set[str]) -> Iterator[NDArray[np.bool_]]:
-    """The missing light curves of a batch, some at a time, as flags (n,)."""
+    """Flags (n,) of the missing light curves of a batch, some at a time."""
     rows = np.flatnonzero([digest in missing for digest in digests])
     for first in range(0, len(rows), _CURVES_AT_ONCE):
         chosen = np.zeros(len(batch), dtype=bool)

@@ -1,4 +1,4 @@
-"""Every probe on every split: what is trained on which stars, and what it makes of the test stars."""
+"""Evaluation: train every probe on every split, and test it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class Outcome:
     Attributes:
         probe: linear, logistic or knn.
         n: training stars a class.
-        fold: of the split.
-        seed: which run of the linear head; None for probes that draw nothing at random.
-        epoch: the one that the validation stars chose; None where there are no epochs.
+        fold: the split's fold.
+        seed: the run of the linear head; None for probes without random numbers.
+        epoch: the epoch that the validation stars chose; None for probes without epochs.
         confusion: (C, C), test stars by true and predicted class.
     """
 
@@ -49,15 +49,15 @@ def evaluate(
     """Train and test the configuration's probes on each split.
 
     Args:
-        vectors: (n, D) float32, embeddings, from whatever encoder.
-        ids: (n,) the stars' ids; each star of the splits is among them.
-        labels: (n,) their classes.
+        vectors: (n, D) float32, embeddings of any encoder.
+        ids: (n,) the stars' ids, among them all stars of the splits.
+        labels: (n,) the stars' classes.
         classes: the C classes, in the order of the confusion matrices.
         splits: which stars train, validate and test.
-        config: the probes and their settings; nothing of data, model and splits is used.
+        config: the probes and their settings. Those of data, model and splits are not used.
 
     Returns:
-        An outcome for each probe, split and, of the linear head, seed.
+        An outcome for each probe, split and, for the linear head, seed.
 
     Raises:
         UserError: a class without training or test stars, embeddings that are not finite, or no scikit-learn.
@@ -102,6 +102,6 @@ def _check_classes(split: Split, samples: dict[str, Sample], classes: Sequence[s
         absent = [name for i, name in enumerate(classes) if not (samples[part].classes == i).any()]
         if absent:
             raise UserError(
-                f"n = {split.n}, fold {split.fold}: no star of class {absent[0]!r} in {part}; mend the splits, or "
+                f"n = {split.n}, fold {split.fold}: no star of class {absent[0]!r} in {part}; correct the splits, or "
                 "choose among the classes by --classes"
             )

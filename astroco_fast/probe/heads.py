@@ -1,4 +1,4 @@
-"""The classifiers on top of embeddings. Each standardises them by the training stars' mean and standard deviation."""
+"""Classifiers of embeddings. Each standardises them by the training stars' mean and standard deviation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Classes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Stars of one part: embeddings (n, D), and classes (n,) as numbers from 0."""
+    """Stars of one part of a split: embeddings (n, D), and classes (n,) as numbers from 0."""
 
     vectors: Matrix
     classes: Classes
@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A trained head: standardises, then class scores = vectors @ weight.T + bias; `epoch` is the chosen one."""
+    """A trained head: class scores = standardised vectors @ weight.T + bias. `epoch` is the one that was chosen."""
 
     mean: Tensor
     scale: Tensor
@@ -38,27 +38,27 @@ class LinearHead:
     epoch: int
 
     def predict(self, vectors: Matrix) -> Classes:
-        """(n,), the class of the highest score."""
+        """The class with the highest score, (n,)."""
         x = (torch.from_numpy(vectors) - self.mean) / self.scale
         return (x @ self.weight.T + self.bias).argmax(1).numpy()
 
 
 def train_linear(train: Sample, validation: Sample, classes: int, config: HeadConfig, seed: int) -> LinearHead:
-    """Train the paper's head, of which the validation stars choose the epoch.
+    """Train the paper's linear head. The validation stars choose its epoch.
 
     Args:
         train, validation: the stars.
-        classes: C, how many classes there are.
+        classes: C, the number of classes.
         config: the training's settings.
-        seed: of the initial weights and of the order of the stars; the same seed gives the same head.
+        seed: seed of the initial weights and of the order of the stars; the same seed gives the same head.
 
     Returns:
-        The head of the epoch with the lowest cross-entropy of the validation stars; epochs count from 1.
+        The head of the epoch with the lowest cross-entropy on the validation stars. Epochs count from 1.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.from_numpy(train.vectors)
     mean, scale = vectors.mean(0), vectors.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # what never varies becomes zero
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a constant feature becomes zero
     x, y = (vectors - mean) / scale, torch.from_numpy(train.classes)
     x_val, y_val = (torch.from_numpy(validation.vectors) - mean) / scale, torch.from_numpy(validation.classes)
     bound = x.shape[1] ** -0.5
@@ -69,7 +69,7 @@ def train_linear(train: Sample, validation: Sample, classes: int, config: HeadCo
     best, lowest, chosen = (weight.clone(), bias.clone()), float("inf"), 0
     for epoch in range(1, config.epochs + 1):
         for rows in torch.randperm(len(x), generator=generator).split(config.batch_size):
-            # The cross-entropy's gradient as a formula: autograd would take three times as long for so small a step.
+            # The cross-entropy's gradient as a formula, because autograd takes three times as long for so small a step.
             inputs = x[rows]
             by_score = (torch.addmm(bias, inputs, weight.T).softmax(1) - target[rows]) / len(rows)
             weight.grad, bias.grad = by_score.T @ inputs, by_score.sum(0)
@@ -83,15 +83,15 @@ def train_linear(train: Sample, validation: Sample, classes: int, config: HeadCo
 
 
 def head_seed(seed: int, n: int, fold: int, run: int) -> int:
-    """The seed of one run of the linear head: 63 bits that (seed, n, fold, run) alone decide."""
+    """The seed of one run of the linear head: 63 bits, a function of (seed, n, fold, run) alone."""
     return int(hash64(STREAM_PROBE, seed, n, fold, run)) >> 1
 
 
 def fit_logistic(train: Sample, c: float) -> Callable[[Matrix], Classes]:
-    """scikit-learn's logistic regression on standardised embeddings, classes weighted to count the same.
+    """Fit scikit-learn's logistic regression to standardised embeddings, with all classes weighted alike.
 
     Returns:
-        What predicts the classes (n,) of embeddings (n, D).
+        A function that predicts the classes (n,) of embeddings (n, D).
     """
     require_scikit_learn()
     from sklearn.linear_model import LogisticRegression
@@ -100,10 +100,10 @@ def fit_logistic(train: Sample, c: float) -> Callable[[Matrix], Classes]:
 
 
 def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes]:
-    """scikit-learn's k-nearest neighbours on standardised embeddings; k is at most the number of training stars.
+    """Fit scikit-learn's k-nearest neighbours to standardised embeddings; k is at most the number of training stars.
 
     Returns:
-        What predicts the classes (n,) of embeddings (n, D).
+        A function that predicts the classes (n,) of embeddings (n, D).
     """
     require_scikit_learn()
     from sklearn.neighbors import KNeighborsClassifier
@@ -112,7 +112,7 @@ def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes
 
 
 def require_scikit_learn() -> None:
-    """Raises MissingExtraError where there is no scikit-learn."""
+    """Raise MissingExtraError if scikit-learn is not installed."""
     if find_spec("sklearn") is None:
         purpose = "every probe but linear (--probes '[linear]' does without)"
         raise MissingExtraError("scikit-learn", "probe", purpose)

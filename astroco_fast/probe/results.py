@@ -1,4 +1,4 @@
-"""What a probe has found, as JSON, CSV, Markdown and figures."""
+"""The results of a probe as JSON, CSV, Markdown and figures."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astroco_fast import machine, plots
-from astroco_fast.files import whole_file
+from astroco_fast.files import whole_file, write_text
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.evaluate import Outcome
 from astroco_fast.probe.metrics import balanced_accuracy, f1_scores, macro_f1, mean_and_deviation
@@ -34,7 +34,7 @@ def summarise(
     config: ProbeConfig,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All results as plain data: `results` has an entry for each probe and size, over its folds and seeds."""
+    """All results as plain data. `results` has an entry for each probe and size, over all of its folds and seeds."""
     keys = list(dict.fromkeys((outcome.probe, outcome.n) for outcome in outcomes))
     return {
         **facts,
@@ -50,7 +50,7 @@ def summarise(
 
 
 def _entry(probe: str, n: int, outcomes: Sequence[Outcome], classes: Sequence[str]) -> dict[str, Any]:
-    """Means, deviations and the summed confusion matrix of one probe and size, and each run."""
+    """One probe and size: means and deviations over its runs, the summed confusion matrix, and the runs."""
     f1 = np.array([f1_scores(outcome.confusion) for outcome in outcomes])
     return {
         "probe": probe,
@@ -76,7 +76,7 @@ def _run(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _counts(split: Split, classes: Sequence[str], labels: Mapping[str, str]) -> dict[str, Any]:
-    """How many stars of each class each part of a split has."""
+    """The number of stars of each class in each part of a split."""
     counted = {part: Counter(labels[star] for star in stars) for part, stars in split.parts.items()}
     parts = {part: {name: counts[name] for name in classes} for part, counts in counted.items()}
     return {"n": split.n, "fold": split.fold, **parts}
@@ -86,7 +86,7 @@ def write_results(out: Path, results: Mapping[str, Any], outcomes: Sequence[Outc
     """Write results.json, results.csv, results.md and, if asked for and matplotlib is there, confusion_N.png.
 
     Returns:
-        The files. Each is whole, or as it was.
+        The paths of the files, each of which is replaced once it is whole.
     """
     texts = {
         "json": json.dumps(results, indent=1) + "\n",
@@ -96,15 +96,14 @@ def write_results(out: Path, results: Mapping[str, Any], outcomes: Sequence[Outc
     paths = []
     for ending, text in texts.items():
         paths.append(out / f"{RESULTS}.{ending}")
-        with whole_file(paths[-1]) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(paths[-1], text)
     if draw and find_spec("matplotlib") is not None:
         paths += _draw(out, results)
     return paths
 
 
 def _csv(outcomes: Sequence[Outcome], classes: Sequence[str]) -> str:
-    """A row for each run: probe, n, fold, seed, epoch, figures."""
+    """CSV with a row for each run: probe, n, fold, seed, epoch, figures."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = ["fold", "seed", "epoch", "macro_f1", "balanced_accuracy"]
@@ -164,7 +163,7 @@ def plus_minus(figure: Mapping[str, float | None]) -> str:
 
 
 def _draw(out: Path, results: Mapping[str, Any]) -> list[Path]:
-    """confusion_N.png of each size, of the linear head or, without it, of the first probe there is."""
+    """Draw confusion_N.png for each size: of the linear head or, without it, of the first probe."""
     probe = results["results"][0]["probe"]
     simulated = ", SIMULATED" if results["simulated"] else ""
     paths = []
@@ -181,7 +180,7 @@ def _draw(out: Path, results: Mapping[str, Any]) -> list[Path]:
 
 
 def confusion_figure(confusion: Any, classes: Sequence[str], title: str) -> "Figure":
-    """A confusion matrix (C, C) in per cent of each true class's stars."""
+    """A figure of a confusion matrix (C, C), in per cent of each true class's stars."""
     from matplotlib.figure import Figure
 
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""The command from its settings to the files in its folder."""
+"""A whole probe: from its settings to the files in its folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from astroco_fast.data.columns import listed
 from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import held, whole_file
+from astroco_fast.files import held, write_text
 from astroco_fast.machine import pick_device
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
 from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
@@ -28,7 +28,7 @@ EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
 
 
 class Assigned(NamedTuple):
-    """The light curves, what is known of their stars, and which star is on which side."""
+    """The light curves, what is known of their stars, and the splits."""
 
     portions: list[Portion]
     stars: Stars
@@ -40,14 +40,14 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
 
     Args:
         config: the settings.
-        assigned: what `assign` gave for the same data, labels and splits, where many models are probed; None: it is
-            asked.
+        assigned: the result of `assign` for the same data, labels and splits, so that many models can be probed without
+            reading the data each time; None: call `assign`.
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
 
     Raises:
-        UserError: anything wrong with the data, the labels, the splits, the model or the folder; names it.
+        UserError: the data, the labels, the splits, the model or the folder cannot be used; names what is wrong.
     """
     if {*config.probes} - {"linear"}:
         require_scikit_learn()
@@ -59,10 +59,9 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     with _folder(out):
         digest = model_digest(model)
         cache = Embeddings(out / EMBEDDINGS, digest)
-        for old in (*out.glob("results.*"), *out.glob("confusion_*.png")):  # of other settings, perhaps
+        for old in (*out.glob("results.*"), *out.glob("confusion_*.png")):  # they may be of other settings
             old.unlink()
-        with whole_file(out / CONFIG) as partial:
-            partial.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+        write_text(out / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
         if config.splits is None or not _is(out / SPLITS, config.splits):
             write_splits(out / SPLITS, splits, stars.labels)
         made = extract(
@@ -83,7 +82,7 @@ def assign(config: ProbeConfig) -> Assigned:
     """Read the light curves, and draw or read the splits.
 
     Raises:
-        UserError: anything wrong with the data, the labels or the splits; names it.
+        UserError: the data, the labels or the splits cannot be used; names what is wrong.
     """
     portions = open_portions(config.data, config.columns, config.band)
     stars = read_stars(portions, config.min_points)
@@ -99,7 +98,7 @@ def _is(path: Path, other: str) -> bool:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Make the folder and hold it; two probes at once would mix their files."""
+    """Make the folder and lock it, because two probes at once would mix their files."""
     if Store.is_store(out):
         raise UserError(f"{out}: a store of light curves is no place for results; choose another --out")
     try:
@@ -111,7 +110,7 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def _splits(config: ProbeConfig, stars: Stars, ids: Text, labels: Text) -> list[Split]:
-    """The splits that are given, of the data's folders or in a file, or else drawn ones."""
+    """The splits that the data's folders or a file give, or else newly drawn ones."""
     if stars.placed and config.splits is not None:
         raise UserError(f"{config.data} gives splits by its folders; leave out --splits")
     if stars.placed:
@@ -131,10 +130,10 @@ def _splits(config: ProbeConfig, stars: Stars, ids: Text, labels: Text) -> list[
 
 
 def _given(config: ProbeConfig, stars: Stars, splits: list[Split], source: str) -> list[Split]:
-    """Given splits of the sizes and classes that are asked for.
+    """Those of the given splits that have the wanted sizes, with the stars of the wanted classes.
 
     Raises:
-        UserError: a size that is not there, or a star without light curve or label.
+        UserError: there are no splits of a wanted size, or a star has no light curve or no label.
     """
     there = sorted({split.n for split in splits})
     absent = sorted({*(config.sizes or ())} - {*there})
@@ -167,7 +166,7 @@ def _asked(config: ProbeConfig, stars: Stars, star: str) -> bool:
 
 
 def _table(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Macro-F1 and balanced accuracy of each probe and size."""
+    """Rows of text with the macro-F1 and balanced accuracy of each probe and size."""
     table: list[tuple[str, ...]] = [("probe", "n", "macro-F1", "balanced accuracy")]
     for entry in results["results"]:
         figures = (plus_minus(entry["macro_f1"]), plus_minus(entry["balanced_accuracy"]))

@@ -1,4 +1,4 @@
-"""Which stars train, validate and test a probe: drawn by a hash of their ids, written to and read from files."""
+"""Splits: which stars train, validate and test a probe. They are drawn by a hash of the ids, or read from a file."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 from astroco_fast.data.hashing import STREAM_PROBE, hash64, star_hash
 from astroco_fast.data.metadata import Text, read_text_table
+from astroco_fast.data.tables import PART_NAMES
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 
 PARTS = ("train", "validation", "test")
-_PART = {**{part: part for part in PARTS}, "val": "validation", "valid": "validation"}
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Split:
-    """The stars of one size and fold, by id, sorted; no star is in two parts, or twice in one.
+    """The stars of one size and fold, as sorted ids. No star is in two parts, or twice in one.
 
     Attributes:
-        n: training stars a class; a name more than a count where a class has fewer.
-        fold: which of the independent draws.
+        n: training stars a class; some classes may have fewer.
+        fold: the number of the independent draw.
         train, validation, test: the stars of each part.
 
     Raises:
-        UserError: a star is in two parts, which would be leakage, or a part is empty.
+        UserError: a star is in two parts, which is leakage, or a part is empty.
     """
 
     n: int
@@ -45,14 +45,16 @@ class Split:
             both = sorted({*getattr(self, one)} & {*getattr(self, other)})
             if both:
                 more = f" and {len(both) - 1} more" if len(both) > 1 else ""
-                raise UserError(f"leakage: {where}: star {both[0]!r}{more} in both {one} and {other}; mend the splits")
+                raise UserError(
+                    f"leakage: {where}: star {both[0]!r}{more} in both {one} and {other}; correct the splits"
+                )
         empty = [part for part in PARTS if not getattr(self, part)]
         if empty:
             raise UserError(f"{where}: no star in {', '.join(empty)}; every fold needs {', '.join(PARTS)}")
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Part -> its stars."""
+        """Name of each part -> its stars."""
         return {part: getattr(self, part) for part in PARTS}
 
     @property
@@ -72,26 +74,27 @@ def draw(
     seed: int = 0,
     allow_fewer: bool = False,
 ) -> list[Split]:
-    """Draw stratified splits: each fold anew from all stars, by a hash of (seed, fold, id).
+    """Draw stratified splits. Each fold is drawn anew from all stars, by a hash of (seed, fold, id).
 
-    The order of the stars does not matter, nor do other classes and other sizes. In a fold, each size has the same test
-    stars, and a smaller one's training (validation) stars are among a larger one's.
+    The draw depends neither on the order of the stars nor on other classes and sizes. In a fold, all sizes have the
+    same test stars, and the training (validation) stars of a smaller size are among those of a larger one.
 
     Args:
         ids: (n,) object array of str, each star once.
-        labels: (n,) object array of str, their classes.
-        sizes: training stars a class, in each of the folds.
-        validation: validation stars a class, or as many as train, if these are fewer.
+        labels: (n,) object array of str, the stars' classes.
+        sizes: training stars a class; each size is drawn in each fold.
+        validation: validation stars a class; at most as many as training stars.
         test: test stars a class.
-        folds: how many draws.
-        seed: of the draws.
-        allow_fewer: a class with too few stars shares them out in the same proportions, one star a part at least.
+        folds: number of draws.
+        seed: seed of the draws.
+        allow_fewer: divide the stars of a class that has too few in the same proportions, with at least one in each
+            part, rather than fail.
 
     Returns:
         A split for each size and fold.
 
     Raises:
-        UserError: fewer than two classes, or a class with too few stars (says which and how many).
+        UserError: there are fewer than two classes, or a class has too few stars (says which, and how many).
     """
     members = {name: np.flatnonzero(labels == name) for name in sorted({*labels})}
     if len(members) < 2:
@@ -116,7 +119,7 @@ def draw(
 
 
 def _shares(available: int, train: int, validation: int, test: int) -> tuple[int, int, int]:
-    """Training, validation and test stars of a class that has so many: as asked, or else in the same proportions."""
+    """Numbers of training, validation and test stars of a class: as wanted, or else in the same proportions."""
     wanted = train + validation + test
     if available >= wanted:
         return train, validation, test
@@ -139,7 +142,7 @@ def _check_enough(counts: Mapping[str, int], train: int, validation: int, test: 
 
 
 def write_splits(path: Path, splits: Sequence[Split], labels: Mapping[str, str]) -> None:
-    """Write splits as CSV: n, fold, split, id, label, a row for each star of each split."""
+    """Write splits as CSV with the columns n, fold, split, id, label, and a row for each star of each split."""
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["n", "fold", "split", "id", "label"])
@@ -149,19 +152,20 @@ def write_splits(path: Path, splits: Sequence[Split], labels: Mapping[str, str])
 
 
 def read_splits(path: str | Path) -> list[Split]:
-    """Read splits that `write_splits` wrote, or any table with the columns id, fold, split and, for several sizes, n.
+    """Read splits from a file of `write_splits`, or any table with the columns id, fold, split and, for sizes, n.
 
     Without n, a split's size is the number of its training stars.
 
     Raises:
-        UserError: leakage, a part that is none of train, validation (val) and test, or a fold that is no number.
+        UserError: a star is in two parts of a fold (leakage), a part is not train, validation (val) or test, or a fold
+            is not a number.
     """
     table = read_text_table(path, {"id": None, "fold": None, "split": None}, optional=("n",))
     folds, sizes = _numbers(path, "fold", table["fold"]), _numbers(path, "n", table["n"]) if "n" in table else None
-    unknown = sorted({*table["split"]} - {*_PART})
+    unknown = sorted({*table["split"]} - {*PART_NAMES})
     if unknown:
         raise UserError(f"{path}: column 'split': {unknown[0]!r} is none of {', '.join(PARTS)}")
-    part = np.array([_PART[name] for name in table["split"]], dtype=object)
+    part = np.array([PART_NAMES[name] for name in table["split"]], dtype=object)
     splits = []
     for n in [None] if sizes is None else sorted({*sizes.tolist()}):
         for fold in sorted({*folds.tolist()}):
@@ -175,8 +179,8 @@ def read_splits(path: str | Path) -> list[Split]:
 
 
 def split_name(name: str) -> str | None:
-    """The part that a folder or a word of this name stands for; None for none."""
-    return _PART.get(name.lower())
+    """The part of a split that a folder or a word of this name stands for; None if it stands for none."""
+    return PART_NAMES.get(name.lower())
 
 
 def _named(path: str | Path, n: int, fold: int, stars: Mapping[str, tuple[str, ...]]) -> Split:

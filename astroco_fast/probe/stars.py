@@ -1,4 +1,4 @@
-"""The stars to probe: their labels, and a hash of each light curve, read without keeping the points."""
+"""The stars to probe: their labels and a hash of each light curve, read without keeping the points."""
 
 import hashlib
 import re
@@ -23,13 +23,13 @@ _FOLD, _SIZE = re.compile(r"fold_?(\d+)", re.IGNORECASE), re.compile(r"(?:.*\D)?
 
 @dataclass(frozen=True)
 class Portion:
-    """Light curves, and the size, fold and part that their folder gives to them; None: none."""
+    """Light curves, and the size, fold and part that their folder gives them; None: their folder gives none."""
 
     source: Source
     place: tuple[int, int, str] | None = None
 
     def batches(self, min_points: int, dropped: Counter[str]) -> Iterator[tuple[CurveBatch, list[str]]]:
-        """Clean light curves, as `astroco embed` has them, each with the hash of its points; adds to `dropped`."""
+        """Clean light curves, as in `astroco embed`, and a hash of the points of each; adds to `dropped` by reason."""
         config = CleanConfig(min_points=min_points)
         for raw in self.source.batches():
             batch, reasons = clean(raw, config)
@@ -43,11 +43,11 @@ class Stars:
     """What is known of n stars.
 
     Attributes:
-        labels: id -> class; without the stars that have none.
-        curves: id -> hash of the points of its light curve.
-        placed: (n, fold, part) -> ids, where the data give splits.
-        dropped: what the cleaning left out, by reason.
-        simulated: whether any of it is simulated.
+        labels: id -> class, for the stars that have one.
+        curves: id -> hash of the points of the star's light curve.
+        placed: (n, fold, part) -> ids, where the folders of the data give splits.
+        dropped: numbers of points and curves that the cleaning dropped, by reason.
+        simulated: whether any light curve is simulated.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -57,15 +57,15 @@ class Stars:
     simulated: bool = False
 
     def digest(self, ids: Sequence[str]) -> str:
-        """One hash of these stars: ids, classes and light curves, whatever their order."""
+        """One hash of the ids, classes and light curves of these stars; their order does not matter."""
         text = "\n".join(f"{star}\t{self.labels[star]}\t{self.curves[star]}" for star in sorted(ids))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def splits(self) -> list[Split]:
-        """The splits that the data give.
+        """The splits that the folders of the data give.
 
         Raises:
-            UserError: leakage, or a fold without training, validation or test stars.
+            UserError: a star is in two parts of a fold (leakage), or a fold lacks a part.
         """
         folds = sorted({(n, fold) for n, fold, _ in self.placed})
         parts = ("train", "validation", "test")
@@ -74,10 +74,11 @@ class Stars:
 
 
 def open_portions(data: str, columns: Columns, band: str | None) -> list[Portion]:
-    """Light curves by where they lie: one portion, or one for each folder of given splits.
+    """Open light curves: as one portion, or as one portion for each folder of given splits.
 
-    A folder of splits is called train, val, validation or test, and lies below one called fold_K and another one whose
-    name ends with a number, the size: fold_0/alcock_20/train, or 20/fold_0/train. Others are left alone.
+    A folder of splits is called train, val, validation or test. It is inside a folder called fold_K and one whose name
+    ends with a number, the size: fold_0/alcock_20/train, or 20/fold_0/train. If there are such folders, others are not
+    read.
     """
     root = Path(data)
     places = _places(root) if root.is_dir() else []
@@ -99,10 +100,10 @@ def _places(root: Path) -> list[tuple[Path, tuple[int, int, str]]]:
 
 
 def read_stars(portions: Sequence[Portion], min_points: int) -> Stars:
-    """Read all light curves once, keeping labels and hashes.
+    """Read all light curves once, and keep their labels and hashes.
 
     Raises:
-        UserError: a star with two light curves (bands), or two labels; or input that cannot be read.
+        UserError: a star has two light curves (bands) or two labels, or the input cannot be read.
     """
     stars = Stars()
     bands: dict[str, str] = {}
@@ -137,7 +138,7 @@ def relabel(stars: Stars, path: str, columns: Columns) -> None:
     """Replace the labels by those of a table with the columns id and label.
 
     Raises:
-        UserError: two labels for one star, or no star of the table among the light curves.
+        UserError: the table has two labels for one star, or none of its stars has a light curve.
     """
     table = read_text_table(path, {"id": columns.id, "label": columns.label})
     labels: dict[str, str] = {}
@@ -150,10 +151,10 @@ def relabel(stars: Stars, path: str, columns: Columns) -> None:
 
 
 def choose(stars: Stars, classes: Sequence[str] | None) -> tuple[Text, Text]:
-    """Ids and labels (n,) of the labelled stars of these classes, by default of all, in the order of the ids.
+    """The ids and labels (n,) of the stars of these classes (None: of all labelled stars), sorted by id.
 
     Raises:
-        UserError: no star has a label, or none one of these classes.
+        UserError: no star has a label, or no star is of one of these classes.
     """
     if not stars.labels:
         raise UserError(
