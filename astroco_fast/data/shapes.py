@@ -1,7 +1,7 @@
-"""Shapes of simulated variable stars: what kind a star is, its period, its amplitude, and its magnitude at any time.
+"""Shapes of simulated variable stars: the kind, period and amplitude of each, and its magnitude at any time.
 
-Textbook ranges, chosen to be typical rather than complete, for a band near V. Periods in days, amplitudes peak to peak
-in magnitudes. Period distributions are normal in log10 P, cut at the ends given.
+The ranges are textbook values for a band near V, chosen to be typical rather than complete. Periods are in days,
+amplitudes peak to peak in magnitudes. Periods are normally distributed in log10 P, cut at the ends of the range.
 
 | label  | share | period            | typical | amplitude | shape                                                     |
 |--------|-------|-------------------|---------|-----------|-----------------------------------------------------------|
@@ -15,8 +15,8 @@ in magnitudes. Period distributions are normal in log10 P, cut at the ends given
 | LPV    | 0.09  | 40 - 500          | 150     | 0.2 - 2.5 | Mira or semi-regular: phase and amplitude wander, and the |
 |        |       |                   |         |           | mean drifts over years                                    |
 
-Every number of a star is a counter-based draw (`hashing`) named by the survey's seed, the star and the quantity, so a
-star is the same however many others are made, and in whatever portions.
+Every number of a star is a counter-based draw (`hashing`) that depends on the survey's seed, the star and the quantity
+alone. A star is therefore the same for any number of other stars and any size of portions.
 """
 
 import zlib
@@ -34,7 +34,7 @@ LABELS = ("RRab", "RRc", "CEP_F", "CEP_1O", "T2CEP", "EA", "EW", "LPV")
 _SHARES = (0.20, 0.12, 0.13, 0.09, 0.08, 0.13, 0.16, 0.09)
 _RRAB, _RRC, _CEP_F, _CEP_1O, _T2CEP, _EA, _EW, _LPV = range(len(LABELS))
 
-# One row a label: shortest, typical and longest period, scatter of log10 period, smallest and largest amplitude.
+# For each label: shortest, typical and longest period, scatter of log10 period, smallest and largest amplitude.
 _RANGES = np.array(
     [
         (0.38, 0.57, 0.95, 0.07, 0.30, 1.30),
@@ -48,7 +48,7 @@ _RANGES = np.array(
     ]
 )
 _HARMONICS = 7
-# Amplitudes of the harmonics of pulsating stars relative to the first; a perfect sawtooth would have 1/k.
+# Amplitudes of the harmonics of pulsating stars relative to the first; a perfect sawtooth has 1/k.
 _SPECTRA = {
     _RRAB: (1.0, 0.48, 0.34, 0.23, 0.15, 0.10, 0.06),
     _RRC: (1.0, 0.14, 0.06, 0.03, 0.0, 0.0, 0.0),
@@ -60,11 +60,11 @@ _SPECTRA = {
 
 
 class StarDraws:
-    """Random numbers of stars: one float64 a star (n,) for each named quantity, the same at every call.
+    """Random numbers of stars: float64 (n,) for each named quantity, the same in every call.
 
     Args:
-        seed: the survey's.
-        stars: int64 (n,), numbers of the stars.
+        seed: the survey's seed.
+        stars: int64 (n,), the stars' numbers.
     """
 
     def __init__(self, seed: int, stars: Int64Array) -> None:
@@ -89,12 +89,15 @@ class StarDraws:
 
 @dataclass(frozen=True)
 class Stars:
-    """n variable stars: what `magnitudes` needs. Phases in cycles, all arrays float64 (n,) where not said otherwise.
+    """n variable stars. Arrays are float64 (n,) where nothing else is said.
 
     kind: int64 (n,), index into `LABELS`.
-    period: days; of the orbit, for eclipsing binaries.
-    amplitude: peak to peak of the periodic part, magnitudes.
-    harmonic_amplitude, harmonic_phase: (n, 7), the Fourier series of pulsating stars, peak to peak 1, radians.
+    period: days; for eclipsing binaries that of the orbit.
+    amplitude: magnitudes, peak to peak, of the periodic part.
+    phase: cycles, at time 0.
+    harmonic_amplitude, harmonic_phase: (n, 7), the Fourier series of pulsating stars: amplitudes for a peak-to-peak
+        of 1, and phases in radians.
+    draws: the stars' random numbers.
     """
 
     kind: Int64Array
@@ -112,10 +115,10 @@ def draw_stars(draws: StarDraws) -> Stars:
     shortest, typical, longest, scatter, smallest, largest = _RANGES[kind].T
     log_period = np.log10(typical) + scatter * np.clip(draws.gaussian("period"), -3, 3)
     period = np.clip(10**log_period, shortest * 1.01, longest / 1.01)
-    # Piled-up ends of the distributions are spread a little, so that no period is special.
+    # Periods pile up at the cut ends of the distributions; they are spread a little, so that none is frequent.
     period *= draws.between("period spread", 0.99, 1.01)
     relative = draws.unit("amplitude")
-    # Bailey's diagram: RRab of short period have the large amplitudes.
+    # Bailey's diagram: RRab stars with short periods have large amplitudes.
     bailey = np.clip(0.75 - 3.5 * (np.log10(period) - np.log10(0.57)) + 0.12 * draws.gaussian("bailey"), 0, 1)
     relative = np.where(kind == _RRAB, bailey, relative)
     # A third of the LPVs are Miras: long periods and large amplitudes; the others are semi-regular.
@@ -128,7 +131,7 @@ def draw_stars(draws: StarDraws) -> Stars:
 
 
 def magnitudes(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array:
-    """Magnitude above the mean (P,) of stars `star` (P,), rows of `stars`, at times `time` (P,), days, any order."""
+    """Magnitudes (P,), relative to the mean, of the stars in rows `star` (P,) at `time` (P,), days, in any order."""
     result = np.empty_like(time)
     kind = stars.kind[star]
     for members, shape in (
@@ -149,14 +152,14 @@ def _fourier_series(kind: Int64Array, period: Float64Array, draws: StarDraws) ->
         spectrum[label] = values
     amplitude = spectrum[kind]
     order = np.arange(_HARMONICS, dtype=np.float64)
-    # Less asymmetric stars fall off faster with order.
+    # The less asymmetric a star is, the faster its amplitudes fall with the order.
     amplitude = amplitude * draws.between("asymmetry", 0.75, 1.05)[:, None] ** order
-    # Fading is slow and brightening fast where all phases are pi, a falling sawtooth of brightness. A lead by each
-    # harmonic sharpens the maximum.
+    # With all phases pi the brightness is a falling sawtooth: it rises fast and fades slowly. A lead that grows with
+    # the harmonic sharpens the maximum.
     lead = np.full(n, -0.6)
     log_period = np.log10(period)
-    # Hertzsprung's progression: from 2 to 10 days the second harmonic fades and slides, which is the bump's walk from
-    # the falling branch to the maximum; beyond it the sawtooth returns.
+    # Hertzsprung's progression: from 2 to 10 days the second harmonic fades and its phase shifts, which moves the bump
+    # from the falling branch to the maximum; at longer periods the sawtooth returns.
     cepheid = kind == _CEP_F
     slide = np.clip((log_period - 0.3) / 0.7, 0, 1)
     lead = np.where(cepheid, np.where(log_period < 1, -0.7 + 1.3 * slide, -0.4), lead)
@@ -188,11 +191,11 @@ def _pulsation(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Arr
 
 
 def _detached(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array:
-    """Two smooth dips a cycle on a nearly flat curve; short-period binaries have the wider dips."""
+    """Detached binaries: two smooth dips a cycle on a nearly flat curve, which are wider at short periods."""
     draws = stars.draws
     cycle = time / stars.period[star] + stars.phase[star]
     half_width = np.clip(0.055 * stars.period ** (-1 / 3), 0.015, 0.08) * draws.between("width", 0.8, 1.6)
-    flatness = draws.between("flatness", 1.8, 4.0)  # 2 is a bell, more has a flat bottom: a total eclipse
+    flatness = draws.between("flatness", 1.8, 4.0)  # 2 is a bell; above it the bottom is flat, as in a total eclipse
     ratio = draws.unit("depth ratio") ** 1.3 * 0.95
     eccentric = draws.unit("eccentric") < 0.2
     middle = 0.5 + np.where(eccentric, draws.between("secondary", -0.15, 0.15), 0.0)
@@ -205,7 +208,7 @@ def _detached(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Arra
 
 
 def _contact(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array:
-    """|cos| to a power above 2: round maxima, narrower minima; the second shallower, maxima unequal at times."""
+    """Contact binaries: |cos| to a power above 2, with the second minimum shallower and the maxima slightly unequal."""
     draws = stars.draws
     angle = 2 * np.pi * (time / stars.period[star] + stars.phase[star])
     power = draws.between("sharpness", 2.0, 3.4)[star]
@@ -216,9 +219,9 @@ def _contact(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array
 
 
 def _long_period(stars: Stars, star: Int64Array, time: Float64Array) -> Float64Array:
-    """A pulsation whose phase and amplitude wander over several cycles, on a mean that drifts over years."""
+    """Long-period variables: pulsation with wandering phase and amplitude, and a mean that drifts over years."""
     draws = stars.draws
-    irregular = np.clip(1.5 - stars.amplitude, 0.15, 1.0)  # Miras keep time better than semi-regulars
+    irregular = np.clip(1.5 - stars.amplitude, 0.15, 1.0)  # Miras are more regular than semi-regular variables
     cycle = time / stars.period[star] + stars.phase[star]
     level = np.ones_like(time)
     for i, (cycles, strength) in enumerate(((7.3, 0.16), (3.1, 0.07))):

@@ -1,7 +1,7 @@
-"""A simulated survey of variable stars, so that a first run needs no download. Simulated wherever it shows.
+"""A simulated survey of variable stars, so that a first run needs no download. Its light curves say what they are.
 
-Stars are those of `shapes`; this module observes them, from the ground and in one band. What is assumed, in round and
-typical numbers (they describe no survey in particular):
+The stars are those of `shapes`; this module observes them from the ground and in one band. Its assumptions are round,
+typical numbers, which describe no survey in particular:
 
 | quantity          | assumption                                                                                  |
 |-------------------|---------------------------------------------------------------------------------------------|
@@ -39,11 +39,11 @@ MIN_POINTS, MAX_POINTS = 40, 1000
 
 _FIELDS = 64
 _LUNATION = 29.530588
-_LOCAL_MIDNIGHT = 0.2  # of the MJD, at some site in the west
-_SIDEREAL_DRIFT = 1 / 365.25  # days by which a field crosses the meridian earlier, each night
-_PORTION = 512  # stars made at once: it bounds memory, and changes no star
+_LOCAL_MIDNIGHT = 0.2  # as a fraction of the MJD, at a site in the west
+_SIDEREAL_DRIFT = 1 / 365.25  # days by which a field crosses the meridian earlier each night
+_PORTION = 512  # stars made at once, which bounds memory and does not change the stars
 
-# Draws per point and per night, told apart from each other and from the stars' (whose names hash to 32 bits).
+# Counters of draws for points and nights. They differ from those of the stars, whose names hash to 32 bits.
 _NIGHT_KEY, _WEATHER, _QUALITY, _CLOCK, _VISIT, _NOISE_1, _NOISE_2 = (2**32 + i for i in range(7))
 
 
@@ -53,22 +53,22 @@ def simulate_survey(n_stars: int, seed: int) -> Iterator[CurveBatch]:
     Star i is a function of (seed, i) alone: the first 10 of 1,000 stars are the 10 of a survey of 10.
 
     Args:
-        n_stars: how many, 0 or more.
-        seed: of the survey.
+        n_stars: number of stars, 0 or more.
+        seed: seed of the survey.
 
     Yields:
         Batches of light curves: ids "sim-0000000" onwards, band "V", label one of `shapes.LABELS`, time in days (MJD,
         rising), magnitudes and their errors.
 
     Raises:
-        UserError: a negative number of stars.
+        UserError: the number of stars is negative.
     """
     for batch, _ in simulate_portions(n_stars, seed):
         yield batch
 
 
 def simulate_portions(n_stars: int, seed: int) -> Iterator[tuple[CurveBatch, Float64Array]]:
-    """`simulate_survey`, with the true periods (n,) of each portion's stars, in days."""
+    """Make the light curves of `simulate_survey`, with the true periods (n,) of each portion's stars, in days."""
     if n_stars < 0:
         raise UserError(f"the number of stars must not be negative: {n_stars}")
     for first in range(0, n_stars, _PORTION):
@@ -85,7 +85,7 @@ def simulate_stars(stars: Int64Array, seed: int) -> tuple[CurveBatch, Float64Arr
     mag = mean_magnitude[star] + magnitudes(variables, star, time)
     err = _errors(draws, star, time, field, mag)
     noise = normal(*(hash64(STREAM_SIMULATION, seed, key, stars[star], visit) for key in (_NOISE_1, _NOISE_2)))
-    # The noise has the error as quoted, which is float32.
+    # The noise follows the error that is quoted, which is float32.
     err = err.astype(np.float32).astype(np.float64)
     batch = CurveBatch(
         ids=np.array([f"sim-{i:07d}" for i in stars], dtype=object),
@@ -102,11 +102,11 @@ def simulate_stars(stars: Int64Array, seed: int) -> tuple[CurveBatch, Float64Arr
 
 
 def _cadence(draws: StarDraws) -> tuple[Int64Array, Int64Array, Float64Array, Int64Array]:
-    """When each star is observed.
+    """The times at which each star is observed.
 
     Returns:
         star: int64 (P,), row of the star, rising.
-        visit: int64 (P,), a number of the visit, unique in the star.
+        visit: int64 (P,), the number of the visit, unique for the star.
         time: float64 (P,), days (MJD), rising in each star.
         field: int64 (n,), the field of each star.
     """
@@ -116,7 +116,7 @@ def _cadence(draws: StarDraws) -> tuple[Int64Array, Int64Array, Float64Array, In
     points = np.clip(250 * np.exp(0.55 * draws.gaussian("points")), MIN_POINTS, MAX_POINTS)
     wanted = np.ceil(points / visits).astype(np.int64)
 
-    # Nights are drawn without replacement among those on which the field could be observed: the lowest keys win.
+    # Nights are drawn without replacement from those on which the field can be observed: those with the lowest keys.
     keys = hash64(STREAM_SIMULATION, draws.seed, _NIGHT_KEY, draws.stars[:, None], np.arange(NIGHTS)) >> np.uint64(1)
     usable = _usable_nights(draws.seed)[field]
     keys[~usable] = np.uint64(2**64 - 1)
@@ -124,7 +124,7 @@ def _cadence(draws: StarDraws) -> tuple[Int64Array, Int64Array, Float64Array, In
     bound = np.take_along_axis(np.sort(keys, axis=1), wanted[:, None] - 1, axis=1)
     star, night = np.nonzero(keys <= bound)
 
-    # Fields are observed near the meridian, or as near to it as the night allows.
+    # Fields are observed as near to the meridian as the night allows.
     opposition = _oppositions(fields)[star]
     from_opposition = (night - opposition + 182.625) % 365.25 - 182.625
     clock = uniform(hash64(STREAM_SIMULATION, draws.seed, _CLOCK, draws.stars[star], night)) - 0.5
@@ -145,12 +145,12 @@ def _oppositions(fields: StarDraws) -> Float64Array:
 
 
 def _usable_nights(seed: int) -> npt.NDArray[np.bool_]:
-    """bool (fields, nights): in season, dark enough and clear."""
+    """Nights that are in season, dark enough and clear, bool (fields, nights)."""
     night = np.arange(NIGHTS)
     fields = StarDraws(seed, -1 - np.arange(_FIELDS))
     half_season = fields.between("season", 100.0, 150.0)[:, None]
     from_opposition = (night - _oppositions(fields)[:, None] + 182.625) % 365.25 - 182.625
-    # Weather is the site's: a spell of about three nights is lost as a whole.
+    # All fields share the weather: a spell of about three nights is lost as a whole.
     clear = uniform(hash64(STREAM_SIMULATION, seed, _WEATHER, night // 3)) > 0.33
     dark = np.abs(_from_full_moon(night)) > 2.5
     return (np.abs(from_opposition) < half_season) & (clear & dark)
@@ -164,7 +164,7 @@ def _from_full_moon(night: Int64Array) -> Float64Array:
 def _errors(
     draws: StarDraws, star: Int64Array, time: Float64Array, field: Int64Array, mag: Float64Array
 ) -> Float64Array:
-    """Errors in magnitudes (P,) of points of true magnitude `mag`: photons of star and sky, and a floor."""
+    """Errors (P,), magnitudes, of points of true magnitude `mag` (P,): photon noise of star and sky, and a floor."""
     night = np.floor(time - FIRST_NIGHT).astype(np.int64)
     bits = (hash64(STREAM_SIMULATION, draws.seed, _QUALITY, field[star], night, i) for i in range(2))
     transparency = np.exp(-0.25 * np.abs(normal(*bits)))

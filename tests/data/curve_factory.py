@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch, offsets_of
 from astroco_fast.data.sources import open_source
 
@@ -87,3 +88,15 @@ def assert_same_curves(one, other, rtol=0.0):
         assert label == other[key][0]
         for ours, theirs in zip(arrays, other[key][1:], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=0)
+
+
+def sine_store(path):
+    """A store of 70 sine waves of 12 to 70 points, at this path."""
+    rng = np.random.default_rng(0)
+    curves = []
+    for _ in range(70):
+        time = np.sort(rng.uniform(0, 300, int(rng.integers(12, 70))))
+        mag = 15 + rng.uniform(0.1, 1) * np.sin(2 * np.pi * time / rng.uniform(1, 20)) + rng.normal(0, 0.05, len(time))
+        curves.append(np.stack([time, mag, np.full(len(time), 0.05)], axis=1))
+    convert(curves, path)
+    return path

@@ -1,9 +1,8 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from astroco_fast.data.convert import convert
+from tests.data.curve_factory import sine_store
 
 # A model and windows so small that a step takes milliseconds.
 TINY = [
@@ -22,16 +21,7 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """70 sine waves of 12 to 70 points."""
-    rng = np.random.default_rng(0)
-    curves = []
-    for _ in range(70):
-        time = np.sort(rng.uniform(0, 300, int(rng.integers(12, 70))))
-        mag = 15 + rng.uniform(0.1, 1) * np.sin(2 * np.pi * time / rng.uniform(1, 20)) + rng.normal(0, 0.05, len(time))
-        curves.append(np.stack([time, mag, np.full(len(time), 0.05)], axis=1))
-    path = tmp_path_factory.mktemp("data") / "store"
-    convert(curves, path)
-    return path
+    return sine_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture

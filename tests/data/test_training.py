@@ -7,6 +7,12 @@ from astroco_fast.data.hashing import split_of
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import EMPTY, TrainingData, micro_batches
 from astroco_fast.errors import UserError
+from tests.data.curve_factory import sine_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return sine_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.mark.parametrize("n", [1, 5, 40, 41])
