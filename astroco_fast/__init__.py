@@ -45,7 +45,7 @@ if all((_checkout / name / "__init__.py").is_file() for name in _BESIDE):
 _LAZY = {
     "AstroCo": "astroco_fast.model",
     "AstroCoConfig": "astroco_fast.reference.config",
-    "AstroCoOutput": "astroco_fast.reference",
+    "AstroCoOutput": "astroco_fast.reference.encoder",
     "Astromer": "astroco_fast.baselines",
     "AstromerConfig": "astroco_fast.reference.config",
     "Layout": "astroco_fast.reference.layout",

@@ -1,7 +1,5 @@
 """`astroco convert IN OUT`: convert light curves of any kind into a packed store."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +7,6 @@ from dataclasses import dataclass, field
 from astroco_fast import commands
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.convert import convert
 
 
 @dataclass
@@ -46,6 +43,9 @@ def _convert(argv: Sequence[str] | None) -> int:
         argv=argv,
         positional=("input", "output"),
     )
+
+    from astroco_fast.data.convert import convert
+
     report = convert(
         config.input, config.output, columns=config.columns, band=config.band, clean=config.clean, progress=True
     )

@@ -7,17 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
 from astroco_fast import commands
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.sources import open_source
-from astroco_fast.embedding import because, embed_tables
 from astroco_fast.errors import UserError
-from astroco_fast.files import whole_file
-from astroco_fast.machine import pick_device
-from astroco_fast.registry import load
 
 
 @dataclass
@@ -52,6 +44,16 @@ def write_embeddings(config: EmbedConfig) -> int:
     Returns:
         The number of light curves embedded.
     """
+    # Imported here, because `--help` should not wait for them.
+    import pyarrow.parquet as pq
+    from tqdm import tqdm
+
+    from astroco_fast.data.sources import open_source
+    from astroco_fast.embedding import because, embed_tables
+    from astroco_fast.files import whole_file
+    from astroco_fast.machine import pick_device
+    from astroco_fast.registry import load
+
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)

@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import ops
 from astroco_fast.pretrained import PretrainedEncoder
-from astroco_fast.reference import AstroCoOutput, ReferenceAstroCo
-from astroco_fast.reference.astroco import Block
+from astroco_fast.reference.astroco import Block, ReferenceAstroCo
 from astroco_fast.reference.batchnorm import frozen_statistics
 from astroco_fast.reference.config import AstroCoConfig
+from astroco_fast.reference.encoder import AstroCoOutput
 from astroco_fast.reference.layout import Layout
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import ops, registry, selfcheck
-from astroco_fast.reference import ReferenceAstroCo
+from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.astromer import ReferenceAstromer
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.loss import masked_loss

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import astroco_fast as af
-from astroco_fast.simulate import write_table
+from astroco_fast.data.simulated_table import write_table
 
 STARS, SEED = 2000, 1  # `make demo` trains on the survey of seed 0
 HIDDEN_SHARE = 0.3

@@ -3,9 +3,3 @@
 # In a checkout's root, `import reference` would load a second copy, whose modules no kernel would know.
 if __name__ != "astroco_fast.reference":
     raise ImportError(f"{__name__} is a folder of the package astroco_fast: import astroco_fast.reference instead")
-
-from astroco_fast.reference.astroco import ReferenceAstroCo
-from astroco_fast.reference.encoder import AstroCoOutput
-from astroco_fast.reference.loss import ROLES, masked_loss
-
-__all__ = ["ROLES", "AstroCoOutput", "ReferenceAstroCo", "masked_loss"]

@@ -1,5 +1,7 @@
 """The dispatcher: names, help, versions, and one line for a name that is none."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -48,3 +50,17 @@ def test_the_rest_of_the_line_goes_to_the_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cli, "import_module", {"astroco_fast.doctor": Command}.__getitem__)
     assert cli.main(["doctor", "--json", "x"]) == 75
     assert seen == [["--json", "x"]]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_loads_no_heavy_library(name: str) -> None:
+    """Parsing needs none of them; torch alone takes longer to load than all the rest."""
+    code = (
+        "import sys\nfrom astroco_fast.cli import main\n"
+        f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"
+        "print('loaded:', *sorted({'torch', 'pandas', 'triton', 'sklearn', 'matplotlib'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert done.stdout.splitlines()[-1] == "loaded:"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from astroco_fast import doctor, ops, selfcheck
+from astroco_fast import diagnosis, doctor, ops, selfcheck
 from astroco_fast.kernels.cpu import build
 from tests.fake_backends import FAULTS, Fake, every_op, raising, sound, wrong_numbers
 
@@ -103,25 +103,25 @@ def test_a_wrong_backend_in_the_environment_is_one_line(
 
 
 def test_an_absent_extra_comes_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.EXTRAS, "plots", "no-such-package")
-    assert any("pip install 'astroco_fast[plots]'" in line for line in doctor.report())
+    monkeypatch.setitem(diagnosis.EXTRAS, "plots", "no-such-package")
+    assert any("pip install 'astroco_fast[plots]'" in line for line in diagnosis.report())
 
 
 def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> list[str]:
-        return [line.split("kernels: ")[1] for line in doctor.rows(doctor._devices()) if "kernels: " in line]
+        return [line.split("kernels: ")[1] for line in diagnosis.rows(diagnosis._devices()) if "kernels: " in line]
 
     monkeypatch.setattr(ops, "_choice", None)
-    monkeypatch.setattr(doctor.native, "missing", lambda: "no C++ compiler; apt install g++")
+    monkeypatch.setattr(diagnosis.native, "missing", lambda: "no C++ compiler; apt install g++")
     assert told() == ["none: no C++ compiler; apt install g++"]
     plan = SimpleNamespace(isa=build.ISAS["avx2"], version="g++ 12.2")
     for path, where in (
         (Path("/cache/native/x.so"), "/cache/native/x.so"),
         (None, "memory, and compiled again by every process: no space"),
     ):
-        monkeypatch.setattr(doctor.native, "missing", lambda: None)
+        monkeypatch.setattr(diagnosis.native, "missing", lambda: None)
         monkeypatch.setattr(
-            doctor.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path, unkept="no space")
+            diagnosis.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path, unkept="no space")
         )
         (line,) = told()
         assert line.startswith(f"for avx2, by g++ 12.2, in {where}")
@@ -139,5 +139,5 @@ def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_cpu_features_on_x86_arm_and_elsewhere(text: str, features: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.Path, "read_text", lambda self: text)
-    assert doctor.cpu_features() == features
+    monkeypatch.setattr(diagnosis.Path, "read_text", lambda self: text)
+    assert diagnosis.cpu_features() == features

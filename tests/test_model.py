@@ -9,7 +9,7 @@ import torch
 
 import astroco_fast as af
 from astroco_fast.errors import UserError
-from astroco_fast.reference import ReferenceAstroCo
+from astroco_fast.reference.astroco import ReferenceAstroCo
 from tests.windows import make_windows
 
 ABLATIONS = [{}, {"convolution": False}, {"gate": False}, {"mix": False}]

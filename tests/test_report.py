@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from astroco_fast import AstroCo, plots, report
+from astroco_fast import AstroCo, plots, report, run_report
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
@@ -118,12 +118,12 @@ def test_a_run_without_a_checkpoint_shows_its_curves(run: Path) -> None:
     for file in (run / "checkpoints" / "best").iterdir():
         file.unlink()
     (run / "checkpoints" / "best").rmdir()
-    assert [path.name for path in report.plot_run(run)] == ["training.png"]
+    assert [path.name for path in run_report.plot_run(run)] == ["training.png"]
 
 
 def test_a_model_without_a_mix_has_no_mix_to_show(run: Path) -> None:
     AstroCo.from_preset("tiny", window=POINTS, mix=False).save_pretrained(run / "checkpoints" / "best")
-    assert [path.stem for path in report.plot_run(run)] == ["training", "reconstructions"]
+    assert [path.stem for path in run_report.plot_run(run)] == ["training", "reconstructions"]
 
 
 def test_training_curves_show_the_metrics_and_the_trivial_answer() -> None:
@@ -150,7 +150,7 @@ def test_smoothing_keeps_a_constant_and_the_mean_of_noise() -> None:
 
 
 def test_reconstructions_hold_the_stores_points_and_the_models_answer(store: Store, model: AstroCo) -> None:
-    windows = report.reconstruct(model, store, CONFIG)
+    windows = run_report.reconstruct(model, store, CONFIG)
     assert len(windows) == 6
     ids = list(store.ids)
     scores = []
@@ -174,12 +174,12 @@ def test_reconstructions_hold_the_stores_points_and_the_models_answer(store: Sto
 
 def test_reconstructions_come_from_the_validation_split_alone(store: Store, model: AstroCo) -> None:
     part = {name for name, split in zip(store.ids, split_of(store.star_hash), strict=True) if split == 1}
-    assert {window.title.split()[0] for window in report.reconstruct(model, store, CONFIG)} <= part
+    assert {window.title.split()[0] for window in run_report.reconstruct(model, store, CONFIG)} <= part
 
 
 def test_panels_have_bright_above_and_every_role_in_the_legend(store: Store, model: AstroCo) -> None:
     with plots.drawing():
-        figure = plots.reconstructions(report.reconstruct(model, store, CONFIG), "title")
+        figure = plots.reconstructions(run_report.reconstruct(model, store, CONFIG), "title")
     assert len(figure.axes) == 6
     for axes in figure.axes:
         bottom, top = axes.get_ylim()
@@ -203,7 +203,7 @@ def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("training_curves", "reconstructions", "layer_mix"):
         draw = getattr(plots, name)
         monkeypatch.setattr(plots, name, lambda *args, draw=draw: titles.append(args[-1]) or draw(*args))
-    report.plot_run(run)
+    run_report.plot_run(run)
     assert len(titles) == 3
     assert all("SIMULATED" in title for title in titles)
 
@@ -211,12 +211,12 @@ def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_table_is_of_the_best_evaluation() -> None:
     worse = {**VALIDATION[0], "step": 45, "rmse": 0.5, "best": False}
     best = {**VALIDATION[0], "step": 31, "rmse": 0.125, "r2_random": None, "best": True}
-    title, _, everything, _, random, _ = report.evaluation_table([*TRAIN, *VALIDATION, best, worse])
+    title, _, everything, _, random, _ = run_report.evaluation_table([*TRAIN, *VALIDATION, best, worse])
     assert "step 31" in title
     assert "4 evaluations" in title
     assert everything.split() == ["all", "0.1250", "0.2500", "0.3000"]
     assert random.split() == ["random", "0.2400", "-", "-"]
-    assert report.evaluation_table(TRAIN) == ["no evaluation yet"]
+    assert run_report.evaluation_table(TRAIN) == ["no evaluation yet"]
 
 
 def test_layer_mix_bars_are_the_weights() -> None:
@@ -234,13 +234,13 @@ def test_r2_of_hidden_points_by_hand() -> None:
     batch = Batch(zeros, zeros, zeros, target, role, np.array([4, 4, 4]), np.arange(3))
     predicted = np.array([[1, 2, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
     # squared errors 0 and 1 about a spread of 1 + 1; no spread; nothing hidden
-    np.testing.assert_array_equal(report.r2_hidden(batch, predicted), [0.5, -np.inf, -np.inf])
+    np.testing.assert_array_equal(run_report.r2_hidden(batch, predicted), [0.5, -np.inf, -np.inf])
 
 
 def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"astroco_fast\[plots\]"):
-        report.plot_run(run)
+        run_report.plot_run(run)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_is_wrong_with_a_folder_is_one_line(
     if text is not None:
         (run / file).write_text(text)
     with pytest.raises(UserError, match=message):
-        report.plot_run(run)
+        run_report.plot_run(run)
     assert report.main([str(run)]) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -277,4 +277,4 @@ def test_what_is_wrong_with_a_folder_is_one_line(
 
 def test_moved_data_can_be_pointed_to(run: Path, store: Store) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}))
-    assert len(report.plot_run(run, store.path)) == 3
+    assert len(run_report.plot_run(run, store.path)) == 3

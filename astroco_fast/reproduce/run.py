@@ -27,13 +27,13 @@ from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.run import Assigned, assign, probe
 from astroco_fast.probe.splits import write_splits
-from astroco_fast.report import read_metrics, training_lines
 from astroco_fast.reproduce.choices import CHOICES
 from astroco_fast.reproduce.config import ReproduceConfig
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import FULL, SMALL, UNTRAINED, S
 from astroco_fast.reproduce.plan import STAGES, WINDOWS, Budget, Row
 from astroco_fast.reproduce.report import write_report
+from astroco_fast.run_report import read_metrics, training_lines
 
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (SMALL, FULL, CHOICES)}
 CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"

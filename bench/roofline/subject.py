@@ -25,7 +25,7 @@ from astroco_fast import ops, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton import tensors
 from astroco_fast.kernels.triton.launch import Architecture, recording
-from astroco_fast.reference import ReferenceAstroCo
+from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.layout import Layout
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import LAUNCHES, counter

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import ops
-from astroco_fast.reference import masked_loss as reference
+from astroco_fast.reference.loss import masked_loss as reference
 from tests.kernels import harness
 from tests.kernels.harness import AXES
 

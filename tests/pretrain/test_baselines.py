@@ -17,7 +17,7 @@ from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import main
-from astroco_fast.reference import masked_loss
+from astroco_fast.reference.loss import masked_loss
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 24, "window": 40}
 TRAIN = {"global_batch": 32, "warmup_steps": 2, "learning_rate": 0.01, "device": "cpu", "plots": "false"}

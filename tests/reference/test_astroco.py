@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from astroco_fast import AstroCoConfig, AstroCoOutput, Layout
-from astroco_fast.reference import ReferenceAstroCo
+from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.encoder import center
 from tests.windows import Windows, make_windows
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from astroco_fast.reference import masked_loss
+from astroco_fast.reference.loss import masked_loss
 
 
 def test_sums_and_counts_by_role() -> None:
