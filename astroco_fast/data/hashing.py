@@ -100,6 +100,13 @@ def star_hash(ids: Iterable[str]) -> UInt64Array:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
+def curve_hash(hashes: UInt64Array, bands: npt.NDArray[np.object_]) -> UInt64Array:
+    """(n,) uint64, a hash of each light curve's (id, band), given the `star_hash` (n,) of its id."""
+    names, which = np.unique(bands.astype(str), return_inverse=True)
+    with np.errstate(over="ignore"):
+        return hashes * _INCREMENT + star_hash(names.tolist())[which]
+
+
 def split_of(hashes: UInt64Array, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> npt.NDArray[np.int8]:
     """(n,) int8: `TRAIN`, `VALIDATION` or `TEST`, by cutting the range of the stars' hashes (n,) in these fractions.
 

@@ -78,13 +78,6 @@ def object_table(source: Any, star: str) -> Table | None:
     return MemoryTable(table, kind, star=_name(source) or star)
 
 
-def is_curve_list(source: Any) -> bool:
-    """Whether this is a sequence of arrays, or an array (n, L, 3) of light curves of one length."""
-    if isinstance(source, np.ndarray):
-        return source.ndim == 3
-    return isinstance(source, Sequence) and not isinstance(source, str | bytes)
-
-
 def _of_frame(frame: Any) -> Any:
     """An Arrow table of a pandas frame, its named index included. Columns of mixed types become text."""
     if not frame.columns.is_unique:

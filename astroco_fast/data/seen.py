@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch, two_labels
-from astroco_fast.data.hashing import star_hash
+from astroco_fast.data.hashing import curve_hash, star_hash
 from astroco_fast.errors import UserError
 
 # Keys in rising order, and the number of each.
@@ -33,7 +33,7 @@ class Seen:
             UserError: an (id, band) has come before, or a star with another label.
         """
         hashes = star_hash(batch.ids)
-        twice = self._curves.add(_curve_keys(hashes, batch.band))
+        twice = self._curves.add(curve_hash(hashes, batch.band))
         if twice is not None:
             raise UserError(
                 f"{batch.source or 'light curves'}: id {batch.ids[twice[0]]!r} has two light curves in band "
@@ -51,7 +51,7 @@ class Seen:
         """Add light curves that were checked before, given as an Arrow table with the columns of `curves.parquet`."""
         hashes = rows["star_hash"].to_numpy()
         band, label = (np.asarray(rows[name].to_numpy(), dtype=object) for name in ("band", "label"))
-        self._curves.add(_curve_keys(hashes, band))
+        self._curves.add(curve_hash(hashes, band))
         self._labels.add(hashes[label != ""], self._numbers(label[label != ""]))
 
     def _numbers(self, labels: NDArray[np.object_]) -> NDArray[np.int32]:
@@ -96,10 +96,3 @@ def _merged(one: Run, other: Run) -> Run:
     keys, values = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
     order = np.argsort(keys, kind="stable")
     return keys[order], values[order]
-
-
-def _curve_keys(hashes: NDArray[np.uint64], bands: NDArray[np.object_]) -> NDArray[np.uint64]:
-    """A key (n,) for each (id, band)."""
-    names, which = np.unique(bands.astype(str), return_inverse=True)
-    with np.errstate(over="ignore"):
-        return hashes * np.uint64(0x9E3779B97F4A7C15) + star_hash(names.tolist())[which]

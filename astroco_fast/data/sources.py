@@ -19,7 +19,7 @@ import pyarrow as pa
 from astroco_fast.data.columns import Columns, MappedTable, map_table
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.metadata import METADATA, StarTable
-from astroco_fast.data.objects import is_curve_list, object_table
+from astroco_fast.data.objects import object_table
 from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, Complete, read_rows
 from astroco_fast.data.store import Store
@@ -91,7 +91,9 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
     table = object_table(source, star="0")
     if table is not None:
         return TableSource([map_table(table, columns)], band, table.name)
-    if is_curve_list(source):
+    # A sequence of arrays or tables, or an array (n, L, 3) of light curves of one length.
+    is_list = source.ndim == 3 if isinstance(source, np.ndarray) else isinstance(source, Sequence)
+    if is_list:
         return _open_list(source, columns, band)
     if isinstance(source, Iterable):
         return BatchSource(lambda: iter(source), band)
@@ -275,14 +277,14 @@ class BatchSource:
         self._band = band
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
-        wanted = BandFilter(self._band)
+        wanted = None if self._band is None else BandFilter(self._band)
         for index, batch in enumerate(self._start()):
             if not isinstance(batch, CurveBatch):
                 raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
             if index >= skip:
-                mask = wanted.mask(pa.array(batch.band, type=pa.string()))
+                mask = wanted and wanted.mask(pa.array(batch.band, type=pa.string()))
                 yield batch if mask is None else batch.select(mask)
-        if not skip:
+        if wanted and not skip:
             wanted.check(self.name)
 
 
