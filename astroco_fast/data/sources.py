@@ -282,9 +282,9 @@ class BatchSource:
             if not isinstance(batch, CurveBatch):
                 raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
             if index >= skip:
-                mask = wanted and wanted.mask(pa.array(batch.band, type=pa.string()))
+                mask = None if wanted is None else wanted.mask(pa.array(batch.band, type=pa.string()))
                 yield batch if mask is None else batch.select(mask)
-        if wanted and not skip:
+        if wanted is not None and not skip:
             wanted.check(self.name)
 
 
