@@ -41,7 +41,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "mix": (),
     "mix_backward": (),
     "norm_backward": (),
-    "point_features": ("weight",),
+    "point_features": ("w_points",),
     "residual_norm": (),
     "residual_norm_backward": (),
     "squared_error": (),

@@ -1,4 +1,4 @@
-"""BatchNorm over a batch's real rows, followed by SiLU: s = SiLU(n), n = (c - mean) * rstd * weight + bias.
+"""BatchNorm over a batch's real rows, followed by SiLU: s = SiLU(n), n = (c - mean) * rstd * scale + offset.
 
 Forward: the convolution leaves (count, mean, squared deviations) of every row tile; `batch_norm_merge` joins them by
 Chan's formula, as it joins those of several ranks, and updates the running statistics. A mean is kept in two numbers,
@@ -81,15 +81,15 @@ def _tile(end, rows, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constex
 
 
 @triton.jit
-def _normal(c, statistics, weight, bias, row, real, column, D: tl.constexpr, P: tl.constexpr):
-    """c centred and scaled, zero at rows that are not real; n, that times weight plus bias; rstd; weight."""
+def _normal(c, statistics, scale, offset, row, real, column, D: tl.constexpr, P: tl.constexpr):
+    """c centred and scaled, zero at rows that are not real; n, that times scale plus offset; rstd; scale."""
     value = tl.load(c + row[:, None] * P + column[None, :], mask=real[:, None], other=0.0).to(tl.float32)
     mean = tl.load(statistics + column)
     rstd = tl.load(statistics + 3 * P + column)
-    gain = tl.load(weight + column, mask=column < D, other=0.0)
-    shift = tl.load(bias + column, mask=column < D, other=0.0)
+    scales = tl.load(scale + column, mask=column < D, other=0.0)
+    offsets = tl.load(offset + column, mask=column < D, other=0.0)
     unit = tl.where(real[:, None], (value - mean[None, :]) * rstd[None, :], 0.0)
-    return unit, unit * gain[None, :] + shift[None, :], rstd, gain
+    return unit, unit * scales[None, :] + offsets[None, :], rstd, scales
 
 
 @triton.jit
@@ -102,22 +102,22 @@ def _upstream(ds, n, row, real, column, P: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def _silu_kernel(
-    c, statistics, weight, bias, end, s, rows,
+    c, statistics, scale, offset, end, s, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     _, row, real, column = _tile(end, rows, P, BLOCK_R, BLOCK_C)
-    _, n, _, _ = _normal(c, statistics, weight, bias, row, real, column, D, P)
+    _, n, _, _ = _normal(c, statistics, scale, offset, row, real, column, D, P)
     result = tl.where(real[:, None], n * tl.sigmoid(n), 0.0).to(s.dtype.element_ty)
     tl.store(s + row[:, None] * P + column[None, :], result, mask=(row < rows)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _sums_kernel(
-    ds, c, statistics, weight, bias, end, s, partial, rows,
+    ds, c, statistics, scale, offset, end, s, partial, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     tile, row, real, column = _tile(end, rows, P, BLOCK_R, BLOCK_C)
-    unit, n, _, _ = _normal(c, statistics, weight, bias, row, real, column, D, P)
+    unit, n, _, _ = _normal(c, statistics, scale, offset, row, real, column, D, P)
     dn, gate = _upstream(ds, n, row, real, column, P)
     result = tl.where(real[:, None], n * gate, 0.0).to(s.dtype.element_ty)
     tl.store(s + row[:, None] * P + column[None, :], result, mask=(row < rows)[:, None])
@@ -128,18 +128,18 @@ def _sums_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _gradient_kernel(
-    ds, c, statistics, weight, bias, end, count, sums, dc, rows,
+    ds, c, statistics, scale, offset, end, count, sums, dc, rows,
     D: tl.constexpr, P: tl.constexpr, FIXED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     _, row, real, column = _tile(end, rows, P, BLOCK_R, BLOCK_C)
-    unit, n, rstd, gain = _normal(c, statistics, weight, bias, row, real, column, D, P)
+    unit, n, rstd, scales = _normal(c, statistics, scale, offset, row, real, column, D, P)
     gradient, _ = _upstream(ds, n, row, real, column, P)
     if not FIXED:
         many = tl.maximum(tl.load(count), 1.0)
         tilt = tl.load(sums + column, mask=column < D, other=0.0) / many
         slope = tl.load(sums + D + column, mask=column < D, other=0.0) / many
         gradient = tl.where(real[:, None], gradient - slope[None, :] - unit * tilt[None, :], 0.0)
-    gradient *= (rstd * gain)[None, :]
+    gradient *= (rstd * scales)[None, :]
     tl.store(dc + row[:, None] * P + column[None, :], gradient.to(dc.dtype.element_ty), mask=(row < rows)[:, None])
 
 
@@ -198,43 +198,43 @@ def batch_norm_merge(
     return outputs
 
 
-def _silu_outputs(c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor) -> Tensor:
+def _silu_outputs(c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor) -> Tensor:
     return new(c, *c.shape)
 
 
 @kernel_op(_silu_outputs)
-def batch_norm_silu(c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor) -> Tensor:
+def batch_norm_silu(c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor) -> Tensor:
     """SiLU(BatchNorm(c)), zero at rows that are not real.
 
     Args:
         c: (N, P) half rows.
         statistics: (4, P) float32, as from `batch_norm_merge`.
-        weight, bias: (D,) float32, BatchNorm's.
+        scale, offset: (D,) float32, BatchNorm's weight and bias.
         end: (N,) int32, as in `Segments`.
 
     Returns:
         (N, P) half rows.
     """
-    s = _silu_outputs(c, statistics, weight, bias, end)
+    s = _silu_outputs(c, statistics, scale, offset, end)
     rows, padded = c.shape
     launch(
-        _silu_kernel, _grid(rows, padded), c, statistics, weight, bias, end, s, rows,
-        D=weight.shape[0], P=padded, config=_config(padded),
+        _silu_kernel, _grid(rows, padded), c, statistics, scale, offset, end, s, rows,
+        D=scale.shape[0], P=padded, config=_config(padded),
     )  # fmt: skip
     return s
 
 
 def _sums_outputs(
-    ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor
+    ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
     rows, padded = c.shape
     tiles = cdiv(rows, _config(padded).blocks["BLOCK_R"])
-    return new(c, rows, padded), new(statistics, tiles, 2, weight.shape[0])
+    return new(c, rows, padded), new(statistics, tiles, 2, scale.shape[0])
 
 
 @kernel_op(_sums_outputs)
 def batch_norm_silu_sums(
-    ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor
+    ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The first half of backward.
 
@@ -243,20 +243,20 @@ def batch_norm_silu_sums(
         The others: as for `batch_norm_silu`.
 
     Returns:
-        s (N, P) half rows, again; partial sums (tiles, 2, D) float32 whose sum over tiles is the gradients of weight
-        and bias.
+        s (N, P) half rows, again; partial sums (tiles, 2, D) float32 whose sum over tiles is the gradients of scale
+        and offset.
     """
-    s, partial = outputs = _sums_outputs(ds, c, statistics, weight, bias, end)
+    s, partial = outputs = _sums_outputs(ds, c, statistics, scale, offset, end)
     rows, padded = c.shape
     launch(
-        _sums_kernel, _grid(rows, padded), ds, c, statistics, weight, bias, end, s, partial, rows,
-        D=weight.shape[0], P=padded, config=_config(padded),
+        _sums_kernel, _grid(rows, padded), ds, c, statistics, scale, offset, end, s, partial, rows,
+        D=scale.shape[0], P=padded, config=_config(padded),
     )  # fmt: skip
     return outputs
 
 
 def _gradient_outputs(
-    ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor, count: Tensor, sums: Tensor,
+    ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor, count: Tensor, sums: Tensor,
     fixed: bool,
 ) -> Tensor:  # fmt: skip
     return new(c, *c.shape)
@@ -264,7 +264,7 @@ def _gradient_outputs(
 
 @kernel_op(_gradient_outputs)
 def batch_norm_silu_gradient(
-    ds: Tensor, c: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, end: Tensor, count: Tensor, sums: Tensor,
+    ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor, count: Tensor, sums: Tensor,
     fixed: bool,
 ) -> Tensor:  # fmt: skip
     """The second half of backward.
@@ -278,10 +278,10 @@ def batch_norm_silu_gradient(
     Returns:
         The gradient of c, (N, P) half rows, zero at rows that are not real.
     """
-    dc = _gradient_outputs(ds, c, statistics, weight, bias, end, count, sums, fixed)
+    dc = _gradient_outputs(ds, c, statistics, scale, offset, end, count, sums, fixed)
     rows, padded = c.shape
     launch(
-        _gradient_kernel, _grid(rows, padded), ds, c, statistics, weight, bias, end, count, sums, dc, rows,
-        D=weight.shape[0], P=padded, FIXED=fixed, config=_config(padded),
+        _gradient_kernel, _grid(rows, padded), ds, c, statistics, scale, offset, end, count, sums, dc, rows,
+        D=scale.shape[0], P=padded, FIXED=fixed, config=_config(padded),
     )  # fmt: skip
     return dc

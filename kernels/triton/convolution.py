@@ -69,19 +69,19 @@ def weights(module: Convolution, dtype: torch.dtype) -> Weights:
 
 
 def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Taps (K, P) with BatchNorm's scale in them, and the shift (P,) that is left of it."""
+    """Taps (K, P) with BatchNorm's scale in them, and the offset (P,) that is left of it."""
     norm = module.batch_norm
     assert norm.running_mean is not None
     assert norm.running_var is not None
     sources = (module.depthwise, norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
     def make() -> tuple[Tensor, Tensor]:
-        taps, shift = weights(module, dtype).taps.clone(), fixed_statistics(norm)[0].clone()
+        taps, offset = weights(module, dtype).taps.clone(), fixed_statistics(norm)[0].clone()
         width = norm.weight.shape[0]
         scale = norm.weight * fixed_statistics(norm)[3, :width]
         taps[:, :width] *= scale
-        shift[:width] = norm.bias - shift[:width] * scale
-        return taps, shift
+        offset[:width] = norm.bias - offset[:width] * scale
+        return taps, offset
 
     return prepared(module, ("folded", dtype), sources, make)
 
@@ -105,10 +105,10 @@ class _Convolution(torch.autograd.Function):
             else:
                 statistics = norm.fixed
             o = torch.mm(batch_norm_silu(c, statistics, scale, offset, end), w.out.t())
-            y, mean, rstd = residual_norm(o, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out)
+            y, mean_out, rstd_out = residual_norm(o, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out)
         ctx.save_for_backward(
-            x, u, c, o, mean_in, rstd_in, mean, rstd, count, statistics, gain_in, shift_in, b_in, scale, offset, b_out,
-            gain_out, w.matrices, w.taps, first, end, seed,
+            x, u, c, o, mean_in, rstd_in, mean_out, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            b_out, gain_out, w.matrices, w.taps, first, end, seed,
         )  # fmt: skip
         ctx.group, ctx.fixed, ctx.salt, ctx.p = norm.group, norm.fixed is not None, salt, p
         return y
@@ -117,13 +117,13 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (
-            x, u, c, o, mean_in, rstd_in, mean, rstd, count, statistics, gain_in, shift_in, b_in, scale, offset, b_out,
-            gain_out, matrices, taps, first, end, seed,
+            x, u, c, o, mean_in, rstd_in, mean_out, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            b_out, gain_out, matrices, taps, first, end, seed,
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, taps), x.shape[1]
         with no_autocast(x):
             dz, do, sums = residual_norm_backward(
-                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean, rstd
+                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean_out, rstd_out
             )
             d_gain_out, d_shift_out, d_b_out = sums.sum(0)
             ds = torch.mm(do, w.out)
@@ -159,10 +159,10 @@ def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     b_in, b_out = module.pointwise_in.bias, module.pointwise_out.bias
     p = module.dropout.p if module.dropout.training else 0.0
     if p == 0 and not norm.training and not wants_gradient(module, x):
-        taps, shift = folded(module, compute_dtype(x))
+        taps, offset = folded(module, compute_dtype(x))
         x = rows_of(x)
         u, *_ = gated_linear(x, gain_in, shift_in, eps_in, w.val, w.gate, *b_in.chunk(2), spans.end, "glu")
-        s = depthwise_silu(u, taps, shift, spans.first, spans.end)
+        s = depthwise_silu(u, taps, offset, spans.first, spans.end)
         return linear_residual_norm(s, w.out, b_out, x, gain_out, shift_out, spans.end, eps_out)
     return _Convolution.apply(
         x, gain_in, shift_in, module.pointwise_in.weight, b_in, module.depthwise, norm.weight, norm.bias,

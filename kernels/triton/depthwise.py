@@ -1,7 +1,7 @@
 """The depthwise convolution over time: y[t] = sum_k w[k] x[t + k - K/2], within a window's real points.
 
 Four kernels on half rows (N, P), bytes a row in half precision:
-- inference, BatchNorm folded into taps and shift, then SiLU: reads u, writes s; 4 P.
+- inference, BatchNorm folded into taps and offset, then SiLU: reads u, writes s; 4 P.
 - training, with BatchNorm's statistics of what it writes: reads u, writes c; 4 P and 12 P for a tile's statistics.
 - gradient of the input, the same sum mirrored: reads dc, writes du; 4 P.
 - gradient of the taps: reads dc and u; 4 P.
@@ -53,12 +53,12 @@ def _tile(first, end, rows, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.
 
 @triton.jit(do_not_specialize=["rows"])
 def _silu_kernel(
-    u, taps, shift, first, end, s, rows,
+    u, taps, offset, first, end, s, rows,
     P: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     _, row, column, low, high = _tile(first, end, rows, P, BLOCK_R, BLOCK_C)
     normal = _convolved(u, taps, row, column, low, high, P, K, 1, BLOCK_R, BLOCK_C)
-    normal += tl.load(shift + column)[None, :]
+    normal += tl.load(offset + column)[None, :]
     result = tl.where((high > 0)[:, None], normal * tl.sigmoid(normal), 0.0)
     tl.store(s + row[:, None] * P + column[None, :], result.to(s.dtype.element_ty), mask=(row < rows)[:, None])
 
@@ -141,28 +141,28 @@ def _grid(rows: int, padded: int, config: Config) -> tuple[int]:
     return (cdiv(rows, config.blocks["BLOCK_R"]) * (padded // config.blocks["BLOCK_C"]),)
 
 
-def _silu_outputs(u: Tensor, taps: Tensor, shift: Tensor, first: Tensor, end: Tensor) -> Tensor:
+def _silu_outputs(u: Tensor, taps: Tensor, offset: Tensor, first: Tensor, end: Tensor) -> Tensor:
     return new(u, *u.shape)
 
 
 @kernel_op(_silu_outputs)
-def depthwise_silu(u: Tensor, taps: Tensor, shift: Tensor, first: Tensor, end: Tensor) -> Tensor:
-    """SiLU(conv(u) + shift), zero at rows that are not real.
+def depthwise_silu(u: Tensor, taps: Tensor, offset: Tensor, first: Tensor, end: Tensor) -> Tensor:
+    """SiLU(conv(u) + offset), zero at rows that are not real.
 
     Args:
         u: (N, P) half rows.
         taps: (K, P) float32, zero in the pitch, BatchNorm's scale folded in.
-        shift: (P,) float32, zero in the pitch, the rest of BatchNorm.
+        offset: (P,) float32, zero in the pitch, the rest of BatchNorm.
         first, end: (N,) int32, as in `Segments`.
 
     Returns:
         (N, P) half rows.
     """
-    s = _silu_outputs(u, taps, shift, first, end)
+    s = _silu_outputs(u, taps, offset, first, end)
     rows, padded = u.shape
     config = _config(u)
     grid = _grid(rows, padded, config)
-    launch(_silu_kernel, grid, u, taps, shift, first, end, s, rows, P=padded, K=taps.shape[0], config=config)
+    launch(_silu_kernel, grid, u, taps, offset, first, end, s, rows, P=padded, K=taps.shape[0], config=config)
     return s
 
 

@@ -47,7 +47,7 @@ def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.const
 
 @triton.jit(do_not_specialize=["rows", "hidden"])
 def _kernel(
-    x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps, y, rows, hidden,
+    x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, hidden,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -81,17 +81,17 @@ def _kernel(
         if TAIL:
             z_tail = tl.dot(gated, _down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
 
-    mean = tl.sum(z, 1)
+    means = tl.sum(z, 1)
     if TAIL:
-        mean += tl.sum(z_tail, 1)
-    mean = mean / D
-    squares = squares_about(z, mean, column, D)
+        means += tl.sum(z_tail, 1)
+    means = means / D
+    squares = squares_about(z, means, column, D)
     if TAIL:
-        squares += squares_about(z_tail, mean, last, D)
-    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
-    store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
+        squares += squares_about(z_tail, means, last, D)
+    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
     if TAIL:
-        store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
+        store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
 # The most columns (main and tail) of which the kernel compiles without local loads and stores, by architecture:
@@ -126,7 +126,7 @@ def _config(width: int) -> Config:
 
 def _outputs(
     x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
-    weight: Tensor, bias: Tensor, end: Tensor, eps: float,
+    gain: Tensor, shift: Tensor, end: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
     return new(x, *x.shape)
 
@@ -134,7 +134,7 @@ def _outputs(
 @kernel_op(_outputs)
 def feed_forward_fused(
     x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
-    weight: Tensor, bias: Tensor, end: Tensor, eps: float,
+    gain: Tensor, shift: Tensor, end: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
     """LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))), zero at rows that are not real.
 
@@ -144,19 +144,19 @@ def feed_forward_fused(
         b_val, b_gate: (hidden units,) float32.
         w_out: (P, F) in the compute dtype, zero from row D on.
         b_out: (D,) float32.
-        weight, bias: (D,) float32, LayerNorm's.
+        gain, shift: (D,) float32, LayerNorm's.
         end: (N,) int32, as in `Segments`.
         eps: LayerNorm's.
 
     Returns:
         (N, D) float32.
     """
-    y = _outputs(x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps)
+    y = _outputs(x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps)
     rows, width = x.shape
     config = _config(width)
     launch(
         _kernel, (cdiv(rows, config.blocks["BLOCK_R"]),),
-        x, w_val, w_gate, b_val, b_gate, w_out, b_out, weight, bias, end, eps, y, rows, w_val.shape[0],
+        x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, w_val.shape[0],
         WIDTH=b_val.shape[0], D=width, P=pitch(width), F=w_val.shape[0], PRECISION=dot_precision(x), config=config,
     )  # fmt: skip
     return y

@@ -29,15 +29,15 @@ from astroco_fast.kernels.triton.tensors import dot_precision
 
 @triton.jit
 def _load_rows(
-    x, row, real, column, mean, rstd, norm_weight, norm_bias, D: tl.constexpr, NORM: tl.constexpr,
+    x, row, real, column, means, rstds, gain, shift, D: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """A tile of x, or of LayerNorm(x), float32; zero at rows that are not real and in the pad columns."""
     here = real[:, None] & (column < D)[None, :]
     value = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0).to(tl.float32)
     if NORM:
-        gain = tl.load(norm_weight + column, mask=column < D, other=0.0)
-        shift = tl.load(norm_bias + column, mask=column < D, other=0.0)
-        value = tl.where(here, (value - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :], 0.0)
+        gains = tl.load(gain + column, mask=column < D, other=0.0)
+        shifts = tl.load(shift + column, mask=column < D, other=0.0)
+        value = tl.where(here, (value - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :], 0.0)
     return value
 
 
@@ -46,24 +46,24 @@ def _statistics(
     x, row, real, eps, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """Mean and 1/standard deviation of rows of x, in one pass."""
-    mean = tl.zeros([BLOCK_R], tl.float32)
+    means = tl.zeros([BLOCK_R], tl.float32)
     squares = tl.zeros([BLOCK_R], tl.float32)  # about the mean
     for start in range(0, P, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
-        value = _load_rows(x, row, real, column, mean, mean, x, x, D, False)
+        value = _load_rows(x, row, real, column, means, means, x, x, D, False)
         # Chan's formula joins the chunk to what came before; E[x^2] - E[x]^2 would cancel.
         n = tl.minimum(D - start, BLOCK_K) * 1.0
         chunk_mean = tl.sum(value, 1) / n
         deviation = tl.where((column < D)[None, :], value - chunk_mean[:, None], 0.0)
-        delta = chunk_mean - mean
-        mean += delta * (n / (start + n))
+        delta = chunk_mean - means
+        means += delta * (n / (start + n))
         squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
-    return mean, 1.0 / tl.sqrt_rn(squares / D + eps)
+    return means, 1.0 / tl.sqrt_rn(squares / D + eps)
 
 
 @triton.jit
 def _projections(
-    x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
+    x, row, inside, real, means, rstds, gain, shift, w_val, w_gate, b_val, b_gate, feature, a,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, KEEP_ROWS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -73,15 +73,15 @@ def _projections(
     g = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
     for start in range(0, P, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
-        tile = _load_rows(x, row, real, column, mean, rstd, norm_weight, norm_bias, D, NORM).to(compute)
+        tile = _load_rows(x, row, real, column, means, rstds, gain, shift, D, NORM).to(compute)
         at = feature[None, :] * P + column[:, None]
         val = tl.load(w_val + at, mask=(feature < F)[None, :], other=0.0)
         gate = tl.load(w_gate + at, mask=(feature < F)[None, :], other=0.0)
         v = tl.dot(tile, val, v, input_precision=PRECISION)
         g = tl.dot(tile, gate, g, input_precision=PRECISION)
         if KEEP_ROWS:
-            first = inside & (tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0)
-            tl.store(a + row[:, None] * P + column[None, :], tile, mask=first[:, None])
+            leading = inside & (tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0)
+            tl.store(a + row[:, None] * P + column[None, :], tile, mask=leading[:, None])
     v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
     g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
     return v, g
@@ -96,7 +96,7 @@ def gelu(v):
 
 @triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
-    x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean_out, rstd_out, vg, rows,
+    x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -105,14 +105,14 @@ def _forward_kernel(
     feature = part * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.zeros([BLOCK_R], tl.float32)
-    rstd = mean
+    means = tl.zeros([BLOCK_R], tl.float32)
+    rstds = means
     if NORM:
-        mean, rstd = _statistics(x, row, real, eps, D, P, BLOCK_R, BLOCK_K)
-        tl.store(mean_out + row, mean, mask=inside & (part == 0))
-        tl.store(rstd_out + row, rstd, mask=inside & (part == 0))
+        means, rstds = _statistics(x, row, real, eps, D, P, BLOCK_R, BLOCK_K)
+        tl.store(mean + row, means, mask=inside & (part == 0))
+        tl.store(rstd + row, rstds, mask=inside & (part == 0))
     v, g = _projections(
-        x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, u,
+        x, row, inside, real, means, rstds, gain, shift, w_val, w_gate, b_val, b_gate, feature, u,
         WIDTH, D, P, F, NORM, False, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
     )  # fmt: skip
     stored = inside[:, None] & (feature < F)[None, :]
@@ -128,7 +128,7 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
-    x, norm_weight, norm_bias, mean_in, rstd_in, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
+    x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
     partial, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
     OUT: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -139,24 +139,24 @@ def _backward_kernel(
     feature = part * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.zeros([BLOCK_R], tl.float32)
-    rstd = mean
+    means = tl.zeros([BLOCK_R], tl.float32)
+    rstds = means
     if NORM:
-        mean = tl.load(mean_in + row, mask=inside, other=0.0)
-        rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
+        means = tl.load(mean + row, mask=inside, other=0.0)
+        rstds = tl.load(rstd + row, mask=inside, other=0.0)
     here = real[:, None] & (feature < F)[None, :]
     if KEPT:
         # Nothing else needs x: the column tiles share out the chunks of its copy.
         for start in range(part * BLOCK_K, P, tl.cdiv(F, BLOCK_F) * BLOCK_K):
             column = start + tl.arange(0, BLOCK_K)
-            value = _load_rows(x, row, real, column, mean, rstd, norm_weight, norm_bias, D, NORM)
+            value = _load_rows(x, row, real, column, means, rstds, gain, shift, D, NORM)
             tl.store(a + row[:, None] * P + column[None, :], value.to(a.dtype.element_ty), mask=inside[:, None])
         at = kept + row[:, None] * (2 * F) + feature[None, :]
         v = tl.load(at, mask=here, other=0.0).to(tl.float32)
         g = tl.load(at + F, mask=here, other=0.0).to(tl.float32)
     else:
         v, g = _projections(
-            x, row, inside, real, mean, rstd, norm_weight, norm_bias, w_val, w_gate, b_val, b_gate, feature, a,
+            x, row, inside, real, means, rstds, gain, shift, w_val, w_gate, b_val, b_gate, feature, a,
             WIDTH, D, P, F, NORM, True, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
         )  # fmt: skip
     if OUT:
@@ -214,25 +214,25 @@ def _grid(rows: int, features: int, config: Config) -> tuple[int]:
 
 
 def _forward_outputs(
-    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
     b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str, keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows, features = x.shape[0], w_val.shape[0]
-    normed = 0 if norm_weight is None else rows
+    normed = 0 if gain is None else rows
     vg = new(w_val, rows, 2 * features) if keep else new(w_val, 0)
     return new(w_val, rows, features), new(x, normed), new(x, normed), vg
 
 
 @kernel_op(_forward_outputs)
 def gated_linear(
-    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float, w_val: Tensor, w_gate: Tensor,
     b_val: Tensor, b_gate: Tensor, end: Tensor, activation: str, keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """act(a W_val^T + b_val) * sigmoid(a W_gate^T + b_gate), zero at rows that are not real; a = x or LayerNorm(x).
 
     Args:
         x: (N, D) float32.
-        norm_weight, norm_bias: (D,) float32, LayerNorm's; None: a = x.
+        gain, shift: (D,) float32, LayerNorm's; None: a = x.
         eps: LayerNorm's.
         w_val, w_gate: (F, P) in the compute dtype, zero in rows beyond the output's width and in columns from D on.
         b_val, b_gate: (output's width,) float32.
@@ -245,21 +245,21 @@ def gated_linear(
         side, (N, 2F) half rows, empty unless `keep`.
     """
     u, mean, rstd, vg = outputs = _forward_outputs(
-        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, activation, keep
+        x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, activation, keep
     )
     rows, width = x.shape
     config = _config(w_val, activation == "gelu", backward=False, keep=keep)
     launch(
         _forward_kernel, _grid(rows, u.shape[1], config),
-        x, norm_weight, norm_bias, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
-        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=u.shape[1], NORM=norm_weight is not None,
+        x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
+        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=u.shape[1], NORM=gain is not None,
         GELU=activation == "gelu", KEEP=keep, PRECISION=dot_precision(x), config=config,
     )  # fmt: skip
     return outputs
 
 
 def _backward_outputs(
-    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -272,7 +272,7 @@ def _backward_outputs(
 
 @kernel_op(_backward_outputs)
 def gated_linear_backward(
-    x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
     w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -289,16 +289,16 @@ def gated_linear_backward(
         rows; partial sums (blocks, 2, F) float32 whose sum over blocks is the gradients of b_val and b_gate.
     """
     d, u, a, partial = outputs = _backward_outputs(
-        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation, kept
+        x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation, kept
     )
     rows, width = x.shape
     config = _config(w_val, activation == "gelu", backward=True, keep=kept is not None)
     features = w_val.shape[0]
     launch(
         _backward_kernel, _grid(rows, features, config),
-        x, norm_weight, norm_bias, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
+        x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
         partial, rows,
-        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=features, NORM=norm_weight is not None,
+        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=features, NORM=gain is not None,
         GELU=activation == "gelu", OUT=w_out is not None, KEPT=kept is not None, PRECISION=dot_precision(x),
         config=config,
     )  # fmt: skip

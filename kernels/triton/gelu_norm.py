@@ -29,20 +29,20 @@ def _activated(
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
     value = tl.load(o + row[:, None] * P + column[None, :], mask=real[:, None] & (column < P)[None, :], other=0.0)
-    shift = tl.load(b + column, mask=column < D, other=0.0)
-    activated, slope = gelu(value.to(tl.float32) + shift[None, :])
+    biases = tl.load(b + column, mask=column < D, other=0.0)
+    activated, slope = gelu(value.to(tl.float32) + biases[None, :])
     return tl.where(here, activated, 0.0), slope
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
-    o, b, weight, bias, end, eps, y, mean_out, rstd_out, rows,
+    o, b, gain, shift, end, eps, y, mean, rstd, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.zeros([BLOCK_R], tl.float32)
+    means = tl.zeros([BLOCK_R], tl.float32)
     squares = tl.zeros([BLOCK_R], tl.float32)  # about the mean
     for start in tl.static_range(0, P, BLOCK_C):
         z, _ = _activated(o, b, row, real, start, D, P, BLOCK_R, BLOCK_C)
@@ -50,26 +50,26 @@ def _forward_kernel(
         n = BLOCK_C if start + BLOCK_C < D else D - start
         chunk_mean = tl.sum(z, 1) / n
         deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - chunk_mean[:, None], 0.0)
-        delta = chunk_mean - mean
-        mean += delta * (n / (start + n))
+        delta = chunk_mean - means
+        means += delta * (n / (start + n))
         squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
-    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
-    tl.store(mean_out + row, mean, mask=inside)
-    tl.store(rstd_out + row, rstd, mask=inside)
+    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    tl.store(mean + row, means, mask=inside)
+    tl.store(rstd + row, rstds, mask=inside)
     for start in tl.static_range(0, P, BLOCK_C):
         if BLOCK_C < P:
             z, _ = _activated(o, b, row, real, start, D, P, BLOCK_R, BLOCK_C)
         column = start + tl.arange(0, BLOCK_C)
-        gain = tl.load(weight + column, mask=column < D, other=0.0)
-        shift = tl.load(bias + column, mask=column < D, other=0.0)
-        normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
+        gains = tl.load(gain + column, mask=column < D, other=0.0)
+        shifts = tl.load(shift + column, mask=column < D, other=0.0)
+        normal = (z - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :]
         here = inside[:, None] & (column < D)[None, :]
         tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
-    dy, o, b, weight, end, mean_in, rstd_in, mag, err, hidden, do, partial, rows,
+    dy, o, b, gain, end, mean, rstd, mag, err, hidden, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,
     HIDE_UNCERTAINTY: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -77,19 +77,19 @@ def _backward_kernel(
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.load(mean_in + row, mask=inside, other=0.0)
-    rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
-    level = tl.zeros([BLOCK_R], tl.float32)  # mean of dy * weight, and of that times the normalised activation
+    means = tl.load(mean + row, mask=inside, other=0.0)
+    rstds = tl.load(rstd + row, mask=inside, other=0.0)
+    level = tl.zeros([BLOCK_R], tl.float32)  # mean of dy * gain, and of that times the normalised activation
     tilt = tl.zeros([BLOCK_R], tl.float32)
     for start in tl.static_range(0, P, BLOCK_C):
         column = start + tl.arange(0, BLOCK_C)
         here = real[:, None] & (column < D)[None, :]
         z, slope = _activated(o, b, row, real, start, D, P, BLOCK_R, BLOCK_C)
-        normal = tl.where(here, (z - mean[:, None]) * rstd[:, None], 0.0)
+        normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
         upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
-        gain = tl.load(weight + column, mask=column < D, other=0.0)
-        level += tl.sum(upstream * gain[None, :], 1) / D
-        tilt += tl.sum(upstream * gain[None, :] * normal, 1) / D
+        gains = tl.load(gain + column, mask=column < D, other=0.0)
+        level += tl.sum(upstream * gains[None, :], 1) / D
+        tilt += tl.sum(upstream * gains[None, :] * normal, 1) / D
         at = partial + block * 5 * D + column
         tl.store(at, tl.sum(upstream * normal, 0), mask=column < D)
         tl.store(at + D, tl.sum(upstream, 0), mask=column < D)
@@ -100,10 +100,10 @@ def _backward_kernel(
         here = real[:, None] & (column < D)[None, :]
         if BLOCK_C < P:
             z, slope = _activated(o, b, row, real, start, D, P, BLOCK_R, BLOCK_C)
-            normal = tl.where(here, (z - mean[:, None]) * rstd[:, None], 0.0)
+            normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
             upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
-            gain = tl.load(weight + column, mask=column < D, other=0.0)
-        gradient = rstd[:, None] * (upstream * gain[None, :] - level[:, None] - normal * tilt[:, None])
+            gains = tl.load(gain + column, mask=column < D, other=0.0)
+        gradient = rstds[:, None] * (upstream * gains[None, :] - level[:, None] - normal * tilt[:, None])
         gradient = tl.where(here, gradient * slope, 0.0)
         tl.store(
             do + row[:, None] * P + column[None, :],
@@ -122,7 +122,7 @@ def _config(width: int) -> Config:
 
 
 def _forward_outputs(
-    o: Tensor, b: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+    o: Tensor, b: Tensor, gain: Tensor, shift: Tensor, end: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = o.shape[0]
     return new(b, rows, b.shape[0]), new(b, rows), new(b, rows)
@@ -130,33 +130,33 @@ def _forward_outputs(
 
 @kernel_op(_forward_outputs)
 def gelu_norm(
-    o: Tensor, b: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+    o: Tensor, b: Tensor, gain: Tensor, shift: Tensor, end: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm(GELU(o + b)), zero at rows that are not real.
 
     Args:
         o: (N, P) half rows in the compute dtype, a matrix product without its bias.
         b: (D,) float32, that bias.
-        weight, bias: (D,) float32, LayerNorm's.
+        gain, shift: (D,) float32, LayerNorm's.
         end: (N,) int32, as in `Segments`.
         eps: LayerNorm's.
 
     Returns:
         y (N, D) float32, and the activation's mean and 1/standard deviation (N,), for backward.
     """
-    y, mean, rstd = outputs = _forward_outputs(o, b, weight, bias, end, eps)
+    y, mean, rstd = outputs = _forward_outputs(o, b, gain, shift, end, eps)
     rows, width = y.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _forward_kernel, grid, o, b, weight, bias, end, eps, y, mean, rstd, rows,
+        _forward_kernel, grid, o, b, gain, shift, end, eps, y, mean, rstd, rows,
         D=width, P=pitch(width), config=config,
     )  # fmt: skip
     return outputs
 
 
 def _backward_outputs(
-    dy: Tensor, o: Tensor, b: Tensor, weight: Tensor, end: Tensor, mean: Tensor, rstd: Tensor, mag: Tensor, err: Tensor,
+    dy: Tensor, o: Tensor, b: Tensor, gain: Tensor, end: Tensor, mean: Tensor, rstd: Tensor, mag: Tensor, err: Tensor,
     hidden: Tensor | None, hide: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     rows, width = dy.shape
@@ -165,21 +165,21 @@ def _backward_outputs(
 
 @kernel_op(_backward_outputs)
 def gelu_norm_backward(
-    dy: Tensor, o: Tensor, b: Tensor, weight: Tensor, end: Tensor, mean: Tensor, rstd: Tensor, mag: Tensor, err: Tensor,
+    dy: Tensor, o: Tensor, b: Tensor, gain: Tensor, end: Tensor, mean: Tensor, rstd: Tensor, mag: Tensor, err: Tensor,
     hidden: Tensor | None, hide: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Backward of `gelu_norm`; mag, err, hidden and hide as in `point_features`.
 
     Returns:
         The gradient of o, (N, P) half rows, and partial sums (blocks, 5, D) float32. Their sum over blocks is the
-        gradients of weight, bias and b, and the gradient of o summed over rows, weighted by mag, and by err.
+        gradients of gain, shift and b, and the gradient of o summed over rows, weighted by mag, and by err.
     """
-    do, partial = outputs = _backward_outputs(dy, o, b, weight, end, mean, rstd, mag, err, hidden, hide)
+    do, partial = outputs = _backward_outputs(dy, o, b, gain, end, mean, rstd, mag, err, hidden, hide)
     rows, width = dy.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _backward_kernel, grid, dy, o, b, weight, end, mean, rstd, mag, err, hidden, do, partial, rows,
+        _backward_kernel, grid, dy, o, b, gain, end, mean, rstd, mag, err, hidden, do, partial, rows,
         D=width, P=pitch(width), **hides(hide), config=config,
     )  # fmt: skip
     return outputs

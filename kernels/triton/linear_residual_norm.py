@@ -41,29 +41,29 @@ def _product(
 def summed(product, b, x, row, column, real, D: tl.constexpr):
     """product + b + x where the row is real and the column exists, else 0."""
     here = real[:, None] & (column < D)[None, :]
-    shift = tl.load(b + column, mask=column < D, other=0.0)
+    biases = tl.load(b + column, mask=column < D, other=0.0)
     residual = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
-    return tl.where(here, product + shift[None, :] + residual, 0.0)
+    return tl.where(here, product + biases[None, :] + residual, 0.0)
 
 
 @triton.jit
-def store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D: tl.constexpr):
-    gain = tl.load(weight + column, mask=column < D, other=0.0)
-    shift = tl.load(bias + column, mask=column < D, other=0.0)
-    normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
+def store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D: tl.constexpr):
+    gains = tl.load(gain + column, mask=column < D, other=0.0)
+    shifts = tl.load(shift + column, mask=column < D, other=0.0)
+    normal = (z - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :]
     here = inside[:, None] & (column < D)[None, :]
     tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
 @triton.jit
-def squares_about(z, mean, column, D: tl.constexpr):
-    deviation = tl.where((column < D)[None, :], z - mean[:, None], 0.0)
+def squares_about(z, means, column, D: tl.constexpr):
+    deviation = tl.where((column < D)[None, :], z - means[:, None], 0.0)
     return tl.sum(deviation * deviation, 1)
 
 
 @triton.jit(do_not_specialize=["rows", "depth"])
 def _kernel(
-    a, w, b, x, weight, bias, end, eps, y, rows, depth,
+    a, w, b, x, gain, shift, end, eps, y, rows, depth,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -74,21 +74,21 @@ def _kernel(
     column = tl.arange(0, MAIN)
     z = _product(a, w, row, column, real, depth, P, K, PRECISION, MASKED, BLOCK_R, MAIN, BLOCK_K)
     z = summed(z, b, x, row, column, real, D)
-    mean = tl.sum(z, 1)
+    means = tl.sum(z, 1)
     if TAIL:
         # A loop of its own: two products in one are taken for a chain, and every warp is given whole rows of both.
         last = MAIN + tl.arange(0, TAIL)
         z_tail = _product(a, w, row, last, real, depth, P, K, PRECISION, MASKED, BLOCK_R, TAIL, BLOCK_K)
         z_tail = summed(z_tail, b, x, row, last, real, D)
-        mean += tl.sum(z_tail, 1)
-    mean = mean / D
-    squares = squares_about(z, mean, column, D)
+        means += tl.sum(z_tail, 1)
+    means = means / D
+    squares = squares_about(z, means, column, D)
     if TAIL:
-        squares += squares_about(z_tail, mean, last, D)
-    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
-    store_normalised(z, mean, rstd, weight, bias, y, row, column, inside, real, D)
+        squares += squares_about(z_tail, means, last, D)
+    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
     if TAIL:
-        store_normalised(z_tail, mean, rstd, weight, bias, y, row, last, inside, real, D)
+        store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
 # Warps of a block of 64 rows, by architecture and width of the main tile. A warp group's product (wgmma, tcgen05) has
@@ -122,14 +122,14 @@ def _config(w: Tensor, width: int) -> Config:
 
 
 def _outputs(
-    a: Tensor, w: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+    a: Tensor, w: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, eps: float
 ) -> Tensor:
     return new(x, *x.shape)
 
 
 @kernel_op(_outputs)
 def linear_residual_norm(
-    a: Tensor, w: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, eps: float
+    a: Tensor, w: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, eps: float
 ) -> Tensor:
     """LayerNorm(x + a W^T + b), zero at rows that are not real.
 
@@ -138,19 +138,19 @@ def linear_residual_norm(
         w: (P, K) in the compute dtype, zero from row D on.
         b: (D,) float32.
         x: (N, D) float32, the residual.
-        weight, bias: (D,) float32, LayerNorm's.
+        gain, shift: (D,) float32, LayerNorm's.
         end: (N,) int32, as in `Segments`.
         eps: LayerNorm's.
 
     Returns:
         (N, D) float32.
     """
-    y = _outputs(a, w, b, x, weight, bias, end, eps)
+    y = _outputs(a, w, b, x, gain, shift, end, eps)
     rows, width = x.shape
     config = _config(w, width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _kernel, grid, a, w, b, x, weight, bias, end, eps, y, rows, a.shape[1],
+        _kernel, grid, a, w, b, x, gain, shift, end, eps, y, rows, a.shape[1],
         D=width, P=pitch(width), K=a.shape[1], PRECISION=dot_precision(a), config=config,
     )  # fmt: skip
     return y

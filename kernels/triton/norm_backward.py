@@ -3,7 +3,7 @@
 Reads da (N, P) in half precision, dz and x (N, D), and writes dx (N, D): 2 P + 12 D bytes a row.
 
 Tiling: as in residual_norm.py, a block owns whole rows; where the pitch is no power of two it passes over them in
-chunks. The gradients of weight and bias leave one partial row a block, summed by the caller.
+chunks. The gradients of gain and shift leave one partial row a block, summed by the caller.
 """
 
 import triton
@@ -17,33 +17,33 @@ from astroco_fast.kernels.triton.tensors import chunk
 
 
 @triton.jit
-def _loaded(da, x, weight, mean, rstd, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Channels start .. start + BLOCK_C - 1: upstream gradient, that times the weight, and the normalised x."""
+def _loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Channels start .. start + BLOCK_C - 1: upstream gradient, that times the gain, and the normalised x."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
     # Masked by the pitch, a multiple of 16 bytes: a mask that ends within a load would break it into narrow ones.
     upstream = tl.load(da + row[:, None] * P + column[None, :], mask=real[:, None] & (column < P)[None, :], other=0.0)
     upstream = upstream.to(tl.float32)
     value = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
-    unit = tl.where(here, (value - mean[:, None]) * rstd[:, None], 0.0)
-    return upstream, upstream * tl.load(weight + column, mask=column < D, other=0.0)[None, :], unit
+    unit = tl.where(here, (value - means[:, None]) * rstds[:, None], 0.0)
+    return upstream, upstream * tl.load(gain + column, mask=column < D, other=0.0)[None, :], unit
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _kernel(
-    da, dz, x, weight, mean_in, rstd_in, end, dx, partial, rows,
+    da, dz, x, gain, mean, rstd, end, dx, partial, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.load(mean_in + row, mask=real, other=0.0)
-    rstd = tl.load(rstd_in + row, mask=real, other=0.0)
-    slope = tl.zeros([BLOCK_R], tl.float32)  # mean of da * weight, and of that times the normalised x
+    means = tl.load(mean + row, mask=real, other=0.0)
+    rstds = tl.load(rstd + row, mask=real, other=0.0)
+    slope = tl.zeros([BLOCK_R], tl.float32)  # mean of da * gain, and of that times the normalised x
     tilt = tl.zeros([BLOCK_R], tl.float32)
     for start in tl.static_range(0, P, BLOCK_C):
-        upstream, scaled, unit = _loaded(da, x, weight, mean, rstd, row, real, start, D, P, BLOCK_C)
+        upstream, scaled, unit = _loaded(da, x, gain, means, rstds, row, real, start, D, P, BLOCK_C)
         slope += tl.sum(scaled, 1) / D
         tilt += tl.sum(scaled * unit, 1) / D
         column = start + tl.arange(0, BLOCK_C)
@@ -52,11 +52,11 @@ def _kernel(
         tl.store(at + D, tl.sum(upstream, 0), mask=column < D)
     for start in tl.static_range(0, P, BLOCK_C):
         if BLOCK_C < P:
-            _, scaled, unit = _loaded(da, x, weight, mean, rstd, row, real, start, D, P, BLOCK_C)
+            _, scaled, unit = _loaded(da, x, gain, means, rstds, row, real, start, D, P, BLOCK_C)
         column = start + tl.arange(0, BLOCK_C)
         here = real[:, None] & (column < D)[None, :]
         around = tl.load(dz + row[:, None] * D + column[None, :], mask=here, other=0.0)
-        gradient = around + rstd[:, None] * (scaled - slope[:, None] - unit * tilt[:, None])
+        gradient = around + rstds[:, None] * (scaled - slope[:, None] - unit * tilt[:, None])
         tl.store(
             dx + row[:, None] * D + column[None, :],
             tl.where(here, gradient, 0.0),
@@ -70,7 +70,7 @@ def _config(width: int) -> Config:
 
 
 def _outputs(
-    da: Tensor, dz: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, end: Tensor
+    da: Tensor, dz: Tensor, x: Tensor, gain: Tensor, mean: Tensor, rstd: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     return new(x, rows, width), new(x, cdiv(rows, _config(width).blocks["BLOCK_R"]), 2, width)
@@ -78,7 +78,7 @@ def _outputs(
 
 @kernel_op(_outputs)
 def norm_backward(
-    da: Tensor, dz: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, end: Tensor
+    da: Tensor, dz: Tensor, x: Tensor, gain: Tensor, mean: Tensor, rstd: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradient of x where a sublayer is x + f(LayerNorm(x)).
 
@@ -86,20 +86,20 @@ def norm_backward(
         da: (N, P) half rows, the gradient of LayerNorm(x).
         dz: (N, D) float32, the gradient that reaches x round the sublayer.
         x: (N, D) float32.
-        weight: (D,) float32, LayerNorm's.
+        gain: (D,) float32, LayerNorm's.
         mean, rstd: (N,) float32, x's mean and 1/standard deviation.
         end: (N,) int32, as in `Segments`.
 
     Returns:
         dx (N, D) float32, zero at rows that are not real; partial sums (blocks, 2, D) float32 whose sum over blocks is
-        the gradients of weight and bias.
+        the gradients of gain and shift.
     """
-    dx, partial = outputs = _outputs(da, dz, x, weight, mean, rstd, end)
+    dx, partial = outputs = _outputs(da, dz, x, gain, mean, rstd, end)
     rows, width = x.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _kernel, grid, da, dz, x, weight, mean, rstd, end, dx, partial, rows,
+        _kernel, grid, da, dz, x, gain, mean, rstd, end, dx, partial, rows,
         D=width, P=pitch(width), config=config,
     )  # fmt: skip
     return outputs

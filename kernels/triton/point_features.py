@@ -61,7 +61,7 @@ def sine_and_cosine(angle):
 
 @triton.jit(do_not_specialize=["rows"])
 def _kernel(
-    time, mag, err, hidden, frequencies, weight, bias, end, features, rows,
+    time, mag, err, hidden, frequencies, w_points, b_points, end, features, rows,
     D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,
     HIDE_UNCERTAINTY: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -77,10 +77,10 @@ def _kernel(
     dtype = features.dtype.element_ty
     for start in range(0, half, BLOCK_C):
         channel = start + tl.arange(0, BLOCK_C)
-        by_mag = tl.load(weight + 2 * channel, mask=channel < half, other=0.0)
-        by_err = tl.load(weight + 2 * channel + 1, mask=channel < half, other=0.0)
-        shift = tl.load(bias + channel, mask=channel < half, other=0.0)
-        value = m[:, None] * by_mag[None, :] + e[:, None] * by_err[None, :] + shift[None, :]
+        by_mag = tl.load(w_points + 2 * channel, mask=channel < half, other=0.0)
+        by_err = tl.load(w_points + 2 * channel + 1, mask=channel < half, other=0.0)
+        biases = tl.load(b_points + channel, mask=channel < half, other=0.0)
+        value = m[:, None] * by_mag[None, :] + e[:, None] * by_err[None, :] + biases[None, :]
         value = tl.where(real[:, None], value, 0.0).to(dtype)
         tl.store(out + channel[None, :], value, mask=inside[:, None] & (channel < half)[None, :])
     for start in range(0, quarter, BLOCK_C):
@@ -100,16 +100,16 @@ _CONFIG = Config({"BLOCK_R": 32, "BLOCK_C": PITCH}, warps=4, stages=1)
 
 
 def _outputs(
-    time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, weight: Tensor, bias: Tensor,
-    end: Tensor, hide: int, like: Tensor,
+    time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, w_points: Tensor,
+    b_points: Tensor, end: Tensor, hide: int, like: Tensor,
 ) -> Tensor:  # fmt: skip
-    return new(like, time.shape[0], pitch(2 * weight.shape[0]))
+    return new(like, time.shape[0], pitch(2 * w_points.shape[0]))
 
 
 @kernel_op(_outputs)
 def point_features(
-    time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, weight: Tensor, bias: Tensor,
-    end: Tensor, hide: int, like: Tensor,
+    time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, w_points: Tensor,
+    b_points: Tensor, end: Tensor, hide: int, like: Tensor,
 ) -> Tensor:  # fmt: skip
     """Photometry, sines, cosines: (N, P) half rows, zero at rows that are not real.
 
@@ -117,16 +117,16 @@ def point_features(
         time, mag, err: (N,) float32.
         hidden: (N,) bool, the points where some fields are replaced by zero.
         frequencies: (pitch(D/4),) float32, zeros from D/4 on.
-        weight, bias: (D/2, 2) and (D/2,) float32, photometry's.
+        w_points, b_points: (D/2, 2) and (D/2,) float32, photometry's weight and bias.
         end: (N,) int32, as in `Segments`.
         hide: which fields, by `hide_bits`.
         like: has the dtype of the result.
     """
-    features = _outputs(time, mag, err, hidden, frequencies, weight, bias, end, hide, like)
-    rows, width = time.shape[0], 2 * weight.shape[0]
+    features = _outputs(time, mag, err, hidden, frequencies, w_points, b_points, end, hide, like)
+    rows, width = time.shape[0], 2 * w_points.shape[0]
     launch(
         _kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
-        time, mag, err, hidden, frequencies, weight, bias, end, features, rows,
+        time, mag, err, hidden, frequencies, w_points, b_points, end, features, rows,
         D=width, P=pitch(width), **hides(hide), config=_CONFIG,
     )  # fmt: skip
     return features

@@ -41,24 +41,24 @@ def _summed(
 
 
 @triton.jit
-def _squares(z, mean, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
-    deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - mean[:, None], 0.0)
+def _squares(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+    deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - means[:, None], 0.0)
     return tl.sum(deviation * deviation, 1)
 
 
 @triton.jit
-def _store(z, mean, rstd, weight, bias, y, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def _store(z, means, rstds, gain, shift, y, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
-    gain = tl.load(weight + column, mask=column < D, other=0.0)
-    shift = tl.load(bias + column, mask=column < D, other=0.0)
-    normal = (z - mean[:, None]) * rstd[:, None] * gain[None, :] + shift[None, :]
+    gains = tl.load(gain + column, mask=column < D, other=0.0)
+    shifts = tl.load(shift + column, mask=column < D, other=0.0)
+    normal = (z - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :]
     here = inside[:, None] & (column < D)[None, :]
     tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
 @triton.jit(do_not_specialize=["salt", "rows"])
 def _forward_kernel(
-    o, b, x, weight, bias, end, seed, salt, p, eps, y, mean_out, rstd_out, rows,
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -66,46 +66,46 @@ def _forward_kernel(
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     z, _ = _summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN)
-    mean = tl.sum(z, 1)
+    means = tl.sum(z, 1)
     if TAIL:
         z_tail, _ = _summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
-        mean += tl.sum(z_tail, 1)
-    mean = mean / D
-    squares = _squares(z, mean, 0, D, MAIN)
+        means += tl.sum(z_tail, 1)
+    means = means / D
+    squares = _squares(z, means, 0, D, MAIN)
     if TAIL:
-        squares += _squares(z_tail, mean, MAIN, D, TAIL)
-    rstd = 1.0 / tl.sqrt_rn(squares / D + eps)
-    tl.store(mean_out + row, mean, mask=inside)
-    tl.store(rstd_out + row, rstd, mask=inside)
-    _store(z, mean, rstd, weight, bias, y, row, inside, real, 0, D, MAIN)
+        squares += _squares(z_tail, means, MAIN, D, TAIL)
+    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    tl.store(mean + row, means, mask=inside)
+    tl.store(rstd + row, rstds, mask=inside)
+    _store(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
     if TAIL:
-        _store(z_tail, mean, rstd, weight, bias, y, row, inside, real, MAIN, D, TAIL)
+        _store(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
 
 
 @triton.jit
 def _upstream(
-    dy, o, b, x, weight, mean, rstd, partial, row, real, start, seed, salt, p,
+    dy, o, b, x, gain, means, rstds, partial, row, real, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dy * weight, the normalised sum and the dropout's scale; stores the column sums for weight and bias."""
+    """dy * gain, the normalised sum and the dropout's scale; stores the column sums for gain and shift."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
     z, scale = _summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
-    normal = tl.where(here, (z - mean[:, None]) * rstd[:, None], 0.0)
+    normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
     upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
     tl.store(partial + column, tl.sum(upstream * normal, 0), mask=column < D)
     tl.store(partial + D + column, tl.sum(upstream, 0), mask=column < D)
-    gain = tl.load(weight + column, mask=column < D, other=0.0)
-    return upstream * gain[None, :], normal, scale
+    gains = tl.load(gain + column, mask=column < D, other=0.0)
+    return upstream * gains[None, :], normal, scale
 
 
 @triton.jit
 def _store_gradients(
-    pulled, normal, scale, slope, tilt, rstd, dz, do, partial, row, inside, real, start,
+    pulled, normal, scale, slope, tilt, rstds, dz, do, partial, row, inside, real, start,
     D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     column = start + tl.arange(0, BLOCK_C)
-    gradient = rstd[:, None] * (pulled - slope[:, None] - normal * tilt[:, None])
+    gradient = rstds[:, None] * (pulled - slope[:, None] - normal * tilt[:, None])
     gradient = tl.where(real[:, None] & (column < D)[None, :], gradient, 0.0)
     tl.store(dz + row[:, None] * D + column[None, :], gradient, mask=inside[:, None] & (column < D)[None, :])
     inward = gradient * scale
@@ -116,7 +116,7 @@ def _store_gradients(
 
 @triton.jit(do_not_specialize=["salt", "rows"])
 def _backward_kernel(
-    dy, o, b, x, weight, end, seed, salt, p, mean_in, rstd_in, dz, do, partial, rows,
+    dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -124,26 +124,26 @@ def _backward_kernel(
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    mean = tl.load(mean_in + row, mask=inside, other=0.0)
-    rstd = tl.load(rstd_in + row, mask=inside, other=0.0)
+    means = tl.load(mean + row, mask=inside, other=0.0)
+    rstds = tl.load(rstd + row, mask=inside, other=0.0)
     partial += block * 3 * D
     pulled, normal, scale = _upstream(
-        dy, o, b, x, weight, mean, rstd, partial, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
+        dy, o, b, x, gain, means, rstds, partial, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
     )
     slope = tl.sum(pulled, 1)
     tilt = tl.sum(pulled * normal, 1)
     if TAIL:
         pulled_tail, normal_tail, scale_tail = _upstream(
-            dy, o, b, x, weight, mean, rstd, partial, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
+            dy, o, b, x, gain, means, rstds, partial, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
         )
         slope += tl.sum(pulled_tail, 1)
         tilt += tl.sum(pulled_tail * normal_tail, 1)
     slope = slope / D
     tilt = tilt / D
-    _store_gradients(pulled, normal, scale, slope, tilt, rstd, dz, do, partial, row, inside, real, 0, D, P, MAIN)
+    _store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, partial, row, inside, real, 0, D, P, MAIN)
     if TAIL:
         _store_gradients(
-            pulled_tail, normal_tail, scale_tail, slope, tilt, rstd, dz, do, partial, row, inside, real, MAIN,
+            pulled_tail, normal_tail, scale_tail, slope, tilt, rstds, dz, do, partial, row, inside, real, MAIN,
             D, P, TAIL,
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _config(width: int) -> Config:
 
 
 def _forward_outputs(
-    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int,
+    o: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int,
     p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
@@ -166,7 +166,7 @@ def _forward_outputs(
 
 @kernel_op(_forward_outputs)
 def residual_norm(
-    o: Tensor, b: Tensor, x: Tensor, weight: Tensor, bias: Tensor, end: Tensor, seed: Tensor | None, salt: int,
+    o: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int,
     p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """LayerNorm(x + Dropout(o + b)), zero at rows that are not real.
@@ -175,7 +175,7 @@ def residual_norm(
         o: (N, P) half rows in the compute dtype, the sublayer's last matrix product without its bias.
         b: (D,) float32, that bias.
         x: (N, D) float32, the residual.
-        weight, bias: (D,) float32, LayerNorm's.
+        gain, shift: (D,) float32, LayerNorm's.
         end: (N,) int32, as in `Segments`.
         seed: (1,) int64 for dropout; None: nothing is dropped.
         salt: tells this dropout from others of the same seed.
@@ -185,19 +185,19 @@ def residual_norm(
     Returns:
         y (N, D) float32, and the sum's mean and 1/standard deviation (N,), for backward.
     """
-    y, mean, rstd = outputs = _forward_outputs(o, b, x, weight, bias, end, seed, salt, p, eps)
+    y, mean, rstd = outputs = _forward_outputs(o, b, x, gain, shift, end, seed, salt, p, eps)
     rows, width = x.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _forward_kernel, grid, o, b, x, weight, bias, end, seed, salt, p, eps, y, mean, rstd, rows,
+        _forward_kernel, grid, o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, rows,
         D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
     )  # fmt: skip
     return outputs
 
 
 def _backward_outputs(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, weight: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, width = x.shape
@@ -207,21 +207,21 @@ def _backward_outputs(
 
 @kernel_op(_backward_outputs)
 def residual_norm_backward(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, weight: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `residual_norm`.
 
     Returns:
         The gradient of the sum (N, D) float32, which is x's; that of o, (N, P) half rows; partial sums (blocks, 3, D)
-        float32 whose sum over blocks is the gradients of weight, bias and b.
+        float32 whose sum over blocks is the gradients of gain, shift and b.
     """
-    dz, do, partial = outputs = _backward_outputs(dy, o, b, x, weight, end, seed, salt, p, mean, rstd)
+    dz, do, partial = outputs = _backward_outputs(dy, o, b, x, gain, end, seed, salt, p, mean, rstd)
     rows, width = x.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _backward_kernel, grid, dy, o, b, x, weight, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
+        _backward_kernel, grid, dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
         D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
     )  # fmt: skip
     return outputs
