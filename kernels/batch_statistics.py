@@ -1,8 +1,8 @@
-"""BatchNorm's statistics between a convolution's kernels: what every backend does alike.
+"""BatchNorm's statistics between the kernels of a convolution, for every backend.
 
-The statistics of a part of a batch (a tile of rows, a window, a rank) are (3, P) float32: the mean, what rounding took
-from it, and the sum of squared deviations. A backend's `merge` joins parts and gives (4, P): the same three and
-1/standard deviation.
+The statistics of a part of a batch (a tile of rows, a window, a rank) are (3, P) float32: the mean, the part of the
+mean that float32 lost, and the sum of squared deviations. A backend's `merge` joins parts and gives (4, P): these three
+and 1 / standard deviation.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,19 @@ from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import pitch
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
 
-# (count, partial, running_mean, running_var, batches, momentum, eps) to the number of rows (1,) and the statistics.
+# Takes (count, partial, running_mean, running_var, batches, momentum, eps); gives the number of rows (1,) and the
+# statistics (4, P).
 Merge = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Norm(NamedTuple):
-    """What training takes of BatchNorm besides its weight and bias.
+    """BatchNorm's state for one forward pass, besides its weight and bias.
 
-    In evaluation mode the statistics are `fixed`, (4, P), and nothing is updated.
+    Attributes:
+        running_mean, running_var, batches: buffers to update; None: the pass updates none.
+        momentum, eps: BatchNorm's.
+        group: the process group over which training statistics are synchronised; None: they are this process's.
+        fixed: (4, P), the statistics in evaluation mode; None: they are computed from the batch.
     """
 
     running_mean: Tensor | None
@@ -36,7 +41,7 @@ class Norm(NamedTuple):
 
 
 def norm_of(module: MaskedBatchNorm1d) -> Norm:
-    """What this pass takes of it."""
+    """The module's `Norm` for a pass that begins now."""
     assert module.momentum is not None
     tracked = module.training and not statistics_frozen()
     running = (module.running_mean, module.running_var, module.num_batches_tracked) if tracked else (None, None, None)
@@ -45,8 +50,7 @@ def norm_of(module: MaskedBatchNorm1d) -> Norm:
 
 
 def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
-    """The running statistics in the form of a merge's."""
-
+    """The running statistics as `merge` gives them, (4, P); the two parts that evaluation does not read are zero."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -62,13 +66,13 @@ def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
 
 
 def merged(merge: Merge, count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The batch's statistics from those of its parts, over all ranks of the group.
+    """Join the statistics of a batch's parts, over all ranks of the group, and update the running ones.
 
     Args:
         merge: the backend's.
-        count: (parts,) float32, rows of each.
+        count: (parts,) float32, real rows of each.
         partial: (parts, 3, P) float32.
-        norm: its running statistics are updated.
+        norm: holds the running statistics.
 
     Returns:
         The number of rows (1,) and the statistics (4, P).

@@ -1,8 +1,8 @@
-"""What the kernels of all backends ask of a module.
+"""Whether kernels can run a module: the conditions that all backends share.
 
-They compute what the reference's modules compute, and read their parameters. A subclass, or a part put in another's
-place (low-rank adapters do so), may compute something else; a hook would not be called. And they read as many numbers
-as width, heads, expansion and taps make: past the end of a tensor of another shape (pruned heads).
+Kernels compute what the reference's modules compute, from the parameters of those. A subclass, or a part that was
+replaced (as low-rank adapters do), may compute something else, and kernels call no hooks. They read as many numbers as
+width, heads, expansion and taps imply, so they would read past the end of a smaller tensor (pruned heads).
 """
 
 from typing import NamedTuple
@@ -24,12 +24,18 @@ _MODULES = {
 }
 _PARTS = (nn.Linear, Dropout, LayerNorm, MaskedBatchNorm1d)
 _COUNT = "num_batches_tracked"  # a BatchNorm's, a scalar
-# Other kinds of tensors are quantised, or a device's share of one that lies on many.
+# Tensors of other types may be quantised, or one device's shard of a tensor.
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Limits(NamedTuple):
-    """What a backend's kernels take: the least and the most channels and taps, both included, and the widest head."""
+    """Sizes that a backend's kernels take.
+
+    Attributes:
+        widths: the smallest and the largest D, both included.
+        head_size: the largest.
+        taps: the smallest and the largest K, both included.
+    """
 
     widths: tuple[int, int]
     head_size: int
@@ -37,9 +43,9 @@ class Limits(NamedTuple):
 
 
 def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> str | None:
-    """Why kernels with these limits can't do this module on this type of device; None if they can.
+    """Why kernels with these limits cannot run this module on this type of device; None: they can.
 
-    Asked at every call, since all of it may change at any time, in ways that leave no trace; hence quick.
+    It is asked at every call, because all of this may change between two calls without a trace. So it has to be quick.
     """
     if op not in _MODULES:
         return None
@@ -67,7 +73,7 @@ def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> s
 
 
 def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
-    """Which of the limits a module is beyond."""
+    """Which of the limits a module exceeds, as a sentence; None: none of them."""
     least, most = limits.widths
     if not least <= width <= most or width % 4:
         return f"width {width}: kernels take multiples of 4 from {least} to {most}"
@@ -86,7 +92,7 @@ def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
 
 
 def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
-    """By part with parameters, its weight's shape at this width; all else in the part is as long as its first axis."""
+    """By part, its weight's shape at this width; the part's other tensors are vectors as long as the weight's first axis."""
     vector, square = (width,), (width, width)
     if isinstance(module, FeedForward):
         weight = module._modules["w_val"]._parameters.get("weight")  # type: ignore[union-attr]
@@ -101,14 +107,14 @@ def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _altered(part: nn.Module, place: torch.device, shape: tuple[int, ...] | None) -> str | None:
-    """Why kernels can't do a part: it has hooks, which they don't call, or tensors that they can't read.
+    """Why kernels cannot run a part: it has hooks, which they would not call, or tensors that they cannot read.
 
     Args:
-        shape: its weight's, as it should be; None: it has none.
+        shape: that its weight should have; None: the part has no weight.
     """
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         return f"no kernels for a {type(part).__name__} with hooks"
-    if shape is not None and "weight" not in part._parameters:  # it may be elsewhere in the part
+    if shape is not None and "weight" not in part._parameters:  # a wrapper may keep it under another name
         return f"no kernels for a {type(part).__name__} without weight"
     for kind, tensors in (("parameters", part._parameters), ("buffers", part._buffers)):
         for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
 """Parameters in the form that kernels read: cast to the compute dtype, zeros in the pitch, BatchNorm folded.
 
-In inference made once and kept until a parameter changes.
+In inference they are prepared once and cached until a parameter changes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,22 +22,23 @@ def _count_step(*_: Any) -> None:
     _steps += 1
 
 
-# Fused optimisers write parameters without a new version of them.
+# Fused optimisers write parameters without raising their version counters.
 register_optimizer_step_post_hook(_count_step)
 
 
 def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
-    """What `make()` gives; where `sources` need no gradients, kept with `module` until one of `sources` changes.
+    """The result of `make()`, cached with `module` until one of `sources` changes.
 
-    A change is seen by its tensor, its version or place in memory, or by an optimiser's step; what is written through
-    `.data`, or by replaying a CUDA graph, is not (`forget`). While gradients of the sources are wanted, or a graph is
-    traced or captured, nothing is kept: parameters are about to change, and the graph must include the casts.
+    A change shows as another tensor, version counter or address, or as an optimiser's step. Writing through `.data` or
+    by replaying a CUDA graph does not show: call `forget` after it. Nothing is cached while gradients of the sources
+    are wanted, because an optimiser is about to change them, nor while a graph is traced or captured, because the graph
+    must contain the casts.
 
     Args:
-        module: whose parameters these are.
-        form: tells one prepared form of the module from another; holds the dtype.
-        sources: the parameters and buffers that go in.
-        make: prepares them; it runs without gradients.
+        module: the owner of the parameters.
+        form: identifies one of the module's prepared forms; contains the dtype.
+        sources: the parameters and buffers that `make` reads.
+        make: prepares them, without gradients.
     """
     sources = list(sources)
     trained = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
@@ -47,24 +48,24 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
     kept = _cache.setdefault(module, {})
     key = [_steps, *((source.data_ptr(), source._version, source.device) for source in sources)]
     found = kept.get(form)
-    # The tensors themselves count too: another may come to lie where one was freed.
+    # The tensors' identities count too: a new tensor may get the address of a freed one.
     if found is None or found[1] != key or any(r() is not source for r, source in zip(found[0], sources, strict=True)):
         found = kept[form] = ([ref(source) for source in sources], key, make())
     return found[2]
 
 
 def _untraceable(source: Tensor) -> bool:
-    """Whether a change could not be seen: inference tensors have no version; a captured graph keeps addresses."""
+    """Whether a change would not show: inference tensors have no version, and a captured graph keeps addresses."""
     return source.is_inference() or (source.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def forget() -> None:
-    """Prepare everything anew: after parameters were written where nobody sees it, by a replayed CUDA graph for one."""
+    """Drop every cached form, after parameters were written in a way that does not show (see `prepared`)."""
     _cache.clear()
 
 
 def cast(dtype: torch.dtype, weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[Tensor]:
-    """Copies in `dtype`, each padded with zeros to the shape beside it; one launch where nothing has to be padded."""
+    """Copy weights to `dtype`, each padded with zeros to the shape beside it; one launch if none needs padding."""
     copies = [
         torch.empty(shape, dtype=dtype, device=weight.device)
         if weight.shape == shape

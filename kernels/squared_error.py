@@ -1,4 +1,4 @@
-"""What backends share of `masked_loss`: which calls they take, and how its ops become a differentiable function."""
+"""The part of `masked_loss` that the backends share: which calls kernels take, and the autograd function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +42,9 @@ class _SquaredError(torch.autograd.Function):
 def squared_error(
     prediction: Tensor, target: Tensor, role: Tensor, forward: Callable[..., Any], backward: Callable[..., Any]
 ) -> tuple[Tensor, Tensor]:
-    """(B, T) each, to sums and counts (B, 3); see `reference.loss.masked_loss`.
+    """Sums of squared error and counts, (B, 3), of (B, T) tensors; see `reference.loss.masked_loss`.
 
-    float64, and shapes that have to be broadcast, are the reference's to run.
+    The reference runs float64 and shapes that have to be broadcast.
 
     Args:
         forward: takes the three, contiguous, and gives sums and counts.

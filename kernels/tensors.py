@@ -1,4 +1,4 @@
-"""Shapes and strides that all kernels agree on.
+"""Shapes and strides of the tensors that kernels exchange.
 
 - *Rows*, between ops: (N, D) float32, contiguous. D = 276 has a row of 1104 bytes, a multiple of 16.
 - *Half rows*, inside ops: (N, P) in the compute dtype, contiguous, P = `pitch(D)`; the columns from D on are zero. So
@@ -17,17 +17,17 @@ PITCH = 32
 
 
 def pitch(width: int) -> int:
-    """The columns that a half row of `width` channels takes up."""
+    """Columns of a half row that holds `width` channels."""
     return -(-width // PITCH) * PITCH
 
 
 def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output to be, contiguous, not initialised, on like's device; default like's dtype."""
+    """An uninitialised contiguous tensor on like's device, of like's dtype unless another is given."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What matrix products are computed in: the autocast dtype, else x's own."""
+    """The dtype of matrix products: autocast's, or without autocast x's own."""
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -40,15 +40,15 @@ def cdiv(a: int, b: int) -> int:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """Rows as kernels take them: copied where they are sliced, or where a gradient arrives expanded, with stride 0."""
+    """Rows as kernels take them, contiguous: sliced rows, and gradients expanded with stride 0, are copied."""
     return x.contiguous()
 
 
 def wants_gradient(module: nn.Module, *inputs: Tensor) -> bool:
-    """Whether a gradient may be asked for what `module` makes of `inputs`."""
+    """Whether autograd may ask for a gradient of what `module` computes from `inputs`."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *module.parameters()))
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
-    """Switches autocast off on x's device; tensors without data have none, and stand for any."""
+    """A context without autocast on x's device; for a tensor without data (meta), on the CPU."""
     return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
