@@ -19,7 +19,7 @@ from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
 
 PACKAGES = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "jsonargparse")
-# By extra, the package that it brings.
+# By extra, the package that it installs.
 EXTRAS = {
     "fits": "astropy",
     "plots": "matplotlib",
@@ -28,10 +28,10 @@ EXTRAS = {
     "triton": "triton",
     "probe": "scikit-learn",
 }
-# As Linux names them, on x86 and on Arm.
+# Linux's names of them, on x86 and on Arm.
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 DTYPES = (torch.float32, torch.bfloat16)
-# Whose configurations the self-check is run for.
+# The self-check is run for the configurations of these presets.
 PRESETS = ("tiny", "S", "L")
 
 
@@ -41,7 +41,7 @@ def report() -> Iterator[str]:
     Raises:
         UserError: `ASTROCO_BACKEND` names no backend.
     """
-    ops.candidates()  # before anything is told
+    ops.candidates()  # raises before anything is printed
     yield f"astroco_fast {astroco_fast.__version__} from {Path(astroco_fast.__file__).parent}"
     yield f"python {platform.python_version()} at {sys.executable}"
     yield f"system {platform.system()} {platform.release()} {platform.machine()}"
@@ -74,7 +74,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "cpu", ", ".join([machine.cpu_name(), *described])
     found = cpu_features()
     yield "", "features: " + (" ".join(found) if found else "unknown on this system")
-    # Without instructions for it bf16 still gives right results, slowly.
+    # Without such instructions bf16 gives right results too, but slowly.
     in_hardware = any(name in found for name in ("avx512_bf16", "amx_bf16", "bf16"))
     yield "", "bf16: " + ("in hardware" if in_hardware else "emulated" if found else "unknown")
     yield "", f"kernels: {_cpu_kernels()}"
@@ -87,8 +87,8 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _cpu_kernels() -> str:
-    """What the CPU's kernels were compiled by and for, and where they lie, or why there are none."""
-    if "cpu" not in ops.candidates():  # nothing needs them: a compiler would only take its time
+    """The CPU's kernels: their instruction set, compiler and file, or why there are none."""
+    if "cpu" not in ops.candidates():  # so nothing needs them, and compiling takes time
         return "not asked for"
     if (reason := native.missing()) is not None:
         return f"none: {reason}"
@@ -98,7 +98,7 @@ def _cpu_kernels() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Which of `CPU_FEATURES` the processor has, in that order; empty where the system does not tell."""
+    """Those of `CPU_FEATURES` that the processor has; empty if the system does not list them."""
     told = {word for key in ("flags", "Features") for line in machine.cpuinfo(key)[:1] for word in line.split()}
     return [name for name in CPU_FEATURES if name in told]
 
@@ -118,10 +118,10 @@ def _backends() -> Iterator[str]:
     columns = {
         f"{device} {str(dtype).removeprefix('torch.')}": (device, dtype) for device in _kinds() for dtype in DTYPES
     }
-    with torch.device("meta"):  # only their configurations matter
+    with torch.device("meta"):  # only the modules' configurations are read
         models = {name: AstroCo.from_preset(name) for name in PRESETS}
     table = [("op", *columns)]
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # of a backend and why it is not used: by column, the ops
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # by backend and reason not to use it: by column, the ops
     for op in ops.OPS:
         cells = []
         for column, (device, dtype) in columns.items():
@@ -149,7 +149,7 @@ def _kinds() -> list[torch.device]:
 def _where(
     op: str, device: torch.device, dtype: torch.dtype, models: dict[str, AstroCo]
 ) -> tuple[str, list[tuple[str, str]]]:
-    """Which backend runs the op, and of each better one why not; the self-check is run."""
+    """The backend that runs the op, and for each better one the reason why not; runs the self-check."""
     selection = ops.select(op, device, dtype, training=True)  # training asks the most of a backend
     backend, reasons = selection.backend, list(selection.reasons.items())
     if backend == "reference":

@@ -14,12 +14,12 @@ from astroco_fast.errors import UserError
 from astroco_fast.files import cache_folder, sha256, whole_file
 from astroco_fast.kernels.backend import Backend
 
-# What tells apart the forms that a backend may have of an op: pairs of a name and a number (or text).
+# The properties of an op's module for which a backend may take different code: pairs of a name and a value.
 Configuration = tuple[tuple[str, Any], ...]
 
 
 class Key(NamedTuple):
-    """What there is a verdict for: a backend's op on a device, computing in a dtype, in a configuration."""
+    """The subject of a verdict: a backend's op on a device, computing in a dtype, in a configuration."""
 
     backend: str
     op: str
@@ -29,13 +29,13 @@ class Key(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The op, the dtype and the configuration, for people and for the file."""
+        """The op, the dtype and the configuration, as messages and the file have them."""
         values = [f"{name}={value}" for name, value in self.configuration]
         return " ".join([self.op, str(self.dtype).removeprefix("torch."), *values])
 
 
 def cache_file() -> Path | None:
-    """Where verdicts are kept; None: there is no such place."""
+    """The file of verdicts; None: there is no cache folder."""
     folder = cache_folder()
     return None if folder is None else folder / "selfcheck.json"
 
@@ -47,26 +47,26 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(key: Key, backend: Backend) -> str:
-    """All that a verdict depends on besides the op: device, driver, versions, and the sources compared."""
+    """Everything besides the op that a verdict depends on: device, driver, versions, and sources of both sides."""
     versions = [f"astroco_fast {astroco_fast.__version__}", f"torch {torch.__version__}", *backend.versions()]
     where = [key.backend, device_name(key.device), f"driver {_driver()}"]
     return ", ".join([*where, *versions, f"sources {_sources(backend)}"])
 
 
 def stored(key: Key, backend: Backend) -> str | None:
-    """The verdict on disk, "" for passed; None: there is none."""
+    """Read the verdict from the file: "" if the op passed, or the reason why not; None: there is no verdict."""
     if (path := cache_file()) is None:
         return None
     return _read(path).get(environment(key, backend), {}).get(key.name)
 
 
 def store(key: Key, backend: Backend, reason: str | None) -> None:
-    """Keep a verdict; without a folder to write to it is found again by the next process."""
+    """Write a verdict to the file. If the file cannot be written, the next process runs the check again."""
     if (path := cache_file()) is None:
         return
     with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = _read(path)  # a process that writes between this and the end loses its verdict, and finds it again
+        told = _read(path)  # a verdict that another process writes from here on is lost; it runs its check again
         told.setdefault(environment(key, backend), {})[key.name] = reason or ""
         with whole_file(path) as partial:
             partial.write_text(json.dumps(told, indent=1) + "\n")
@@ -94,7 +94,7 @@ def _sources(backend: Backend) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
-    """The file's verdicts, "" for passed; whatever in it is not such is left out."""
+    """The file's verdicts by environment and name; entries of any other form are left out."""
     try:
         told = json.loads(path.read_text())
     except (OSError, ValueError):

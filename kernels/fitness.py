@@ -92,7 +92,7 @@ def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
 
 
 def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
-    """By part, its weight's shape at this width; the part's other tensors are vectors as long as the weight's first axis."""
+    """By part, its weight's shape at this width; its other tensors are vectors as long as that shape's first axis."""
     vector, square = (width,), (width, width)
     if isinstance(module, FeedForward):
         weight = module._modules["w_val"]._parameters.get("weight")  # type: ignore[union-attr]

@@ -1,12 +1,12 @@
 """The attention sublayer: LayerNorm(x + Dropout(W_out attention(W_qkv x))).
 
 Forward in training: the projection to q, k and v with its cast and bias in one kernel, PyTorch's fused attention,
-W_out's product by the library, then bias, dropout, residual and LayerNorm in one kernel. Kept for backward: x, which
-the sublayer before had made anyway, q, k and v, what was attended, the logarithms of softmax's sums, W_out's product,
-and the norm's mean and deviation. In inference W_out's product joins the last kernel.
+W_out's product by the library, then bias, dropout, residual and LayerNorm in one kernel. Backward keeps x (the output
+of the sublayer before, so it is in memory anyway), q, k and v, the attended values, the logarithms of softmax's sums,
+W_out's product, and the norm's mean and rstd. In inference the last kernel computes W_out's product as well.
 
-Inside, each head is padded with zeros to what the fused kernels take, in the columns of q, k, v and in those that W_out
-reads; scores, and so everything after, stay what they were.
+Each head is padded with zeros to a size that the fused kernels take, in the columns of q, k and v and in those that
+W_out reads. Zeros add nothing to the scores, so the result is the same.
 """
 
 from typing import Any, NamedTuple

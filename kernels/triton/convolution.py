@@ -1,9 +1,10 @@
 """The convolution sublayer: LayerNorm(x + Dropout(W_out SiLU(BatchNorm(conv(GLU(W_in LayerNorm(x)))))))).
 
-Inference, 3 launches: LayerNorm, both projections and the gate; the convolution, BatchNorm folded into its taps, and
-SiLU; W_out, residual and LayerNorm. Training, 7 with the preparation of weights: the convolution has to be in memory
-before BatchNorm's statistics are known. Kept for backward: x, which the sublayer before had made anyway, the gated rows
-u, the convolved rows c, W_out's product o, and vectors. BatchNorm's and SiLU's result is made again from c.
+Inference takes 3 launches: LayerNorm, both projections and the gate; the convolution, with BatchNorm folded into its
+taps, and SiLU; W_out, residual and LayerNorm. Training takes 7, the preparation of weights included, because the
+convolved rows must be in memory before BatchNorm's statistics are known. Backward keeps x (the output of the sublayer
+before, so it is in memory anyway), the gated rows u, the convolved rows c, W_out's product o, and vectors; it computes
+SiLU(BatchNorm(c)) again.
 """
 
 from typing import Any, NamedTuple

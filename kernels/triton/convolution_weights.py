@@ -1,8 +1,8 @@
 """All of the convolution sublayer's matrices prepared in one launch: cast, padded with zeros, the taps transposed.
 
-In training they change at every step, so this runs in every forward pass. It reads 12 D^2 + 4 K D bytes of float32
-parameters and writes (3 P, P) in the compute dtype and (K, P) float32. The taps are read across their rows, each number
-by itself; they are few.
+Weights change at every training step, so this kernel runs in every forward pass. It reads 12 D^2 + 4 K D bytes of
+float32 parameters and writes (3 P, P) in the compute dtype and (K, P) float32. It reads the taps across their rows,
+number by number, which costs little because they are few.
 """
 
 import torch

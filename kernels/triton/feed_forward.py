@@ -1,8 +1,9 @@
 """The feed-forward sublayer: LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))).
 
 Forward in training: both up-projections and the gate in one kernel, W_out's product by the library, then bias, dropout,
-residual and LayerNorm in one kernel. Kept for backward: x, which the sublayer before had made anyway, W_out's product,
-and the norm's mean and deviation. Backward computes both up-projections again, unless `KEEP`.
+residual and LayerNorm in one kernel. Backward keeps x (the output of the sublayer before, so it is in memory anyway),
+W_out's product, and the norm's mean and rstd. It computes both up-projections again, unless `KEEP`. Inference is one
+kernel where that fits the GPU (`feed_forward_fused`), else two.
 """
 
 import os
@@ -24,8 +25,8 @@ from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
 
-# ASTROCO_TRITON_KEEP=1: training keeps W_val x and W_gate x in the compute dtype. In half precision they are 16 D bytes
-# a point, half as much again as all else that a block keeps, and spare this backward a quarter of its arithmetic.
+# ASTROCO_TRITON_KEEP=1: training keeps W_val x and W_gate x in the compute dtype. In half precision that is 16 D bytes
+# a point, half as much again as all else that a block keeps, and saves this backward a quarter of its arithmetic.
 KEEP = os.environ.get("ASTROCO_TRITON_KEEP") == "1"
 
 
@@ -50,7 +51,7 @@ def weights(module: FeedForward, dtype: torch.dtype) -> Weights:
     hidden, depth = pitch(val.shape[0]), pitch(val.shape[1])
 
     def make() -> Weights:
-        # cast() makes a tensor of each matrix; W_val and W_gate have to be one. Zeros are a launch.
+        # `cast` would make two tensors of W_val and W_gate, which have to be one. Zeroing costs a launch.
         allocate = torch.empty if val.shape == (hidden, depth) else torch.zeros
         up = allocate(2, hidden, depth, dtype=dtype, device=val.device)
         made = allocate(depth, hidden, dtype=dtype, device=val.device)

@@ -35,14 +35,19 @@ MOST_RUNS = 65535  # both kinds of kernels put runs on a grid's second or third 
 
 
 class Runs(NamedTuple):
-    """Where runs of rows start, and N, (S + 1,) int32; no run is longer than `longest`."""
+    """Runs of rows, each of which attends to itself only.
+
+    Attributes:
+        offsets: (S + 1,) int32, the first row of each run, and N.
+        longest: an upper bound of a run's length.
+    """
 
     offsets: Tensor
     longest: int
 
 
 def head_pitch(size: int) -> int:
-    """The columns that a head of `size` channels takes up."""
+    """Columns of a head of `size` channels."""
     return -(-size // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
@@ -141,7 +146,7 @@ def efficient_attention_backward(
     upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, philox_seed: Tensor,
     philox_offset: Tensor, offsets: Tensor, longest: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """PyTorch's op, wrapped since its own stand-in for tensors without data takes no scale (seen in 2.13)."""
+    """PyTorch's op, wrapped because its fake, for tensors without data, takes no scale (in torch 2.13)."""
     scaled = {} if isinstance(q, FakeTensor) else {"scale": scale}
     # One split of the keys: with more, the order in which they are added up varies. ROCm's kernels refuse to be told.
     splits = {} if torch.version.hip else {"num_splits_key": 1}
@@ -153,7 +158,7 @@ def efficient_attention_backward(
 
 
 def kernels_for(x: Tensor, size: int, longest: int) -> str:
-    """Which kernels attend to x: "flash", "efficient" or, where PyTorch has neither, "plain".
+    """The kernels that attend to x: "flash", "efficient" or, where PyTorch has neither, "plain".
 
     By what forward and backward both know without asking the device. `size` is a head's, padded; `longest` a run's.
     """
@@ -228,7 +233,7 @@ def _stack_outputs(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Ten
 
 @kernel_op(_stack_outputs)
 def stack_gradients(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Three (N, F) side by side, zero at rows that are not real.
+    """Join the three gradients, (N, F) each, side by side; zero at rows that are not real.
 
     Returns:
         (N, 3 F), and partial sums (blocks, 3 F) float32 whose sum over blocks is that over the real rows.

@@ -1,7 +1,7 @@
 """The input embedding: LayerNorm(GELU(fuse(photometry, sines and cosines of the time))).
 
 Forward: the points' features in one kernel, `fuse`'s product by the library, then bias, GELU and LayerNorm in one
-kernel. Kept for backward: the points, that product, and the norm's mean and deviation; the features are made anew.
+kernel. Backward keeps the points, that product, and the norm's mean and rstd, and computes the features again.
 """
 
 from typing import Any
@@ -62,8 +62,8 @@ def input_embed(
 ) -> Tensor:
     """Points (N,) to x(0), rows (N, D); see `reference.sublayers.InputEmbed`.
 
-    Where a gradient with respect to the points themselves is wanted, as for a saliency map, or where one of them is not
-    float32, the reference runs.
+    The reference runs if gradients of the points themselves are wanted (for a saliency map, say), or if a tensor is not
+    float32.
     """
     points, weight, dtype = (time, mag, err), module.fuse.weight, compute_dtype(time)
     saliency = torch.is_grad_enabled() and any(x.requires_grad for x in points)

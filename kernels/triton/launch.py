@@ -1,4 +1,4 @@
-"""How a kernel is launched, and the GPU architectures that its configuration depends on."""
+"""Launching kernels, and the GPU architectures that their tiling depends on."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,12 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a choice of tiles depends on.
+    """The properties of a GPU that a choice of tiles depends on.
 
     Attributes:
-        name: "sm_90" or "gfx942", as compilers call it.
-        shared: the most shared memory a block may have, bytes.
-        matrix_fp32: how `tl.dot` multiplies float32 as exactly as float32: three TF32 products where there are such.
+        name: the compilers' name of it, as "sm_90" or "gfx942".
+        shared: the most shared memory that a block may have, in bytes.
+        matrix_fp32: the `input_precision` by which `tl.dot` is as exact as float32: three TF32 products where there
+            are TF32 units.
     """
 
     name: str
@@ -41,7 +42,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Config:
-    """A tiling: block sizes by the names that the kernel gives them, warps a block and pipeline stages."""
+    """A tiling: block sizes by the kernel's names for them, warps a block, and pipeline stages."""
 
     blocks: dict[str, int]
     warps: int = 4
@@ -52,7 +53,7 @@ class Config:
         object.__setattr__(self, "options", {"num_warps": self.warps, "num_stages": self.stages})
 
 
-# Set by `recording`: takes a launch in place of the GPU.
+# Set by `recording`: gets each launch in place of the GPU.
 _record: Callable[..., None] | None = None
 _architecture: Architecture | None = None
 
@@ -62,23 +63,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
 
     Args:
         kernel: a `triton.jit` function.
-        grid: blocks along up to three axes; nothing is launched where one is zero.
+        grid: blocks along up to three axes; if one is zero, nothing is launched.
         args: the kernel's tensors and numbers, in its order.
         config: block sizes, warps, stages.
-        constants: the kernel's further compile-time constants.
+        constants: the kernel's other compile-time constants.
     """
     constants = {**constants, **config.blocks}
     if _record is not None:
         _record(kernel, grid, args, constants, config)
     elif all(grid):
         like = next(arg for arg in args if isinstance(arg, Tensor))
-        # Without it a tensor on another GPU than the current one would be read through the wrong context.
+        # Triton launches on the current GPU, which may be another than the tensors'.
         with torch.cuda.device_of(like) if like.is_cuda else contextlib.nullcontext():
             kernel[grid](*args, **constants, **config.options)
 
 
 def architecture(device: torch.device) -> Architecture:
-    """The architecture of a GPU; on a CPU (Triton's interpreter) one that stands for all."""
+    """The architecture of a GPU; on a CPU (Triton's interpreter) sm_80 stands in for one."""
     if _architecture is not None:
         return _architecture
     if device.type != "cuda":
@@ -88,7 +89,7 @@ def architecture(device: torch.device) -> Architecture:
 
 @contextlib.contextmanager
 def recording(record: Callable[..., None], on: Architecture) -> Iterator[None]:
-    """Within it launches are not made but handed to `record(kernel, grid, args, constants, config)`, tiled for `on`."""
+    """Within it, each launch calls `record(kernel, grid, args, constants, config)` instead, tiled for `on`."""
     global _record, _architecture
     before, (_record, _architecture) = (_record, _architecture), (record, on)
     try:

@@ -1,4 +1,4 @@
-"""Matrix products between stream rows (float32) and half rows, without passes over memory around them.
+"""Matrix products between rows (float32) and half rows, with the casts, biases and sums around them fused in.
 
 - `linear`: y = x W^T + b. x is cast on its way to the tensor cores and the bias added in the accumulator: reads 4 D and
   writes 2 F bytes a row, where a cast, a library product and a bias would move 4 D + 2 D + 2 D + 2 F.

@@ -1,9 +1,9 @@
 """Squared error at probed points, by role: sums and counts a window, and the gradient.
 
 Prediction, target and role, (B, T) each, are read once. For 256 windows of 200 points that is half a megabyte: what
-counts is that it is one launch in place of a dozen. A block sweeps one window, in tiles, so nothing depends on T and no
-sum crosses blocks. Sums are float64 inside, which at this size costs nothing and makes them right to the last bit of
-float32. What stands at points that are not probed is never looked at, so a NaN there reaches nothing.
+matters is that it is one launch in place of a dozen. A block sweeps one window, in tiles, so it compiles once for any
+T, and no sum crosses blocks. Sums are float64 inside, which at this size costs nothing and makes them right to the last
+bit of float32. Points that are not probed are never read, so a NaN there has no effect.
 """
 
 import torch
@@ -83,7 +83,7 @@ def _backward_outputs(upstream: Tensor, prediction: Tensor, target: Tensor, role
 
 @kernel_op(_backward_outputs)
 def squared_error_backward(upstream: Tensor, prediction: Tensor, target: Tensor, role: Tensor) -> Tensor:
-    """The gradient of prediction, in its dtype; upstream (B, 3) float32 is that of the sums."""
+    """The gradient of prediction, in its dtype, from upstream, the gradient of the sums, (B, 3) float32."""
     gradient = _backward_outputs(upstream, prediction, target, role)
     windows, length = prediction.shape
     launch(_backward_kernel, (windows,), upstream, prediction, target, role, gradient, length, config=_CONFIG)

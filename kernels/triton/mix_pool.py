@@ -1,7 +1,7 @@
 """The layer mix, sum_l softmax(logits)_l x(l), and its mean over each window's real points.
 
-Without gradients a state is added as it comes and kept by nothing. With them the states, which the blocks' own backward
-keeps anyway, are held until the last has come.
+Without gradients each state is added to the mix as it comes, and then released. With gradients the states, which the
+blocks' own backward keeps anyway, are held until the last one has come.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
 
 class _Mix(torch.autograd.Function):
-    """`total` is the sum of the states before `states`, for which no gradient is wanted."""
+    """The mix of `states`, added to `total`, the sum of the states before them, which need no gradients."""
 
     @staticmethod
     def forward(
@@ -60,7 +60,7 @@ class _Mix(torch.autograd.Function):
 def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """States x(0) .. x(L), rows (N, D), to the mix (N, D) and its means (B, D); see `reference.sublayers.LayerMix`.
 
-    Whatever else gives a sequence and an embedding, as `LastLayer` does, is the reference's to run.
+    The reference runs any other module, as `LastLayer`.
     """
     if not isinstance(module, LayerMix):
         return module(states, layout)
@@ -70,7 +70,7 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
     kept: list[Tensor] = []
     added, layers = 0, logits.shape[0]
     for x in states:
-        # Once a gradient is wanted for one state, it may be for all that follow.
+        # If one state needs a gradient, those after it may depend on it and need theirs.
         if kept or (torch.is_grad_enabled() and (logits.requires_grad or x.requires_grad)):
             kept.append(x)
         else:

@@ -1,4 +1,4 @@
-"""A batch's `Layout` in the form that kernels read, made once a batch without waiting for the device."""
+"""A batch's `Layout` in the form that kernels read; it is made once a batch, without waiting for the device."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,16 @@ from astroco_fast.reference.layout import Layout
 
 
 class Segments(NamedTuple):
-    """Which window each row belongs to.
+    """The window of each row, and the rows of each window.
 
     Attributes:
         first: (N,) int32, the first row of the row's window.
         end: (N,) int32, the row after the last real one of the row's window; 0 at rows that are not real points.
-        offsets: (S + 1,) int32, where runs of rows start, and N: the real rows of each window, and the rows between
-            them, which attend to each other only, so that attention leaves no row undefined.
-        longest: no run is longer.
+        offsets: (S + 1,) int32, the first row of each run of rows, and N. A run is a window's real rows, or the rows
+            between two windows: these attend to one another only, so that attention leaves no row undefined.
+        longest: an upper bound of a run's length.
         start: (B,) int32, the first row of each window.
-        lengths: (B,) int32, its real points.
+        lengths: (B,) int32, the real points of each window.
     """
 
     first: Tensor
@@ -30,7 +30,7 @@ class Segments(NamedTuple):
 
 
 def segments(layout: Layout) -> Segments:
-    """The batch's segments, made at the first call and kept with the layout."""
+    """The batch's segments; the first call makes them and caches them in the layout."""
     if "segments" not in layout.scratch:
         layout.scratch["segments"] = _packed(layout) if layout.index is not None else _padded(layout)
     return layout.scratch["segments"]

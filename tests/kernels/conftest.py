@@ -1,4 +1,4 @@
-"""Backends under test, and outputs poisoned before a kernel writes them."""
+"""Fixtures: the backends under test, with outputs that are NaN until a kernel writes them."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where the backend under test runs. Triton: a GPU if there is one, else its interpreter on the CPU."""
+    """The device of the backend under test. Triton's is a GPU, or without one the CPU, through its interpreter."""
     if "fused" in request.fixturenames and request.getfixturevalue("fused") == "cpu":
         return torch.device("cpu")
     return DEVICE
@@ -27,9 +27,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(params=["triton", "cpu"])
 def fused(request: pytest.FixtureRequest) -> str:
-    """The name of a backend to hold against the reference; whatever it allocates is NaN at first.
+    """The name of a backend to compare with the reference; everything that it allocates is NaN at first.
 
-    It is used as it is: tests that failed the self-check would otherwise be about the reference.
+    The self-check is off, because an op that failed it would run on the reference and pass.
     """
     return request.getfixturevalue(request.param)
 
@@ -44,7 +44,7 @@ def triton(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CPU backend's name, for tests of its own kernels. Its library is compiled once, for later sessions too."""
+    """The CPU backend's name, for tests of its own kernels. Its library is compiled once and cached on disk."""
     monkeypatch.setattr(build, "wish", CPU_ISA)
     monkeypatch.setenv("ASTROCO_CPU_ISA", CPU_ISA or "")  # of processes that the test starts
     if not build.compilers() or build.isas() == ["default"]:
@@ -55,7 +55,7 @@ def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is allocated is NaN at first; every kernel is trusted."""
+    """Everything that is allocated is NaN at first, and the self-check is off."""
     monkeypatch.setattr(selfcheck, "enabled", False)
 
     def poisoning(empty):  # type: ignore[no-untyped-def]
@@ -73,7 +73,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """PyTorch has as many threads after the test as before."""
+    """Restore PyTorch's number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -81,9 +81,10 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def interpreted_bfloat16() -> None:
-    """Triton's interpreter keeps bfloat16 as its bits and would multiply those; and it truncates where GPUs round.
+    """Make Triton's interpreter compute bfloat16 as GPUs do.
 
-    Truncation is off to one side: sums over rows came out at twice the error. A multiply-add rounds once on GPUs.
+    It stores bfloat16 as bits and would multiply those, and it truncates where GPUs round: truncation errs to one side,
+    which doubled the error of sums over rows. It rounds a multiply-add twice, GPUs once.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         return

@@ -17,7 +17,7 @@ Call = Callable[..., Any]
 
 
 class Case(NamedTuple):
-    """One combination of what an op may meet."""
+    """One combination of shapes, layout, dtype, mode and strides that an op has to handle."""
 
     length: int  # T
     width: int  # D
@@ -71,12 +71,12 @@ def _cost(case: Case) -> float:
 
 
 def every_case() -> list[Case]:
-    """The full product."""
+    """Every combination of the axes' values."""
     return [Case(*values) for values in product(*AXES.values())]
 
 
 def fitting(case: Case, backend: str) -> Case:
-    """The case in a dtype that the backend has kernels for, float32 in place of one that it has not."""
+    """The case, in float32 if the backend has no kernels for its dtype."""
     lacks = backend == "cpu" and (case.dtype not in cpu.DTYPES or cpu.lacking(case.dtype) is not None)
     return case._replace(dtype=torch.float32) if lacks else case
 
@@ -114,7 +114,7 @@ def real_rows(layout: Layout) -> Tensor:
 
 
 def sliced(x: Tensor) -> Tensor:
-    """The same values at twice the stride, NaN between them."""
+    """The same values at twice the stride, with NaN between them."""
     return torch.stack([x, torch.full_like(x, float("nan"))], dim=1).flatten(0, 1)[::2]
 
 
