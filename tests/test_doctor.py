@@ -40,7 +40,7 @@ def test_it_says_why_a_better_backend_is_passed_over(
 
     monkeypatch.setattr(ops, "BACKENDS", {"quick": Fake("quick", refusal, **every_op()), **ops.BACKENDS})
     monkeypatch.setattr(ops, "_choice", None)
-    monkeypatch.setattr(doctor, "PRESETS", ("tiny",))
+    monkeypatch.setattr(diagnosis, "PRESETS", ("tiny",))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert rows(out)["convolution"][:2] == ["quick", "quick"]
@@ -69,7 +69,7 @@ def test_it_runs_the_self_check_again_and_tells_what_failed(
     quick = Fake("quick", **{**functions, "feed_forward": feed_forward})
     monkeypatch.setattr(ops, "BACKENDS", {"quick": quick, **ops.BACKENDS})
     monkeypatch.setattr(ops, "_choice", None)
-    monkeypatch.setattr(doctor, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(diagnosis, "DTYPES", (torch.float32,))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     table = rows(out)
