@@ -1,4 +1,4 @@
-"""Plots of a run: what they show is what the run holds."""
+"""The report of a run: its table and plots show what the run holds."""
 
 import json
 import struct
@@ -47,12 +47,12 @@ VALIDATION = [
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pixels, to save time."""
+    """Draw fewer pixels, to save time."""
     monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
 
 
 def survey() -> CurveBatch:
-    """Sines of many periods, seen twice a night in three seasons."""
+    """Sine curves of many periods, observed twice a night in three seasons."""
     rng = np.random.default_rng(0)
     nights = np.concatenate([np.arange(10.0) * 3 + season for season in (0, 200, 400)])
     time = 55000.25 + np.sort(np.concatenate([nights, nights + 0.02]))

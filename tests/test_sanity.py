@@ -1,7 +1,7 @@
-"""Does it learn? Preset tiny on a simulated survey, from the simulator to a probe of its embeddings, in under a minute.
+"""The whole path learns: preset tiny, from a simulated survey to a probe of its embeddings, in under a minute.
 
-A model may pass every comparison of ops and still be wired wrongly: trained on what it should not see, evaluated on
-other weights, embedded from another layer.
+A model that passes every comparison of ops may still be wired wrongly: trained on points that it should not see,
+evaluated with other weights, embedded from another layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HIDDEN_R2, MACRO_F1 = 0.5, 0.4
 
 
 def learn(folder: Path, seed: int) -> tuple[float, float]:
-    """R2 at hidden points of validation stars, and the logistic regression's macro-F1 with 40 labels a class."""
+    """R2 at hidden points of validation stars, and macro-F1 of a logistic regression with 40 labels a class."""
     store = folder / "store"
     convert(simulate_survey(STARS, seed), store, provenance={"simulated": True})
     train = {"max_steps": STEPS, "epochs": 1000, "global_batch": 32, "warmup_steps": 20, "device": "cpu"}

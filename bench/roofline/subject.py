@@ -30,7 +30,6 @@ from astroco_fast.reference.layout import Layout
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import LAUNCHES, counter
 
-PASSES = ("inference", "forward", "backward")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -17,7 +17,7 @@ EAGER_MS = 1000.0
 
 
 def entry(provider: str, ratio: float, role: str = "rival", **told: Any) -> dict[str, Any]:
-    """What pytest-benchmark saves of a provider, `ratio` times as fast as the baseline's second; 64 GFLOP a batch."""
+    """The saved benchmark of a provider `ratio` times as fast as the baseline, which takes 1 s for 64 GFLOP."""
     info: dict[str, Any] = {
         "preset": "L", "task": "encode", "batch": 32, "kind": "full", "subject": "model", "provider": provider,
         "role": role, "dtype": provider.split()[-1], "median_ms": EAGER_MS / ratio, "baseline": "eager bf16",
@@ -36,7 +36,7 @@ def other(name: str, median: float, **told: Any) -> dict[str, Any]:
 
 
 def usual() -> list[dict[str, Any]]:
-    """Ours, rivals and another model on two cases, and a benchmark of the pipeline."""
+    """Benchmarks of ours, rivals and another model on two cases, and one of the pipeline."""
     training = {"preset": "S", "task": "training step", "baseline_peak_bytes": 10**9}
     return [
         entry("astroco_fast cpu bf16", 2.0, "ours", fallbacks={"convolution": "no compiler"}),
@@ -50,6 +50,6 @@ def usual() -> list[dict[str, Any]]:
 
 
 def save(path: Path, benchmarks: list[dict[str, Any]]) -> Path:
-    """A run as a file."""
+    """Write a run to a file."""
     path.write_text(json.dumps({"machine_info": {"astroco": MACHINE}, "benchmarks": benchmarks}))
     return path

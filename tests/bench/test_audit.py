@@ -1,4 +1,4 @@
-"""Every kernel keeps to the audit's bars, and the audit finds those that do not."""
+"""The audit: every kernel keeps to its bars, and the audit finds kernels that do not."""
 
 import json
 import os
@@ -12,27 +12,27 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 AUDIT = "bench.audit"
-# They load a few numbers a point, no tiles of rows, so that no width of their loads is asked for.
+# They load a few numbers a point and no tiles of rows, so no bar applies to the width of their loads.
 POINTWISE = {"point_features._kernel", "loss._forward_kernel", "loss._backward_kernel"}
 EVERY_ARCH = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 
 def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """A process that compiles kernels, where this one may interpret them, and finds none compiled before."""
+    """Run Python in a process that compiles kernels anew, whereas this process may interpret them."""
     clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITON_CACHE_DIR")}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=3600)
 
 
 def audit(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What the audit finds; fails where a bar is broken."""
+    """The audit's results; fails where a bar is broken."""
     path = folder / "audit.json"
     done = python("-m", AUDIT, "--json", path, *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(path.read_text())
 
 
-# Half of what there is, for the sake of time; the slow tests go over all of it.
+# Half of the ops on each of two architectures, to save time; the slow tests cover all.
 @pytest.mark.parametrize(
     ("arch", "preset", "matrix", "chosen"),
     [

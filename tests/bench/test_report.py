@@ -1,4 +1,4 @@
-"""The benchmark report: ratios, what is asked, tables, figure and comparison, from a run made by hand."""
+"""The benchmark report of a run made by hand: ratios, limits, tables, chart and comparison."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def only(rows, provider, preset="L"):
 
 
 def test_ratios_are_to_the_best_rival(results):
-    """On the first case ONNX Runtime is the best rival, on the second one the baseline; another model is none."""
+    """The best rival is ONNX Runtime on the first case and the baseline on the second; another model is no rival."""
     assert only(results.rows, "astroco_fast cpu bf16").to_best == pytest.approx(2.0 / 1.25)
     assert only(results.rows, "astroco_fast cpu bf16", "S").to_best == pytest.approx(1.5)
     assert only(results.rows, "eager bf16").to_best == pytest.approx(1 / 1.25)
 
 
 def test_rounds_with_ours_count_before_quotients(tmp_path):
-    """Of a rival that ours alternated with: it may be a closer one than the quotients say, or a lesser one."""
+    """By rounds that alternated with ours, a rival may be closer than the quotient of ratios says, or less close."""
     for direct, best in ((1.2, 1.2), (1.9, 1.8)):
         compiled = entry("compiled bf16", 1.25, beside="astroco_fast cpu bf16", beside_ratio=direct)
         run = load(save(tmp_path / "run.json", [entry("astroco_fast cpu bf16", 1.8, "ours"), compiled]))
@@ -40,7 +40,7 @@ def test_rounds_with_ours_count_before_quotients(tmp_path):
 
 
 def test_a_run_in_parts(tmp_path):
-    """A later part's figure counts; parts of another machine have no place in the same tables."""
+    """A later part's figures replace earlier ones; a part of another machine is refused."""
     first = save(tmp_path / "1.json", [entry("astroco_fast cpu bf16", 1.8, "ours"), entry("eager fp32", 0.5)])
     second = save(tmp_path / "2.json", [entry("astroco_fast cpu bf16", 2.0, "ours")])
     rows = load(first, second).rows
@@ -51,7 +51,7 @@ def test_a_run_in_parts(tmp_path):
 
 
 def test_baseline_has_a_row_a_case(results):
-    """It is measured beside every provider, and by none of its own."""
+    """The baseline is measured beside every provider and has no benchmark of its own."""
     row = only(results.rows, "eager bf16")
     assert (row.role, row.ratio, row.median_ms, row.windows_per_s, row["rounds"]) == ("baseline", 1.0, 1000.0, 32.0, 15)
     assert (row.gflops, row.gb_per_s, row.gemm_share) == (pytest.approx(64), pytest.approx(2), pytest.approx(0.32))
@@ -77,7 +77,7 @@ def test_bars(results, text, value, met):
 
 @pytest.mark.parametrize(("batch", "kind", "limit"), [(1, "full", 1.5), (256, "full", 1.25), (256, "ragged", 2.0)])
 def test_bar_of_a_case(tmp_path, batch, kind, limit):
-    """Each kind of case has its own limit, met from there on."""
+    """Each kind of case has its own limit, which is met at exactly that value."""
     for ratio in (limit - 0.01, limit):
         run = save(tmp_path / "run.json", [entry("astroco_fast cpu bf16", ratio, "ours", batch=batch, kind=kind)])
         (bar,) = [bar for bar in bars(load(run)) if bar.text.endswith("times the best rival")]
@@ -92,7 +92,7 @@ def test_overhead_is_a_bar(tmp_path):
 
 
 def test_report(tmp_path, capsys):
-    """The command writes a table, all numbers and a figure, and names what ran elsewhere than it should."""
+    """The command writes the page, all numbers and a chart, and names the ops that fell back to the reference."""
     run = save(tmp_path / "run.json", usual())
     assert report.main([str(run), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
@@ -112,7 +112,7 @@ def test_report(tmp_path, capsys):
 
 
 def test_compare_flags_changes(tmp_path):
-    """By the ratio, so that a machine that has become slower as a whole flags the baseline only."""
+    """Changes go by the ratio, so that a machine that has become slower flags the baseline only."""
     old = [entry("a bf16", 2.0), entry("b bf16", 2.0), entry("c bf16", 2.0), entry("gone bf16", 1.0), other("d", 1.0)]
     new = [entry("a bf16", 2.08), entry("b bf16", 1.8), entry("c bf16", 2.2), other("d", 0.5)]
     for each in new[:3]:

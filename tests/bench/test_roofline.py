@@ -1,4 +1,4 @@
-"""The traffic model: that it counts right, and that the kernels keep to what is asked of them."""
+"""The roofline model: its counts, and the limits that the kernels keep to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N, D = 64, 32  # float32: rows of 128 bytes
 
 
 def counted(run, *shapes, parameters=()):
-    """Counts of `run` on tensors of these shapes; the first `len(parameters)` are said to be parameters."""
+    """The counts of `run` on tensors of these shapes; `parameters` are the positions of those that are parameters."""
     with FakeTensorMode():
         tensors = [torch.empty(shape) for shape in shapes]
         with Traffic(counter(0), {}, SM_90, [tensors[i] for i in parameters]) as seen:
@@ -80,7 +80,7 @@ def test_casts_of_parameters_are_no_activations():
 
 
 def test_kernel_op():
-    """It reads o, x, b, end and LayerNorm's two, and writes y, mean and rstd; nothing is launched."""
+    """The op reads o, x, b, end and LayerNorm's two parameters, and writes y, mean and rstd; no kernel runs."""
     from astroco_fast.kernels.triton.residual_norm import residual_norm
 
     def run(o, b, x, weight, bias):
@@ -104,7 +104,7 @@ def test_every_kernel_op_has_its_operations():
 
 
 def test_tilings_of_the_architecture():
-    """Of preset S the whole feed-forward is one kernel only where shared memory is large."""
+    """Preset S's feed-forward is one kernel only on architectures with enough shared memory."""
     config, lengths = replace(presets.preset("S").config, layers=1), window_lengths(8, 200, padded=False)
     small, large = (
         {op.name for op in count("triton", config, lengths, 200, torch.bfloat16, ARCHITECTURES[name])["inference"].ops}
@@ -114,7 +114,7 @@ def test_tilings_of_the_architecture():
 
 
 def test_bound():
-    """Of an op the longer of its two times."""
+    """An op's bound is the longer of its two times."""
     device = Device("", "sm_90", half=1e3, single=1e2, bandwidth=1e1)
     counts = counted(lambda x, w: x @ w, (N, D), (D, D))
     assert device.bound(counts) == pytest.approx(max(counts.flops / 1e2, counts.bytes / 1e1))
@@ -130,7 +130,7 @@ def test_half_of_the_ragged_points_are_padding():
 
 
 def test_bars_of_two_blocks():
-    """As the next test, in less time."""
+    """The limits of the next test on a smaller model, to save time."""
     config = replace(presets.preset("L").config, layers=2)
     found = rows(config, 256, 200, "bf16", [DEVICES["H100"]])
     assert not [bar for bar in bars(found) if not bar.met]
@@ -138,14 +138,14 @@ def test_bars_of_two_blocks():
 
 @pytest.mark.slow
 def test_bars():
-    """All that `python -m bench.roofline` checks."""
+    """All limits that `python -m bench.roofline` checks."""
     found = rows(presets.preset("L").config, 256, 200, "bf16", DEVICES.values())
     assert {device for row in found for device in row.bound} == DEVICES.keys()
     assert not [bar for bar in bars(found) if not bar.met]
 
 
 def test_command(tmp_path):
-    """Markdown to standard output, JSON to a file."""
+    """The command prints Markdown and writes JSON."""
     out = tmp_path / "roofline.json"
     command = [sys.executable, "-m", "bench.roofline", "--preset", "tiny", "--batch", "4", "--ops"]
     done = subprocess.run(

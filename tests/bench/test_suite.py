@@ -1,4 +1,4 @@
-"""The benchmark suite itself: what it runs, that it refuses wrong results, and that it counts the work right."""
+"""The benchmark suite itself: the cases it runs, its refusal of wrong results, its counts of work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ragged_windows_are_half_padding(batch):
     assert 1 <= lengths.min() <= lengths.max() <= 200
 
 
-def test_default_leaves_out_what_is_dear():
+def test_default_leaves_out_what_takes_long():
     large = Case("L", TRAIN, 256, "full")
     assert not any(in_default(large, kind) for kind in ("eager", "compiled", "ours"))
     assert [case for case in cases() if in_default(case, "compiled")] == [Case("S", ENCODE, 32, "full")]
@@ -65,7 +65,7 @@ def test_names_are_distinct_and_found():
 
 @pytest.mark.parametrize("kind", ["full", "ragged"])
 def test_padded_windows_mean_the_same(kind):
-    """What is compiled and exported is the reference."""
+    """The model that is compiled and exported gives the reference's embeddings."""
     case, batch = tiny(kind=kind)
     inputs = padded_inputs(batch)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_padded_windows_mean_the_same(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "ragged"])
 def test_onnx(kind):
-    """The graph runs, and is right."""
+    """The exported graph runs and gives the right embeddings."""
     provider = Onnx("fp32")
     if (reason := provider.unavailable(CPU)) is not None:
         pytest.skip(reason)
@@ -103,7 +103,7 @@ def test_ours_is_run_where_it_can():
 
 
 class Wrong(Eager):
-    """Right but for one layer, slightly."""
+    """The reference with one slightly wrong layer."""
 
     def make(self, case, batch, dropout=None):
         run = super().make(case, batch, dropout)
@@ -128,7 +128,7 @@ def test_wrong_gradients_are_refused():
 
 @pytest.mark.parametrize("change", [lambda g: g.flip(0), lambda g: g * 1.1, lambda g: g * torch.nan])
 def test_a_small_gradient_counts_too(change):
-    """A bias's is a thousandth of the whole; one that is zero but for rounding counts for nothing."""
+    """A bias's gradient, a thousandth of the whole, is checked; one that is zero except for rounding is not."""
     torch.manual_seed(0)
     right = {"weight": torch.randn(64, 64), "bias": 1e-2 * torch.randn(64), "key": 1e-8 * torch.randn(64)}
     assert check_gradients("x", right | {"key": torch.randn(64) * 1e-8}, right) == pytest.approx(0, abs=1e-9)
@@ -155,7 +155,7 @@ def test_op_is_checked(op, monkeypatch):
 
 
 class _Benchmark:
-    """pytest-benchmark's `pedantic`."""
+    """A stand-in for pytest-benchmark's fixture."""
 
     def pedantic(self, target, setup, rounds):
         for _ in range(rounds):
@@ -164,7 +164,7 @@ class _Benchmark:
 
 
 def test_rounds_alternate(monkeypatch):
-    """After the first looks, one round of the baseline before each of the provider's; three at least."""
+    """After the estimates, each round of the provider follows one of the baseline; there are at least three."""
     monkeypatch.setattr("bench.measuring.READING", 0.0)
     calls = []
     timing = interleave(_Benchmark(), lambda: calls.append("own"), lambda: calls.append("baseline"), CPU, budget=0.0)
@@ -175,7 +175,7 @@ def test_rounds_alternate(monkeypatch):
 
 
 def test_a_third_has_rounds_of_its_own(monkeypatch):
-    """Each rival's round has one of ours close by, since a quotient of two ratios swings with the machine."""
+    """Each rival's round has one of ours beside it, since a quotient of two ratios varies with the machine's speed."""
     monkeypatch.setattr("bench.measuring.READING", 0.0)
     calls = []
     own, baseline, beside = (lambda name=name: calls.append(name) for name in ("own", "baseline", "beside"))
@@ -188,7 +188,7 @@ def test_a_third_has_rounds_of_its_own(monkeypatch):
 @pytest.mark.parametrize("preset", ["tiny", ASTROMER])
 @pytest.mark.parametrize("training", [False, True])
 def test_operations_are_those_counted_by_torch(preset, training):
-    """Of full windows; inputs' gradients are not taken, and torch's formula for a convolution's knows no groups."""
+    """Full windows; inputs have no gradients, and torch's formula for a convolution's gradient ignores groups."""
     batch = make_batch(Case(preset, TRAIN if training else ENCODE, 2, "full"), CPU, 200)
     model = build(preset, CPU, training, 0.0, reference=True)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
@@ -203,7 +203,7 @@ def test_operations_are_those_counted_by_torch(preset, training):
 
 
 def test_ragged_windows_are_less_work():
-    """Half the points are less than half the operations: attention goes by their squares."""
+    """Half the points take less than half the operations, since attention grows with their square."""
     config = presets.preset("S").config
     full, ragged = (model_work(config, window_lengths(32, kind), False) for kind in ("full", "ragged"))
     assert 0.4 < ragged.flops / full.flops < 0.5
@@ -213,7 +213,7 @@ def test_ragged_windows_are_less_work():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_step():
-    """In a process of its own; more windows need more, and at least what a block keeps for backward."""
+    """More windows need more memory, and at least what a block keeps for the backward pass."""
     small, large = (step_memory("eager fp32", Case("tiny", TRAIN, batch, "full")) for batch in (8, 64))
     assert 4 * 64 * 200 * 64 * 10 < large < 10**9
     assert small < large / 2

@@ -56,7 +56,7 @@ def test_a_mix_that_begins_at_the_last_layer() -> None:
 
 
 def test_the_command_runs_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each to the same windows and no further, with its own seed and its own start."""
+    """Every run sees the same number of windows, in one stage, with its own seed and its own initial mix."""
     small = {"width": 16, "heads": 2, "layers": 1, "window": 8, "kernel": 4}
     rows = tuple(replace(row, model={**row.model, **small}) for row in CHOICES.rows)
     budget = replace(CHOICES, rows=rows, windows=64, global_batch=16, validation_windows=6)

@@ -1,4 +1,4 @@
-"""What a comparison says of the paper's claims, from results made by hand."""
+"""The verdicts on the paper's claims, from results made by hand."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from astroco_fast.reproduce.claims import FAILS, HOLDS, OPEN, claims, paired
 
 
 def stage(rmse: float, f1: dict[int, list[float]]) -> dict[str, Any]:
-    """A model's stage: RMSE at hidden points; by size, the macro-F1 of each fold, two seeds about it."""
+    """A model's stage: RMSE at hidden points and, by size, the macro-F1 of each fold, with two seeds around it."""
     probes = [
         {
             "probe": "linear",
@@ -45,7 +45,7 @@ def test_reconstruction_is_judged_by_hidden_points() -> None:
     ("other", "verdict"), [([0.50, 0.60, 0.40], HOLDS), ([0.70, 0.60, 0.50], OPEN), ([0.7, 0.8, 0.6], FAILS)]
 )
 def test_differences_are_taken_fold_by_fold(other: list[float], verdict: str) -> None:
-    """Folds differ more than models do; what is left of a model's advantage on each is set against its spread."""
+    """Folds differ more than models do, so a model's advantage on each fold is set against its spread over folds."""
     found = models(s=stage(0.1, {20: [0.60, 0.70, 0.50]}), v2=stage(0.1, {20: other}))
     assert verdicts(found, "higher macro-F1") == [verdict]
 

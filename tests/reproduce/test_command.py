@@ -52,7 +52,7 @@ def start(data: Path, out: Path, *flags: str) -> int:
 
 
 def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All tables, ours beside the paper's; a second start does nothing again."""
+    """The report has all tables with the paper's figures; a second start repeats no work."""
     out = tmp_path / "out"
     assert start(data, out) == 0
     results = json.loads((out / "results.json").read_text())
@@ -81,7 +81,7 @@ def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that was three times as fast as the slowest gets three times its steps, the slowest none."""
+    """A model three times as fast as the slowest gets three times its steps, and the slowest no further ones."""
     seconds = {paper.S: 10.0, paper.NO_CONV: 30.0, paper.V2: 15.0}
     by_run = {row.folder: seconds[row.name] for row in _ROWS}
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: by_run[folder.name])
@@ -92,7 +92,7 @@ def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slowest is the same model after both stages: the second has the first one's probes."""
+    """The slowest is the same model after both stages, so the second stage copies its probes."""
     probed = []
 
     def counted(config, assigned):  # type: ignore[no-untyped-def]
@@ -107,11 +107,11 @@ def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypat
     assert probed == ["S-no-conv-equal-windows"]
     stages = json.loads((out / "results.json").read_text())["models"][paper.NO_CONV]["stages"]
     assert stages[TIME]["probes"] == stages[WINDOWS]["probes"] != []
-    assert not (out / "figure3.png").exists()  # an ablation alone has no place in it
+    assert not (out / "figure3.png").exists()  # it does not show ablations
 
 
 def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal time is that of all rows: those that were there before train on."""
+    """Equal time is the time of the slowest of all rows, so rows of an earlier start train on."""
     seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
     out = tmp_path / "out"
@@ -136,7 +136,7 @@ def test_a_diverged_model_is_left_out(data: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_mistake_can_be_mended_in_the_same_folder(data: Path, tmp_path: Path) -> None:
-    """What was refused has not claimed the folder; and probes may come after training without them."""
+    """A refused start does not claim the folder, and probes may follow a training without them."""
     out = tmp_path / "out"
     rows = ("--models", f"[{paper.S}]")
     assert start(tmp_path / "nothing.csv", out, *rows) == 2
@@ -148,7 +148,7 @@ def test_a_mistake_can_be_mended_in_the_same_folder(data: Path, tmp_path: Path) 
 
 
 def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop in the second model's training: the same command ends with what an undisturbed one has."""
+    """After a stop in the second model's training, the same command ends with the results of an undisturbed run."""
     flags = ("--probe", "false", "--models", f"[{paper.S}, {paper.NO_CONV}]")
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 1.0)
     assert start(data, tmp_path / "whole", *flags) == 0
@@ -195,7 +195,7 @@ def test_another_comparison_keeps_out(data: Path, tmp_path: Path, capsys: pytest
 
 
 def test_paper_budget_says_what_it_costs(tmp_path: Path) -> None:
-    """For a survey of a hundredth of the paper's windows a hundredth of the time, and that it is modelled."""
+    """The paper's budget states its modelled cost; a CPU's budget states none."""
     convert(survey(), tmp_path / "store")
     lines = list(expected(BUDGETS["paper"], Store.open(tmp_path / "store"), None, 0))
     assert "4 GPUs" in lines[1]
