@@ -1,4 +1,4 @@
-"""The settings of a pretraining run, and which of them may change when it is resumed."""
+"""The settings of a pretraining run, and those of them that may change when it is resumed."""
 
 import os
 from collections.abc import Mapping
@@ -15,43 +15,46 @@ from astroco_fast.errors import UserError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's where it says.
+    """How to train. The defaults are the paper's where it gives a value.
 
     Args:
-        epochs: passes over the training windows at most. Default: until early stopping (1000); 6 without --data.
-        max_steps: stop after this many optimiser steps, if that comes first.
+        epochs: the most passes over the training windows. Default: until early stopping (1000); 6 without --data.
+        max_steps: stop after this many optimiser steps, if the run has not ended before.
         global_batch: windows of one optimiser step, whatever the number of ranks. Default: 256; 64 without --data.
-        micro_batch: windows of one forward pass of one rank; smaller needs less memory. Gradients accumulate exactly,
-            but BatchNorm normalises each forward pass by itself. Default: 32 on a CPU, the rank's whole share on a GPU.
-        learning_rate: AdamW's. Default: the preset's.
-        weight_decay: AdamW's, for matrices and convolutions; biases, normalisations and mixing weights have none.
-        betas: AdamW's.
-        warmup_steps: the learning rate rises linearly over these first steps, then stays. Default: 100; 20 without
-            --data.
-        clip_norm: gradients of a larger norm are scaled down to it; null: never.
+        micro_batch: windows of one forward pass of one rank; a smaller number needs less memory. Gradients accumulate
+            exactly, but BatchNorm normalises each forward pass by itself. Default: 32 on a CPU, the rank's whole share
+            on a GPU.
+        learning_rate: AdamW's learning rate. Default: the preset's.
+        weight_decay: AdamW's weight decay of matrices and convolutions; biases, normalisations and mixing weights have
+            none.
+        betas: AdamW's betas.
+        warmup_steps: the learning rate rises linearly over these first steps, then stays constant. Default: 100; 20
+            without --data.
+        clip_norm: gradients of a larger norm are scaled down to this norm; null: never.
         ema_decay: keep an exponential moving average of the weights, evaluate it, and save it as the model; null: no.
-            On by default, since one Adam step moves all of the reconstruction head's weights together: preset S at its
-            learning rate had the mean of all reconstructions swing by 0.15 mag, with a period of 11 steps, about an
-            error that fell steadily to 0.158 mag without it. The average over steps takes the swing out.
-        loss: batch = root of the mean squared error over all probed points of the global batch; curve = the paper's
-            Eq. (3), a root for each window, then their mean.
+            On by default, since one Adam step moves all of the reconstruction head's weights together: without the
+            average, preset S at its learning rate had the mean of all reconstructions swing by 0.15 mag, with a period
+            of 11 steps, while the error without that swing fell steadily to 0.158 mag. Averaging over steps removes it.
+        loss: batch = the root of the mean squared error over all probed points of the global batch; curve = the
+            paper's Eq. (3), the mean over windows of each window's root.
         sync_batchnorm: BatchNorm statistics over all ranks rather than each rank's own.
-        recompute: keep only each block's input for backward and run the block again there: less memory, about a third
-            more time.
-        precision: bf16 = autocast with float32 parameters.
-        windows: sequential = a curve is cut at every window's length; random = each window starts anywhere in its
-            curve, redrawn every epoch. Evaluation is always on sequential windows.
+        recompute: keep only each block's input for the backward pass, and run the block again there. This takes less
+            memory and about a third more time.
+        precision: bf16 = autocast to bfloat16, with float32 parameters; fp32 = float32 throughout.
+        windows: sequential = a light curve is cut into windows one after another; random = each window starts anywhere
+            in its light curve, and is drawn again every epoch. Evaluation is always on sequential windows.
         patience: stop after this many evaluations in a row without a better validation RMSE.
-        evaluate_every: steps between evaluations. Default: at the end of each epoch.
-        evaluate_windows: evaluate on this many validation windows at most. Default: all.
-        log_every: steps that one line of metrics.jsonl sums up.
+        evaluate_every: steps between evaluations. Default: evaluate at the end of each epoch.
+        evaluate_windows: the most validation windows to evaluate on. Default: all.
+        log_every: steps that one line of metrics.jsonl summarises.
         checkpoint_minutes: save at least this often; every evaluation saves as well.
-        checkpoint_every: save after this many steps as well. Default: only as above.
-        keep: checkpoints kept besides the best one.
+        checkpoint_every: save every so many steps as well. Default: save only as above.
+        keep: how many checkpoints are kept besides the best one.
         max_bad_steps: stop after this many steps in a row whose loss or gradient is not finite (each is skipped).
         tensorboard: also write TensorBoard files to the run's folder.
-        plots: draw the run's plots when it is finished, if matplotlib is there; `astroco report RUN` does it any time.
-        device: auto = a GPU if there is one.
+        plots: draw the run's plots when it is finished, if matplotlib is installed; `astroco report RUN` draws them at
+            any time.
+        device: where to train; auto = a GPU if there is one, else the CPU.
     """
 
     epochs: int | None = None
@@ -92,6 +95,11 @@ class TrainConfig:
         self._require("ema_decay", lambda value: 0 < value < 1, "between 0 and 1")
         self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)")
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The steps of a whole run, unless it stops early."""
+        steps = (self.epochs or 0) * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
     def _require(self, name: str, holds: Any, what: str) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
@@ -110,14 +118,13 @@ class PretrainConfig:
     Args:
         preset: which model: tiny, S, L, S-no-conv, S-no-gate, S-no-mix, or a baseline: astromer-v1, astromer-v2,
             astromer-v2-paper.
-        data: light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a simulated
-            survey.
+        data: the light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a
+            simulated survey.
         band: take only this band.
-        out: the run's folder; if it holds an unfinished run with the same settings, that goes on. Default:
-            runs/PRESET-DATA.
-        seed: of weights, masks, order, dropout, and the simulated survey.
-        columns: the table's columns, where they are not found by their usual names.
-        clean: what counts as a measurement.
+        out: the run's folder; an unfinished run in it with the same settings is resumed. Default: runs/PRESET-DATA.
+        seed: decides weights, masks, order, dropout and the simulated survey.
+        columns: names of the table's columns, if they are not the usual ones.
+        clean: which points count as measurements.
         model: changes to the preset's model settings, such as --model.layers 2.
         train: how to train.
     """
@@ -137,7 +144,13 @@ class PretrainConfig:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
 
     def resolve(self, learning_rate: float) -> "PretrainConfig":
-        """With the defaults that depend on other settings filled in; `micro_batch` stays, it depends on the machine."""
+        """These settings with the defaults that depend on other settings filled in.
+
+        `micro_batch` is left unset, since its default depends on the machine.
+
+        Args:
+            learning_rate: the preset's.
+        """
         name = "simulated" if self.data is None else data_name(self.data)
         defaults = FIRST_RUN if self.data is None else USUAL
         unset = {key: value for key, value in defaults.items() if getattr(self.train, key) is None}
@@ -145,25 +158,25 @@ class PretrainConfig:
         return replace(self, out=self.out or f"runs/{self.preset}-{name}", train=train)
 
     def to_dict(self) -> dict[str, Any]:
-        """As YAML and JSON types; the inverse of what `--config` reads."""
+        """The settings as YAML and JSON types, which `--config` reads back."""
         values = asdict(self)
         values["train"]["betas"] = list(values["train"]["betas"])
         return values
 
 
 def data_name(data: str) -> str:
-    """What to call light curves: the last part of their path that is no pattern, without endings."""
+    """A name for light curves: the last part of their path that is not a glob pattern, without endings."""
     parts = Path(data).parts if Path(data).exists() else takewhile(lambda part: not has_magic(part), Path(data).parts)
     return Path(os.path.abspath(Path(*parts))).name.strip(".").split(".")[0] or "data"
 
 
-# A resumed run may change these: they stop, show or save the computation, and do not alter it ...
+# A resumed run may change these settings: they end, show or save the computation, and do not alter it ...
 FREE = {"out"}
 FREE |= {f"train.{name}" for name in ("epochs", "max_steps", "patience", "evaluate_every", "max_bad_steps")}
 FREE |= {
     f"train.{name}" for name in ("log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard", "plots")
 }
-# ... and these with a word of warning: the global batch is the same, but not to the last bit.
+# ... and these with a note to the user: global batches stay the same, but results differ in their last bits.
 MACHINE = {"train.micro_batch", "train.device", "train.recompute"}
 
 

@@ -30,6 +30,7 @@ from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.flops import training_flops
 from astroco_fast.pretrain.checkpoint import State
+from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.step import Sums, Trainer
 from astroco_fast.reference.loss import ROLES
 
@@ -273,6 +274,19 @@ class Stopwatch:
             "mfu": training_flops(trainer.model, self.points, self.pairs) / total / rate,
             "memory_gb": peak_memory(trainer.ranks.device) / 1e9,
         }
+
+
+def introduction(config: PretrainConfig, data: TrainingData, trainer: Trainer) -> str:
+    """What is about to be trained, on what and where, in one line for the user."""
+    ranks, train = trainer.ranks, config.train
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"
+    return (
+        f"Pretraining {config.preset} ({parameters:,} parameters) on {curves}: {len(data.train):,} windows to train, "
+        f"{len(data.validation):,} to validate; {train.global_batch} a step, {data.steps_per_epoch} steps an epoch, "
+        f"at most {train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {train.precision}. "
+        f"Run folder: {config.out}"
+    )
 
 
 def train_record(state: State, epoch: int, learning_rate: float) -> dict[str, Any]:

@@ -23,7 +23,15 @@ from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder, Interval, State, load_weights, save_weights
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.evaluate import evaluate
-from astroco_fast.pretrain.log import Console, Log, Stopwatch, describe_skipped, skipped_record, train_record
+from astroco_fast.pretrain.log import (
+    Console,
+    Log,
+    Stopwatch,
+    describe_skipped,
+    introduction,
+    skipped_record,
+    train_record,
+)
 from astroco_fast.pretrain.ranks import DONE, INTERRUPTED, Diverged, Ranks, StopRequest
 from astroco_fast.pretrain.step import Outcome, Trainer, Wishes
 
@@ -69,11 +77,11 @@ def pretrain(
         # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
         ranks.first(lambda: checkpoints.reset_best(state.best_checkpoint))
         ranks.first(lambda: run_folder.begin(out, config, ranks))
-        _introduce(console, config, data, trainer)
+        console.say(introduction(config, data, trainer))
         rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
         log = ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
         stack.enter_context(log)
-        console.start(_total_steps(train, data), state.step)
+        console.start(train.total_steps(data.steps_per_epoch), state.step)
         return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
 
 
@@ -401,20 +409,3 @@ def _build(config: PretrainConfig) -> nn.Module:
             raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")
         model.recompute = True
     return model
-
-
-def _introduce(console: Console, config: PretrainConfig, data: TrainingData, trainer: Trainer) -> None:
-    ranks, train = trainer.ranks, config.train
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"
-    console.say(
-        f"Pretraining {config.preset} ({parameters:,} parameters) on {curves}: {len(data.train):,} windows to train, "
-        f"{len(data.validation):,} to validate; {train.global_batch} a step, {data.steps_per_epoch} steps an epoch, "
-        f"at most {train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {train.precision}. "
-        f"Run folder: {config.out}"
-    )
-
-
-def _total_steps(train: TrainConfig, data: TrainingData) -> int:
-    steps = (train.epochs or 0) * data.steps_per_epoch
-    return steps if train.max_steps is None else min(steps, train.max_steps)
