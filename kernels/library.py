@@ -16,7 +16,7 @@ functions: dict[str, Callable[..., Any]] = {}
 
 
 def kernel_op(
-    allocate: Callable[..., Any], mutates: Sequence[str] = ()
+    allocate: Callable[..., Any], mutates: Sequence[str] = (), key: str = "CompositeExplicitAutograd"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the op `torch.ops.astroco_fast.<its name>`, and return the op in its place.
 
@@ -26,6 +26,7 @@ def kernel_op(
         allocate: allocates the outputs, and is the op's fake, which stands in where tensors have no data. It takes
             those of the function's arguments that it needs, under the same names.
         mutates: names of the arguments that the function writes to.
+        key: the dispatch key to register it under. "CPU": the dispatcher refuses tensors of other devices.
 
     Raises:
         TypeError: the function has no argument of a name that `allocate` takes.
@@ -44,7 +45,7 @@ def kernel_op(
 
         functions[name] = function
         _LIBRARY.define(torch.library.infer_schema(function, op_name=name, mutates_args=mutates), tags=_TAGS)
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, function, key)
         torch.library.register_fake(f"astroco_fast::{name}", fake, lib=_LIBRARY)
         return getattr(torch.ops.astroco_fast, name).default
 

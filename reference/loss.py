@@ -23,4 +23,5 @@ def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tenso
     # The error is masked before it is squared, so that a NaN at a point that is not probed does not reach the gradient.
     error = (prediction.to(dtype) - target.to(dtype)).masked_fill(role == 0, 0)
     is_role = torch.stack([role == code for code in (1, 2, 3)], dim=-1).to(dtype)  # (B, T, 3)
-    return (error.square()[..., None] * is_role).sum(1), is_role.sum(1)
+    squared = error.double().square()  # sums of float32 numbers would lose digits
+    return (squared[..., None] * is_role).sum(1).to(dtype), is_role.sum(1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.kernels.backend import Backend, constant_while_tracing
+from astroco_fast.kernels.backend import OPS, Backend, constant_while_tracing
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.fitness import Limits, short, unfit
 from astroco_fast.reference.layout import Layout
@@ -17,6 +17,7 @@ class Cpu(Backend):
 
     name = "cpu"
     package = __name__
+    ops = tuple(op for op in OPS if op != "masked_loss")  # too little work to be worth a kernel
 
     def refusal(
         self, op: str, device: torch.device, dtype: torch.dtype, training: bool, module: nn.Module | None

@@ -1,4 +1,4 @@
-"""A batch's `Layout` in the form that the CPU's kernels read."""
+"""A batch's `Layout` in the form that the kernels read."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch import Tensor
 from astroco_fast.reference.layout import Layout
 
 
-def windows(layout: Layout) -> Tensor:
-    """The first row and the number of real points of each window, (2, B) int64; made once and kept with the layout.
+def windows_of(layout: Layout) -> Tensor:
+    """The first row and the number of real points of each window, (2, B) int64; computed once a layout.
 
-    A window's real points are one run of rows. Rows in no run are not real.
+    The real points of a window are consecutive rows. A row that belongs to no window is not real.
     """
     if "windows" not in layout.scratch:
         lengths = layout.lengths.clamp(0, layout.length)

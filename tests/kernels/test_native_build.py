@@ -23,6 +23,7 @@ import astroco_fast as af
 from astroco_fast import kernels, ops, verdicts
 from astroco_fast.kernels import cpu as backend
 from astroco_fast.kernels.cpu import build, native
+from astroco_fast.kernels.cpu.arguments import Kernel, structs
 from tests.conftest import CPU_ISA
 
 HERE = Path(__file__).resolve().parents[2]
@@ -33,18 +34,22 @@ SOURCE = """
 #include <unistd.h>
 #include <cstdint>
 
-static void sum_all(
-    int64_t threads, double* out, const float* x, const float* y, int64_t n, int64_t, double a, void* null) {
-  out[0] = double(threads), out[1] = x ? x[n] : -1, out[2] = y ? y[n] : -1, out[3] = double(n), out[4] = a;
-  out[5] = null == nullptr;
+#include "arguments.h"
+
+static void sum_all(const SumArguments& a) {
+  double* out = a.out;
+  out[0] = double(a.threads), out[1] = a.x ? a.x[a.n] : -1, out[2] = a.y ? a.y[a.n] : -1, out[3] = double(a.n);
+  out[4] = a.factor, out[5] = a.none == nullptr;
 }
-static void whole(int64_t, int64_t* out, int64_t a, int64_t b) { out[0] = a, out[1] = b; }
-static void team(int64_t threads, int64_t* out) {
-  out[0] = threads, out[1] = omp_get_max_threads(), out[2] = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : out[2])
-  out[2] += 1;
+static void whole(const WholeArguments& a) { a.out[0] = a.one, a.out[1] = a.other; }
+static void team(const TeamArguments& a) {
+  int64_t all = 0;
+#pragma omp parallel num_threads(a.threads) reduction(+ : all)
+  all += 1;
+  a.out[0] = a.threads, a.out[1] = omp_get_max_threads(), a.out[2] = all;
 }
-static void wait_for(int64_t, volatile int64_t* flag) {
+static void wait_for(const TeamArguments& a) {
+  volatile int64_t* flag = a.out;
   for (int i = 0; i < 3000 && !*flag; ++i) usleep(1000);
   flag[1] = *flag;
 }
@@ -56,6 +61,31 @@ EXPORT(exported_team, team)
 EXPORT(exported_wait, wait_for)
 """
 
+ARGUMENTS = """
+struct SumArguments {
+  int64_t threads;
+  double* out;
+  const float* x;  // not all; of it
+  const float* y;
+  int64_t n;
+  int64_t truth;
+  double factor;
+  const int64_t* none;
+};
+
+struct WholeArguments {
+  int64_t threads;
+  int64_t* out;
+  int64_t one;
+  int64_t other;
+};
+
+struct TeamArguments {
+  int64_t threads;
+  int64_t* out;
+};
+"""
+
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -63,10 +93,10 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "csrc"
     folder.mkdir()
     (folder / "main.cpp").write_text(SOURCE)
+    (folder / "arguments.h").write_text(ARGUMENTS)
     monkeypatch.setattr(build, "SOURCES", folder)
     monkeypatch.setattr(build, "wish", CPU_ISA)
     monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_functions", {})
     monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))
     return folder
 
@@ -78,9 +108,16 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_compile", compile)
 
 
-def numbers(name: str, *arguments: object, count: int = 2) -> list[int]:
-    out = torch.zeros(count, dtype=torch.int64)
-    native.call(name, out, *arguments)  # type: ignore[arg-type]
+def call(name: str, **values: object) -> None:
+    """Call `exported_<name>` with these arguments."""
+    struct = "TeamArguments" if name == "wait" else f"{name.capitalize()}Arguments"
+    Kernel(f"exported_{name}", struct, list(values))((*values.values(), torch.get_num_threads()))
+
+
+def numbers(one: object, other: object) -> list[int]:
+    """What C++ reads as two whole numbers."""
+    out = torch.zeros(2, dtype=torch.int64)
+    call("whole", out=out, one=one, other=other)
     return out.tolist()
 
 
@@ -229,7 +266,7 @@ def test_without_a_folder_to_write_to(where: str, sources: Path, monkeypatch: py
     assert native.missing() is None
     assert native.library().path is None
     assert {"a file": "Not a directory", "nowhere": "no cache folder"}[where] in native.library().unkept
-    assert numbers("exported_whole", 3, 4) == [3, 4]
+    assert numbers(3, 4) == [3, 4]
 
 
 # --- Many processes -----------------------------------------------------------------------------------------------
@@ -249,7 +286,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str = "") 
 
 def load_and_tell(folder: Path, told: "multiprocessing.Queue[list[int] | str]") -> None:
     reason = native.missing()
-    told.put(reason if reason is not None else numbers("exported_whole", 1, 2))
+    told.put(reason if reason is not None else numbers(1, 2))
 
 
 def test_of_many_processes_one_compiles(
@@ -413,15 +450,40 @@ def test_instruction_sets_of_a_cpu(
 def test_arguments(sources: Path) -> None:
     x, y = torch.arange(5.0), nn.Parameter(torch.arange(5.0) * 10)
     out = torch.zeros(6, dtype=torch.float64)
-    native.call("exported_sum", out, x, y, 3, True, 0.1, None)
+    call("sum", out=out, x=x, y=y, n=3, truth=True, factor=0.1, none=None)
     assert out.tolist() == [torch.get_num_threads(), 3, 30, 3, 0.1, 1]
-    native.call("exported_sum", out, None, y, 4, False, 2, x)  # a whole number where a float was
+    whole = torch.zeros(1, dtype=torch.int64)
+    call("sum", none=whole, out=out, x=None, y=y, n=4, truth=False, factor=2)  # a whole number where a float was
     assert out.tolist() == [torch.get_num_threads(), -1, 40, 4, 2, 0]
-    assert numbers("exported_whole", -(2**63), True) == [-(2**63), 1]
-    with pytest.raises(ctypes.ArgumentError):
-        numbers("exported_whole", 0.5, 1)
-    with pytest.raises(ValueError, match="no_such_function"):
-        native.call("no_such_function", x)
+    call("sum", out=out, x=torch.empty(0), y=None, n=0, truth=False, factor=0.0, none=None)
+    assert out[1].item() == -1  # a tensor without elements is null, too
+    assert numbers(-(2**63), True) == [-(2**63), 1]
+    with pytest.raises(TypeError, match="int"):
+        numbers(0.5, 1)
+    with pytest.raises(ValueError, match="exported_absent"):
+        Kernel("exported_absent", "TeamArguments", ["out"])((whole, 1))
+
+
+def test_refused_arguments(sources: Path) -> None:
+    values: dict[str, object] = {"x": torch.zeros(5), "y": None, "n": 0, "truth": 0, "factor": 0.0, "none": None}
+    out = torch.zeros(6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"exported_sum: out must be torch\.float64, contiguous, got torch\.float32"):
+        call("sum", out=out.float(), **values)
+    with pytest.raises(ValueError, match=r"exported_sum: x must be .*, contiguous, got .* with strides \(2,\)"):
+        call("sum", out=out, **(values | {"x": torch.zeros(10)[::2]}))
+    with pytest.raises(TypeError, match="SumArguments: nothing gives the field x"):
+        call("sum", out=out)
+    with pytest.raises(TypeError, match="TeamArguments has no field for more"):
+        call("team", out=out, more=0)
+
+
+@pytest.mark.parametrize(
+    "declaration", ["int32_t n;", "int64_t n, m;", "float p;", "T size;", "void* x;", "float*** x;", "int64_t f();"]
+)
+def test_declarations_that_are_no_argument(tmp_path: Path, declaration: str) -> None:
+    (tmp_path / "some.h").write_text(f"struct SomeArguments {{\n  int64_t threads;  // fine\n  {declaration}\n}};\n")
+    with pytest.raises(ValueError, match=r"some\.h: SomeArguments declares"):
+        structs(tmp_path)
 
 
 def test_other_threads_go_on(sources: Path) -> None:
@@ -430,7 +492,7 @@ def test_other_threads_go_on(sources: Path) -> None:
     native.library()
     other = threading.Timer(0.05, lambda: flag.__setitem__(0, 7))
     other.start()
-    native.call("exported_wait", flag)
+    call("wait", out=flag)
     other.join()
     assert flag.tolist() == [7, 7]
 
@@ -438,11 +500,12 @@ def test_other_threads_go_on(sources: Path) -> None:
 def test_a_call_is_cheap(sources: Path) -> None:
     flags = torch.ones(2, dtype=torch.int64)
     out, x = torch.zeros(6, dtype=torch.float64), torch.zeros(5)
+    kernel = Kernel("exported_sum", "SumArguments", ["out", "x", "y", "n", "truth", "factor", "none"])
 
     def seconds() -> float:
         start = time.perf_counter()
         for _ in range(1000):
-            native.call("exported_sum", out, x, x, 3, True, 0.1, flags)
+            kernel((out, x, x, 3, True, 0.1, flags, 1))
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.05  # 50 microseconds each: 20 times what it takes
@@ -452,18 +515,20 @@ def test_a_call_is_cheap(sources: Path) -> None:
 def test_one_openmp_runtime_which_is_torchs(sources: Path) -> None:
     script = (
         "import sys, re, pathlib, torch\n"
-        "from astroco_fast.kernels.cpu import build, native\n"
+        "from astroco_fast.kernels.cpu import build\n"
+        "from astroco_fast.kernels.cpu.arguments import Kernel\n"
         "build.SOURCES = pathlib.Path(sys.argv[1])\n"
         "def runtimes():\n"
         "    maps = pathlib.Path('/proc/self/maps').read_text()\n"
         "    return sorted(set(re.findall(r'/\\S*lib(?:gomp|i?omp)\\S*', maps)))\n"
         "before = runtimes()\n"
         "out = torch.zeros(3, dtype=torch.int64)\n"
-        "native.call('exported_team', out)\n"
+        "kernel = Kernel('exported_team', 'TeamArguments', ['out'])\n"
+        "kernel((out, torch.get_num_threads()))\n"
         "print(before == runtimes(), len(before), before == [str(build.openmp())])\n"
         "for threads in (1, 3):\n"
         "    torch.set_num_threads(threads)\n"
-        "    native.call('exported_team', out)\n"
+        "    kernel((out, threads))\n"
         "    print(out.tolist())\n"
     )
     environment = os.environ | {"ASTROCO_CPU_ISA": CPU_ISA or ""}

@@ -18,7 +18,7 @@ struct AttentionHead {
   int64_t n, size, ld, features;
   const T *q, *k, *v, *d_attended;
   T *dq, *dk, *dv;
-  const float* sums;  // of the head, rows of `heads`
+  const float* logsumexp;  // of the head, rows of `heads`
   int64_t heads;
   float scale;
 
@@ -28,7 +28,7 @@ struct AttentionHead {
     const int64_t end = round_up(n, 2 * W);
     std::fill(s + n, s + end, -1e30f);
     std::fill(dp + n, dp + end, 0.0f);
-    const Vec by(scale * LOG2_E), minus(-sums[row * heads]), factor(scale);
+    const Vec by(scale * LOG2_E), minus(-logsumexp[row * heads]), factor(scale);
     Two total{Vec(0.0f), Vec(0.0f)}, along = total;
     for (int64_t j = 0; j < end; j += 2 * W) {
       Two e = map(load2(s + j), [&](Vec v) { return exp2(at::vec::fmadd(v, by, minus)); });
@@ -100,21 +100,49 @@ inline void add_columns(const T* rows, int64_t m, int64_t n, double* sums) {
 }
 
 template <class T>
+struct AttentionBackwardArguments {
+  int64_t threads;         // that may run
+  float* dx;               // (N, D)
+  float* d_weights;        // (4 F, P), of W_qkv and of W_out's transpose
+  float* d_b_qkv;          // (pitch(3 F),)
+  float* d_vectors;        // (3, D), of b_out, gain and shift
+  const float* dy;         // (N, D)
+  const float* x;          // (N, D); the arguments that follow, up to `windows`, are what forward kept
+  const T* qkv;            // (N, pitch(3 F))
+  const T* attended;       // (N, F)
+  const float* logsumexp;  // (N, H)
+  const T* product;        // (N, P)
+  const float* stats;      // (N, 2)
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  const T* w_out;          // packed (D, F)
+  const T* w_qkv;          // packed (3 F, D)
+  const float* b_out;      // (D,)
+  const float* gain;       // (D,), LayerNorm's
+  int64_t heads;           // H
+  const int64_t* seed;     // (1,), dropout's; null: nothing was dropped
+  int64_t salt;
+  double p;
+};
+
+template <class T>
 struct AttentionBackward {
   static constexpr int64_t CHUNK_ROWS = 1024;
 
+  const AttentionBackwardArguments<T>& a;
+  int64_t size;  // d
+  float scale;   // of scores
   Ending end;
-  int64_t width, heads, size;  // D, H, d
-  const T *w_out, *w_qkv;      // packed (D, F), (3 F, D)
-  float scale;
-  float* dx;
-  const float *dy, *x;
-  const T *qkv, *attended;
-  const float* sums;
-  const T* product;
-  const float* stats;
 
-  int64_t features() const { return heads * size; }
+  explicit AttentionBackward(const AttentionBackwardArguments<T>& a)
+      : a(a),
+        size(round_up(a.width / a.heads, STEP<T>)),
+        scale(float(1 / std::sqrt(double(a.width / a.heads)))),
+        end{a.b_out, a.gain, nullptr, 0.0, a.width, Dropout(a.seed, a.salt, a.p)} {}
+
+  int64_t features() const { return a.heads * size; }
   int64_t stride() const { return pitch(3 * features()); }
 
   // Windows that lie end to end, and what is made of them: gradients of what was attended (n, F) and of q, k and v
@@ -125,120 +153,103 @@ struct AttentionBackward {
   };
 
   // Up to what was attended. dx gets the residual's share.
-  void outside(Tile tile, const Chunk& chunk, double* d_end) const {
+  void outside(Tile tile, const Chunk& chunk, double* d_vectors) const {
     Scratch scratch;
-    const int64_t m = tile.count, p = pitch(width), f = features(), at = tile.first - chunk.first;
+    const int64_t m = tile.count, width = a.width, p = pitch(width), f = features(), at = tile.first - chunk.first;
     T* d_o = scratch.take<T>(m * p);
     float* c = scratch.take<float>(m * pitch(f));
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
-      end.backward(dy + row * width, product + row * p, x + row * width, {stats[2 * row], stats[2 * row + 1]}, row,
-                   dx + row * width, d_o + r * p, {d_end, d_end + p, d_end + 2 * p});
-    gemm(Left<T>{d_o, p}, m, width, w_out, f, c, pitch(f));
+      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, Statistics::of(a.stats, row), row,
+                   a.dx + row * width, d_o + r * p, {d_vectors, d_vectors + p, d_vectors + 2 * p});
+    gemm(Left<T>{d_o, p}, m, width, a.w_out, f, c, pitch(f));
     AttentionHead<T>::store(c, pitch(f), m, f, chunk.d_attended + at * f, f);
-    pack_rows(x + tile.first * width, width, m, width, chunk.x, at, chunk.rows);
+    pack_rows(a.x + tile.first * width, width, m, width, chunk.x, at, chunk.rows);
     pack_rows(d_o, p, m, width, chunk.d_o, at, chunk.rows);
   }
 
   // One head of the window that starts at row `start`.
   void inside(int64_t start, int64_t n, int64_t head, const Chunk& chunk) const {
     const int64_t ld = stride(), f = features(), at = head * size;
-    const T* q = qkv + start * ld + at;
+    const T* q = a.qkv + start * ld + at;
     T* dq = chunk.d_qkv + (start - chunk.first) * ld + at;
-    AttentionHead<T>{n,     size,   ld,         f,
-                     q,     q + f,  q + 2 * f,  chunk.d_attended + (start - chunk.first) * f + at,
-                     dq,    dq + f, dq + 2 * f, sums + start * heads + head,
-                     heads, scale}
+    AttentionHead<T>{n,       size,   ld,         f,
+                     q,       q + f,  q + 2 * f,  chunk.d_attended + (start - chunk.first) * f + at,
+                     dq,      dq + f, dq + 2 * f, a.logsumexp + start * a.heads + head,
+                     a.heads, scale}
         .run();
   }
 
-  void into(Tile tile, const Chunk& chunk, double* d_bias) const {
+  // From the gradients of q, k and v to dx.
+  void into(Tile tile, const Chunk& chunk, double* d_b_qkv) const {
     Scratch scratch;
-    const int64_t m = tile.count, p = pitch(width), ld = stride(), f = features();
+    const int64_t m = tile.count, width = a.width, p = pitch(width), ld = stride(), f = features();
     T* d = chunk.d_qkv + (tile.first - chunk.first) * ld;
     for (int64_t r = 0; r < m; ++r) std::fill(d + r * ld + 3 * f, d + (r + 1) * ld, T(0.0f));
-    add_columns(d, m, ld, d_bias);
+    add_columns(d, m, ld, d_b_qkv);
     float* c = scratch.take<float>(m * p);
-    gemm(Left<T>{d, ld}, m, 3 * f, w_qkv, width, c, p);
+    gemm(Left<T>{d, ld}, m, 3 * f, a.w_qkv, width, c, p);
     for (int64_t r = 0; r < m; ++r) {
-      float* to = dx + (tile.first + r) * width;
+      float* to = a.dx + (tile.first + r) * width;
       columns(width, [&](int64_t j, int64_t n) { store2(to + j, load2(to + j, n) + load2(c + r * p + j), n); });
     }
   }
 
   // Adds a chunk's share to d_weights' rows from `first` on, `many`. They may be the last of W_qkv and the first of
   // W_out.
-  void block(int64_t first, int64_t many, const Chunk& chunk, float* d_weights) const {
-    const int64_t f = features(), p = pitch(width), last = std::min(first + many, 4 * f);
+  void block(int64_t first, int64_t many, const Chunk& chunk) const {
+    const int64_t f = features(), p = pitch(a.width), last = std::min(first + many, 4 * f);
     const int64_t border = std::clamp(3 * f, first, last);
-    add_products(chunk.d_qkv + first, stride(), chunk.rows, border - first, chunk.x, width, d_weights + first * p);
-    add_products(attended + chunk.first * f + border - 3 * f, f, chunk.rows, last - border, chunk.d_o, width,
-                 d_weights + border * p);
+    add_products(chunk.d_qkv + first, stride(), chunk.rows, border - first, chunk.x, a.width, a.d_weights + first * p);
+    add_products(a.attended + chunk.first * f + border - 3 * f, f, chunk.rows, last - border, chunk.d_o, a.width,
+                 a.d_weights + border * p);
   }
 
-  void run(int64_t threads, const Windows& all, Chunk& chunk, float* d_weights, std::vector<double>& ends,
-           std::vector<double>& biases) const {
+  // A whole chunk. d_vectors and d_b_qkv take its share of the sums.
+  void run(const Windows& all, Chunk& chunk, std::vector<double>& d_vectors, std::vector<double>& d_b_qkv) const {
+    const int64_t threads = a.threads, p = pitch(a.width);
     const auto work = cut({{chunk.first, chunk.rows}}, threads, ATTENTION_TILE);
     const int64_t many = work.size();
     Scratch shared;
-    Sums end_sums(many, 3 * pitch(width), shared), bias_sums(many, stride(), shared);
+    Sums vectors(many, 3 * p, shared), biases(many, stride(), shared);
     chunk.d_attended = shared.take<T>(chunk.rows * features());
     chunk.d_qkv = shared.take<T>(chunk.rows * stride());
-    chunk.x = shared.take<T>(round_up(chunk.rows, STEP<T>) * pitch(width));
-    chunk.d_o = shared.take<T>(round_up(chunk.rows, STEP<T>) * pitch(width));
-    parallel_for(threads, many, [&](int64_t i) { outside(work[i], chunk, end_sums.of(i)); });
-    parallel_for(threads, chunk.windows * heads, [&](int64_t i) {
-      const int64_t window = chunk.first_window + i / heads;
-      if (all.lengths[window] > 0) inside(all.starts[window], all.lengths[window], i % heads, chunk);
+    chunk.x = shared.take<T>(round_up(chunk.rows, STEP<T>) * p);
+    chunk.d_o = shared.take<T>(round_up(chunk.rows, STEP<T>) * p);
+    parallel_for(threads, many, [&](int64_t i) { outside(work[i], chunk, vectors.of(i)); });
+    parallel_for(threads, chunk.windows * a.heads, [&](int64_t i) {
+      const int64_t window = chunk.first_window + i / a.heads;
+      if (all.lengths[window] > 0) inside(all.starts[window], all.lengths[window], i % a.heads, chunk);
     });
     const int64_t each = block_columns(4 * features(), threads), blocks = (4 * features() + each - 1) / each;
     parallel_for(threads, blocks + many, [&](int64_t i) {
-      i < blocks ? block(i * each, each, chunk, d_weights) : into(work[i - blocks], chunk, bias_sums.of(i - blocks));
+      i < blocks ? block(i * each, each, chunk) : into(work[i - blocks], chunk, biases.of(i - blocks));
     });
-    end_sums.add_to(ends);
-    bias_sums.add_to(biases);
+    vectors.add_to(d_vectors);
+    biases.add_to(d_b_qkv);
   }
 };
 
-// dx (N, D); d_weights (4 F, P), of W_qkv and of W_out's transpose; d_bias (pitch(3 F),) of b_qkv, d_end (3, D) of
-// b_out, gain and shift. The rest is as in `attention`.
 template <class T>
-void attention_backward(int64_t threads, float* dx, float* d_weights, float* d_bias, float* d_end, const float* dy,
-                        const float* x, const T* qkv, const T* attended, const float* sums, const T* product,
-                        const float* stats, const int64_t* windows, int64_t batch, int64_t rows, int64_t width,
-                        int64_t heads, const T* w_out, const T* w_qkv, const float* b_out, const float* gain,
-                        const int64_t* seed, int64_t salt, double drop) {
+void attention_backward(const AttentionBackwardArguments<T>& a) {
   using Op = AttentionBackward<T>;
-  const Windows all(windows, batch, rows);
-  const int64_t size = round_up(width / heads, STEP<T>), p = pitch(width);
-  const Op op{{b_out, gain, nullptr, 0.0, width, Dropout(seed, salt, drop)},
-              width,
-              heads,
-              size,
-              w_out,
-              w_qkv,
-              float(1 / std::sqrt(double(width / heads))),
-              dx,
-              dy,
-              x,
-              qkv,
-              attended,
-              sums,
-              product,
-              stats};
-  std::fill(d_weights, d_weights + 4 * op.features() * p, 0.0f);
-  std::vector<double> ends(3 * p, 0.0), biases(op.stride(), 0.0);
-  for (int64_t next = 0; next < batch;) {
+  const Windows all(a);
+  const Op op(a);
+  const int64_t p = pitch(a.width);
+  std::fill(a.d_weights, a.d_weights + 4 * op.features() * p, 0.0f);
+  std::vector<double> d_vectors(3 * p, 0.0), d_b_qkv(op.stride(), 0.0);
+  for (int64_t next = 0; next < a.batch;) {
     typename Op::Chunk chunk{all.starts[next], 0, next, 0};
     do {
       chunk.rows += all.lengths[next++];
-    } while (next < batch && all.starts[next] == chunk.first + chunk.rows &&
-             chunk.rows + all.lengths[next] <= std::max(Op::CHUNK_ROWS, threads * ATTENTION_TILE));
+    } while (next < a.batch && all.starts[next] == chunk.first + chunk.rows &&
+             chunk.rows + all.lengths[next] <= std::max(Op::CHUNK_ROWS, a.threads * ATTENTION_TILE));
     chunk.windows = next - chunk.first_window;
-    if (chunk.rows > 0) op.run(threads, all, chunk, d_weights, ends, biases);
+    if (chunk.rows > 0) op.run(all, chunk, d_vectors, d_b_qkv);
   }
-  clear_others(all, dx, width);
-  std::copy(biases.begin(), biases.end(), d_bias);
-  for (int64_t part = 0; part < 3; ++part) std::copy_n(ends.begin() + part * p, width, d_end + part * width);
+  clear_others(all, a.dx, a.width);
+  std::copy(d_b_qkv.begin(), d_b_qkv.end(), a.d_b_qkv);
+  for (int64_t part = 0; part < 3; ++part)
+    std::copy_n(d_vectors.begin() + part * p, a.width, a.d_vectors + part * a.width);
 }
 
 }  // namespace astroco

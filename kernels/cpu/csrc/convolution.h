@@ -56,6 +56,11 @@ struct Taps {
   const float* values;    // (P / PITCH, count, PITCH)
   int64_t count, before;  // a multiple of SPAN, zeros at the end; how many are for rows before the result's
 
+  Taps(const float* values, int64_t kernel, int64_t before)
+      : values(values), count(round_up(kernel, SPAN)), before(before) {}
+  // Of K taps as many are for rows before the result's.
+  static int64_t before_of(int64_t kernel) { return kernel / 2; }
+
   const float* of(int64_t group) const { return values + group * count * PITCH; }
   // Rows that a window of n takes up: `before` zeros, its own, and zeros.
   int64_t rows(int64_t n) const { return round_up(n, SPAN) + count; }
@@ -89,10 +94,22 @@ struct Gated {
   int64_t width;
   const float *gain, *shift;
   double eps;
-  const T *w_val, *w_gate;      // packed (D, D)
-  const float *b_val, *b_gate;  // (P,)
+  const T *w_val, *w_gate;
+  const float *b_val, *b_gate;
 
-  // A tile to rows of u from `row` on. kept (N, 2, P) takes values and gates, stats (N, 2); null: not wanted.
+  template <class Arguments>
+  explicit Gated(const Arguments& a)
+      : width(a.width),
+        gain(a.gain_in),
+        shift(a.shift_in),
+        eps(a.eps_in),
+        w_val(a.w_val),
+        w_gate(a.w_gate),
+        b_val(a.b_val),
+        b_gate(a.b_gate) {}
+
+  // A tile to rows of u from `row` on. kept (N, 2, P) takes values and gates, stats (N, 2) LayerNorm's; null: not
+  // wanted.
   void forward(Tile tile, const float* x, Groups u, int64_t row, T* kept, float* stats) const {
     Scratch scratch;
     const int64_t p = pitch(width), m = tile.count, depth = round_up(width, STEP<T>);
@@ -103,10 +120,7 @@ struct Gated {
       Statistics s = statistics(from, width, eps);
       normalise(from, s, gain, shift, width, z);
       to_half(z, width, a + r * p);
-      if (stats) {
-        stats[2 * (tile.first + r)] = s.mean;
-        stats[2 * (tile.first + r) + 1] = s.rstd;
-      }
+      if (stats) s.keep(stats, tile.first + r);
     }
     for (int64_t j = 0; j < p; j += PANEL) {
       const int64_t n = std::min(PANEL, p - j);
@@ -132,24 +146,46 @@ inline Two silu(Two x) {
   return map(x, [](Vec v) { return v * sigmoid<T>(v); });
 }
 
-// Inference. taps (P / PITCH, count, PITCH) have BatchNorm's scale in them, offset (P,) is the rest of it.
+// Inference.
 template <class T>
-void convolution(int64_t threads, float* y, const float* x, const int64_t* windows, int64_t batch, int64_t rows,
-                 int64_t width, const T* w_val, const T* w_gate, const float* b_val, const float* b_gate,
-                 const T* w_out, const float* taps, const float* offset, int64_t count, int64_t before,
-                 const float* gain_in, const float* shift_in, double eps_in, const float* b_out, const float* gain,
-                 const float* shift, double eps) {
-  Windows all(windows, batch, rows);
-  const Gated<T> gated{width, gain_in, shift_in, eps_in, w_val, w_gate, b_val, b_gate};
-  const Taps filter{taps, count, before};
-  const Ending end{b_out, gain, shift, eps, width, Dropout(nullptr, 0, 0.0)};
-  const int64_t p = pitch(width);
-  Shares(threads, all).run(filter.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
+struct ConvolutionArguments {
+  int64_t threads;         // that may run
+  float* y;                // (N, D), the sublayer's output
+  const float* x;          // (N, D)
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  const T* w_val;          // packed (D, D), the values' half of W_in
+  const T* w_gate;         // packed (D, D), the gates' half
+  const float* b_val;      // (P,)
+  const float* b_gate;     // (P,)
+  const T* w_out;          // packed (D, D)
+  const float* taps;       // (P / PITCH, K rounded up to SPAN, PITCH), with BatchNorm's scale in them
+  const float* offset;     // (P,), the rest of BatchNorm
+  int64_t kernel;          // K
+  const float* gain_in;    // (D,), the first LayerNorm's
+  const float* shift_in;   // (D,)
+  double eps_in;
+  const float* b_out;      // (D,)
+  const float* gain_out;   // (D,), the last LayerNorm's
+  const float* shift_out;  // (D,)
+  double eps_out;
+};
+
+template <class T>
+void convolution(const ConvolutionArguments<T>& a) {
+  const Windows all(a);
+  const Gated<T> gated(a);
+  const Taps taps(a.taps, a.kernel, Taps::before_of(a.kernel));
+  const Ending end{a.b_out, a.gain_out, a.shift_out, a.eps_out, a.width, Dropout(nullptr, 0, 0.0)};
+  const int64_t width = a.width, p = pitch(width);
+  Shares(a.threads, all).run(taps.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
     const int64_t start = all.starts[i], length = all.lengths[i];
-    const Groups u{reinterpret_cast<float*>(memory), filter.rows(length)};
-    if (team.rank == 0) u.clear_around(width, before, length);
+    const Groups u{reinterpret_cast<float*>(memory), taps.rows(length)};
+    if (team.rank == 0) u.clear_around(width, taps.before, length);
     for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
-      gated.forward({start + first, m}, x, u, before + first, nullptr, nullptr);
+      gated.forward({start + first, m}, a.x, u, taps.before + first, nullptr, nullptr);
     });
     team.wait();
     for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
@@ -157,17 +193,17 @@ void convolution(int64_t threads, float* y, const float* x, const int64_t* windo
       T* s = scratch.take<T>(m * p);
       float* o = scratch.take<float>(m * p);
       for (int64_t j = 0; j < p; j += PITCH)
-        depthwise(u.of(j / PITCH), filter.of(j / PITCH), count, first, m, [&](int64_t t, int64_t k, Two c) {
-          store2(s + (t - first) * p + j + k, silu<T>(c + load2(offset + j + k)));
+        depthwise(u.of(j / PITCH), taps.of(j / PITCH), taps.count, first, m, [&](int64_t t, int64_t k, Two c) {
+          store2(s + (t - first) * p + j + k, silu<T>(c + load2(a.offset + j + k)));
         });
-      gemm(Left<T>{s, p}, m, width, w_out, width, o, p);
+      gemm(Left<T>{s, p}, m, width, a.w_out, width, o, p);
       for (int64_t r = 0; r < m; ++r) {
         const int64_t row = start + first + r;
-        end.forward(o + r * p, x + row * width, row, y + row * width);
+        end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
       }
     });
   });
-  clear_others(all, y, width);
+  clear_others(all, a.y, width);
 }
 
 // What a window's channels of one group are about: their mean, what rounding took from it, and squared deviations, each
@@ -189,32 +225,52 @@ inline void group_statistics(const float* c, int64_t n, float* partial, int64_t 
   }
 }
 
-// Training, up to the convolution: values and gates kept (N, 2, P), convolved rows c (N, P), LayerNorm's stats (N, 2),
-// and each window's part of BatchNorm's statistics, (B, 3, P); of windows without points nothing.
+// Training, up to the convolution.
 template <class T>
-void convolution_depthwise(int64_t threads, T* kept, T* c, float* stats, float* partial, const float* x,
-                           const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const T* w_val,
-                           const T* w_gate, const float* b_val, const float* b_gate, const float* taps, int64_t count,
-                           int64_t before, const float* gain, const float* shift, double eps) {
-  Windows all(windows, batch, rows);
-  const Gated<T> gated{width, gain, shift, eps, w_val, w_gate, b_val, b_gate};
-  const Taps filter{taps, count, before};
-  const int64_t p = pitch(width);
-  Shares(threads, all).run(filter.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
+struct ConvolutionDepthwiseArguments {
+  int64_t threads;  // that may run
+  T* kept;          // (N, 2, P), values and gates
+  T* c;             // (N, P), the convolved rows
+  float* stats_in;  // (N, 2), the first LayerNorm's mean and rstd
+  float* partial;   // (B, 3, P), each window's part of BatchNorm's statistics; not written where it has no points
+  const float* x;   // (N, D)
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  const T* w_val;          // packed (D, D), the values' half of W_in
+  const T* w_gate;         // packed (D, D), the gates' half
+  const float* b_val;      // (P,)
+  const float* b_gate;     // (P,)
+  const float* taps;       // (P / PITCH, K rounded up to SPAN, PITCH)
+  int64_t kernel;          // K
+  const float* gain_in;    // (D,), the first LayerNorm's
+  const float* shift_in;   // (D,)
+  double eps_in;
+};
+
+template <class T>
+void convolution_depthwise(const ConvolutionDepthwiseArguments<T>& a) {
+  const Windows all(a);
+  const Gated<T> gated(a);
+  const Taps taps(a.taps, a.kernel, Taps::before_of(a.kernel));
+  const int64_t p = pitch(a.width);
+  Shares(a.threads, all).run(taps.bytes(all, p), [&](Team& team, int64_t i, int64_t, char* memory) {
     const int64_t start = all.starts[i], length = all.lengths[i];
-    const Groups u{reinterpret_cast<float*>(memory), filter.rows(length)};
-    if (team.rank == 0) u.clear_around(width, before, length);
-    for_tiles(team, length, CONVOLUTION_TILE,
-              [&](int64_t first, int64_t m) { gated.forward({start + first, m}, x, u, before + first, kept, stats); });
+    const Groups u{reinterpret_cast<float*>(memory), taps.rows(length)};
+    if (team.rank == 0) u.clear_around(a.width, taps.before, length);
+    for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
+      gated.forward({start + first, m}, a.x, u, taps.before + first, a.kept, a.stats_in);
+    });
     team.wait();
     Scratch scratch;
     float* group = scratch.take<float>(length * PITCH);
     for (int64_t g = team.rank; g < p / PITCH; g += team.size) {
-      depthwise(u.of(g), filter.of(g), count, 0, length, [&](int64_t t, int64_t j, Two sum) {
+      depthwise(u.of(g), taps.of(g), taps.count, 0, length, [&](int64_t t, int64_t j, Two sum) {
         store2(group + t * PITCH + j, sum);
-        store2(c + (start + t) * p + g * PITCH + j, sum);
+        store2(a.c + (start + t) * p + g * PITCH + j, sum);
       });
-      group_statistics(group, length, partial + i * 3 * p + g * PITCH, p);
+      group_statistics(group, length, a.partial + i * 3 * p + g * PITCH, p);
     }
   });
 }
@@ -249,35 +305,55 @@ struct Norm {
   }
 };
 
-// Training, from the convolved rows to y; product (N, P) and stats (N, 2) are for backward.
+// Training, from the convolved rows to y.
 template <class T>
-void convolution_out(int64_t threads, float* y, T* product, float* stats, const T* c, const float* statistics,
-                     const float* scale, const float* offset, const float* x, const int64_t* windows, int64_t batch,
-                     int64_t rows, int64_t width, const T* w_out, const float* b_out, const float* gain,
-                     const float* shift, double eps, const int64_t* seed, int64_t salt, double drop) {
-  Windows all(windows, batch, rows);
+struct ConvolutionOutArguments {
+  int64_t threads;          // that may run
+  float* y;                 // (N, D), the sublayer's output
+  T* product;               // (N, P), W_out's product
+  float* stats_out;         // (N, 2), the last LayerNorm's mean and rstd
+  const T* c;               // (N, P), the convolved rows
+  const float* statistics;  // (4, P), BatchNorm's, as from `batch_norm_merge`
+  const float* scale;       // (D,), BatchNorm's
+  const float* offset;      // (D,), BatchNorm's
+  const float* x;           // (N, D), the residual
+  const int64_t* windows;   // (2, B): each window's first row and length
+  int64_t batch;            // B
+  int64_t rows;             // N
+  int64_t width;            // D
+  const T* w_out;           // packed (D, D)
+  const float* b_out;       // (D,)
+  const float* gain_out;    // (D,), the last LayerNorm's
+  const float* shift_out;   // (D,)
+  double eps_out;
+  const int64_t* seed;  // (1,), dropout's; null: nothing is dropped
+  int64_t salt;
+  double p;
+};
+
+template <class T>
+void convolution_out(const ConvolutionOutArguments<T>& a) {
+  const Windows all(a);
   Scratch shared;
-  const Norm norm(statistics, scale, offset, width, shared);
-  const Ending end{b_out, gain, shift, eps, width, Dropout(seed, salt, drop)};
-  const int64_t p = pitch(width);
-  auto work = tiles(all, threads, CONVOLUTION_TILE);
-  parallel_for(threads, work.size(), [&](int64_t i) {
+  const int64_t width = a.width, p = pitch(width);
+  const Norm norm(a.statistics, a.scale, a.offset, width, shared);
+  const Ending end{a.b_out, a.gain_out, a.shift_out, a.eps_out, width, Dropout(a.seed, a.salt, a.p)};
+  auto work = tiles(all, a.threads, CONVOLUTION_TILE);
+  parallel_for(a.threads, work.size(), [&](int64_t i) {
     Scratch scratch;
     const int64_t first = work[i].first, m = work[i].count;
     T* s = scratch.take<T>(m * p);
     float* o = scratch.take<float>(m * p);
     for (int64_t r = 0; r < m; ++r)
       for (int64_t j = 0; j < p; j += 2 * W)
-        store2(s + r * p + j, silu<T>(norm.apply(norm.unit(c + (first + r) * p, j), j)));
-    gemm(Left<T>{s, p}, m, width, w_out, width, o, p);
+        store2(s + r * p + j, silu<T>(norm.apply(norm.unit(a.c + (first + r) * p, j), j)));
+    gemm(Left<T>{s, p}, m, width, a.w_out, width, o, p);
     for (int64_t r = 0, row = first; r < m; ++r, ++row) {
-      to_half(o + r * p, p, product + row * p);
-      Statistics found = end.forward(o + r * p, x + row * width, row, y + row * width);
-      stats[2 * row] = found.mean;
-      stats[2 * row + 1] = found.rstd;
+      to_half(o + r * p, p, a.product + row * p);
+      end.forward(o + r * p, a.x + row * width, row, a.y + row * width).keep(a.stats_out, row);
     }
   });
-  clear_others(all, y, width);
+  clear_others(all, a.y, width);
 }
 
 }  // namespace astroco

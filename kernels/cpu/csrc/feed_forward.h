@@ -36,55 +36,73 @@ struct Kept {
 };
 
 template <class T>
+struct FeedForwardArguments {
+  int64_t threads;         // that may run
+  float* y;                // (N, D), the sublayer's output
+  T* kept;                 // (2, pitch(F), N), where `keep`: v and g as `Kept` orders them
+  T* product;              // (N, P), where `keep`: W_out's product, half rows
+  float* stats;            // (N, 2), where `keep`: LayerNorm's mean and rstd
+  const float* x;          // (N, D)
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  const T* w_val;          // packed (D, F)
+  const T* w_gate;         // packed (D, F)
+  const T* w_out;          // packed (F, D)
+  const float* b_val;      // (pitch(F),)
+  const float* b_gate;     // (pitch(F),)
+  const float* b_out;      // (D,)
+  const float* gain;       // (D,), LayerNorm's
+  const float* shift;      // (D,)
+  int64_t hidden;          // F
+  double eps;              // LayerNorm's
+  const int64_t* seed;     // (1,), dropout's; null: nothing is dropped
+  int64_t salt;
+  double p;
+  int64_t keep;  // whether backward will follow
+};
+
+template <class T>
 struct FeedForward {
-  int64_t width, hidden;            // D and F
-  const T *w_val, *w_gate, *w_out;  // packed (D, F), (D, F), (F, D)
-  const float *b_val, *b_gate;      // (pitch(F),)
+  const FeedForwardArguments<T>& a;
   Ending end;
 
-  // One tile. kept takes v and g, product half rows (N, P) what W_out gives, stats (N, 2); null: not wanted.
-  void forward(Tile tile, const float* x, float* y, Kept<T> kept, T* product, float* stats) const {
+  void tile(Tile tile) const {
     Scratch scratch;
-    const int64_t p = pitch(width), f = pitch(hidden), m = tile.count;
-    const float* x0 = x + tile.first * width;
-    Left<T> a = as_left<T>(x0, width, m, scratch);
+    const int64_t width = a.width, p = pitch(width), f = pitch(a.hidden), m = tile.count;
+    const Kept<T> kept{a.keep ? a.kept : nullptr, a.rows};
+    const Left<T> left = as_left<T>(a.x + tile.first * width, width, m, scratch);
     T* h = scratch.take<T>(m * f);
     float *v = scratch.take<float>(m * PANEL), *g = scratch.take<float>(m * PANEL), *o = scratch.take<float>(m * p);
     const int64_t depth = round_up(width, STEP<T>);
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);
-      gemm_panel(a, m, width, w_val + j * depth, n, v, PANEL);
-      gemm_panel(a, m, width, w_gate + j * depth, n, g, PANEL);
+      gemm_panel(left, m, width, a.w_val + j * depth, n, v, PANEL);
+      gemm_panel(left, m, width, a.w_gate + j * depth, n, g, PANEL);
       for (int64_t r = 0; r < m; ++r) {
         T* keep = kept.of(tile.first + r, j, n);
-        gate_row(v + r * PANEL, g + r * PANEL, b_val + j, b_gate + j, n, h + r * f + j, keep,
+        gate_row(v + r * PANEL, g + r * PANEL, a.b_val + j, a.b_gate + j, n, h + r * f + j, keep,
                  keep ? keep + n : nullptr);
       }
     }
-    gemm(Left<T>{h, f}, m, hidden, w_out, width, o, p);
+    gemm(Left<T>{h, f}, m, a.hidden, a.w_out, width, o, p);
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = tile.first + r;
-      if (product) to_half(o + r * p, p, product + row * p);
-      Statistics s = end.forward(o + r * p, x + row * width, row, y + row * width);
-      if (stats) {
-        stats[2 * row] = s.mean;
-        stats[2 * row + 1] = s.rstd;
-      }
+      if (a.keep) to_half(o + r * p, p, a.product + row * p);
+      const Statistics s = end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
+      if (a.keep) s.keep(a.stats, row);
     }
   }
 };
 
 template <class T>
-void feed_forward(int64_t threads, float* y, T* kept, T* product, float* stats, const float* x, const int64_t* windows,
-                  int64_t batch, int64_t rows, int64_t width, int64_t hidden, const T* w_val, const T* w_gate,
-                  const T* w_out, const float* b_val, const float* b_gate, const float* b_out, const float* gain,
-                  const float* shift, double eps, const int64_t* seed, int64_t salt, double p) {
-  Windows all(windows, batch, rows);
-  FeedForward<T> op{width, hidden, w_val,  w_gate,
-                    w_out, b_val,  b_gate, {b_out, gain, shift, eps, width, Dropout(seed, salt, p)}};
-  auto work = tiles(all, threads, FEED_FORWARD_TILE);
-  parallel_for(threads, work.size(), [&](int64_t i) { op.forward(work[i], x, y, {kept, rows}, product, stats); });
-  clear_others(all, y, width);
+void feed_forward(const FeedForwardArguments<T>& a) {
+  const Windows all(a);
+  const FeedForward<T> op{a, {a.b_out, a.gain, a.shift, a.eps, a.width, Dropout(a.seed, a.salt, a.p)}};
+  auto work = tiles(all, a.threads, FEED_FORWARD_TILE);
+  parallel_for(a.threads, work.size(), [&](int64_t i) { op.tile(work[i]); });
+  clear_others(all, a.y, a.width);
 }
 
 }  // namespace astroco

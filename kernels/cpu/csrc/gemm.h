@@ -134,17 +134,28 @@ inline void interleave(const bf16* first, const bf16* second, int64_t n, bf16* p
     for (int64_t j = 0; j < n; ++j) to[j] = a[j];
 }
 
-// A parameter (n, k), or its transpose (k, n), as B.
 template <class T>
-void pack_weight(int64_t threads, T* packed, const float* weight, int64_t k, int64_t n, int64_t transposed) {
-  const int64_t by_k = transposed ? n : 1, by_n = transposed ? 1 : k, depth = round_up(k, STEP<T>), end = pitch(n);
-  parallel_for(threads, (end + PANEL - 1) / PANEL, [&](int64_t i) {
+struct PackArguments {
+  int64_t threads;      // that may run
+  T* packed;            // pitch(n) * (k rounded up to STEP) numbers
+  const float* weight;  // (n, k), or where `transposed` (k, n)
+  int64_t rows;         // of weight
+  int64_t width;        // its columns
+  int64_t transposed;
+};
+
+// A parameter, or its transpose, as B.
+template <class T>
+void pack(const PackArguments<T>& a) {
+  const int64_t k = a.transposed ? a.rows : a.width, n = a.transposed ? a.width : a.rows;
+  const int64_t by_k = a.transposed ? n : 1, by_n = a.transposed ? 1 : k, depth = round_up(k, STEP<T>), end = pitch(n);
+  parallel_for(a.threads, (end + PANEL - 1) / PANEL, [&](int64_t i) {
     const int64_t start = i * PANEL, columns = std::min(PANEL, end - start), real = std::min(columns, n - start);
-    T* panel = packed + start * depth;
+    T* panel = a.packed + start * depth;
     std::fill(panel, panel + columns * depth, T(0.0f));
     for (int64_t r = 0; r < k; ++r)
       for (int64_t j = 0; j < real; ++j)
-        panel[r / STEP<T> * STEP<T> * columns + j * STEP<T> + r % STEP<T>] = T(weight[r * by_k + (start + j) * by_n]);
+        panel[r / STEP<T> * STEP<T> * columns + j * STEP<T> + r % STEP<T>] = T(a.weight[r * by_k + (start + j) * by_n]);
   });
 }
 

@@ -38,18 +38,15 @@ struct Point {
   float time, mag, err;
 };
 
-// Points (N,) each. Those that are `hidden` (null: none are) have zeros in the fields that `hide` names: 1 for time, 2
-// for magnitude, 4 for uncertainty.
-struct Points {
-  const float *time, *mag, *err;
-  const uint8_t* hidden;
-  int64_t hide;
-
-  Point operator[](int64_t row) const {
-    const int64_t zero = hidden && hidden[row] ? hide : 0;
-    return {zero & 1 ? 0.0f : time[row], zero & 2 ? 0.0f : mag[row], zero & 4 ? 0.0f : err[row]};
-  }
-};
+// A row's point. Hidden ones have zeros in the fields that `hide` names: 1 for time, 2 for magnitude, 4 for
+// uncertainty. Backward has no times: their gradient is not wanted.
+template <class Arguments>
+Point point(const Arguments& a, int64_t row) {
+  const int64_t zero = a.hidden && a.hidden[row] ? a.hide : 0;
+  Point found{0.0f, zero & 2 ? 0.0f : a.mag[row], zero & 4 ? 0.0f : a.err[row]};
+  if constexpr (requires { a.time; }) found.time = zero & 1 ? 0.0f : a.time[row];
+  return found;
+}
 
 // What `fuse` multiplies: photometry, Linear(2 -> D/2) in float, beside sines and cosines.
 class Features {
@@ -86,56 +83,89 @@ class Features {
   const float* bias_;
 };
 
-// y (N, D). features and product, half rows (N, P), take what `fuse` multiplies and gives, stats (N, 2) LayerNorm's;
-// null: not wanted. fuse is packed (D, D).
 template <class T>
-void input_embed(int64_t threads, float* y, T* features, T* product, float* stats, const float* time, const float* mag,
-                 const float* err, const uint8_t* hidden, int64_t hide, const int64_t* windows, int64_t batch,
-                 int64_t rows, int64_t width, double base, const float* w_points, const float* b_points, const T* fuse,
-                 const float* b_fuse, const float* gain, const float* shift, double eps) {
-  Windows all(windows, batch, rows);
+struct InputEmbedArguments {
+  int64_t threads;         // that may run
+  float* y;                // (N, D), x(0)
+  T* features;             // (N, P), where `keep`: what `fuse` multiplies, half rows
+  T* product;              // (N, P), where `keep`: its product, half rows
+  float* stats;            // (N, 2), where `keep`: LayerNorm's mean and rstd
+  const float* time;       // (N,), days, centred
+  const float* mag;        // (N,), magnitudes, centred
+  const float* err;        // (N,), their uncertainties
+  const uint8_t* hidden;   // (N,), bool; null: no point is hidden
+  int64_t hide;            // which fields of hidden points are zero: see `point`
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  double base;             // of the sinusoids' frequencies
+  const float* w_points;   // (D/2, 2), photometry's
+  const float* b_points;   // (D/2,)
+  const T* w_fuse;         // packed (D, D)
+  const float* b_fuse;     // (D,)
+  const float* gain;       // (D,), LayerNorm's
+  const float* shift;      // (D,)
+  double eps;              // LayerNorm's
+  int64_t keep;            // whether backward will follow
+};
+
+template <class T>
+void input_embed(const InputEmbedArguments<T>& a) {
+  const Windows all(a);
   Scratch shared;
-  const Points points{time, mag, err, hidden, hide};
-  const Features make(width, base, w_points, b_points, shared);
-  const int64_t p = pitch(width);
-  auto work = tiles(all, threads, INPUT_EMBED_TILE);
-  parallel_for(threads, work.size(), [&](int64_t i) {
+  const int64_t width = a.width, p = pitch(width);
+  const Features features(width, a.base, a.w_points, a.b_points, shared);
+  auto work = tiles(all, a.threads, INPUT_EMBED_TILE);
+  parallel_for(a.threads, work.size(), [&](int64_t i) {
     Scratch scratch;
     const int64_t first = work[i].first, m = work[i].count;
-    T* a = features ? features + first * p : scratch.take<T>(m * p);
+    T* left = a.keep ? a.features + first * p : scratch.take<T>(m * p);
     float* o = scratch.take<float>(m * p);
-    for (int64_t r = 0; r < m; ++r) make.of(points[first + r], a + r * p);
-    gemm(Left<T>{a, p}, m, width, fuse, width, o, p);
+    for (int64_t r = 0; r < m; ++r) features.of(point(a, first + r), left + r * p);
+    gemm(Left<T>{left, p}, m, width, a.w_fuse, width, o, p);
     for (int64_t r = 0, row = first; r < m; ++r, ++row) {
       float* z = o + r * p;
-      if (product) to_half(z, p, product + row * p);
-      columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(b_fuse + j, n), gelu<T>)); });
-      const Statistics s = statistics(z, width, eps);
-      normalise(z, s, gain, shift, width, y + row * width);
-      if (stats) {
-        stats[2 * row] = s.mean;
-        stats[2 * row + 1] = s.rstd;
-      }
+      if (a.keep) to_half(z, p, a.product + row * p);
+      columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(a.b_fuse + j, n), gelu<T>)); });
+      const Statistics s = statistics(z, width, a.eps);
+      normalise(z, s, a.gain, a.shift, width, a.y + row * width);
+      if (a.keep) s.keep(a.stats, row);
     }
   });
-  clear_others(all, y, width);
+  clear_others(all, a.y, width);
 }
 
-// d_o, half rows (N, P), the gradient of what `fuse` gives, and sums (5, D): the gradients of gain, shift and fuse's
-// bias, and the sums over rows of d_o times the magnitude, and times the uncertainty. Photometry being linear in the
-// two, its gradient is a product of the last three with fuse's weight; that of the features is never needed.
+// Photometry is linear in magnitude and uncertainty, so its gradient is a product of three of the sums with the weight
+// of `fuse`; that of the features is never needed.
 template <class T>
-void input_embed_backward(int64_t threads, T* d_o, float* sums, const float* dy, const T* product, const float* stats,
-                          const float* mag, const float* err, const uint8_t* hidden, int64_t hide,
-                          const int64_t* windows, int64_t batch, int64_t rows, int64_t width, const float* b_fuse,
-                          const float* gain) {
-  Windows all(windows, batch, rows);
+struct InputEmbedBackwardArguments {
+  int64_t threads;         // that may run
+  T* d_o;                  // (N, P), half rows, the gradient of the product; rows that are not real are not written
+  float* d_vectors;        // (5, D), of gain, shift and b_fuse; sums over rows of d_o times magnitude and uncertainty
+  const float* dy;         // (N, D)
+  const T* product;        // (N, P), what forward kept
+  const float* stats;      // (N, 2), likewise
+  const float* mag;        // (N,)
+  const float* err;        // (N,)
+  const uint8_t* hidden;   // (N,), bool; null: no point is hidden
+  int64_t hide;            // which fields of hidden points are zero: see `point`
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t width;           // D
+  const float* b_fuse;     // (D,)
+  const float* gain;       // (D,), LayerNorm's
+};
+
+template <class T>
+void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
+  const Windows all(a);
   Scratch shared;
-  const Points points{mag, mag, err, hidden, hide};  // times matter no more
-  const int64_t p = pitch(width);
-  auto work = tiles(all, threads, INPUT_EMBED_TILE);
+  const int64_t width = a.width, p = pitch(width);
+  auto work = tiles(all, a.threads, INPUT_EMBED_TILE);
   Sums vectors(work.size(), 5 * p, shared);
-  parallel_for(threads, work.size(), [&](int64_t i) {
+  parallel_for(a.threads, work.size(), [&](int64_t i) {
     Scratch scratch;
     float *z = scratch.take<float>(p), *slope = scratch.take<float>(p), *d = scratch.take<float>(p);
     double* into = vectors.of(i);
@@ -146,26 +176,26 @@ void input_embed_backward(int64_t threads, T* d_o, float* sums, const float* dy,
           z = x * at.cdf;
           slope = at::vec::fmadd(x, at.pdf, at.cdf);
         };
-        Two x = load2(product + row * p + j) + load2(b_fuse + j, n), value, steep;
+        Two x = load2(a.product + row * p + j) + load2(a.b_fuse + j, n), value, steep;
         one(x.a, value.a, steep.a);
         one(x.b, value.b, steep.b);
         store2(z + j, value);
         store2(slope + j, steep);
       });
-      normalise_backward(dy + row * width, z, {stats[2 * row], stats[2 * row + 1]}, gain, width, d, into, into + p);
-      const Point point = points[row];
+      normalise_backward(a.dy + row * width, z, Statistics::of(a.stats, row), a.gain, width, d, into, into + p);
+      const Point at = point(a, row);
       columns(width, [&](int64_t j, int64_t n) {
         const Two through = load2(d + j, n) * load2(slope + j);
         store2(d + j, through);
         double* to = into + 2 * p + j;
         add_to(to, through, n);
-        add_to(to + p, through * Vec(point.mag), n);
-        add_to(to + 2 * p, through * Vec(point.err), n);
+        add_to(to + p, through * Vec(at.mag), n);
+        add_to(to + 2 * p, through * Vec(at.err), n);
       });
-      to_half(d, width, d_o + row * p);
+      to_half(d, width, a.d_o + row * p);
     }
   });
-  for (int64_t part = 0; part < 5; ++part) vectors.total(part * p, width, sums + part * width);
+  for (int64_t part = 0; part < 5; ++part) vectors.total(part * p, width, a.d_vectors + part * width);
 }
 
 }  // namespace astroco

@@ -1,4 +1,5 @@
-// What the library exports, called through ctypes (kernels/cpu/native.py): each op by compute type.
+// What the library exports (kernels/cpu/native.py calls it): each op by compute type. A pointer to a function is
+// exported, so that a template's instance need not be written out again.
 #include "attention.h"
 #include "attention_backward.h"
 #include "batch_norm.h"
@@ -7,7 +8,6 @@
 #include "feed_forward.h"
 #include "feed_forward_backward.h"
 #include "input_embed.h"
-#include "masked_loss.h"
 #include "mix_pool.h"
 #include "weight_gradient.h"
 
@@ -19,8 +19,7 @@
 #define EXPORT(name) EXPORT_AS(name##_f32, name<float>)
 #endif
 
-EXPORT_AS(dropout_scale, dropout_scale)
-EXPORT(pack_weight)
+EXPORT(pack)
 EXPORT(weight_gradient)
 EXPORT(attention)
 EXPORT(attention_backward)
@@ -29,12 +28,12 @@ EXPORT(convolution_depthwise)
 EXPORT(convolution_out)
 EXPORT(convolution_backward_out)
 EXPORT(convolution_backward_in)
-EXPORT_AS(batch_norm_merge, batch_norm_merge)
 EXPORT(feed_forward)
 EXPORT(feed_forward_backward)
 EXPORT(input_embed)
 EXPORT(input_embed_backward)
+EXPORT_AS(batch_norm_merge, batch_norm_merge)
 EXPORT_AS(mix, mix)
+EXPORT_AS(mix_add, mix_add)
 EXPORT_AS(mix_backward, mix_backward)
-EXPORT_AS(squared_error, squared_error)
-EXPORT_AS(squared_error_backward, squared_error_backward)
+EXPORT_AS(dropout_mask, dropout_mask)

@@ -16,8 +16,10 @@ struct Windows {
   const int64_t *starts, *lengths;
   int64_t count, rows;
 
-  Windows(const int64_t* windows, int64_t count, int64_t rows)
-      : starts(windows), lengths(windows + count), count(count), rows(rows) {}
+  // From the arguments of an op: `windows` (2, B), `batch` and `rows`.
+  template <class Arguments>
+  explicit Windows(const Arguments& a)
+      : starts(a.windows), lengths(a.windows + a.batch), count(a.batch), rows(a.rows) {}
 };
 
 // Rows first .. first + count - 1, all of them real.
@@ -111,8 +113,15 @@ inline Left<T> as_left(const float* x, int64_t width, int64_t rows, Scratch& scr
   }
 }
 
+// LayerNorm's statistics of a row. `stats` (N, 2) holds those of all rows.
 struct Statistics {
   float mean, rstd;
+
+  static Statistics of(const float* stats, int64_t row) { return {stats[2 * row], stats[2 * row + 1]}; }
+  void keep(float* stats, int64_t row) const {
+    stats[2 * row] = mean;
+    stats[2 * row + 1] = rstd;
+  }
 };
 
 inline Statistics statistics(const float* z, int64_t width, double eps) {
@@ -245,11 +254,20 @@ class Dropout {
   float scale_;
 };
 
-// For tests: no op needs it written out.
-inline void dropout_scale(int64_t threads, float* scales, const int64_t* seed, int64_t salt, double p, int64_t rows,
-                          int64_t width) {
-  Dropout dropout(seed, salt, p);
-  parallel_for(threads, rows, [&](int64_t row) { dropout.scales(row, width, scales + row * width); });
+// What dropout multiplies a batch by, written out. The ops do without it; tests and self-checks compare with it.
+struct DropoutMaskArguments {
+  int64_t threads;      // that may run
+  float* mask;          // (N, D): 0 or 1 / (1 - p)
+  const int64_t* seed;  // (1,)
+  int64_t salt;
+  double p;
+  int64_t rows;   // N
+  int64_t width;  // D
+};
+
+inline void dropout_mask(const DropoutMaskArguments& a) {
+  const Dropout dropout(a.seed, a.salt, a.p);
+  parallel_for(a.threads, a.rows, [&](int64_t row) { dropout.scales(row, a.width, a.mask + row * a.width); });
 }
 
 // Gradients of an ending's vectors, (D,) each: of the bias of the product before it, and of LayerNorm.

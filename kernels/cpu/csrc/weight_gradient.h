@@ -68,32 +68,41 @@ void add_products(const T* y, int64_t ldy, int64_t rows, int64_t n, const T* x, 
   }
 }
 
-// out (n, k). ldy, ldx: elements from row to row. x is in the compute type or, where x_is_float, float.
 template <class T>
-void weight_gradient(int64_t threads, float* out, const T* y, int64_t ldy, const void* x, int64_t ldx,
-                     int64_t x_is_float, const int64_t* windows, int64_t batch, int64_t rows, int64_t n, int64_t k) {
+struct WeightGradientArguments {
+  int64_t threads;         // that may run
+  float* d_weight;         // (n, k)
+  const T* y;              // half rows (N, pitch(n))
+  const T* x;              // half rows (N, pitch(k))
+  const int64_t* windows;  // (2, B): each window's first row and length
+  int64_t batch;           // B
+  int64_t rows;            // N
+  int64_t n;
+  int64_t k;
+};
+
+template <class T>
+void weight_gradient(const WeightGradientArguments<T>& a) {
   constexpr int64_t MOST = 4 * CHUNK;
-  const int64_t p = pitch(k), each = block_columns(n, threads), blocks = (n + each - 1) / each;
+  const int64_t n = a.n, k = a.k, ldy = pitch(n), ldx = pitch(k);
+  const int64_t each = block_columns(n, a.threads), blocks = (n + each - 1) / each;
   Scratch shared;
-  float* sums = shared.take<float>(n * p);
-  T* packed = shared.take<T>(MOST * p);
-  std::fill(sums, sums + n * p, 0.0f);
-  for (auto run : runs(Windows(windows, batch, rows)))
+  float* sums = shared.take<float>(n * ldx);
+  T* packed = shared.take<T>(MOST * ldx);
+  std::fill(sums, sums + n * ldx, 0.0f);
+  for (auto run : runs(Windows(a)))
     for (int64_t done = 0; done < run.count; done += MOST) {
       const int64_t first = run.first + done, m = std::min(MOST, run.count - done);
-      auto work = cut({{first, m}}, threads, BLOCK_N);
-      parallel_for(threads, work.size(), [&](int64_t i) {
-        auto pack_tile = [&](auto* source) {
-          pack_rows(source + work[i].first * ldx, ldx, work[i].count, k, packed, work[i].first - first, m);
-        };
-        x_is_float ? pack_tile(static_cast<const float*>(x)) : pack_tile(static_cast<const T*>(x));
+      auto work = cut({{first, m}}, a.threads, BLOCK_N);
+      parallel_for(a.threads, work.size(), [&](int64_t i) {
+        pack_rows(a.x + work[i].first * ldx, ldx, work[i].count, k, packed, work[i].first - first, m);
       });
-      parallel_for(threads, blocks, [&](int64_t i) {
+      parallel_for(a.threads, blocks, [&](int64_t i) {
         const int64_t n0 = i * each;
-        add_products(y + first * ldy + n0, ldy, m, std::min(each, n - n0), packed, k, sums + n0 * p);
+        add_products(a.y + first * ldy + n0, ldy, m, std::min(each, n - n0), packed, k, sums + n0 * ldx);
       });
     }
-  for (int64_t i = 0; i < n; ++i) std::copy_n(sums + i * p, k, out + i * k);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(sums + i * ldx, k, a.d_weight + i * k);
 }
 
 }  // namespace astroco
