@@ -142,7 +142,8 @@ def half_rows(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
     y = _half_rows_outputs(x, end, dtype)
     rows, width = x.shape
     # 128 columns of 32 rows: a warp reads whole rows, 16 bytes a lane, and the tail of D = 276 wastes a quarter.
-    config = Config({"BLOCK_R": 32, "BLOCK_C": 128 if pitch(width) >= 128 else pitch(width)}, warps=4, stages=1)
+    block = min(128, triton.next_power_of_2(pitch(width)))
+    config = Config({"BLOCK_R": 32, "BLOCK_C": block}, warps=4, stages=1)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(_half_rows_kernel, grid, x, end, y, rows, D=width, P=pitch(width), config=config)
     return y

@@ -79,7 +79,7 @@ def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, trit
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [20, 64, 276])
+@pytest.mark.parametrize("width", [20, 64, 72, 276])
 def test_half_rows(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     end, x = ends(device), torch.randn(ROWS, width, device=device)
     expected = F.pad(x.masked_fill((end == 0)[:, None], 0), (0, pitch(width) - width)).to(dtype)
