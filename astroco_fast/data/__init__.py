@@ -22,8 +22,8 @@ Data pass through these modules from top to bottom; none hands them back to an e
     batches     windows -> padded arrays, centred and masked, made ahead by a thread
     training    a store's training and validation windows, and each rank's share of a step
 
-    hashing     the random numbers and the hashes of ids that all of these rest on
-    simulate    a simulated survey of variable stars; shapes are their light curves
+    hashing     random numbers and hashes of ids, for all of these
+    simulate    a simulated survey of variable stars (their light curves: shapes; as a table: simulated_table)
 
 Embedding takes clean curves straight to windows; there is no store between.
 """
