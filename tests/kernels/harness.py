@@ -163,4 +163,5 @@ def assert_close(*draws: tuple[Results, Results, Results], real: Tensor | None =
         if real is not None:
             exact, plain = zero_filler(exact, real), zero_filler(plain, real)
         comparison.add(exact, plain, fused)
-    assert not comparison.off()
+    off = comparison.off()
+    assert not off, off
