@@ -18,7 +18,7 @@ MARKED = re.compile(
     r"^<!-- run(?P<slow>: slow)? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 SOURCE = re.compile(r"`([\w./]+/[\w.]+\.(?:py|h|cpp))`")
-OTHERS = re.compile("src/|kernels/(toy|BACKEND)/")  # of Astromer's code; examples
+OTHERS = re.compile(r"src/|kernels/(toy|BACKEND)/|kernels/cpu/scale\.py")  # of Astromer's code; examples
 PROGRAMS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
 
 
