@@ -8,23 +8,9 @@ The protocol is the paper's where the paper describes it; docs/probe.md says whi
 from collections.abc import Sequence
 
 from astroco_fast import commands
-from astroco_fast.probe.config import HeadConfig, ProbeConfig
-from astroco_fast.probe.evaluate import Outcome, evaluate
-from astroco_fast.probe.run import probe
-from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
+from astroco_fast.probe.config import ProbeConfig
 
-__all__ = [
-    "HeadConfig",
-    "Outcome",
-    "ProbeConfig",
-    "Split",
-    "draw",
-    "evaluate",
-    "main",
-    "probe",
-    "read_splits",
-    "write_splits",
-]
+__all__ = ["ProbeConfig", "main"]
 
 _DESCRIPTION = (
     "Probe a frozen encoder: embed labelled light curves once, train a linear head (and scikit-learn's logistic "
@@ -37,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `astroco probe`; returns its exit status: 0 done, 2 bad input."""
 
     def body() -> int:
-        probe(commands.parse(ProbeConfig, "astroco probe", _DESCRIPTION, argv))
+        config = commands.parse(ProbeConfig, "astroco probe", _DESCRIPTION, argv)
+        from astroco_fast.probe.run import probe  # only now: `--help` needs no PyTorch
+
+        probe(config)
         return 0
 
     return commands.run(body)
