@@ -10,6 +10,7 @@ parameters of the Python function.
 import ctypes
 import functools
 import inspect
+import operator
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,8 +94,18 @@ _DERIVED: dict[str, dict[str, Callable[[Any], int]]] = {
 }
 
 
-# A function, and for each field of its struct the place of its value, and the value's conversion (None: as it is).
-Call = tuple[Any, list[tuple[int, Callable[[Any], Any] | None]]]
+class Call(NamedTuple):
+    """What a call of a function for one compute type needs.
+
+    Attributes:
+        function: takes the struct.
+        take: picks each field's value from those of arguments, results and `threads`.
+        conversions: the places of fields that do not take a value as it is, and what makes them of it.
+    """
+
+    function: Any
+    take: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    conversions: list[tuple[int, Callable[[Any], Any]]]
 
 
 class Kernel:
@@ -127,9 +138,11 @@ class Kernel:
             ValueError: an argument is not a tensor that the function can read.
         """
         dtype = None if self._typed is None else values[self._typed].dtype
-        function, steps = self._calls.get(dtype) or self._call(dtype)
-        filled = [values[place] if convert is None else convert(values[place]) for place, convert in steps]
-        function(self.structure(*filled))
+        function, take, conversions = self._calls.get(dtype) or self._call(dtype)
+        fields = list(take(values))
+        for place, convert in conversions:
+            fields[place] = convert(fields[place])
+        function(self.structure(*fields))
 
     def _source(self, struct: str, field: Field) -> str:
         """The name of the value that a field takes, or is derived from."""
@@ -146,15 +159,17 @@ class Kernel:
         address = ctypes.c_void_p.in_dll(native.library().handle, symbol).value
         assert address is not None
         function = ctypes.CFUNCTYPE(None, ctypes.POINTER(self.structure))(address)
-        steps = [
-            (self._values.index(source), self._conversion(field, source, dtype))
-            for field, source in zip(self._fields, self._sources, strict=True)
+        take = operator.itemgetter(*map(self._values.index, self._sources))
+        conversions = [
+            (place, convert)
+            for place, (field, source) in enumerate(zip(self._fields, self._sources, strict=True))
+            if (convert := self._conversion(field, source, dtype)) is not None
         ]
-        self._calls[dtype] = function, steps
-        return function, steps
+        self._calls[dtype] = Call(function, take, conversions)
+        return self._calls[dtype]
 
     def _conversion(self, field: Field, source: str, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
-        """How the value of `source` becomes the field's."""
+        """What makes the field of the value of `source`; None: it is that value."""
         if source != field.name:
             return _DERIVED[field.name][source]
         if not field.pointers:

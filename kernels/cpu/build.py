@@ -1,10 +1,10 @@
-"""The kernels' C++ sources made into one library by the system's compiler: once, then kept in the cache folder.
+"""The kernels' library, compiled from their C++ sources by the system's compiler on first use, and cached on disk.
 
-A library is kept by everything that could change it: sources, compiler, flags, torch, instruction set. Its name also
-ends in a hash of its content, since a file that a full disk or a killed copy cut short would crash the process that
-loads it. Who could write to the folder could have any process that looks there run their code; so it is the user's
-own, and a file or folder that somebody else can write to is left alone. Of many processes that need the library at the
-same time one compiles.
+The cached file is keyed by everything that could change the library: sources, compiler, flags, torch and instruction
+set. Its name also ends in a hash of its content, because loading a file that a full disk or a killed copy cut short
+would crash the process. Whoever can write to the folder can make every process that loads from it run their code, so
+the folder is the user's own, and nothing is loaded that somebody else can write to. Where many processes need the
+library at the same time, one compiles and the others wait.
 """
 
 import ctypes
@@ -27,20 +27,26 @@ from astroco_fast.files import cache_folder, held, sha256, whole_file
 
 SOURCES = Path(__file__).parent / "csrc"
 
-# The instruction set to build for, a name from `ISAS`; None: the best that the CPU has. "none": no kernels.
+# The instruction set to build for: a name from `ISAS`, or "none" for no kernels. None: the best that the CPU has.
 wish: str | None = os.environ.get("ASTROCO_CPU_ISA") or None
 
 
 class NoLibrary(Exception):
-    """Why there is no library, in one line: this CPU or system has none, or it was not wanted."""
+    """There is no library for this CPU or system, or none is wanted. The message says why in one line."""
 
 
 class BuildFailed(NoLibrary):
-    """Something is missing that could be there; the line says what."""
+    """The library could not be compiled, for lack of something that the user can install. The message says what."""
 
 
 class Isa(NamedTuple):
-    """An instruction set: its name, what selects it in `ATen/cpu/vec`, and the compiler's flags for it."""
+    """An instruction set.
+
+    Attributes:
+        name: in `ISAS` and `ASTROCO_CPU_ISA`.
+        defines: macros that select it in `ATen/cpu/vec`.
+        flags: the compiler's, for it.
+    """
 
     name: str
     defines: tuple[str, ...]
@@ -62,7 +68,7 @@ ISAS = {
     )
 }
 
-# Not -ffast-math: NaN, infinity and -0 stay what they are.
+# Without -ffast-math, which would let the compiler assume that there is no NaN, infinity or -0.
 _FLAGS = (
     "-std=c++20",
     "-O3",
@@ -78,14 +84,14 @@ _LONGEST = 900  # seconds that a compiler may take
 
 
 class Plan(NamedTuple):
-    """A library to be.
+    """How a library is to be made.
 
     Attributes:
         compiler: the command, as `("g++",)`.
-        version: the compiler's, its own first line.
-        compile: arguments that make an object of the source, which follows.
-        link: arguments after that object.
-        key: a short hash of all that it depends on.
+        version: the first line of what `--version` prints.
+        compile: arguments before `-c` and the source, to make an object file.
+        link: arguments after that object file, to make the library.
+        key: a short hash of everything that the library depends on.
     """
 
     compiler: tuple[str, ...]
@@ -98,7 +104,14 @@ class Plan(NamedTuple):
 
 
 class Library(NamedTuple):
-    """A library in use, and what made it. `path` is None where it could not be kept, and `unkept` says why."""
+    """A library that is loaded.
+
+    Attributes:
+        handle: to look up its functions.
+        path: of the cached file; None: it could not be cached.
+        plan: how it was made.
+        unkept: why it could not be cached.
+    """
 
     handle: ctypes.CDLL
     path: Path | None
@@ -107,14 +120,14 @@ class Library(NamedTuple):
 
 
 def library(sources: Path) -> Library:
-    """The library, compiled if there is none yet: by the first compiler that can.
+    """Load the cached library, or compile it by the first compiler that can.
 
     Args:
         sources: a folder with a `main.cpp`.
 
     Raises:
         BuildFailed: there is no compiler, or none that can compile it.
-        NoLibrary: not for this CPU or system.
+        NoLibrary: there are no kernels for this CPU or system, or none are wanted.
     """
     isa, failures = _isa(), []
     for compiler in compilers():
@@ -129,7 +142,8 @@ def _isa() -> Isa:
     """The instruction set to build for.
 
     Raises:
-        NoLibrary: none is wanted, the CPU has none that is worth it, or not the one that is wanted.
+        NoLibrary: no kernels are wanted, or plain PyTorch is as fast on this CPU.
+        BuildFailed: the CPU lacks the instruction set that is wanted.
     """
     if wish == "none":
         raise NoLibrary("switched off by ASTROCO_CPU_ISA=none")
@@ -144,7 +158,7 @@ def _isa() -> Isa:
 
 
 def isas() -> list[str]:
-    """Names from `ISAS` that this CPU can run, best first."""
+    """The names from `ISAS` of what this CPU can run, best first."""
     machine, capability = platform.machine().lower(), torch.backends.cpu.get_cpu_capability()
     if machine in ("aarch64", "arm64"):
         return ["neon", "default"]
@@ -158,7 +172,7 @@ def isas() -> list[str]:
 
 
 def compilers() -> list[tuple[str, ...]]:
-    """The commands of the C++ compilers there are, each compiler once: `CXX` first."""
+    """The commands of the installed C++ compilers, `CXX` first, and each compiler once."""
     found: dict[str, tuple[str, ...]] = {}
     for command in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         with suppress(ValueError):  # CXX with a quote that never ends
@@ -169,10 +183,11 @@ def compilers() -> list[tuple[str, ...]]:
 
 
 def openmp() -> Path | None:
-    """The OpenMP runtime that torch has loaded; None: not known.
+    """The file of the OpenMP runtime that torch has loaded; None: unknown.
 
-    A second one in the process would bring threads of its own, and some abort when they see another. Wheels call theirs
-    libgomp.so.1 or libgomp-<hash>.so.1, others have libomp or libiomp5; so it is asked whose function torch would call.
+    The kernels have to use the same one: a second runtime in the process would bring threads of its own, and some abort
+    when they see another. Its file is libgomp.so.1, libgomp-<hash>.so.1, libomp or libiomp5, depending on where torch
+    comes from. So the dynamic linker is asked which file holds the function that torch calls.
     """
 
     class Info(ctypes.Structure):
@@ -197,7 +212,7 @@ _SUFFIX = ".dylib" if _MAC else ".so"
 
 
 def _torch(folder: str, name: str) -> Path:
-    """A file of torch's: in its package, or where conda puts libraries and headers."""
+    """A file of torch: in its package, or where conda puts libraries and headers."""
     own = Path(torch.__file__).parent / folder / name
     shared = Path(sys.prefix) / folder / name
     return shared if shared.exists() and not own.exists() else own
@@ -255,14 +270,14 @@ def _open(plan: Plan) -> Library:
                     return Library(ctypes.CDLL(str(path)), path, plan)
                 except (UserError, OSError) as error:  # nothing can be written there, or nothing loaded from there
                     unkept = str(error)
-            return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # which needs its file no more
+            return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # once loaded, it needs no file
 
 
 def _folder() -> Path | None:
-    """Where libraries are kept, made if it is not there; None: there is no cache folder.
+    """The folder of cached libraries, created if it is missing; None: there is no cache folder.
 
     Raises:
-        OSError: it can't be made, or somebody else could put a library there.
+        OSError: it cannot be created, or somebody else could put a library there.
     """
     cache = cache_folder()
     if cache is None:
@@ -278,13 +293,13 @@ def _folder() -> Path | None:
 
 
 def _ours(path: Path) -> bool:
-    """Whether nobody else can have written it: what is loaded can do all that the user can."""
+    """Whether nobody but this user can have written it. Code that is loaded can do all that the user can."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _kept(folder: Path | None, plan: Plan) -> Library | None:
-    """The library from the cache folder, if it is there, ours, whole, and can be loaded."""
+    """The library from the cache folder, where it is there, whole, the user's own, and can be loaded."""
     for path in sorted(folder.glob(f"{plan.key}-*.so")) if folder is not None else ():
         with suppress(OSError):
             if _ours(path) and path.name == _name(path, plan):
@@ -293,10 +308,10 @@ def _kept(folder: Path | None, plan: Plan) -> Library | None:
 
 
 def _keep(made: Path, folder: Path, plan: Plan) -> Path:
-    """Copy it to the cache folder, whole or not at all.
+    """Copy the library to the cache folder, whole or not at all.
 
     Raises:
-        UserError: it can't be written there, so the next process compiles again.
+        UserError: it cannot be written there, so the next process compiles again.
     """
     path = folder / _name(made, plan)
     with whole_file(path) as partial:
@@ -317,10 +332,10 @@ def _compile(plan: Plan, scratch: Path) -> Path:
 
 
 def _run(*command: str) -> str:
-    """What a compiler says on stdout, in English.
+    """What a command prints to stdout, in English.
 
     Raises:
-        BuildFailed: it failed; in the words of its first error.
+        BuildFailed: it failed. The message is its first error.
     """
     environment = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST, env=environment)

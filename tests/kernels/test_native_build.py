@@ -503,10 +503,10 @@ def test_a_call_is_cheap(sources: Path) -> None:
     kernel = Kernel("exported_sum", "SumArguments", ["out", "x", "y", "n", "truth", "factor", "none"])
 
     def seconds() -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(1000):
             kernel((out, x, x, 3, True, 0.1, flags, 1))
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(seconds() for _ in range(5)) < 0.05  # 50 microseconds each: 20 times what it takes
 

@@ -1,7 +1,7 @@
-// Back through sublayer a: its ending and W_out tile by tile, the heads of each window, W_qkv tile by tile, then the
-// gradients of the matrices. All of that chunk by chunk, some windows each, so that what passes from one step to the
-// next stays in the shared cache. Scores and their exponentials are made again from q, k and the logarithms of
-// softmax's sums.
+// Back through sublayer a: its ending and W_out tile by tile, then the heads of each window, then W_qkv tile by tile,
+// and the gradients of the matrices. This is done for some windows (a chunk) at a time, so that what passes from one
+// step to the next stays in the shared cache. Scores and their exponentials are computed again from q, k and the
+// logarithms of softmax's sums.
 #pragma once
 
 #include "attention.h"

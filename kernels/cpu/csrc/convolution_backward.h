@@ -1,4 +1,5 @@
-// Back through sublayer b, in two passes: BatchNorm wants two sums over all rows before it can give a single one.
+// Back through sublayer b, in two passes, because BatchNorm needs two sums over all rows before it can give a single
+// row.
 #pragma once
 
 #include "convolution.h"

@@ -1,7 +1,8 @@
-// Back through sublayer c. Of the products of W_val and W_gate forward has kept the results.
+// Back through sublayer c. Forward has kept the products of W_val and W_gate.
 //
-// Rows are done in chunks: in each, tile by tile all but the gradients of the matrices, then those, block by block.
-// What passes from one to the other is as small as a chunk and stays in the shared cache.
+// Rows are done chunk by chunk. In a chunk everything but the gradients of the matrices is computed first, tile by
+// tile; then those gradients, block by block. What passes from one step to the other is as small as a chunk and stays
+// in the shared cache.
 #pragma once
 
 #include "feed_forward.h"

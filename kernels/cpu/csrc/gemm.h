@@ -21,7 +21,7 @@ constexpr int64_t PANEL = VECTORS * W;
 template <class T>
 constexpr int64_t STEP = std::is_same_v<T, bf16> ? 2 : 1;
 
-// What one step takes of A, the same in all lanes, and of B, and their product added up.
+// One step: a number (or pair) of A in all lanes, a vector of B, and their product added to the sums.
 inline Vec broadcast(const float* a) { return Vec(*a); }
 inline Vec load_step(const float* b) { return Vec::loadu(b); }
 inline Vec multiply_add(Vec a, Vec b, Vec sum) { return at::vec::fmadd(a, b, sum); }
@@ -114,8 +114,8 @@ void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, fl
                b + k0 * columns * STEP<T>, columns, c, ldc, add);
 }
 
-// C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, A's next number is read too and
-// must be finite.
+// C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, the number after A's last is read
+// too, and must be finite.
 template <class T>
 void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, bool add = false) {
   int64_t depth = round_up(k, STEP<T>), end = pitch(n);

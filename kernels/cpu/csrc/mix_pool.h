@@ -1,7 +1,7 @@
 // The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
 //
-// Memory's pace is all that counts here: a state is read once, and nothing is copied. A thread takes whole windows, so
-// that the mean needs no second pass.
+// The time is that of reading memory, so each state is read once and nothing is copied. A thread takes whole windows,
+// so that the mean needs no second pass.
 #pragma once
 
 #include <numeric>
@@ -69,7 +69,7 @@ inline void mix(const MixArguments& a) { mix_states<false>(a); }
 // mixed += sum_j w_{index + j} states[j].
 inline void mix_add(const MixArguments& a) { mix_states<true>(a); }
 
-// In double throughout: in the gradient of the logits, sums over all rows nearly cancel.
+// In double, because in the gradient of the logits the sums over all rows nearly cancel.
 inline double dot(const float* a, const float* b, int64_t n) {
   constexpr int64_t LANES = 32;
   double sums[LANES] = {};

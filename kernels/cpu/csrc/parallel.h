@@ -13,7 +13,7 @@
 
 namespace astroco {
 
-// Memory of one thread, kept from call to call. What is taken is given back when the Scratch goes.
+// Memory of one thread, which it keeps from call to call. A Scratch gives back what was taken from it when it ends.
 class Scratch {
  public:
   Scratch() : mark_(arena().used) {}
@@ -45,7 +45,7 @@ class Scratch {
     std::vector<Block> blocks;
     size_t used = 0, settled = 0;
 
-    // One block from now on, as large as all there were: else every size that was new would leave one behind.
+    // Replaces all blocks by one of their total size, the next time: else every new size would leave a block behind.
     void settle() {
       if (blocks.size() < 2) return;
       settled = 0;
@@ -78,7 +78,7 @@ class Scratch {
   size_t mark_;
 };
 
-// f(i) for i in 0..n-1, each on some thread, next come, next served: what f computes must not depend on the thread.
+// f(i) for i in 0 .. n - 1. Each free thread takes the next i, so what f computes must not depend on the thread.
 template <class F>
 void parallel_for(int64_t threads, int64_t n, F&& f) {
   if (threads == 1 || n == 1) {
@@ -96,7 +96,7 @@ class Team {
 
   const int64_t rank, size;
 
-  // Returns when all of the team have come here.
+  // Returns when every member of the team has called it.
   void wait() {
     if (size == 1) return;
     target_ += size;

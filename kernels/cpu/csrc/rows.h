@@ -1,4 +1,4 @@
-// What is done to a row: LayerNorm, dropout, residual; and which rows there are.
+// What is done to a row (LayerNorm, dropout, residual), and which rows there are.
 //
 // Rows between ops are float (N, D), x and y below. Half rows, inside ops, are T (N, P), P = pitch(D), zero from D on.
 #pragma once
@@ -27,7 +27,7 @@ struct Tile {
   int64_t first, count;
 };
 
-// Windows that lie end to end, as one.
+// Windows whose rows follow one another, joined.
 inline std::vector<Tile> runs(const Windows& windows) {
   std::vector<Tile> found;
   for (int64_t i = 0; i < windows.count; ++i) {
@@ -40,8 +40,8 @@ inline std::vector<Tile> runs(const Windows& windows) {
   return found;
 }
 
-// Runs in tiles of at most `most` rows (a multiple of ROWS), as many as the threads can share evenly. All but a run's
-// last have a multiple of ROWS, which is even.
+// Runs cut into tiles of at most `most` rows (a multiple of ROWS), so many that the threads can share them evenly. All
+// tiles but the last of a run have a multiple of ROWS, which is even.
 inline std::vector<Tile> cut(const std::vector<Tile>& runs, int64_t threads, int64_t most) {
   int64_t rows = 0;
   for (auto run : runs) rows += run.count;
@@ -74,7 +74,7 @@ void clear_others(const Windows& windows, T* y, int64_t width) {
   clear(windows.rows);
 }
 
-// f(j, n) for the columns of a row, 2 W at a time: n are left from j on.
+// f(j, n) for each 2 W columns of a row; n columns are left from j on.
 template <class F>
 ALWAYS_INLINE void columns(int64_t width, F&& f) {
   for (int64_t j = 0; j < width; j += 2 * W) f(j, width - j);
@@ -152,8 +152,8 @@ inline void normalise(const float* z, Statistics s, const float* gain, const flo
   });
 }
 
-// Sums over all rows, tile by tile and then over the tiles: the same whatever thread did which tile. In double, since
-// thousands of float numbers of one sign would lose digits.
+// Sums over all rows: over the rows of each tile, then over the tiles, so that they do not depend on which thread did
+// which tile. They are double, because a sum of thousands of float numbers of one sign would lose digits.
 class Sums {
  public:
   Sums(int64_t tiles, int64_t columns, Scratch& scratch)
@@ -205,7 +205,7 @@ inline void normalise_backward(const float* dy, const float* z, Statistics s, co
     add_to(d_gain + j, up * unit, n);
     add_to(d_shift + j, up, n);
   });
-  // Where dy is the same in all rows, so is what is lost of its mean, and sums over rows would show it.
+  // Where dy is the same in all rows, so is the rounding error of its mean, and sums over rows would show it.
   const double level = std::accumulate(first, first + 2 * W, 0.0) / width;
   const Vec minus_level(-float(level)), rest(float(level - float(level))), along(sum(second) / width);
   columns(width, [&](int64_t j, int64_t n) {

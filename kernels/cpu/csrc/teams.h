@@ -1,11 +1,12 @@
-// Windows to threads: some windows each, or where there are few, a team of threads for each window.
+// How windows are dealt to threads: some windows to each, or where windows are few, a team of threads to each window.
 #pragma once
 
 #include "rows.h"
 
 namespace astroco {
 
-// Consecutive windows that one team does one after another, so that sums over them need one place. Longest first.
+// The windows in shares: a share is consecutive windows that one team does one after another, so that sums over them
+// need one place. The longest share comes first.
 class Shares {
  public:
   Shares(int64_t threads, const Windows& windows) : threads_(threads) {
@@ -30,8 +31,8 @@ class Shares {
   // The most threads that a team has.
   int64_t most() const { return teams_ ? threads_ : 1; }
 
-  // f(team, window, share, memory) on each thread of the window's team; memory is the team's, `bytes` of it. A share's
-  // windows come one after another.
+  // f(team, window, share, memory) on each thread of the window's team, where memory is `bytes` that the team shares.
+  // The windows of a share come one after another.
   template <class F>
   void run(int64_t bytes, F&& f) const {
     if (count() == 0) return;

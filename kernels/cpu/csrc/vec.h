@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-// For what is a few instructions: the compiler would call some of it, and pass vectors through memory.
+// For functions of a few instructions: the compiler would call some of them, and pass vectors through memory.
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace astroco {

@@ -1,4 +1,4 @@
-// The gradient of a matrix: y^T x over all real rows, y (N, n) and x (N, k).
+// The gradient of a matrix, y^T x, summed over all real rows of y (N, n) and x (N, k).
 #pragma once
 
 #include "rows.h"
@@ -9,7 +9,7 @@ namespace astroco {
 constexpr int64_t CHUNK = 256;
 constexpr int64_t BLOCK_N = 16 * ROWS;
 
-// Columns of y that are one task, so that there are some for each thread.
+// How many columns of y make one task, so that there are some tasks for each thread.
 inline int64_t block_columns(int64_t n, int64_t threads) {
   return std::min(BLOCK_N, round_up((n + 4 * threads - 1) / (4 * threads), 2 * ROWS));
 }
