@@ -144,7 +144,7 @@ class GivenDropout(nn.Module):
     """Dropout whose draws are given, so that the reference drops what the backend drops.
 
     Args:
-        scale: (N, D), 0 or 1 / (1 - p), see `Backend.dropout_scale`.
+        scale: (N, D), 0 or 1 / (1 - p), see `Backend.dropout_mask`.
     """
 
     def __init__(self, scale: Tensor) -> None:

@@ -45,7 +45,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
             for block in self.blocks:
                 assert isinstance(block, Block)
                 if recompute:
-                    x = checkpoint(_run, block, x, layout, use_reentrant=False, context_fn=_once)
+                    x = checkpoint(_run, block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
                 else:
                     x = _run(block, x, layout)
                 yield x
@@ -65,6 +65,6 @@ def _run(block: Block, x: Tensor, layout: Layout) -> Tensor:
     return ops.feed_forward(block.feed_forward, x, layout)
 
 
-def _once() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of a block's first pass and of its repetition, which must not update BatchNorm again."""
     return nullcontext(), frozen_statistics()

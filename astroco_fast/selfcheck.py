@@ -294,7 +294,7 @@ def _runs(
         dropout.salt = SALT
         scale = None
         if mode.training:
-            scale = backend.dropout_scale(layout, SALT, DROPOUT, subject.inputs[0].shape[1])
+            scale = backend.dropout_mask(layout, SALT, DROPOUT, subject.inputs[0].shape[1])
         if scale is None:
             dropout.p = plain_module.dropout.p = 0.0  # type: ignore[union-attr]
         else:

@@ -90,7 +90,7 @@ class Backend:
         found = sys.modules[self.package].__file__
         return None if found is None else Path(found).parent
 
-    def dropout_scale(self, layout: Layout, salt: int, p: float, width: int) -> Tensor | None:
+    def dropout_mask(self, layout: Layout, salt: int, p: float, width: int) -> Tensor | None:
         """What this salt's dropout multiplies this batch's rows by, (N, D) float32: 0 or 1 / (1 - p).
 
         None: the backend does not tell, and its self-check runs without dropout.

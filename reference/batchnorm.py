@@ -61,7 +61,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
             valid: (N,) bool, True at real rows; None: all are. The other rows' values have no effect.
 
         Returns:
-            (N, D), float32 (float64 if x is), zero at rows that are not real before scale and shift are applied.
+            (N, D), float32 (float64 if x is); rows that are not real are undefined.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if valid is not None:

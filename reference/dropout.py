@@ -1,4 +1,4 @@
-"""Dropout whose draws kernels can repeat by counting."""
+"""Dropout whose mask kernels can draw again, from a counter-based generator."""
 
 from torch import nn
 

@@ -6,8 +6,10 @@ Activations inside the encoder are rows, (N, D). A `Layout` maps each row to a w
 - packed: one row for every real point only, window after window, so that padding costs nothing. N is rounded up to a
   capacity, so that shapes repeat; the rows beyond the real points are filler, which takes no part in any result.
 
+A row is *real* if it holds a point. The others are padding (padded layout) or filler (packed layout).
+
 In both, a window's real points are its first positions. `enter` brings a mask with holes, or with padding on the left,
-to that form, and `leave` undoes it: the place of the padding never matters.
+to that form, and `leave` undoes it, so that padding may stand anywhere in the caller's windows.
 """
 
 from dataclasses import dataclass, field, replace
@@ -75,7 +77,7 @@ class Layout:
 
     Attributes:
         batch: B, the number of windows.
-        length: T, the positions a window has room for.
+        length: T, the number of positions in a window.
         lengths: (B,) int64, the real points of each window, on the activations' device.
         rows: N, the number of rows.
         index: (n,) int64, packed only: the flat position b*T + t of each real row. None: row r is position r.
@@ -163,10 +165,10 @@ class Layout:
         return replace(layout, source=host.flatten().nonzero().squeeze(1).to(mask.device))
 
     def seed(self) -> Tensor:
-        """This batch's seed of dropout, (1,) int64 on the device, for backends that draw by counting.
+        """The batch's dropout seed, (1,) int64 on the device, for backends that draw by counting.
 
-        The first call draws it from torch's generator of the device. It is kept, so that a block that backward runs
-        again drops the same numbers again.
+        The first call draws it from torch's generator of the device, which pretraining seeds at every step. It is kept,
+        so that a block that backward runs again drops the same numbers again.
         """
         if "seed" not in self.scratch:
             self.scratch["seed"] = torch.randint(2**62, (1,), device=self.lengths.device)

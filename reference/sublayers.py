@@ -1,8 +1,9 @@
 """AstroCo's pieces, in the paper's order: input embedding, attention, convolution, feed-forward, layer mix.
 
 Each is a module that holds the parameters and computes its piece in plain PyTorch. Shapes: B windows of T positions,
-width D, H heads, K taps; activations are rows (N, D) that a `Layout` maps to windows. After a sublayer the values of
-rows that are not real points are undefined; no sublayer lets them reach a real point.
+width D, H heads, K taps; activations are rows (N, D) that a `Layout` maps to windows. After a sublayer
+the values of rows that are not real points are undefined (fused backends write zeros); no sublayer lets them reach a
+real point.
 """
 
 from collections.abc import Iterable
@@ -80,7 +81,7 @@ class InputEmbed(nn.Module):
 class Attention(nn.Module):
     """Sublayer a: LayerNorm(x + Dropout(multi-head self-attention of x)).
 
-    Padded keys take no part; hidden points do.
+    No point attends to padding; hidden points are attended to.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

@@ -16,17 +16,17 @@ class Fake(Backend):
     """A backend that runs the functions given, by op.
 
     Args:
-        refusal, dropout_scale: in place of the methods of that name.
+        refusal, dropout_mask: in place of the methods of that name.
     """
 
     def __init__(
-        self, name: str, refusal: Call | None = None, dropout_scale: Call | None = None, **functions: Call
+        self, name: str, refusal: Call | None = None, dropout_mask: Call | None = None, **functions: Call
     ) -> None:
         self.name, self.ops, self._functions = name, tuple(functions), functions
         if refusal is not None:
             self.refusal = refusal  # type: ignore[method-assign]
-        if dropout_scale is not None:
-            self.dropout_scale = dropout_scale  # type: ignore[method-assign]
+        if dropout_mask is not None:
+            self.dropout_mask = dropout_mask  # type: ignore[method-assign]
 
     def function(self, op: str) -> Call:
         return self._functions[op]

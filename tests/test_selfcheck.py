@@ -146,7 +146,7 @@ def test_a_mode_that_is_not_supported_is_not_checked(fresh_selfcheck: Path, monk
 def test_dropout_is_checked_by_the_draws_that_a_backend_tells(
     fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dropout_scale(layout: af.Layout, salt: int, p: float, width: int) -> Tensor:
+    def dropout_mask(layout: af.Layout, salt: int, p: float, width: int) -> Tensor:
         generator = torch.Generator().manual_seed(salt)
         return (torch.rand(layout.rows, width, generator=generator) >= p) / (1 - p)
 
@@ -158,7 +158,7 @@ def test_dropout_is_checked_by_the_draws_that_a_backend_tells(
         if not module.training:
             return sound("feed_forward")(module, x, layout)
         given = Given()
-        given.scale = dropout_scale(layout, module.dropout.salt if salt is None else salt, module.dropout.p, x.shape[1])
+        given.scale = dropout_mask(layout, module.dropout.salt if salt is None else salt, module.dropout.p, x.shape[1])
         dropout, module.dropout = module.dropout, given
         try:
             return sound("feed_forward")(module, x, layout)
@@ -166,9 +166,9 @@ def test_dropout_is_checked_by_the_draws_that_a_backend_tells(
             module.dropout = dropout
 
     where = (("width", 8), ("expansion", 2))
-    use(monkeypatch, feed_forward=feed_forward, dropout_scale=dropout_scale)
+    use(monkeypatch, feed_forward=feed_forward, dropout_mask=dropout_mask)
     assert selfcheck.rerun(ops.BACKENDS["fused"], "feed_forward", CPU, F32, where) is None
-    use(monkeypatch, feed_forward=lambda *a: feed_forward(*a, salt=99), dropout_scale=dropout_scale)
+    use(monkeypatch, feed_forward=lambda *a: feed_forward(*a, salt=99), dropout_mask=dropout_mask)
     reason = selfcheck.rerun(ops.BACKENDS["fused"], "feed_forward", CPU, F32, where)
     assert reason is not None
     assert "in training" in reason

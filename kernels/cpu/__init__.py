@@ -34,7 +34,7 @@ class Cpu(Backend):
         plan = native.library().plan
         return plan.version, plan.isa.name, f"library {plan.key}"
 
-    def dropout_scale(self, layout: Layout, salt: int, p: float, width: int) -> Tensor:
+    def dropout_mask(self, layout: Layout, salt: int, p: float, width: int) -> Tensor:
         from astroco_fast.kernels.cpu.dropout import cpu_dropout_mask
 
         return cpu_dropout_mask(layout.seed(), salt, p, layout.rows, width)

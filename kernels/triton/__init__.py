@@ -49,7 +49,7 @@ class Triton(Backend):
 
         return f"triton {triton.__version__}", f"keep {int(KEEP)}"
 
-    def dropout_scale(self, layout: Layout, salt: int, p: float, width: int) -> Tensor:
+    def dropout_mask(self, layout: Layout, salt: int, p: float, width: int) -> Tensor:
         from astroco_fast.kernels.triton.dropout import dropout_mask
 
         return dropout_mask(layout.seed(), salt, p, layout.rows, width)

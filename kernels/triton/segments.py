@@ -15,7 +15,8 @@ class Segments(NamedTuple):
         first: (N,) int32, the first row of the row's window.
         end: (N,) int32, the row after the last real one of the row's window; 0 at rows that are not real points.
         offsets: (S + 1,) int32, the first row of each run of rows, and N. A run is a window's real rows, or the rows
-            between two windows: these attend to one another only, so that attention leaves no row undefined.
+            between two windows. Rows attend within their run only; rows that are not real have runs too, so that
+            attention's output is defined in every row.
         longest: an upper bound of a run's length.
         start: (B,) int32, the first row of each window.
         lengths: (B,) int32, the real points of each window.

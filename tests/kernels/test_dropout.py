@@ -17,7 +17,7 @@ def scale_of(backend: str, seed: int, salt: int, p: float = 0.5, width: int = WI
     device = DEVICE if backend == "triton" else torch.device("cpu")
     layout = Layout.padded(torch.tensor([ROWS], device=device), ROWS)
     layout.scratch["seed"] = torch.tensor([seed], device=device)
-    return ops.BACKENDS[backend].dropout_scale(layout, salt, p, width)
+    return ops.BACKENDS[backend].dropout_mask(layout, salt, p, width)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

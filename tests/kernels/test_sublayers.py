@@ -39,7 +39,7 @@ def check(op: str, case: Case, fused: str, device: torch.device) -> None:
     real = harness.real_rows(layout)[:, None]
     plain_module = copy.deepcopy(module)
     if case.mode == "training":
-        plain_module.dropout = GivenDropout(ops.BACKENDS[fused].dropout_scale(layout, SALT, P, case.width))
+        plain_module.dropout = GivenDropout(ops.BACKENDS[fused].dropout_mask(layout, SALT, P, case.width))
 
     x = torch.randn(layout.rows, case.width, device=device)
     up = torch.randn_like(x)

@@ -48,6 +48,7 @@ def test_parameter_counts_of_the_paper(overrides: dict[str, Any], millions: floa
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("ablation", [{}, {"convolution": False}, {"gate": False}, {"mix": False}])
 def test_padding_never_leaks(train: bool, ablation: dict[str, Any]) -> None:
+    # The windows are padded with NaN; 40 further positions hold huge numbers, and hidden points.
     lengths = [33, 7, 1, 0]
     snug, roomy = make_windows(lengths, 33), make_windows(lengths, 33)
     pad = [torch.nn.functional.pad(x, (0, 40), value=v) for x, v in zip(roomy[:5], [1e30, 1e30, -1, 0, 1], strict=True)]
@@ -80,7 +81,7 @@ def test_padded_and_packed_layouts_are_equal(train: bool) -> None:
             torch.testing.assert_close(other[name], grad, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_an_all_padded_row_gives_zeros() -> None:
+def test_a_window_without_points_gives_zeros() -> None:
     out = run(model(), make_windows([0, 4, 0], 6))
     for value in out:
         assert value.isfinite().all()
