@@ -44,7 +44,10 @@ def _mask_outputs(seed: Tensor, salt: int, p: float, rows: int, width: int) -> T
 
 @kernel_op(_mask_outputs)
 def dropout_mask(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
-    """The factors of dropout, 0 or 1 / (1 - p), (rows, width) float32. The ops never store them: only tests and the self-check call this."""
+    """The factors of dropout, 0 or 1 / (1 - p), (rows, width) float32.
+
+    The ops never store them: only tests and the self-check call this.
+    """
     mask = _mask_outputs(seed, salt, p, rows, width)
     config = Config({"BLOCK_R": 16, "BLOCK_C": 64})
     launch(_mask_kernel, (cdiv(rows, 16),), seed, salt, p, mask, rows, D=width, config=config)

@@ -2,9 +2,10 @@
 
 q, k and v are views of one projection's output, (N, 3, H, d), d the head size padded to a multiple of 8 with zeros (69
 to 72: 4 heads then fill 288 = pitch(276)). Runs of rows of any length follow one another and every row is in one, so
-there is no mask and nothing is undefined. Rows that are not real have runs of their own, which no real row sees. Scores are never in memory: forward reads 3 H d and
-writes H d a row. FlashAttention takes half precision on GPUs that have bfloat16 matrix units; float32, older GPUs and
-runs too long for it (see below) take the memory-efficient kernels; neither falls back to written-out scores.
+there is no mask and nothing is undefined. Rows that are not real have runs of their own, which no real row sees. Scores
+are never in memory: forward reads 3 H d and writes H d a row. FlashAttention takes half precision on GPUs that have
+bfloat16 matrix units; float32, older GPUs and runs too long for it (see below) take the memory-efficient kernels;
+neither falls back to written-out scores.
 
 Backward gives the three gradients as tensors of their own, and PyTorch has no way to hand it one buffer.
 `stack_gradients` joins them, so that the projection's gradients are two products instead of six, and takes the bias's
