@@ -145,7 +145,8 @@ def newer(content: bytes) -> bytes:
     return json.dumps({**json.loads(content), "schema_version": 99}).encode()
 
 
-# The input's name, what makes it, and what the line must hold besides the name.
+# (name, make, words): the input's file name, whose suffix decides how it is read; the function that makes it, given the
+# input's path and the folder `good` (None: the input is missing); and what the error must say besides the input's path.
 INPUTS: list[tuple[str, Make | None, str]] = [
     ("missing.csv", None, "no such file"),
     ("missing/*.csv", None, "no file matches"),

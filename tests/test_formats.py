@@ -98,7 +98,9 @@ def old_records(batch: CurveBatch, path: Path) -> None:
         write_records(path / name / "chunk_0.record", [old_style(batch, row, classes) for row in rows])
 
 
-FORMATS: dict[str, Callable[[CurveBatch, Path], None]] = {
+# The name of a file or folder, whose suffix decides how it is read, and the function `(batch, path)` that writes it.
+# What is read back must equal the batch bit for bit, except for what `held_by` says that a format cannot hold.
+WRITERS: dict[str, Callable[[CurveBatch, Path], None]] = {
     "nested.parquet": nested,
     "long.csv": long_csv,
     "long.csv.gz": long_csv,
@@ -145,10 +147,10 @@ def trained(survey: CurveBatch, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(folder / "astromer", folder / "run")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_every_format_holds_the_same_light_curves(name: str, survey: CurveBatch, trained: Path, tmp_path: Path) -> None:
     source, expected = tmp_path / name, trained / "store"
-    FORMATS[name](survey, source)
+    WRITERS[name](survey, source)
     held = held_by(name, survey)
     if held is not survey:
         expected = tmp_path / "expected"
@@ -179,7 +181,7 @@ def train_and_embed(source: Path, folder: Path, *flags: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", ["tfrecord", "old tfrecord"])
 def test_records_train_a_model(name: str, survey: CurveBatch, tmp_path: Path) -> None:
-    FORMATS[name](survey, tmp_path / name)
+    WRITERS[name](survey, tmp_path / name)
     found = train_and_embed(tmp_path / name, tmp_path)
     assert sorted(found["label"]) == sorted(survey.label)
 
@@ -205,7 +207,7 @@ def test_real_stars_in_other_formats(name: str, tmp_path: Path) -> None:
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         **{role: np.concatenate(frame[name]) for role, name in (("time", "mjd"), ("mag", "mag"), ("err", "err"))},
     )
-    FORMATS[name](batch, tmp_path / name)
+    WRITERS[name](batch, tmp_path / name)
     found = train_and_embed(tmp_path / name, tmp_path)
     assert sorted(found["label"]) == sorted(frame["label"])
     assert found["n_points"].sum() == lengths.sum()

@@ -10,7 +10,7 @@ Data pass through these modules from top to bottom; none hands them back to an e
     metadata      labels, bands and splits by star, from tables of their own
     points      rows that are points -> light curves, by (id, band), through files on disk if need be
     sources     anything a user may give -> `CurveBatch`es (curves), by `open_source`
-    seen        no light curve and no label twice
+    seen        the check that no light curve occurs twice and no star has two labels
     clean       drop what is not a measurement, and count it by reason
 
     writer      clean curves -> a store on disk, in steps that survive a kill

@@ -22,7 +22,7 @@ class MemoryTable(Table):
 
     Args:
         table: the Arrow table.
-        name: for messages.
+        name: the input's name in error messages.
         star: the id of its only star, if it needs no id column.
     """
 

@@ -23,22 +23,21 @@ from astroco_fast.data.objects import object_table
 from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, Complete, read_rows
 from astroco_fast.data.store import Store
-from astroco_fast.data.tables import SUFFIXES, TFRecordTable, format_of, is_simulated, open_table
+from astroco_fast.data.tables import SUFFIXES, format_of, is_simulated, open_table
 from astroco_fast.errors import UserError
 
-# Rows of a table with a point a row, arrays, and points of a table with a light curve a row that are read at a time; of
-# the last, 16 bytes each are in memory, some copies of them, and the file's own decoding.
-_READ_ROWS = 250_000
-_ARRAYS_A_BATCH = 2048
+_READ_ROWS = 250_000  # rows read at a time from a table with a point a row
+_ARRAYS_A_BATCH = 2048  # arrays of a list that make one batch
+# Points in a batch of a table with a light curve a row. Each takes 16 bytes, times a few for copies and decoding.
 BATCH_POINTS = 500_000
-_MOST_ROWS = 16_384
+_MOST_ROWS = 16_384  # rows of such a batch, however short the light curves are
 
 
 class Source(Protocol):
     """Light curves that can be read from the start, in batches that are the same each time.
 
     Attributes:
-        name: for messages.
+        name: the input's name in error messages.
         identity: plain data that says which input this is, so that an interrupted conversion is resumed with the same
             input only; None: unknown.
         notes: what the user should know of the input.
@@ -127,9 +126,8 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         files = [p for p, skip in zip(found, hidden, strict=True) if not skip]
         if not files:
             raise UserError(f"{path}: no table in this folder; light curves are read from {', '.join(SUFFIXES)}")
-        # Beside its records, Astromer's code keeps tables about them.
-        records = [p for p in files if format_of(p) is TFRecordTable]
-        return [(p, root) for p in records or files]
+        hiding = [p for p in files if (kind := format_of(p)) and kind.hides_other_tables]
+        return [(p, root) for p in hiding or files]
     if not path.exists() and glob.has_magic(str(path)):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         if not matches:
@@ -167,7 +165,7 @@ class TableSource:
     Args:
         tables: the tables, and what their columns are.
         band: read only this band.
-        name: for messages.
+        name: the input's name in error messages.
         identity: which input this is.
         complete: fills in bands and labels that the tables lack.
 
@@ -219,18 +217,22 @@ class TableSource:
             table = mapped.table
             per_row = max(table.points_per_row(mapped.fields["time"].column), 1.0)
             n_rows = int(min(max(BATCH_POINTS / per_row, 1), _MOST_ROWS))
+            # If only reading the table tells how many pieces it has, its pieces are read and counted off `skip`.
             pieces = table.pieces(n_rows)
-            if pieces is not None and skip >= pieces:
-                skip -= pieces
+            jump = 0 if pieces is None else min(skip, pieces)
+            skip -= jump
+            if jump == pieces:
                 continue
             simulated = is_simulated(table)
-            for first_row, batch in table.batches(mapped.columns, n_rows, skip):
+            for first_row, batch in table.batches(mapped.columns, n_rows, jump):
+                if skip:
+                    skip -= 1
+                    continue
                 rows = read_rows(batch, first_row, mapped, wanted, self._complete)
                 if rows.lengths is None:
                     yield group_points(pa.Table.from_batches([rows.points()]), table.name, simulated)
                 else:
                     yield rows.curves(table.name, simulated)
-            skip = 0
         if read_all:
             wanted.check(self.name)
 
@@ -259,7 +261,7 @@ class BatchSource:
     Args:
         start: gives the batches from the start.
         band: read only this band.
-        name: for messages.
+        name: the input's name in error messages.
         identity: which input this is.
     """
 

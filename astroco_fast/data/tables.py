@@ -1,8 +1,8 @@
 """Tables of light curves in files, read as streams of Arrow record batches in bounded memory.
 
-To read another kind of file: write a subclass of `Table` (here, or in a module of its own that this one imports), add
-its suffixes to `FORMATS`, and add a writer of such files to `FORMATS` in tests/test_formats.py, which tries the whole
-way from the file to embeddings. Nothing else in the package knows what kinds of files there are.
+To read another kind of file: write a subclass of `FileTable` (here, or in a module of its own that this one imports),
+add its suffixes to `FORMATS`, and add a writer of such files to `WRITERS` in tests/test_formats.py, which tries the
+whole way from the file to embeddings. No other code in the package knows what kinds of files there are.
 
 A table may have one row a point (columns of numbers) or one row a light curve (columns of lists); which columns hold
 the times, magnitudes and so on is found later, by their names (`columns`).
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +28,9 @@ import pyarrow.parquet
 from astroco_fast.data import tfrecord
 from astroco_fast.errors import MissingExtraError, UserError
 
-# Text is decoded in blocks of this many bytes, Parquet columns are read in pieces of this many.
-_CSV_BLOCK = 8 << 20
-_PARQUET_BUFFER = 1 << 20
-_BYTES_PER_CSV_ROW = 30
+_CSV_BLOCK = 8 << 20  # bytes of a CSV file that are decoded at a time
+_PARQUET_BUFFER = 1 << 20  # bytes of a Parquet column that are read at a time
+_BYTES_PER_CSV_ROW = 30  # a guess, from which the number of rows is estimated
 
 # Astropy warns of a damaged table, or raises errors of many kinds.
 _FITS_DAMAGE = "File may have been truncated|Error validating header"
@@ -64,7 +63,7 @@ class Table(ABC):
     """A table that is read in pieces.
 
     Attributes:
-        name: for messages.
+        name: the input's name in error messages.
         schema: the Arrow schema of all columns. The types of a text file's columns are guesses.
         rows: the number of rows, or an estimate of it.
         star: the id of the only star, for a table that needs no id column; None: an id column is needed.
@@ -92,7 +91,7 @@ class Table(ABC):
         """
 
     def pieces(self, rows: int) -> int | None:
-        """How many pieces `batches` yields; None where only reading the table tells."""
+        """The number of pieces that `batches` yields; None if only reading the table tells."""
         return -(-self.rows // rows)
 
     def points_per_row(self, column: str) -> float:
@@ -120,12 +119,32 @@ class Table(ABC):
         return named
 
 
-class ParquetTable(Table):
-    """A Parquet file. Only the columns asked for are read, a part of a row group at a time."""
+class FileTable(Table):
+    """A table in a file.
+
+    Args:
+        path: the file.
+        root: the folder that the user named, in which the file was found; the file's own folder if the user named the
+            file.
+
+    Attributes:
+        may_be_empty: whether a file of no bytes is a table without rows, rather than an error.
+        hides_other_tables: whether other kinds of tables in the same folder are ignored.
+    """
+
+    may_be_empty = False
+    hides_other_tables = False
 
     def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
         self._path = path
+
+
+class ParquetTable(FileTable):
+    """A Parquet file. Only the columns asked for are read, a part of a row group at a time."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        super().__init__(path, root)
         # The file is opened again for reading: a catalogue may have more files than a process can hold open.
         with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
             self.schema = file.schema_arrow
@@ -165,15 +184,14 @@ class ParquetTable(Table):
             yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=list(names))
 
 
-class CsvTable(Table):
+class CsvTable(FileTable):
     """A comma- or tab-separated file, plain or gzipped, with one header line.
 
     Every column is read as text, so that a value that is not a number can be named by its row.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path, root)
         self._delimiter = "\t" if ".tsv" in path.name.lower() else ","
         with _readable(self.name):
             self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
@@ -202,7 +220,7 @@ class CsvTable(Table):
         )
 
 
-class FitsTable(Table):
+class FitsTable(FileTable):
     """The first table of a FITS file. A column may hold one number, text, or an array a row.
 
     Raises:
@@ -215,7 +233,7 @@ class FitsTable(Table):
             from astropy.io import fits
         except ImportError as error:
             raise MissingExtraError("astropy", "fits", f"reading {path}") from error
-        self.name = str(path)
+        super().__init__(path, root)
         with _readable(self.name, Exception), warnings.catch_warnings():
             warnings.filterwarnings("error", message=_FITS_DAMAGE)
             # The file stays open: rows are mapped into memory and read when they are needed.
@@ -245,7 +263,7 @@ class FitsTable(Table):
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
-class TFRecordTable(Table):
+class TFRecordTable(FileTable):
     """A TFRecord file as Astromer's code writes it: one record, which is one row, a light curve.
 
     The columns are the records' names: text for what a record says of the star, lists of float32 for its points. The
@@ -254,9 +272,11 @@ class TFRecordTable(Table):
     Where a label is only a number, it is replaced by the name of the class's folder, in which the file then lies.
     """
 
+    may_be_empty = True  # a file without records
+    hides_other_tables = True  # Astromer's code keeps tables about the records beside them
+
     def __init__(self, path: Path, root: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path, root)
         is_class = path.parent != root and path.parent.name.lower() not in PART_NAMES
         self._folder = path.parent.name if is_class else None
         context, lists = next(tfrecord.read(path), ({"id": ""}, dict.fromkeys(tfrecord.POINTS)))
@@ -311,9 +331,8 @@ PART_NAMES = {
     "test": "test",
 }
 
-# Suffixes, in lower case, and the class that reads such a file. It is called with the file's path and the folder that
-# the user named (the file's own folder, if they named the file).
-FORMATS: dict[tuple[str, ...], Callable[[Path, Path], Table]] = {
+# Suffixes, in lower case, and the class that reads such files.
+FORMATS: dict[tuple[str, ...], type[FileTable]] = {
     (".csv", ".csv.gz", ".tsv", ".tsv.gz"): CsvTable,
     (".parquet", ".pq"): ParquetTable,
     (".fits", ".fit", ".fits.gz"): FitsTable,
@@ -322,12 +341,12 @@ FORMATS: dict[tuple[str, ...], Callable[[Path, Path], Table]] = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS for suffix in suffixes)
 
 
-def open_table(path: Path, root: Path | None = None) -> Table:
+def open_table(path: Path, root: Path | None = None) -> FileTable:
     """Open a file by its suffix.
 
     Args:
         path: the file.
-        root: the folder that the user named, where the file was found in one.
+        root: the folder that the user named, in which the file was found; None if the user named the file.
 
     Raises:
         UserError: the file is missing, empty, unreadable, or of an unknown kind.
@@ -337,13 +356,13 @@ def open_table(path: Path, root: Path | None = None) -> Table:
     kind = format_of(path)
     if kind is None:
         raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0 and kind is not TFRecordTable:  # which may have no record
+    if path.stat().st_size == 0 and not kind.may_be_empty:
         raise UserError(f"{path}: the file is empty")
     return kind(path, root or path.parent)
 
 
-def format_of(path: Path) -> Callable[[Path, Path], Table] | None:
-    """The class that reads a file of this name, or None."""
+def format_of(path: Path) -> type[FileTable] | None:
+    """The class that reads files of this name; None if their kind is unknown."""
     name = path.name.lower()
     return next((kind for suffixes, kind in FORMATS.items() if name.endswith(suffixes)), None)
 

@@ -78,8 +78,11 @@ def test_nested_parquet(batch, tmp_path, group_rows):
     assert_same_curves(read_curves(path), [batch])
 
 
-def test_nested_batches_can_be_skipped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number_is_known", [True, False])
+def test_nested_batches_can_be_skipped(number_is_known, tmp_path, monkeypatch):
     monkeypatch.setattr("astroco_fast.data.sources.BATCH_POINTS", 60)
+    if not number_is_known:
+        monkeypatch.setattr("astroco_fast.data.tables.ParquetTable.pieces", lambda table, rows: None)
     paths = []
     for i in range(3):
         batch = make_batch(11, first=100 * i)
