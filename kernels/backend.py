@@ -1,8 +1,8 @@
-"""Backends: who has which op, where it can run, and what a verdict about it depends on.
+"""Backends: the ops that each has, where they can run, and the versions that a verdict about them depends on.
 
-A backend is one object. Its ops are functions of modules in its package that bear the op's name: `attention` of the
-backend in `kernels/cpu` is the function `attention` of `kernels/cpu/attention.py`, with the arguments of the function
-of that name in `astroco_fast.ops`. A fused backend gives zeros for rows that are not real points.
+A backend is one object. Its ops are functions named after the op, each in a module of the same name: `attention` of
+the backend in `kernels/cpu` is the function `attention` of `kernels/cpu/attention.py`, with the arguments of the
+function of that name in `astroco_fast.ops`. A fused backend returns zeros for rows that are not real points.
 """
 
 import importlib
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_while_tracing(function: F) -> F:
-    """Decorate a function that torch.compile calls while it traces the caller; the result is a constant of the graph.
+    """Have torch.compile call the decorated function while it traces, and make the result a constant of the graph.
 
     `torch.compiler.assume_constant_result` sets the same mark, but first imports torch._dynamo, which costs an import
     of this package more time and memory than all of its other modules together.
@@ -36,8 +36,8 @@ class Backend:
     """One way to run the ops.
 
     Attributes:
-        name: what users call it, as in `ASTROCO_BACKEND`.
-        package: where its ops' modules are.
+        name: the backend's name, as in `ASTROCO_BACKEND`.
+        package: the package of its ops' modules.
         ops: those of `OPS` that it has.
     """
 
@@ -50,21 +50,21 @@ class Backend:
     def unsupported(
         self, op: str, device: torch.device, dtype: torch.dtype, training: bool, module: nn.Module | None = None
     ) -> str | None:
-        """Why the op cannot run here, in a few words for the user; None: it can.
+        """The reason why the op cannot run here, in a few words for the user; None: it can.
 
         Args:
             op: a name from `OPS`.
-            device: of the op's tensors.
-            dtype: the one computed in: the tensors' own, or autocast's.
+            device: the device of the op's tensors.
+            dtype: the dtype of the computation: the tensors' own, or autocast's.
             training: whether the op's module is in training mode.
-            module: the op's; None: any module that `astroco_fast` makes.
+            module: the op's module; None: any module that `astroco_fast` builds.
         """
         return self.refusal(op, device, dtype, training, module) if op in self.ops else f"no kernels for {op}"
 
     def refusal(
         self, op: str, device: torch.device, dtype: torch.dtype, training: bool, module: nn.Module | None
     ) -> str | None:
-        """What `unsupported` says of an op that the backend has. A backend with limits overrides it."""
+        """The answer of `unsupported` for an op that the backend has. A backend with limits overrides this."""
         return None
 
     def function(self, op: str) -> Callable[..., Any]:
@@ -78,28 +78,28 @@ class Backend:
             self._functions = {op: getattr(importlib.import_module(f"{self.package}.{op}"), op) for op in self.ops}
 
     def versions(self) -> tuple[str, ...]:
-        """Names and versions of what makes the kernels (compilers, switches): the self-check's verdicts hold for these.
+        """The compilers (with versions) and switches that the kernels, and so the self-check's verdicts, depend on.
 
         Raises:
-            RuntimeError: the kernels cannot be made here.
+            RuntimeError: the kernels cannot be compiled here.
         """
         return ()
 
     def folder(self) -> Path | None:
-        """Where its sources are, which the self-check's verdicts depend on too; None: nowhere on disk."""
+        """The folder of its sources, on which the self-check's verdicts depend too; None: it is not on disk."""
         found = sys.modules[self.package].__file__
         return None if found is None else Path(found).parent
 
     def dropout_mask(self, layout: Layout, salt: int, p: float, width: int) -> Tensor | None:
-        """What this salt's dropout multiplies this batch's rows by, (N, D) float32: 0 or 1 / (1 - p).
+        """The factors by which this salt's dropout multiplies the batch's rows, (N, D) float32: 0 or 1 / (1 - p).
 
-        None: the backend does not tell, and its self-check runs without dropout.
+        None: the backend does not expose them, and its self-check runs without dropout.
         """
         return None
 
 
 class Reference(Backend):
-    """Plain PyTorch, on any device and in any dtype: an op is its module, called."""
+    """Plain PyTorch, on any device and in any dtype: an op calls its module."""
 
     name = "reference"
     package = "astroco_fast.reference"

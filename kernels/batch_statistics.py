@@ -1,8 +1,8 @@
 """BatchNorm's statistics between the kernels of a convolution, for every backend.
 
 The statistics of a part of a batch (a tile of rows, a window, a rank) are (3, P) float32: the mean, the part of the
-mean that float32 lost, and the sum of squared deviations. A backend's `merge` joins parts and gives (4, P): these three
-and 1 / standard deviation.
+mean that float32 lost, and the sum of squared deviations. A backend's `merge` joins parts and returns (4, P): these
+three and 1 / standard deviation.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import pitch
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d, statistics_frozen
 
-# Takes (count, partial, running_mean, running_var, batches, momentum, eps); gives the number of rows (1,) and the
+# Takes (count, partial, running_mean, running_var, batches, momentum, eps); returns the number of rows (1,) and the
 # statistics (4, P).
 Merge = Callable[..., tuple[Tensor, Tensor]]
 
@@ -25,9 +25,9 @@ class Norm(NamedTuple):
     """BatchNorm's state for one forward pass, besides its weight and bias.
 
     Attributes:
-        running_mean, running_var, batches: buffers to update; None: the pass updates none.
+        running_mean, running_var, batches: the buffers to update; None: the pass updates no buffers.
         momentum, eps: BatchNorm's.
-        group: the process group over which training statistics are synchronised; None: they are this process's.
+        group: the process group over which training statistics are synchronised; None: they are not synchronised.
         fixed: (4, P), the statistics in evaluation mode; None: they are computed from the batch.
     """
 
@@ -41,7 +41,7 @@ class Norm(NamedTuple):
 
 
 def norm_of(module: MaskedBatchNorm1d) -> Norm:
-    """The module's `Norm` for a pass that begins now."""
+    """The module's `Norm` in its present mode."""
     assert module.momentum is not None
     tracked = module.training and not statistics_frozen()
     running = (module.running_mean, module.running_var, module.num_batches_tracked) if tracked else (None, None, None)
@@ -50,7 +50,7 @@ def norm_of(module: MaskedBatchNorm1d) -> Norm:
 
 
 def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
-    """The running statistics as `merge` gives them, (4, P); the two parts that evaluation does not read are zero."""
+    """The running statistics as `merge` returns them, (4, P); the two rows that evaluation does not read are zero."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -66,13 +66,13 @@ def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
 
 
 def merged(merge: Merge, count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Join the statistics of a batch's parts, over all ranks of the group, and update the running ones.
+    """Join the statistics of a batch's parts, over all ranks of the group, and update the running statistics.
 
     Args:
-        merge: the backend's.
-        count: (parts,) float32, real rows of each.
-        partial: (parts, 3, P) float32.
-        norm: holds the running statistics.
+        merge: the backend's function that joins parts.
+        count: (parts,) float32, the number of real rows of each.
+        partial: (parts, 3, P) float32, their statistics.
+        norm: BatchNorm's state, with the running statistics.
 
     Returns:
         The number of rows (1,) and the statistics (4, P).

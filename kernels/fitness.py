@@ -1,6 +1,6 @@
 """Whether kernels can run a module: the conditions that all backends share.
 
-Kernels compute what the reference's modules compute, from the parameters of those. A subclass, or a part that was
+Kernels compute the same as the reference's modules, from these modules' parameters. A subclass, or a part that was
 replaced (as low-rank adapters do), may compute something else, and kernels call no hooks. They read as many numbers as
 width, heads, expansion and taps imply, so they would read past the end of a smaller tensor (pruned heads).
 """
@@ -23,7 +23,7 @@ _MODULES = {
     "mix_pool": LayerMix,
 }
 _PARTS = (nn.Linear, Dropout, LayerNorm, MaskedBatchNorm1d)
-_COUNT = "num_batches_tracked"  # a BatchNorm's, a scalar
+_COUNT = "num_batches_tracked"  # BatchNorm's, a scalar
 # Tensors of other types may be quantised, or one device's shard of a tensor.
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
@@ -43,9 +43,9 @@ class Limits(NamedTuple):
 
 
 def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> str | None:
-    """Why kernels with these limits cannot run this module on this type of device; None: they can.
+    """The reason why kernels with these limits cannot run this module on this type of device; None: they can.
 
-    It is asked at every call, because all of this may change between two calls without a trace. So it has to be quick.
+    Every call of an op checks this, because all of it may change unnoticed between two calls. So it has to be quick.
     """
     if op not in _MODULES:
         return None
@@ -73,7 +73,7 @@ def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> s
 
 
 def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
-    """Which of the limits a module exceeds, as a sentence; None: none of them."""
+    """The limit that a module exceeds, in words for the user; None: it exceeds none of them."""
     least, most = limits.widths
     if not least <= width <= most or width % 4:
         return f"width {width}: kernels take multiples of 4 from {least} to {most}"
@@ -92,7 +92,7 @@ def _beyond(module: nn.Module, width: int, limits: Limits) -> str | None:
 
 
 def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
-    """By part, its weight's shape at this width; its other tensors are vectors as long as that shape's first axis."""
+    """The shape of each part's weight at this width; a part's other tensors are as long as its weight's first axis."""
     vector, square = (width,), (width, width)
     if isinstance(module, FeedForward):
         weight = module._modules["w_val"]._parameters.get("weight")  # type: ignore[union-attr]
@@ -107,10 +107,12 @@ def _shapes(module: nn.Module, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _altered(part: nn.Module, place: torch.device, shape: tuple[int, ...] | None) -> str | None:
-    """Why kernels cannot run a part: it has hooks, which they would not call, or tensors that they cannot read.
+    """The reason why kernels cannot run a part (it has hooks, or tensors that they cannot read); None: they can.
 
     Args:
-        shape: that its weight should have; None: the part has no weight.
+        part: a submodule, or the module itself for the parameters that it owns.
+        place: the device on which its tensors should be.
+        shape: the shape that its weight should have; None: its shapes are not checked.
     """
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         return f"no kernels for a {type(part).__name__} with hooks"

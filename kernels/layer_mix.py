@@ -4,6 +4,6 @@ from torch import Tensor
 
 
 def logits_gradient(logits: Tensor, dots: Tensor) -> Tensor:
-    """Gradient of the logits, (L + 1,), from the products of each state with the mix's gradient, (B, L + 1) float64."""
+    """The gradient of the logits, (L + 1,), from each state's product with the mix's gradient, (B, L + 1) float64."""
     weights, sums = logits.double().softmax(0), dots.sum(0)
     return (weights * (sums - (weights * sums).sum())).to(logits.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 _LIBRARY = torch.library.Library("astroco_fast", "DEF")
-# Every kernel takes contiguous tensors, so Inductor must give it the strides that eager mode would.
+# Every kernel takes contiguous tensors, so Inductor must pass it the strides that eager mode would.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 # The Python function behind each op, by name. The dispatcher hands out only the op, and runs its fake where tensors
@@ -23,13 +23,13 @@ def kernel_op(
     The op's schema is inferred from the function's annotations (`torch.library.infer_schema`).
 
     Args:
-        allocate: allocates the outputs, and is the op's fake, which stands in where tensors have no data. It takes
-            those of the function's arguments that it needs, under the same names.
+        allocate: allocates the outputs. It is also the op's fake, which replaces it where tensors have no data. It
+            takes those of the function's arguments that it needs, under the same names.
         mutates: names of the arguments that the function writes to.
-        key: the dispatch key to register it under. "CPU": the dispatcher refuses tensors of other devices.
+        key: the dispatch key of the function. With "CPU" the dispatcher refuses tensors of other devices.
 
     Raises:
-        TypeError: the function has no argument of a name that `allocate` takes.
+        TypeError: `allocate` has an argument that the function does not have.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Parameters in the form that kernels read: cast to the compute dtype, zeros in the pitch, BatchNorm folded.
+"""Parameters in the form that kernels read: cast to the compute dtype, padded with zeros, with BatchNorm folded in.
 
 In inference they are prepared once and cached until a parameter changes.
 """
@@ -29,14 +29,14 @@ register_optimizer_step_post_hook(_count_step)
 def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
     """The result of `make()`, cached with `module` until one of `sources` changes.
 
-    A change shows as another tensor, version counter or address, or as an optimiser's step. Writing through `.data` or
-    by replaying a CUDA graph does not show: call `forget` after it. Nothing is cached while gradients of the sources
-    are wanted, because an optimiser is about to change them, nor while a graph is traced or captured, because the graph
-    must contain the casts.
+    A change is noticed by another tensor, version counter or address, or by an optimiser's step. Writing through
+    `.data` or by replaying a CUDA graph is not noticed: call `forget` after it. Nothing is cached while gradients of
+    the sources are wanted, because an optimiser is about to change them, nor while a graph is traced or captured,
+    because the graph must contain the casts.
 
     Args:
         module: the owner of the parameters.
-        form: identifies one of the module's prepared forms; contains the dtype.
+        form: a key for one of the module's prepared forms, which contains the dtype where the form depends on it.
         sources: the parameters and buffers that `make` reads.
         make: prepares them, without gradients.
     """
@@ -55,12 +55,12 @@ def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Call
 
 
 def _untraceable(source: Tensor) -> bool:
-    """Whether a change would not show: inference tensors have no version, and a captured graph keeps addresses."""
+    """Whether changes would go unnoticed: inference tensors have no version, and a captured graph keeps addresses."""
     return source.is_inference() or (source.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def forget() -> None:
-    """Drop every cached form, after parameters were written in a way that does not show (see `prepared`)."""
+    """Drop every cached form, after parameters were written in a way that is not noticed (see `prepared`)."""
     _cache.clear()
 
 

@@ -1,4 +1,4 @@
-"""The part of `masked_loss` that the backends share: which calls kernels take, and the autograd function."""
+"""The part of `masked_loss` that the backends share: the choice of the calls that kernels run, and autograd."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ class _SquaredError(torch.autograd.Function):
         d_prediction = d_target = None
         if ctx.needs_input_grad[0]:
             d_prediction = ctx.gradient(upstream, prediction, target, role)
-        if ctx.needs_input_grad[1]:  # the error's square is the same with the two exchanged
+        if ctx.needs_input_grad[1]:  # the squared error is symmetric in prediction and target
             d_target = ctx.gradient(upstream, target, prediction, role)
         return d_prediction, d_target, None, None, None
 
@@ -42,13 +42,14 @@ class _SquaredError(torch.autograd.Function):
 def squared_error(
     prediction: Tensor, target: Tensor, role: Tensor, forward: Callable[..., Any], backward: Callable[..., Any]
 ) -> tuple[Tensor, Tensor]:
-    """Sums of squared error and counts, (B, 3), of (B, T) tensors; see `reference.loss.masked_loss`.
+    """Sums of squared error and counts of points, (B, 3), of (B, T) tensors; see `reference.loss.masked_loss`.
 
     The reference runs float64 and shapes that have to be broadcast.
 
     Args:
-        forward: takes the three, contiguous, and gives sums and counts.
-        backward: takes the sums' gradient as well, first, and gives prediction's.
+        prediction, target, role: (B, T).
+        forward: computes sums and counts from contiguous prediction, target and role.
+        backward: computes the gradient of prediction from the gradient of the sums, prediction, target and role.
     """
     if prediction.dim() != 2 or not prediction.shape == target.shape == role.shape:
         return reference(prediction, target, role)

@@ -1,8 +1,8 @@
 """Shapes and strides of the tensors that kernels exchange.
 
-- *Rows*, between ops: (N, D) float32, contiguous. D = 276 has a row of 1104 bytes, a multiple of 16.
+- *Rows*, between ops: (N, D) float32, contiguous. At D = 276 a row has 1104 bytes, a multiple of 16.
 - *Half rows*, inside ops: (N, P) in the compute dtype, contiguous, P = `pitch(D)`; the columns from D on are zero. So
-  every row starts at a multiple of 16 bytes and loads stay 16 bytes wide: at a pitch of 276 a bfloat16 row would start
+  every row starts at a multiple of 16 bytes and loads stay 16 bytes wide: with 276 columns, a bfloat16 row would start
   at a multiple of 8 only.
 
 Rows that are not real points are zero in every output.
@@ -11,13 +11,13 @@ Rows that are not real points are zero in every output.
 import torch
 from torch import Tensor, nn
 
-# 32 columns are 64 bytes of half precision: whole memory sectors or cache lines, and a depth that every tensor core
-# takes.
+# 32 columns are 64 bytes in half precision: whole memory sectors or cache lines, and a depth that every tensor core
+# supports.
 PITCH = 32
 
 
 def pitch(width: int) -> int:
-    """Columns of a half row that holds `width` channels."""
+    """The number of columns of a half row that holds `width` channels."""
     return -(-width // PITCH) * PITCH
 
 
@@ -40,7 +40,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """Rows as kernels take them, contiguous: sliced rows, and gradients expanded with stride 0, are copied."""
+    """x contiguous, as kernels take rows: sliced rows, and gradients expanded with stride 0, are copied."""
     return x.contiguous()
 
 

@@ -1,15 +1,16 @@
 """BatchNorm over a batch's real rows, followed by SiLU: s = SiLU(n), n = (c - mean) * rstd * scale + offset.
 
-Forward: the convolution leaves (count, mean, squared deviations) of every row tile; `batch_norm_merge` joins them by
-Chan's formula, as it joins those of several ranks, and updates the running statistics. A mean is kept in two numbers,
-rounded and the rest: where channels have large means, tiles would else differ by rounding more than by their data. Then
-`batch_norm_silu` reads c and writes s, 4 P bytes a row in half precision.
+Forward: the convolution writes (count, mean, squared deviations) of every row tile. `batch_norm_merge` joins them by
+Chan's formula, as it joins those of several ranks, and updates the running statistics. A mean is two numbers, the
+rounded mean and the rest, because the means of tiles would otherwise differ more by rounding than by their data where
+channels have large means. Then `batch_norm_silu` reads c and writes s, 4 P bytes a row in half precision.
 
-Backward needs two sums over all rows before it can give a single row: the first kernel reads c and ds, writes s again
-(for the next weight's gradient) and the sums of its rows, 6 P; the second reads c and ds again and writes dc, 6 P.
+Backward needs two sums over all rows before it can compute a single row. The first kernel reads c and ds and writes s
+again (for the next weight's gradient) and the sums of its rows, 6 P; the second reads c and ds again and writes dc,
+6 P.
 
-Tiling: each element is computed by itself, so a tile is any 4096 of them. The merge has little to read, (tiles, 3, P),
-and is all latency: a block has 8 channels, one memory sector, and hundreds of tiles at a time.
+Tiling: each element is computed by itself, so a tile is any 4096 of them. The merge reads little, (tiles, 3, P), and
+spends its time on latency, so a block has 8 channels, one memory sector, and hundreds of tiles at a time.
 """
 
 import torch
@@ -42,7 +43,7 @@ def _merge_kernel(
         part_rest = tl.load(at + P, mask=inside[:, None], other=0.0)
         part_squares = tl.load(at + 2 * P, mask=inside[:, None], other=0.0)
         many = tl.sum(part, 0)
-        # These tiles about their own mean first, then all of them against those before.
+        # These tiles are joined about their own mean first, and then to the tiles before them.
         here = tl.sum(part[:, None] * part_mean, 0) / tl.maximum(many, 1.0)
         apart = (part_mean - here[None, :]) + part_rest
         spread = tl.sum(part_squares + part[:, None] * apart * apart, 0)
@@ -82,7 +83,7 @@ def _tile(end, rows, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constex
 
 @triton.jit
 def _normal(c, statistics, scale, offset, row, real, column, D: tl.constexpr, P: tl.constexpr):
-    """c centred and scaled, zero at rows that are not real; n, that times scale plus offset; rstd; scale."""
+    """u = (c - mean) * rstd, zero at rows that are not real; n = u * scale + offset; rstd; scale."""
     value = tl.load(c + row[:, None] * P + column[None, :], mask=real[:, None], other=0.0).to(tl.float32)
     mean = tl.load(statistics + column)
     rstd = tl.load(statistics + 3 * P + column)
@@ -144,13 +145,13 @@ def _gradient_kernel(
 
 
 def _config(padded: int) -> Config:
-    # 4096 elements for 4 warps: 4 loads of 16 bytes a thread from each of the tensors, without spilling.
+    # 4096 elements for 4 warps are 4 loads of 16 bytes a thread from each tensor, without spilling.
     block = columns(padded)
     return Config({"BLOCK_R": 4096 // block, "BLOCK_C": block}, warps=4, stages=1)
 
 
 def _merge_config() -> Config:
-    # 16 tiles a thread, all their loads in flight at once: two rounds of them for 51,200 rows.
+    # 16 tiles a thread, with all their loads in flight at once; 51,200 rows take two such rounds.
     return Config({"BLOCK_T": 512, "BLOCK_C": 8}, warps=8, stages=1)
 
 
@@ -174,20 +175,22 @@ def batch_norm_merge(
     """Join the statistics of row tiles, or of ranks, and update the running ones.
 
     Args:
-        count: (tiles,) float32, real rows of each.
-        partial: (tiles, 3, P) float32: their mean, what rounding took from it, their sum of squared deviations.
-        running_mean, running_var: (D,) float32, BatchNorm's, updated in place, the variance unbiased; they stay if no
-            row is real. None: no update.
+        count: (tiles,) float32, the number of real rows of each.
+        partial: (tiles, 3, P) float32: their mean, the part of it that float32 lost, and their sum of squared
+            deviations.
+        running_mean, running_var: (D,) float32, BatchNorm's, updated in place with the mean and the unbiased variance,
+            unless no row is real. None: no update.
         batches: () int64, BatchNorm's count of batches, updated in place.
         momentum, eps: BatchNorm's.
 
     Returns:
-        The number of real rows (1,) and (4, P) float32: the same three of all rows, and 1/standard deviation.
+        The number of real rows (1,), and (4, P) float32: the same three statistics over all rows, and
+        1/standard deviation.
     """
     total, statistics = outputs = _merge_outputs(count, partial, running_mean, running_var, batches, momentum, eps)
     tiles, _, padded = partial.shape
     config = _merge_config()
-    # Prepared weights, into which the running statistics are folded, are made anew when this version changes.
+    # The running statistics are folded into prepared weights, which are prepared again when this version changes.
     torch.autograd.graph.increment_version([t for t in (running_mean, running_var, batches) if t is not None])
     launch(
         _merge_kernel, (padded // config.blocks["BLOCK_C"],), count, partial, running_mean, running_var, batches,
@@ -236,15 +239,15 @@ def _sums_outputs(
 def batch_norm_silu_sums(
     ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The first half of backward.
+    """The first half of backward: s again, and the gradients of scale and offset.
 
     Args:
         ds: (N, P) half rows, the gradient of s.
-        The others: as for `batch_norm_silu`.
+        c, statistics, scale, offset, end: as for `batch_norm_silu`.
 
     Returns:
-        s (N, P) half rows, again; partial sums (tiles, 2, D) float32 whose sum over tiles is the gradients of scale
-        and offset.
+        s, (N, P) half rows; partial sums (tiles, 2, D) float32, whose sum over tiles is the gradients of scale and
+        offset.
     """
     s, partial = outputs = _sums_outputs(ds, c, statistics, scale, offset, end)
     rows, padded = c.shape
@@ -267,13 +270,13 @@ def batch_norm_silu_gradient(
     ds: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, end: Tensor, count: Tensor, sums: Tensor,
     fixed: bool,
 ) -> Tensor:  # fmt: skip
-    """The second half of backward.
+    """The second half of backward: the gradient of c.
 
     Args:
-        count: (1,) float32, the real rows that the statistics are of, on all ranks.
-        sums: (2, D) float32, what `batch_norm_silu_sums` gives, summed over tiles and ranks.
-        fixed: the statistics don't depend on c, as in evaluation mode; count and sums are not read.
-        The others: as for `batch_norm_silu_sums`.
+        ds, c, statistics, scale, offset, end: as for `batch_norm_silu_sums`.
+        count: (1,) float32, the number of real rows on all ranks, over which the statistics were computed.
+        sums: (2, D) float32, the partial sums of `batch_norm_silu_sums`, summed over tiles and ranks.
+        fixed: whether the statistics are independent of c, as in evaluation mode; then count and sums are not read.
 
     Returns:
         The gradient of c, (N, P) half rows, zero at rows that are not real.

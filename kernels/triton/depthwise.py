@@ -1,16 +1,16 @@
 """The depthwise convolution over time: y[t] = sum_k w[k] x[t + k - K/2], within a window's real points.
 
-Four kernels on half rows (N, P), bytes a row in half precision:
-- inference, BatchNorm folded into taps and offset, then SiLU: reads u, writes s; 4 P.
-- training, with BatchNorm's statistics of what it writes: reads u, writes c; 4 P and 12 P for a tile's statistics.
-- gradient of the input, the same sum mirrored: reads dc, writes du; 4 P.
-- gradient of the taps: reads dc and u; 4 P.
+Four kernels work on half rows (N, P). Bytes a row in half precision:
+- Inference, with BatchNorm folded into taps and offset, then SiLU: reads u, writes s; 4 P.
+- Training, with BatchNorm's statistics of c: reads u, writes c; 4 P, and 12 P a tile for the statistics.
+- The gradient of the input, the same sum mirrored: reads dc, writes du; 4 P.
+- The gradient of the taps: reads dc and u; 4 P.
 
 Tiling: a block has a few whole memory sectors of channels and as many rows as its registers hold. The taps are (K, P),
-so that a tap of neighbouring channels is one 16-byte load, and the loop over them stays a loop: each tap reads the tile
-anew, shifted by a row, from the first-level cache. Unrolled, 32 taps spilled; Triton has no shifts between registers.
-The taps' gradient takes an accumulator a tap; a block has 8 of them and sweeps many row tiles, so that there are few
-partial sums. How many rows it sweeps is fixed, and so are the bits of the result, on any GPU.
+so that a tap of neighbouring channels is one 16-byte load. The loop over them is not unrolled, because 32 unrolled taps
+spill: each tap reads the tile again, shifted by a row, from the first-level cache, since Triton cannot shift a tile in
+registers. The taps' gradient needs an accumulator a tap; a block has 8 of them and sweeps many row tiles, so that there
+are few partial sums. It sweeps the same number of rows on every GPU, so every GPU adds them in the same order.
 """
 
 import triton
@@ -42,7 +42,7 @@ def _convolved(
 
 @triton.jit
 def _tile(first, end, rows, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The block's row tile, rows, channels, and the range of neighbours that count for each row: empty if not real."""
+    """The block's row tile, its rows and channels, and each row's range of neighbours (empty where it is not real)."""
     tile = (tl.program_id(0) // (P // BLOCK_C)).to(tl.int64)
     row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.program_id(0) % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -99,7 +99,7 @@ def _tap_gradient_kernel(
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, SWEEP_TILES: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # Taps fastest: the blocks that read the same rows run side by side.
+    # The taps are the grid's fastest index, so that the blocks that read the same rows run side by side.
     tap_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     k = tl.program_id(0) % tap_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     column = tl.program_id(0) // tap_blocks % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -125,15 +125,15 @@ def columns(padded: int, most: int = 64) -> int:
 
 
 def _config(rows: Tensor) -> Config:
-    # 4096 elements for 4 warps: 4 loads of 16 bytes in flight a thread, and 6 blocks' registers on a processor. Float32
-    # takes 8 warps for 4 such loads a thread: the 8 of 4 warps spill on sm_80 and sm_120.
+    # 4096 elements for 4 warps are 4 loads of 16 bytes in flight a thread, and 6 blocks' registers fit a
+    # multiprocessor. Float32 has 8 warps for 4 such loads a thread, since 4 warps' 8 loads spill on sm_80 and sm_120.
     block = columns(rows.shape[1])
     warps = 8 if rows.element_size() == 4 else 4
     return Config({"BLOCK_R": 4096 // block, "BLOCK_C": block}, warps, stages=1)
 
 
 def _tap_config(taps: int) -> Config:
-    # 8 taps of 32 rows of 32 channels: 64 sums a thread; more would leave no registers to load into.
+    # 8 taps of 32 rows of 32 channels are 64 sums a thread; more would leave no registers to load into.
     return Config({"BLOCK_K": min(8, triton.next_power_of_2(taps)), "BLOCK_R": 32, "BLOCK_C": 32}, warps=4, stages=1)
 
 
@@ -151,8 +151,8 @@ def depthwise_silu(u: Tensor, taps: Tensor, offset: Tensor, first: Tensor, end: 
 
     Args:
         u: (N, P) half rows.
-        taps: (K, P) float32, zero in the pitch, BatchNorm's scale folded in.
-        offset: (P,) float32, zero in the pitch, the rest of BatchNorm.
+        taps: (K, P) float32 with BatchNorm's scale folded in, zero in the pitch.
+        offset: (P,) float32, the rest of BatchNorm, zero in the pitch.
         first, end: (N,) int32, as in `Segments`.
 
     Returns:
@@ -174,13 +174,13 @@ def _statistics_outputs(u: Tensor, taps: Tensor, first: Tensor, end: Tensor) -> 
 
 @kernel_op(_statistics_outputs)
 def depthwise_statistics(u: Tensor, taps: Tensor, first: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """c = conv(u), and for each row tile the statistics over its real rows of c as it is stored, rounded.
+    """c = conv(u), and the statistics of c over each row tile's real rows, as rounded to the stored dtype.
 
-    Args: as for `depthwise_silu`, nothing folded into the taps.
+    Args: as for `depthwise_silu`, but with nothing folded into the taps.
 
     Returns:
-        c (N, P) half rows; real rows of each tile (tiles,) float32; (tiles, 3, P) float32: their mean, what rounding
-        took from it, and the sum of squared deviations.
+        c, (N, P) half rows; the number of real rows of each tile, (tiles,) float32; their statistics, (tiles, 3, P)
+        float32: the mean, the part of it that float32 lost, and the sum of squared deviations.
     """
     c, count, partial = outputs = _statistics_outputs(u, taps, first, end)
     rows, padded = u.shape
@@ -218,7 +218,7 @@ def depthwise_tap_gradient(dc: Tensor, u: Tensor, taps: Tensor, first: Tensor, e
 
     Args:
         dc, u: (N, P) half rows.
-        taps: (K, P) float32; only its shape counts.
+        taps: (K, P) float32; only its shape is used.
         first, end: (N,) int32, as in `Segments`.
         width: D.
     """

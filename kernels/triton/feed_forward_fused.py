@@ -1,15 +1,16 @@
-"""The feed-forward sublayer in inference, all in one kernel.
+"""The feed-forward sublayer in inference, in one kernel: y = LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))).
 
-y = LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))): reads x (N, D) and writes y (N, D), 8 D bytes a row. The
-hidden units, 16 D bytes a row if written and read once in half precision, never leave the multiprocessor.
+The kernel reads x (N, D) and writes y (N, D), 8 D bytes a row. The hidden units, 16 D bytes a row if written and read
+once in half precision, never leave the multiprocessor.
 
 Tiling: a block owns 64 whole rows, since LayerNorm needs them whole, and walks over the hidden units 32 at a time: two
-products with the rows of x that it holds, the gate, and a third product into accumulators that began as residual and
-bias. D = 276 takes two of each, 256 and 32 columns wide: one of 512 would leave half of the tensor cores' work unused.
+products with the rows of x that it holds, the gate, and a third product into accumulators that begin as residual and
+bias. At D = 276 rows and accumulators are in two parts, 256 and 32 columns wide, because one of 512 would leave half of
+the tensor cores' work unused.
 
 The price: every block reads all three matrices from the second-level cache, 1.5 MB for 64 rows of preset L, 1.2 GB for
-a batch of 51,200 rows. Memory traffic is next to nothing, but the cache's may be what this kernel waits for. No GPU has
-measured it, nor whether two kernels (`gated_linear`, `linear_residual_norm`) are the quicker ones.
+a batch of 51,200 rows. There is next to no memory traffic, but the kernel may wait for the cache. Neither that, nor
+whether the two kernels `gated_linear` and `linear_residual_norm` are faster, has been measured on a GPU.
 """
 
 import torch
@@ -57,7 +58,7 @@ def _kernel(
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, MAIN)
-    # The accumulators begin as residual and bias: to read x a second time, at the end, would spill.
+    # The accumulators begin as residual and bias, because reading x a second time, at the end, would spill.
     z = _rows(x, row, real, column, D)
     left = z.to(compute)
     z += tl.load(b_out + column, mask=column < D, other=0.0)[None, :]
@@ -94,7 +95,7 @@ def _kernel(
         store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
-# The most columns (main and tail) of which the kernel compiles without local loads and stores, by architecture:
+# The most columns (main and tail) for which the kernel compiles without local loads and stores, by architecture:
 #
 # | registers, local loads and stores, shared memory | D = 256 | D = 276 |
 # |---|---|---|
@@ -104,22 +105,23 @@ def _kernel(
 # | sm_100 | 216, 0, 128 KB | 218, 0, 144 KB |
 # | sm_120 | 255, 28, 84 KB | |
 #
-# (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and want 224 KB on sm_90; 128 rows spill
-# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x stands in registers beside
-# the accumulators; wgmma and tcgen05 take it from shared memory. Float32 has twice the bytes and fits nowhere.
+# (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and need 224 KB on sm_90; 128 rows spill
+# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x is in registers beside the
+# accumulators; wgmma and tcgen05 read it from shared memory. Float32 has twice the bytes and fits nowhere.
 _COLUMNS = {"sm_80": 256, "sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 128
 
 
 def fits(w_val: Tensor, width: int) -> bool:
-    """Whether to use the kernel; else two others do its work."""
+    """Whether the kernel fits the GPU; if not, `gated_linear` and `linear_residual_norm` do its work."""
     limit = _COLUMNS.get(architecture(w_val.device).name, _COLUMNS_ELSEWHERE)
     return w_val.dtype != torch.float32 and sum(split(width)) <= limit
 
 
 def _config(width: int) -> Config:
     main, tail = split(width)
-    # At 64 columns two stages get no more than 128 registers on sm_80, sm_86 and sm_89, and spill; three do not.
+    # With 64 columns and two stages, the compiler on sm_80, sm_86 and sm_89 allots at most 128 registers, and spills;
+    # with three stages it does not.
     blocks = {"BLOCK_R": 64, "BLOCK_F": 32, "MAIN": main, "TAIL": tail}
     return Config(blocks, warps=8, stages=3 if main <= 64 else 2)
 

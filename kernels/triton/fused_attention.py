@@ -1,20 +1,20 @@
-"""Softmax attention within runs of rows, by the fused kernels that PyTorch brings.
+"""Softmax attention within runs of rows, by PyTorch's fused kernels.
 
 q, k and v are views of one projection's output, (N, 3, H, d), d the head size padded to a multiple of 8 with zeros (69
 to 72: 4 heads then fill 288 = pitch(276)). Runs of rows of any length follow one another and every row is in one, so
 there is no mask and nothing is undefined. Rows that are not real have runs of their own, which no real row sees. Scores
-are never in memory: forward reads 3 H d and writes H d a row. FlashAttention takes half precision on GPUs that have
-bfloat16 matrix units; float32, older GPUs and runs too long for it (see below) take the memory-efficient kernels;
-neither falls back to written-out scores.
+are never in memory: forward reads 3 H d and writes H d a row. FlashAttention runs half precision on GPUs that have
+bfloat16 matrix units; the memory-efficient kernels run float32, older GPUs, and runs too long for FlashAttention (see
+below). Neither writes out the scores.
 
-Backward gives the three gradients as tensors of their own, and PyTorch has no way to hand it one buffer.
-`stack_gradients` joins them, so that the projection's gradients are two products instead of six, and takes the bias's
-gradient from them while it has them at hand: 6 H d read and written a row.
+PyTorch's backward returns the three gradients as separate tensors and cannot write them to one buffer.
+`stack_gradients` joins them, so that the projection's gradients are two products instead of six, and sums them for the
+bias's gradient on the way: 6 H d read and written a row.
 
 Gradients must be the same at every run of a program, but FlashAttention adds up dq by atomics, one for each block of
-keys, in any order. That of two does not matter: it serves what two blocks hold, 256 keys for heads of up to 96, else
-128. PyTorch's switch to an ordered sum is global, which a traced call can't turn; so longer runs take the efficient
-kernels, whose dq is added up in order where the keys are not split.
+keys, in any order. The order of two does not matter, so FlashAttention runs as many keys as two blocks hold: 256 for
+heads of up to 96, else 128. PyTorch's switch to an ordered sum is global, and a traced call cannot turn it. So longer
+runs go to the memory-efficient kernels, which add up dq in order if the keys are not split.
 """
 
 from collections.abc import Sequence
@@ -60,11 +60,11 @@ def attend(qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True)
         runs: which rows see one another.
         heads: H.
         scale: of the scores, before softmax.
-        keep: False: there will be no backward.
+        keep: whether there will be a backward pass.
 
     Returns:
-        (N, H d), and three tensors for `attend_backward` to take: the logarithms of softmax's sums, and two that mean
-        something to PyTorch only.
+        The attended values, (N, H d), and three tensors for `attend_backward`: the logarithms of softmax's sums, and
+        two that only PyTorch reads.
 
     Raises:
         ValueError: there are more runs than the GPU's kernels take at once.
@@ -106,7 +106,7 @@ def attend_backward(
     heads: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, (N, H d) each, from that of `out` and what `attend` gave."""
+    """Gradients of q, k and v, (N, H d) each, from the gradient of `out` and the tensors that `attend` returned."""
     rows = qkv.shape[0]
     if rows == 0:
         return new(out, *out.shape), new(out, *out.shape), new(out, *out.shape)
@@ -149,7 +149,7 @@ def efficient_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """PyTorch's op, wrapped because its fake, for tensors without data, takes no scale (in torch 2.13)."""
     scaled = {} if isinstance(q, FakeTensor) else {"scale": scale}
-    # One split of the keys: with more, the order in which they are added up varies. ROCm's kernels refuse to be told.
+    # With more than one split of the keys, the order of adding them up varies. ROCm's kernels take no such argument.
     splits = {} if torch.version.hip else {"num_splits_key": 1}
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward.default(
         upstream[None], q[None], k[None], v[None], None, out[None], offsets, offsets, longest, longest, logsumexp, 0.0,
@@ -161,7 +161,12 @@ def efficient_attention_backward(
 def kernels_for(x: Tensor, size: int, longest: int) -> str:
     """The kernels that attend to x: "flash", "efficient" or, where PyTorch has neither, "plain".
 
-    By what forward and backward both know without asking the device. `size` is a head's, padded; `longest` a run's.
+    Forward and backward both know these arguments without asking the device.
+
+    Args:
+        x: a tensor of the device and dtype to attend in.
+        size: a head's, padded.
+        longest: an upper bound of a run's length.
     """
     if not on_gpu(x):
         return "plain"
@@ -170,16 +175,16 @@ def kernels_for(x: Tensor, size: int, longest: int) -> str:
     if torch.version.hip:  # its FlashAttention has a kernel for dq alone, without atomics
         return "flash"
     old = x.is_cuda and torch.cuda.get_device_properties(x.device).major < 8
-    # Two blocks of keys; of heads beyond 192 smaller GPUs have no backward, beyond 256 none has.
+    # Two blocks of keys. FlashAttention has no backward on smaller GPUs for heads beyond 192, on any beyond 256.
     most = 256 if size <= 96 else 128 if size <= 192 else 0
     return "efficient" if old or longest > most else "flash"
 
 
-# For Triton's interpreter only: on the CPU PyTorch has no fused kernels for runs. All rows' scores are written out.
+# For Triton's interpreter only, because PyTorch has no fused kernels for runs on the CPU: all scores are written out.
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What is attended, (N, H, d), and softmax's weights, (H, N, N) float32."""
+    """The attended values, (N, H, d), and softmax's weights, (H, N, N) float32."""
     row = torch.arange(q.shape[0], dtype=offsets.dtype, device=q.device)
     run = torch.bucketize(row, offsets[1:], right=True)
     scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
@@ -222,7 +227,7 @@ def _stack_kernel(
     _stack_one(dv, stacked, partial, block, row, inside, real, column, 2, F)
 
 
-# 64 columns are a memory line; 32 rows leave partial sums of 3 % of the traffic.
+# 64 columns are a memory line; with 32 rows the partial sums are 3 % of the traffic.
 _STACK = Config({"BLOCK_R": 32, "BLOCK_C": 64}, warps=4, stages=1)
 
 

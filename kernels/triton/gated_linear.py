@@ -1,20 +1,21 @@
 """Two projections of the same rows, one gating the other: u = act(a W_val^T + b_val) * sigmoid(a W_gate^T + b_gate).
 
-a is x itself with act = GELU (the feed-forward sublayer), or LayerNorm(x) with act = identity, a GLU (the convolution
-sublayer). Shapes: x (N, D) float32, weights (F, P) in the compute dtype, u (N, F) half rows.
+The feed-forward sublayer has a = x and act = GELU; the convolution sublayer has a = LayerNorm(x) and act = identity, a
+GLU. v and g are the two projections before act and sigmoid. Shapes: x (N, D) float32, weights (F, P) in the compute
+dtype, u (N, F) half rows.
 
 Bytes: forward reads 4 D and writes 2 F a row; v, g and LayerNorm(x) are never in memory. Backward computes v and g
-again, one product's time for 8 F bytes a row, and writes their gradients side by side, so that the gradients of x and
-of both weights are one library product each. In the feed-forward the gradient that arrives, do W_out, is a third
-product inside: 2 F bytes that are neither written nor read. For the weight gradients it leaves a and, in the
-feed-forward, u in half precision.
+again, which costs one product's time and saves 8 F bytes a row, and writes their gradients side by side, so that the
+gradients of x and of both weights are one library product each. In the feed-forward, backward also computes the
+gradient of u, which is do W_out, as a third product in the same kernel, so its 2 F bytes are neither written nor read.
+Backward writes a and, in the feed-forward, u in half precision for the products that compute the weights' gradients.
 
-With `keep`, forward writes v and g as well, side by side, and backward reads them in place of computing them: one
-product's time saved, for 4 F bytes a row kept from forward to backward, written once and read once.
+With `keep`, forward writes v and g as well, side by side, and backward reads them instead of computing them. This saves
+one product's time and takes 4 F bytes a row from forward to backward, written once and read once.
 
-Tiling: a block makes one tile of rows and columns, both projections at once, stepping along D. The column tiles of a
-tile of rows are neighbours in the grid, so x comes from memory once and from the second-level cache thereafter;
-LayerNorm's statistics are computed by each of them again, which saves a launch and rereads nothing from memory.
+Tiling: a block computes one tile of rows and columns of both projections, stepping along D. The column tiles of a row
+tile are neighbours in the grid, so x is read from memory once and from the second-level cache thereafter. Each of them
+computes LayerNorm's statistics again, which saves a launch and rereads nothing from memory.
 """
 
 import triton
@@ -51,7 +52,7 @@ def _statistics(
     for start in range(0, P, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
         value = _load_rows(x, row, real, column, means, means, x, x, D, False)
-        # Chan's formula joins the chunk to what came before; E[x^2] - E[x]^2 would cancel.
+        # Chan's formula joins the chunk to those before it; E[x^2] - E[x]^2 would cancel.
         n = tl.minimum(D - start, BLOCK_K) * 1.0
         chunk_mean = tl.sum(value, 1) / n
         deviation = tl.where((column < D)[None, :], value - chunk_mean[:, None], 0.0)
@@ -67,7 +68,7 @@ def _projections(
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, KEEP_ROWS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """v and g, [BLOCK_R, BLOCK_F] float32. KEEP_ROWS: the block of the first columns writes its rows' input to `a`."""
+    """v and g, [BLOCK_R, BLOCK_F] float32. With KEEP_ROWS, the block of the first columns also writes its rows of a."""
     compute = w_val.dtype.element_ty
     v = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
     g = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
@@ -146,7 +147,7 @@ def _backward_kernel(
         rstds = tl.load(rstd + row, mask=inside, other=0.0)
     here = real[:, None] & (feature < F)[None, :]
     if KEPT:
-        # Nothing else needs x: the column tiles share out the chunks of its copy.
+        # Only a's copy needs x, so the column tiles divide its chunks among themselves.
         for start in range(part * BLOCK_K, P, tl.cdiv(F, BLOCK_F) * BLOCK_K):
             column = start + tl.arange(0, BLOCK_K)
             value = _load_rows(x, row, real, column, means, rstds, gain, shift, D, NORM)
@@ -187,15 +188,15 @@ def _backward_kernel(
 
 
 def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
-    """Chosen from compilers' figures (registers, spills, shared memory); none of it is measured on a GPU.
+    """The tiling, chosen from the compilers' figures (registers, spills, shared memory), not from times on a GPU.
 
-    128 x 64 with 8 warps compiles without spilling on every architecture but for the feed-forward's backward, whose
-    three accumulators and GELU's derivative fit only where accumulators are wgmma's or tcgen05's; elsewhere it has
-    half the rows. The second-level cache serves x once for each column tile, so wider tiles are better where they fit:
-    sm_90 alone compiles 128 x 128, and only the feed-forward has columns enough. Steps of 64 along D halve the loop's
-    overhead; three buffers of them fit in 227 KB, not in 99 KB. Float32 takes three products for one (3xTF32), whose
-    split operands want registers. So do the addresses of what is kept: with `keep` the wide tile spills in forward, and
-    128 rows leave no register over in backward.
+    128 x 64 with 8 warps compiles without spilling on every architecture, except for the feed-forward's backward: its
+    three accumulators and GELU's derivative fit only where accumulators are wgmma's or tcgen05's, so elsewhere its
+    tiles have half the rows. The second-level cache serves x once for each column tile, so wider tiles are better where
+    they fit: only sm_90 compiles 128 x 128, and only the feed-forward has enough columns for it. Steps of 64 along D
+    halve the loop's overhead; three buffers of them fit in 227 KB, not in 99 KB. In float32 each product is three
+    (3xTF32), whose split operands need registers. `keep` needs registers for the addresses of v and g: with it the wide
+    tile spills in forward, and 128 rows leave no register free in backward.
     """
     on = architecture(weight.device)
     if weight.element_size() == 4:
@@ -237,11 +238,11 @@ def gated_linear(
         w_val, w_gate: (F, P) in the compute dtype, zero in rows beyond the output's width and in columns from D on.
         b_val, b_gate: (output's width,) float32.
         end: (N,) int32, as in `Segments`.
-        activation: "glu", nothing, or "gelu", exact.
-        keep: give v and g, for `gated_linear_backward`.
+        activation: "glu" (act is the identity) or "gelu" (the exact one).
+        keep: whether to return v and g, for `gated_linear_backward`.
 
     Returns:
-        (N, F) half rows; LayerNorm's mean and 1/standard deviation, (N,) float32, empty without it; v and g side by
+        u, (N, F) half rows; LayerNorm's mean and 1/standard deviation, (N,) float32, empty if a = x; v and g side by
         side, (N, 2F) half rows, empty unless `keep`.
     """
     u, mean, rstd, vg = outputs = _forward_outputs(
@@ -279,14 +280,14 @@ def gated_linear_backward(
     """Backward of `gated_linear`, up to v = a W_val^T + b_val and g = a W_gate^T + b_gate.
 
     Args:
-        mean, rstd: what `gated_linear` gave.
-        upstream: the gradient of u, (N, F) half rows; with `w_out` that of o = u W_out^T, (N, P) half rows.
-        w_out: (P, F) in the compute dtype, or None.
-        kept: v and g, if `gated_linear` was told to keep them.
+        mean, rstd: LayerNorm's, as `gated_linear` returns them.
+        upstream: the gradient of u, (N, F) half rows; with `w_out`, the gradient of o = u W_out^T, (N, P) half rows.
+        w_out: (P, F) in the compute dtype; None: upstream is the gradient of u.
+        kept: v and g, as `gated_linear` returns them with `keep`; None: they are computed again.
 
     Returns:
-        The gradients of v and g side by side, (N, 2F) half rows; u again, (N, F), empty without `w_out`; a, (N, P) half
-        rows; partial sums (blocks, 2, F) float32 whose sum over blocks is the gradients of b_val and b_gate.
+        The gradients of v and g side by side, (N, 2F) half rows; u, (N, F) half rows, empty without `w_out`; a, (N, P)
+        half rows; partial sums (blocks, 2, F) float32, whose sum over blocks is the gradients of b_val and b_gate.
     """
     d, u, a, partial = outputs = _backward_outputs(
         x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation, kept

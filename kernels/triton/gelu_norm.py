@@ -1,12 +1,13 @@
 """The end of the input embedding: y = LayerNorm(GELU(o + b)).
 
 Forward reads o (N, P) in half precision and writes y (N, D): 2 P + 4 D bytes a row. Backward reads dy and o and writes
-what flows on to o: 4 P + 4 D. By block it leaves the column sums that the gradients of the norm and of b are, and two
-more: what flows on to o, weighted by each point's magnitude and by its uncertainty. Photometry being linear in the two,
-its gradient is a product of those sums with `fuse`'s weight, and the gradient of all points' features, a product over N
-rows, is never needed.
+the gradient of o: 4 P + 4 D. Each block also writes column sums: those for the gradients of the norm and of b, and the
+sums of o's gradient weighted by each point's magnitude and by its uncertainty. Because photometry is linear in these
+two, its gradient is the product of the weighted sums with `fuse`'s weight, so the gradient of all points' features, a
+product over N rows, is never needed.
 
-Tiling: as in residual_norm, a block owns whole rows and passes over them in chunks where the pitch is no power of two.
+Tiling: as in residual_norm.py, a block owns whole rows; where the pitch is no power of two it passes over them in
+chunks.
 """
 
 import triton
@@ -25,7 +26,7 @@ from astroco_fast.kernels.triton.tensors import chunk
 def _activated(
     o, b, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Channels start .. start + BLOCK_C - 1 of GELU(o + b), and the slope there; zero beyond D and at rows not real."""
+    """Channels start .. start + BLOCK_C - 1 of GELU(o + b) and of its slope; zero beyond D and at rows not real."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
     value = tl.load(o + row[:, None] * P + column[None, :], mask=real[:, None] & (column < P)[None, :], other=0.0)
@@ -46,7 +47,7 @@ def _forward_kernel(
     squares = tl.zeros([BLOCK_R], tl.float32)  # about the mean
     for start in tl.static_range(0, P, BLOCK_C):
         z, _ = _activated(o, b, row, real, start, D, P, BLOCK_R, BLOCK_C)
-        # Chan's formula joins the chunk to what came before; E[z^2] - E[z]^2 would cancel.
+        # Chan's formula joins the chunk to those before it; E[z^2] - E[z]^2 would cancel.
         n = BLOCK_C if start + BLOCK_C < D else D - start
         chunk_mean = tl.sum(z, 1) / n
         deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - chunk_mean[:, None], 0.0)
@@ -117,7 +118,7 @@ def _backward_kernel(
 
 
 def _config(width: int) -> Config:
-    # 8 warps, as in residual_norm: at 16 rows of 256 channels a thread holds 16 values of each tile.
+    # As in residual_norm.py: with 8 warps, a thread holds 16 values of each tile of 16 rows and 256 channels.
     return Config({"BLOCK_R": 16, "BLOCK_C": chunk(width)}, warps=8 if chunk(width) >= 128 else 4, stages=1)
 
 
@@ -172,7 +173,7 @@ def gelu_norm_backward(
 
     Returns:
         The gradient of o, (N, P) half rows, and partial sums (blocks, 5, D) float32. Their sum over blocks is the
-        gradients of gain, shift and b, and the gradient of o summed over rows, weighted by mag, and by err.
+        gradients of gain, shift and b, and the sums over rows of the gradient of o times mag and times err.
     """
     do, partial = outputs = _backward_outputs(dy, o, b, gain, end, mean, rstd, mag, err, hidden, hide)
     rows, width = dy.shape

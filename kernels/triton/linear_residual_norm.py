@@ -1,11 +1,11 @@
 """The end of a sublayer in inference: y = LayerNorm(x + a W^T + b), the matrix product included.
 
-Reads a (N, K) and W (P, K) in half precision and x (N, D), and writes y (N, D): 2 K + 8 D bytes a row. The product,
-which would be written and read again (4 P bytes a row), never leaves the accumulators.
+The kernel reads a (N, K) and W (P, K) in half precision and x (N, D), and writes y (N, D): 2 K + 8 D bytes a row. The
+product, which would take 4 P bytes a row to write and read again, never leaves the accumulators.
 
 Tiling: a block owns whole rows, since LayerNorm needs their mean and variance, and walks along K in chunks. Rows whose
-pitch is no power of two take two accumulators, a main one and a tail (D = 276: 256 and 32 columns): one of 512 would
-leave half of the tensor cores' work unused. W is read by every block, from the second-level cache: 131 KB for 64 rows
+pitch is no power of two have two accumulators, a main one and a tail (D = 276: 256 and 32 columns), because one of 512
+would leave half of the tensor cores' work unused. Every block reads W from the second-level cache: 131 KB for 64 rows
 at D = K = 256.
 """
 
@@ -26,7 +26,7 @@ def _product(
     P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Columns of a W^T, [BLOCK_R, BLOCK_C] float32; depth is K, since a bound known to the compiler it would unroll."""
+    """Columns of a W^T, [BLOCK_R, BLOCK_C] float32. `depth` is K as a run-time number, lest the loop be unrolled."""
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -76,7 +76,8 @@ def _kernel(
     z = summed(z, b, x, row, column, real, D)
     means = tl.sum(z, 1)
     if TAIL:
-        # A loop of its own: two products in one are taken for a chain, and every warp is given whole rows of both.
+        # The tail has its own loop: Triton takes two products in one loop for a chain, and assigns whole rows of both
+        # to every warp.
         last = MAIN + tl.arange(0, TAIL)
         z_tail = _product(a, w, row, last, real, depth, P, K, PRECISION, MASKED, BLOCK_R, TAIL, BLOCK_K)
         z_tail = summed(z_tail, b, x, row, last, real, D)
@@ -92,17 +93,18 @@ def _kernel(
 
 
 # Warps of a block of 64 rows, by architecture and width of the main tile. A warp group's product (wgmma, tcgen05) has
-# at least 64 rows, which on these two is also worth its registers: W is read half as often from the second-level
-# cache, which at 32 rows and D = 256 serves more bytes of W than memory does of all else. In half precision, without
-# local loads and stores:
+# at least 64 rows. On these two architectures they are also worth their registers, because blocks of 64 rows read W
+# half as often: at 32 rows and D = 256 the second-level cache serves more bytes of W than memory serves of everything
+# else. In half precision, without local loads and stores:
 #
 # | registers a thread, shared memory | D = 64 | D = 256 | D = 276 |
 # |---|---|---|---|
 # | sm_90 | 102, 32 KB | 111, 80 KB | 128, 64 KB |
 # | sm_100 | 104, 32 KB | 245, 80 KB | 217, 64 KB |
 #
-# From D = 256 on sm_90 has 16 warps: 8 spill at D = 276, and while at either one block fills a multiprocessor, more
-# warps hide more of the wait for memory. On sm_100 16 warps get mma.sync. 128 rows, and D = 512, spill on both.
+# On sm_90 a block has 16 warps from D = 256 on: 8 spill at D = 276, and since one block fills a multiprocessor with
+# either number, more warps hide more of the wait for memory. On sm_100 16 warps would compile to mma.sync. 128 rows,
+# and D = 512, spill on both.
 _WARPS = {"sm_90": {64: 4, 128: 8, 256: 16}, "sm_100": {64: 4, 128: 8, 256: 8}}
 _COLUMNS = 288
 
@@ -113,10 +115,10 @@ def _config(w: Tensor, width: int) -> Config:
     half = w.dtype != torch.float32
     warps = _WARPS.get(architecture(w.device).name, {}).get(main)
     if half and warps and main + tail <= _COLUMNS:
-        # Steps of 64 beside a tail spill on sm_90 and, 288 being no multiple of 64, would be masked.
+        # Steps of 64 beside a tail spill on sm_90, and would need a mask, since 288 is no multiple of 64.
         return Config({"BLOCK_R": 64, "BLOCK_K": 32 if tail else 64, **tiles}, warps, stages=2)
-    # 32 rows, not 64: at D = 256 a thread then has 116 registers in place of 216, so two blocks share a multiprocessor
-    # and one reads while the other normalises. Memory is what this waits for, and both find W in the cache.
+    # 32 rows, not 64: at D = 256 a thread then has 116 registers instead of 216, so two blocks share a multiprocessor
+    # and one reads while the other normalises. The kernel waits for memory, and both blocks find W in the cache.
     rows = 32 if half and main <= 256 else 16
     return Config({"BLOCK_R": rows, "BLOCK_K": 64 if half else 32, **tiles}, warps=8 if main >= 256 else 4, stages=2)
 

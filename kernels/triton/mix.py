@@ -1,16 +1,18 @@
 """The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
 
-Without gradients a state is added to the sum as it comes, 12 D bytes a row, and nothing keeps it; the launch that adds
-the last one also takes the means. With gradients all states are there at the end, and a launch takes up to five: S's
-five in one, L's thirteen in three, 4 D bytes a row and state, and 8 D for a launch that goes on from a sum or hands one
-on. Backward gives each state w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus what comes
-back through the mean, and for the logits the sum of dM x(l): again up to five states a launch, 8 D bytes a row and
-state. Those sums run over everything and nearly cancel in softmax's gradient, so what float32 loses of them is kept
-beside them, which memory leaves time for.
+Without gradients each state is added to the sum as it arrives, 12 D bytes a row, and then released; the launch that
+adds the last one also computes the means. With gradients all states are in memory at the end, and a launch adds up to
+five of them (S's five in one launch, L's thirteen in three): 4 D bytes a row and state, and 8 D for a launch that
+continues a sum or leaves one to be continued.
+
+Backward computes each state's gradient, w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus
+that of the mean. For the logits it computes the sum of dM x(l). Again a launch takes up to five states, 8 D bytes a row
+and state. The sums run over all rows and nearly cancel in softmax's gradient, so each has a second float32 number for
+what rounding takes from the first; the kernel waits for memory, so this costs no time.
 
 Tiling: a block owns 32 channels (128 bytes, a cache line of each row) of a window and sweeps the window's rows, so that
-the mean needs no second pass and no atomics. Rows that are not real points are zeroed by the window before them. Every
-block takes the softmax anew, some tens of numbers.
+the mean needs no second pass and no atomics. The block also zeroes the rows between its window and the next, which are
+not real points. Every block computes the softmax again, which is some tens of numbers.
 """
 
 from collections.abc import Sequence
@@ -24,13 +26,13 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, launch
 
-# The states that one launch takes: kernels name their arguments one by one.
+# The most states that one launch takes, because kernels name their arguments one by one.
 GROUP = 5
 
 
 @triton.jit
 def _softmax(logits, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr):
-    """[BLOCK_L] float32, zero from LAYERS on."""
+    """The weights of the states, [BLOCK_L] float32, zero from LAYERS on."""
     layer = tl.arange(0, BLOCK_L)
     values = tl.load(logits + layer, mask=layer < LAYERS, other=float("-inf")).to(tl.float32)
     powers = tl.exp(values - tl.max(values, 0))
@@ -39,7 +41,7 @@ def _softmax(logits, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr):
 
 @triton.jit
 def _window(start, lengths, rows, windows, D: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The block's window, its first row, the row after its last real one, the next window's first, and the channels."""
+    """The block's window, its first row, the row after its last real one, the next window's first row, the channels."""
     tiles: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
     window = tl.program_id(0) // tiles
     column = tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -93,9 +95,9 @@ def _forward_kernel(
 
 @triton.jit
 def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost):
-    """Write the state's gradient; add upstream * x to `dot`, and what rounding takes from that to `lost`.
+    """Write the state's gradient; add upstream * x to `dot`, and to `lost` what rounding takes from `dot`.
 
-    The multiply-adds are written out: left to itself, the compiler makes them of a product whose rounding is counted.
+    The multiply-adds are written out, because the compiler may fuse others than those whose rounding `lost` assumes.
     """
     tl.store(dx + offset, weight * upstream, mask=inside)
     value = tl.load(x + offset, mask=real, other=0.0)
@@ -123,7 +125,7 @@ def _backward_kernel(
     w2 = _pick(weights, index + 2, BLOCK_L)
     w3 = _pick(weights, index + 3, BLOCK_L)
     w4 = _pick(weights, index + 4, BLOCK_L)
-    share = tl.zeros([BLOCK_C], tl.float32)  # what each point gets through the mean
+    share = tl.zeros([BLOCK_C], tl.float32)  # each point's gradient through the mean
     if POOLED:
         share = tl.load(dpooled + window.to(tl.int64) * D + column, mask=column < D, other=0.0)
         share = share / tl.maximum(end - first, 1).to(tl.float32)
@@ -160,7 +162,7 @@ def _backward_kernel(
         _store_sum(at + 4, dot4, lost4)
 
 
-# A thread loads 16 bytes of two rows of each state: five of those, and in backward ten sums, fit its registers.
+# A thread loads 16 bytes of two rows of each state. Five states, and in backward their ten sums, fit its registers.
 _CONFIG = Config({"BLOCK_R": 32, "BLOCK_C": 32}, warps=4, stages=1)
 
 
@@ -179,7 +181,7 @@ def _constants(states: Sequence[Tensor], logits: Tensor) -> dict[str, int]:
 
 
 def _group(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """As many as kernels name; what is missing is never read."""
+    """The tensors, filled up to `GROUP` by repeating the first; kernels do not read the repetitions."""
     return [*tensors, *[tensors[0]] * (GROUP - len(tensors))]
 
 
@@ -206,19 +208,19 @@ def mix(
     lengths: Tensor,
     pool: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Add some states to the mix, total + sum_j softmax(logits)_{index + j} states_j.
+    """Add some states to the mix: total + sum_j softmax(logits)_{index + j} states_j.
 
     Args:
-        states: up to `GROUP` of (N, D) float32.
-        total: (N, D) float32, the sum so far; None: there is none.
+        states: up to `GROUP` states, (N, D) float32 each.
+        total: (N, D) float32, the sum so far; None: zero.
         logits: (L+1,) float32.
-        index: the number of the first of `states`.
+        index: the number l of the first of `states`.
         start, lengths: (B,) int32, as in `Segments`.
-        pool: take the means, too.
+        pool: whether to compute the means, too.
 
     Returns:
-        The sum (N, D), zero at rows that are not real; its mean over each window's real points, (B, D), zero where
-        there is none, or (0, D) if not `pool`.
+        The sum (N, D), zero at rows that are not real; its mean over each window's real points, (B, D), zero for a
+        window without any. Unless `pool`, the mean is (0, D).
     """
     mixed, pooled = outputs = _forward_outputs(states, total, logits, index, start, lengths, pool)
     rows, width = mixed.shape
@@ -253,8 +255,8 @@ def mix_backward(
         dmixed, dpooled: (N, D) and (B, D) float32, gradients of the mix and of the means; None: zero.
 
     Returns:
-        The gradients of `states`, and partial sums (blocks, states) float64: their sum over blocks is, for each state,
-        the sum of its product with the gradient of the mix.
+        The gradients of `states`, and partial sums (blocks, states) float64, whose sum over blocks is the sum of each
+        state's product with the gradient of the mix.
     """
     dx, partial = outputs = _backward_outputs(states, dmixed, dpooled, logits, index, start, lengths)
     rows, width = states[0].shape

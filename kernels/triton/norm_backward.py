@@ -1,9 +1,9 @@
-"""Backward of a LayerNorm at the head of a sublayer, whose residual went round it: dx = dz + LayerNorm'(da).
+"""Backward of a LayerNorm at the head of a sublayer with a residual: dx = dz + LayerNorm'(da).
 
-Reads da (N, P) in half precision, dz and x (N, D), and writes dx (N, D): 2 P + 12 D bytes a row.
+The kernel reads da (N, P) in half precision, dz and x (N, D), and writes dx (N, D): 2 P + 12 D bytes a row.
 
 Tiling: as in residual_norm.py, a block owns whole rows; where the pitch is no power of two it passes over them in
-chunks. The gradients of gain and shift leave one partial row a block, summed by the caller.
+chunks. For the gradients of gain and shift each block writes one partial row, and the caller adds these up.
 """
 
 import triton
@@ -18,10 +18,10 @@ from astroco_fast.kernels.triton.tensors import chunk
 
 @triton.jit
 def _loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Channels start .. start + BLOCK_C - 1: upstream gradient, that times the gain, and the normalised x."""
+    """Channels start .. start + BLOCK_C - 1 of the upstream gradient, of its product with the gain, of x normalised."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
-    # Masked by the pitch, a multiple of 16 bytes: a mask that ends within a load would break it into narrow ones.
+    # The mask ends at the pitch, a multiple of 16 bytes, because one that ends within a load would split the load.
     upstream = tl.load(da + row[:, None] * P + column[None, :], mask=real[:, None] & (column < P)[None, :], other=0.0)
     upstream = upstream.to(tl.float32)
     value = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
@@ -84,7 +84,7 @@ def norm_backward(
 
     Args:
         da: (N, P) half rows, the gradient of LayerNorm(x).
-        dz: (N, D) float32, the gradient that reaches x round the sublayer.
+        dz: (N, D) float32, the gradient that reaches x through the residual.
         x: (N, D) float32.
         gain: (D,) float32, LayerNorm's.
         mean, rstd: (N,) float32, x's mean and 1/standard deviation.

@@ -1,13 +1,13 @@
-"""What `fuse` multiplies: each point's photometry, Linear(2 -> D/2) in float32, beside sines and cosines of its time.
+"""The points' features, input of `fuse`: photometry, Linear(2 -> D/2) in float32, and sines and cosines of the time.
 
-A point is 13 bytes and its half row 2 P, so the kernel writes at the memory's pace, and backward makes the rows anew
-rather than keep them. One reduction of an angle serves its sine and its cosine, which is why the tiles of columns go
-over D/2 photometric channels and then over D/4 angles, not over the row. The loops are rolled: unrolled, the same
-arithmetic would be compiled up to six times.
+A point is 13 bytes and its half row 2 P, so the kernel takes the time of writing the rows, and backward computes them
+again instead of keeping them. One reduction of an angle serves its sine and its cosine, so the column tiles run over
+D/2 photometric channels and then over D/4 angles, not along the row. The loops are not unrolled, because the same
+arithmetic would then be compiled up to six times.
 
-libdevice's sine of a float32 falls back to a table in local memory for large angles; here the angle, the very float32
-product that the reference takes the sine of, is reduced in float64. That is seven float64 operations an angle: on GPUs
-that have little of it, about as long as the row takes to write.
+libdevice's sine of a float32 reads a table in local memory for large angles. This kernel reduces the angle in float64
+instead; the angle is the same float32 product whose sine the reference computes. The reduction is seven float64
+operations an angle, which take about as long as writing the row on GPUs with few float64 units.
 """
 
 import triton
@@ -22,12 +22,12 @@ _BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}
 
 
 def hide_bits(hide: tuple[str, ...], hidden: Tensor | None) -> int:
-    """The fields that are replaced by zero at hidden points, in a form that a kernel's schema can hold."""
+    """The fields that are replaced by zero at hidden points, as bits of an integer, which an op's schema can hold."""
     return 0 if hidden is None else sum(_BITS[name] for name in set(hide))
 
 
 def hides(hide: int) -> dict[str, bool]:
-    """The same as a kernel's constants, HIDE_TIME and so on."""
+    """The same fields as a kernel's constants HIDE_TIME, HIDE_MAGNITUDE and HIDE_UNCERTAINTY."""
     return {f"HIDE_{name.upper()}": bool(hide & bit) for name, bit in _BITS.items()}
 
 
@@ -42,14 +42,14 @@ def field(values, hidden, row, real, HIDDEN: tl.constexpr):
 
 @triton.jit
 def sine_and_cosine(angle):
-    """Of a float32 tile, to 1.5 units in the last place for angles up to 1e6: there quarter turns count to 20 bits."""
+    """Sine and cosine of a float32 tile, to 1.5 units in the last place up to 1e6 (quarter turns then have 20 bits)."""
     exact = angle.to(tl.float64)
     quarters = tl.floor(exact * 0.6366197723675814 + 0.5)
-    # pi/2 in two parts: the first has 33 bits, so that its multiples are exact and the difference loses nothing.
+    # pi/2 is in two parts. The first has 33 bits, so its multiples are exact and the difference loses nothing.
     rest = (exact - quarters * 1.5707963267341256) - quarters * 6.077100506506192e-11
     r = rest.to(tl.float32)  # at most pi/4
     s = r * r
-    # Taylor's series, cut where the next term is below 1e-9.
+    # Taylor series, cut where the next term is below 1e-9.
     sine = r + r * s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880))))
     cosine = 1.0 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 - s * (1.0 / 3628800)))))
     quarter = quarters.to(tl.int64).to(tl.int32)
@@ -95,7 +95,7 @@ def _kernel(
         tl.store(out + column[None, :], pad, mask=inside[:, None] & (column < P)[None, :])
 
 
-# A pitch has at most 31 pad columns, and the frequencies are padded to it; 32 divides half and quarter of D = 256.
+# The frequencies are padded to a pitch, which has at most 31 pad columns; 32 divides D/2 and D/4 of D = 256.
 _CONFIG = Config({"BLOCK_R": 32, "BLOCK_C": PITCH}, warps=4, stages=1)
 
 
@@ -111,16 +111,16 @@ def point_features(
     time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, frequencies: Tensor, w_points: Tensor,
     b_points: Tensor, end: Tensor, hide: int, like: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Photometry, sines, cosines: (N, P) half rows, zero at rows that are not real.
+    """Photometry, sines and cosines side by side, (N, P) half rows, zero at rows that are not real.
 
     Args:
         time, mag, err: (N,) float32.
-        hidden: (N,) bool, the points where some fields are replaced by zero.
+        hidden: (N,) bool, the points where the fields in `hide` are replaced by zero.
         frequencies: (pitch(D/4),) float32, zeros from D/4 on.
         w_points, b_points: (D/2, 2) and (D/2,) float32, photometry's weight and bias.
         end: (N,) int32, as in `Segments`.
-        hide: which fields, by `hide_bits`.
-        like: has the dtype of the result.
+        hide: those fields, as `hide_bits` returns them.
+        like: a tensor of the result's dtype.
     """
     features = _outputs(time, mag, err, hidden, frequencies, w_points, b_points, end, hide, like)
     rows, width = time.shape[0], 2 * w_points.shape[0]

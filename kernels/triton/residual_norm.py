@@ -1,14 +1,15 @@
 """The end of every sublayer: y = LayerNorm(x + Dropout(o + b)).
 
 Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D): 2 P + 8 D bytes a row; the sum and its
-dropout mask are never in memory. Backward reads dy, o and x, forms the sum again, and writes what flows on to x and to
-o: 4 P + 12 D.
+dropout mask are never in memory. Backward reads dy, o and x, computes the sum again, and writes the gradients of x and
+of o: 4 P + 12 D.
 
 Tiling: a block owns whole rows and keeps them in registers, so that everything is read once and dropout is drawn once.
-A row is a tile whose width is a power of two, and beside it a narrower one where the pitch is none (D = 276: 256 and 32
-columns): one tile of 512 would leave half of its lanes idle, and going over the row in chunks means to read and draw it
-twice. Column sums for the gradients of b and of LayerNorm's parameters leave one partial row a block (5 % of the
-traffic at 16 rows a block, 9 % at 8), summed by the caller: no atomics, the same bits every time.
+A row is one tile whose width is a power of two, with a narrower tile beside it where the pitch is no power of two
+(D = 276: 256 and 32 columns). One tile of 512 would leave half of its lanes idle, and passing over the row in chunks
+would read it and draw its dropout twice. For the gradients of b and of LayerNorm's parameters each block writes one
+partial row of column sums (5 % of the traffic at 16 rows a block, 9 % at 8), which the caller adds up: without atomics
+the result is the same bits every time.
 """
 
 import triton
@@ -149,8 +150,9 @@ def _backward_kernel(
 
 
 def _config(width: int) -> Config:
-    # 16 values a thread of each of the tiles that backward keeps, 18 at D = 276: 128 registers, so that the blocks on a
-    # multiprocessor load 90 KB at once; with 16 rows there, sm_100 takes 136 registers and has room for one block.
+    # A thread holds 16 values of each tile that backward keeps, 18 at D = 276. That takes 128 registers, so that the
+    # blocks on a multiprocessor load 90 KB at once. With 16 rows at D = 276, sm_100 takes 136 registers and has room
+    # for one block.
     main, tail = split(width)
     rows = 8 if tail or main > 256 else 16
     return Config({"BLOCK_R": rows, "MAIN": main, "TAIL": tail}, warps=4 if rows * main <= 2048 else 8, stages=1)
@@ -178,7 +180,7 @@ def residual_norm(
         gain, shift: (D,) float32, LayerNorm's.
         end: (N,) int32, as in `Segments`.
         seed: (1,) int64 for dropout; None: nothing is dropped.
-        salt: tells this dropout from others of the same seed.
+        salt: distinguishes this dropout from others of the same seed.
         p: dropout probability.
         eps: LayerNorm's.
 
@@ -213,8 +215,8 @@ def residual_norm_backward(
     """Backward of `residual_norm`.
 
     Returns:
-        The gradient of the sum (N, D) float32, which is x's; that of o, (N, P) half rows; partial sums (blocks, 3, D)
-        float32 whose sum over blocks is the gradients of gain, shift and b.
+        The gradient of the sum, which is also that of x, (N, D) float32; the gradient of o, (N, P) half rows; partial
+        sums (blocks, 3, D) float32, whose sum over blocks is the gradients of gain, shift and b.
     """
     dz, do, partial = outputs = _backward_outputs(dy, o, b, x, gain, end, seed, salt, p, mean, rstd)
     rows, width = x.shape
