@@ -37,11 +37,11 @@ class _BesidePackage(importlib.abc.MetaPathFinder):
         )
 
 
-# First, because a checkout in the working directory hides an installed wheel: all of it then comes from the checkout.
+# The finder comes first, so that in a checkout, which hides an installed wheel, every part is the checkout's own.
 if all((_checkout / name / "__init__.py").is_file() for name in _BESIDE):
     sys.meta_path.insert(0, _BesidePackage())
 
-# What users import is loaded when first used, so that `astroco --help` need not wait for torch.
+# The names that users import are loaded at first use, so that `astroco --help` need not wait for torch.
 _LAZY = {
     "AstroCo": "astroco_fast.model",
     "AstroCoConfig": "astroco_fast.reference.config",

@@ -20,11 +20,11 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
     """Compare files with the checksums in their folder's manifest.
 
     Args:
-        folder: holds the files and the manifest.
-        names: which files to compare; by default all that the manifest lists.
+        folder: the folder of the files and the manifest.
+        names: the files to compare; None: all that the manifest lists.
 
     Raises:
-        UserError: a file is missing or changed, or the manifest is damaged; names it.
+        UserError: names a file that is missing or changed, or a damaged manifest.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]

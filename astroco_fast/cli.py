@@ -1,7 +1,7 @@
 """`astroco NAME ...`: the package's commands under one name.
 
-`astroco NAME` and `python -m astroco_fast.NAME` are the same. Nothing is imported before a command is chosen, so help
-comes at once.
+`astroco NAME` and `python -m astroco_fast.NAME` are the same. A command's module is imported only when it is chosen, so
+that help appears at once.
 """
 
 import sys
@@ -11,7 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "pretrain": "pretrain an encoder by masked reconstruction",
     "embed": "light curves to vectors, one row a light curve",
-    "probe": "tell classes of stars by a frozen encoder's embeddings, from few labels",
+    "probe": "classify stars by a frozen encoder's embeddings, from few labels",
     "reproduce": "the paper's tables on your survey: models, ablations and baselines under one budget",
     "convert": "light curves of any format to a packed store",
     "simulate": "a simulated survey of variable stars",
@@ -21,13 +21,13 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command named by the first argument with the others.
+    """Run the command that the first argument names, with the other arguments.
 
     Args:
-        argv: arguments without the program's name; None takes the process's own.
+        argv: arguments without the program's name; None: the process's own.
 
     Returns:
-        The command's exit status; 2 for a name that is none of the commands.
+        The command's exit status; 2 for an unknown command.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:

@@ -1,4 +1,4 @@
-"""What every command shares: parsing flags and YAML into dataclasses, and one clear line for a user's mistake."""
+"""The part that all commands share: flags and YAML parsed into dataclasses, and one clear line for a user's mistake."""
 
 import os
 import re
@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for all: rank 0 under torchrun, or a plain process."""
+    """Whether this process prints for all: rank 0 under torchrun, or a process without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -33,7 +33,7 @@ def run(body: Callable[[], int]) -> int:
 
 
 def one_line(message: str) -> str:
-    """A message without line breaks and control characters, which what it quotes of a file may hold."""
+    """A message without line breaks and control characters, which text quoted from a file may contain."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
 
 
@@ -46,11 +46,11 @@ def parse(
 ) -> Config:
     """Parse flags, over an optional `--config FILE.yaml`, into an instance of a dataclass.
 
-    The dataclass's own docstring (its `Args:` section) is the text of `--help`. Fields named in `positional` are given
-    by place, without a flag, and must be `str`.
+    The `Args:` section of the dataclass's docstring is the text of `--help`. Fields named in `positional` are
+    positional arguments and must be `str`.
 
     Raises:
-        UserError: an unknown key or flag, a value of the wrong type, or a file that is no YAML; names it.
+        UserError: names an unknown key or flag, a value of the wrong type, or a file that is not YAML.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
@@ -70,7 +70,7 @@ def parse(
 
 
 def _config_first(words: Sequence[str]) -> list[str]:
-    """The files before all other flags: the parser applies what comes later on top."""
+    """The words with `--config` and its files moved to the front, so that flags override settings of the files."""
     chosen = {i + shift for i, word in enumerate(words[:-1]) if word == "--config" for shift in (0, 1)}
     chosen |= {i for i, word in enumerate(words) if word.startswith("--config=")}
     first = [word for i, word in enumerate(words) if i in chosen]
@@ -78,13 +78,13 @@ def _config_first(words: Sequence[str]) -> list[str]:
 
 
 def _config_files(words: Sequence[str]) -> list[str]:
-    """The values of `--config FILE` and `--config=FILE`."""
+    """The files that `--config FILE` and `--config=FILE` name."""
     apart = [value for flag, value in pairwise(words) if flag == "--config"]
     return apart + [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
 
 
 def _explain(message: str, config_class: type, files: dict[str, dict[str, Any]]) -> str:
-    """The parser's complaint in one line; of a wrong type, in our own words, with the file that it stands in."""
+    """The parser's error message in one line; for a value of the wrong type, our own message, which names the file."""
     message = " ".join(message.split())
     wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: ?(.*)', message)
     wanted = wrong and settings.wanted(wrong[1], config_class)

@@ -2,9 +2,9 @@
 
     max |fused - exact| <= 2 max |plain - exact| + 1e-6
 
-holds for each output, gradient of an input or a parameter, and buffer. `exact` is the reference in float64, `plain` the
-reference in the dtype under test, and `fused` the backend in that dtype. So plain PyTorch's own rounding, whatever the
-op and the width, says how far off a backend may be.
+must hold for each output, each gradient of an input or a parameter, and each buffer. `exact` is the reference in
+float64, `plain` the reference in the dtype under test, and `fused` the backend in that dtype. So plain PyTorch's own
+rounding sets the tolerance, for every op and width.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# By name: "output 0", "the gradient of input 0", "the gradient of norm.weight", "batch_norm.running_mean".
+# Tensors by name: "output 0", "the gradient of input 0", "the gradient of norm.weight", "batch_norm.running_mean".
 Results = dict[str, Tensor]
 
 
@@ -26,16 +26,18 @@ def results(
     upstream: Sequence[Tensor] | None,
     dtype: torch.dtype,
 ) -> Results:
-    """Run `call(module, *inputs)` on copies of its arguments; give outputs, gradients and floating-point buffers.
+    """Run `call(module, *inputs)` on copies of its arguments; return outputs, gradients and floating-point buffers.
 
     Args:
-        call: gives a tensor or a tuple of tensors.
-        inputs: with their strides. Those that require gradients get one in the results.
+        call: returns a tensor or a tuple of tensors.
+        module: the op's module.
+        inputs: the op's tensors, copied with their strides. The results have a gradient of each that requires one.
         upstream: the outputs' gradients; None: no gradients are computed.
-        dtype: what is computed in. float64: inputs, parameters and buffers are cast to it. Half precision: by autocast.
+        dtype: the dtype of the computation. For float64, inputs, parameters and buffers are cast to it; half precision
+            is autocast's.
 
     Returns:
-        The results; a gradient that autograd does not reach is missing.
+        The results, without the gradients that autograd does not reach.
     """
     module = copy.deepcopy(module)
     inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
@@ -69,12 +71,13 @@ def _gradients(
 
 
 def zero_filler(found: Results, real: Tensor) -> Results:
-    """Results of the reference as a backend must give them: zero in rows that are not real points.
+    """The reference's results with zeros in rows that are not real points, as a backend must return them.
 
     The reference leaves these rows of outputs and of inputs' gradients undefined.
 
     Args:
-        real: bool, True at real points: (N,) rows, or (B, T) positions. Results of another shape stay as they are.
+        found: the reference's results.
+        real: bool, True at real points: (N,) rows, or (B, T) points. Results of another shape stay as they are.
     """
 
     def over_rows(name: str, value: Tensor) -> bool:
@@ -89,9 +92,9 @@ def zero_filler(found: Results, real: Tensor) -> Results:
 
 
 class Comparison:
-    """A backend's results held against float64, over one draw of the inputs or several.
+    """A backend's results compared with float64, over one draw of the inputs or several.
 
-    A tensor of few numbers may be exact in plain PyTorch by luck, so errors count by their largest over all draws.
+    A tensor of few numbers may be exact in plain PyTorch by luck, so the largest errors over all draws are compared.
     """
 
     def __init__(self) -> None:
@@ -100,7 +103,7 @@ class Comparison:
         self._allowed: dict[str, float] = {}
 
     def add(self, exact: Results, plain: Results, fused: Results) -> None:
-        """Take in the three runs of one draw."""
+        """Add the results of one draw: in float64, in plain PyTorch and on the backend."""
         for name, truth in exact.items():
             self._faults[name] = _fault(truth, plain[name], fused.get(name)) or self._faults.get(name)
             if self._faults[name] is None:
@@ -111,7 +114,7 @@ class Comparison:
             self._faults[name] = "is not among the reference's results"
 
     def off(self) -> dict[str, str]:
-        """By name of each wrong result, outputs first, the rest of a sentence that says what is wrong with it."""
+        """The wrong results by name, outputs first, each with its fault as the rest of a sentence ("is missing")."""
         return {name: wrong for name in self._faults if (wrong := self._wrong(name)) is not None}
 
     def _wrong(self, name: str) -> str | None:
@@ -122,7 +125,7 @@ class Comparison:
 
 
 def _fault(truth: Tensor, plain: Tensor, found: Tensor | None) -> str | None:
-    """What is wrong with a result besides its numbers."""
+    """The fault of a result other than its numbers' errors; None: there is no such fault."""
     if found is None:
         return "is missing"
     if found.shape != truth.shape:
@@ -141,10 +144,10 @@ def _furthest(found: Tensor, truth: Tensor) -> float:
 
 
 class GivenDropout(nn.Module):
-    """Dropout whose draws are given, so that the reference drops what the backend drops.
+    """Dropout with given factors, so that the reference drops the same elements as the backend.
 
     Args:
-        scale: (N, D), 0 or 1 / (1 - p), see `Backend.dropout_mask`.
+        scale: (N, D), the factors 0 or 1 / (1 - p), see `Backend.dropout_mask`.
     """
 
     def __init__(self, scale: Tensor) -> None:

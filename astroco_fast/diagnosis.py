@@ -1,6 +1,6 @@
-"""The report of `astroco doctor`: what this machine has, and which op runs where and why.
+"""The report of `astroco doctor`: the machine's devices and packages, and the backend that runs each op, with reasons.
 
-Fused ops are compared with the reference again, for the presets, whatever verdicts of the self-check were kept.
+The report compares fused ops with the reference again, for the presets, even if verdicts of the self-check are cached.
 """
 
 import os
@@ -19,7 +19,7 @@ from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
 
 PACKAGES = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "jsonargparse")
-# By extra, the package that it installs.
+# The package that each extra installs.
 EXTRAS = {
     "fits": "astropy",
     "plots": "matplotlib",
@@ -28,10 +28,10 @@ EXTRAS = {
     "triton": "triton",
     "probe": "scikit-learn",
 }
-# Linux's names of them, on x86 and on Arm.
+# Instruction sets by Linux's names for them, on x86 and on Arm.
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 DTYPES = (torch.float32, torch.bfloat16)
-# The self-check is run for the configurations of these presets.
+# The self-check runs for the configurations of these presets.
 PRESETS = ("tiny", "S", "L")
 
 
@@ -74,7 +74,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "cpu", ", ".join([machine.cpu_name(), *described])
     found = cpu_features()
     yield "", "features: " + (" ".join(found) if found else "unknown on this system")
-    # Without such instructions bf16 gives right results too, but slowly.
+    # bf16 also works without such instructions, but slowly.
     in_hardware = any(name in found for name in ("avx512_bf16", "amx_bf16", "bf16"))
     yield "", "bf16: " + ("in hardware" if in_hardware else "emulated" if found else "unknown")
     yield "", f"kernels: {_cpu_kernels()}"
@@ -87,9 +87,9 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _cpu_kernels() -> str:
-    """The CPU's kernels: their instruction set, compiler and file, or why there are none."""
-    if "cpu" not in ops.candidates():  # so nothing needs them, and compiling takes time
-        return "not asked for"
+    """The CPU kernels' instruction set, compiler and file, or the reason why there are no kernels."""
+    if "cpu" not in ops.candidates():  # nothing uses them then, and compiling takes time
+        return "not used, since ASTROCO_BACKEND chooses another backend"
     if (reason := native.missing()) is not None:
         return f"none: {reason}"
     library = native.library()
@@ -99,8 +99,8 @@ def _cpu_kernels() -> str:
 
 def cpu_features() -> list[str]:
     """Those of `CPU_FEATURES` that the processor has; empty if the system does not list them."""
-    told = {word for key in ("flags", "Features") for line in machine.cpuinfo(key)[:1] for word in line.split()}
-    return [name for name in CPU_FEATURES if name in told]
+    listed = {word for key in ("flags", "Features") for line in machine.cpuinfo(key)[:1] for word in line.split()}
+    return [name for name in CPU_FEATURES if name in listed]
 
 
 def _communication() -> dict[str, bool]:
@@ -121,7 +121,7 @@ def _backends() -> Iterator[str]:
     with torch.device("meta"):  # only the modules' configurations are read
         models = {name: AstroCo.from_preset(name) for name in PRESETS}
     table = [("op", *columns)]
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # by backend and reason not to use it: by column, the ops
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # ops by column, by backend and reason not to use it
     for op in ops.OPS:
         cells = []
         for column, (device, dtype) in columns.items():
@@ -140,7 +140,7 @@ def _backends() -> Iterator[str]:
 
 
 def _kinds() -> list[torch.device]:
-    """The CPU, and of each type of GPU the first."""
+    """The CPU, and the first GPU of each type."""
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     first = {verdicts.device_name(gpu): gpu for gpu in reversed(gpus)}
     return [torch.device("cpu"), *reversed(first.values())]
@@ -149,8 +149,8 @@ def _kinds() -> list[torch.device]:
 def _where(
     op: str, device: torch.device, dtype: torch.dtype, models: dict[str, AstroCo]
 ) -> tuple[str, list[tuple[str, str]]]:
-    """The backend that runs the op, and for each better one the reason why not; runs the self-check."""
-    selection = ops.select(op, device, dtype, training=True)  # training asks the most of a backend
+    """Run the self-check; return the backend that runs the op, and each better one with the reason against it."""
+    selection = ops.select(op, device, dtype, training=True)  # training needs most of a backend
     backend, reasons = selection.backend, list(selection.reasons.items())
     if backend == "reference":
         return backend, reasons

@@ -1,4 +1,4 @@
-"""What a user did wrong, told in one line."""
+"""Errors that a user can mend, with messages of one line."""
 
 
 class UserError(Exception):
@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class MissingExtraError(UserError):
-    """An optional dependency is absent; says which extra brings it."""
+    """A missing optional dependency; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install 'astroco_fast[{extra}]'")

@@ -22,12 +22,12 @@ _PARTIAL = ".partial"
 def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     """Write a file so that `path` is replaced only once its new content is complete and on disk.
 
-    The block writes to the empty temporary file that it is given. If it ends with an error, `path` stays as it was. If
-    two processes write to the same `path`, each has its own temporary file, and the one that finishes last wins.
+    The context's value is an empty temporary file for the block to write to. If the block raises, `path` stays as it
+    was. If two processes write to the same `path`, each has its own temporary file, and the last to finish wins.
 
     Args:
         path: the file to write, in an existing folder.
-        way_out: what the user can do if it cannot be written, for the error message.
+        way_out: the advice in the error message if the file cannot be written.
 
     Raises:
         UserError: `path` is a folder, or cannot be written (an `OSError` in the block).
@@ -46,7 +46,7 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error, way_out) from error
     finally:
-        with suppress(OSError):  # it was never made
+        with suppress(OSError):  # it does not exist
             partial.unlink(missing_ok=True)
 
 
@@ -58,15 +58,15 @@ def write_text(path: Path, text: str, way_out: str = "") -> None:
 
 @contextmanager
 def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
-    """Write a folder so that `path` is made, or replaced, only once its new content is complete and on disk.
+    """Write a folder so that `path` is created or replaced only once its new content is complete and on disk.
 
-    The block fills the empty temporary folder that it is given. If it ends with an error, `path` stays as it was. A
-    kill just before the new folder is renamed leaves no `path` where an old one had to be moved away. It may also leave
-    temporary folders: see `remove_partials`.
+    The context's value is an empty temporary folder for the block to fill. If the block raises, `path` stays as it was.
+    When an old folder is replaced, a kill between moving it away and renaming the new one leaves no `path`. A kill may
+    also leave temporary folders: see `remove_partials`.
 
     Args:
-        path: the folder to write; missing parents are made.
-        way_out: what the user can do if it cannot be written, for the error message.
+        path: the folder to write; missing parents are created.
+        way_out: the advice in the error message if the folder cannot be written.
 
     Raises:
         UserError: it cannot be written (an `OSError` in the block).
@@ -86,10 +86,10 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Flush a finished folder to disk, all files in it included, and rename it to `path`.
+    """Flush a finished folder to disk, with all files in it, and rename it to `path`.
 
     Raises:
-        OSError: it cannot be flushed or renamed; one reason is a folder in its place that is not empty.
+        OSError: the folder cannot be flushed or renamed, for example because `path` is a folder that is not empty.
     """
     for folder, _, names in os.walk(partial, topdown=False):
         for name in sorted(names):
@@ -100,19 +100,19 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a folder to a temporary name, to be removed: one that is removed only in part must not look whole."""
+    """Rename a folder to a temporary name before its removal, because a half-removed folder must not look whole."""
     aside = temporary_name(path)
     os.rename(path, aside)
     return aside
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that nothing else has: it ends in random letters."""
+    """A unique hidden name beside `path`: it ends in random letters."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes have left under temporary names. Only whoever holds the folder may do this."""
+    """Remove the temporary files and folders of killed processes. The caller must hold the folder (see `held`)."""
     for path in folder.iterdir():
         if path.name.startswith(".") and path.name.endswith(_PARTIAL):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -131,8 +131,8 @@ def held(folder: Path, busy: str | None) -> Iterator[None]:
     Where the system has no such locks (Windows, some network disks), nothing is locked.
 
     Args:
-        folder: to be held; nothing is written to it.
-        busy: what to say, after the folder's name, if another process holds it; None: wait for that process.
+        folder: the folder to hold; nothing is written to it.
+        busy: the message, after the folder's name, if another process holds it; None: wait for that process.
 
     Raises:
         UserError: another process holds it.
@@ -157,9 +157,9 @@ def held(folder: Path, busy: str | None) -> Iterator[None]:
 
 
 def cache_folder() -> Path | None:
-    """The folder for what is kept between processes: `ASTROCO_CACHE`, else one in the user's cache folder.
+    """The folder for files that outlive a process: `ASTROCO_CACHE`, or a folder in the user's cache folder.
 
-    None where a user has no home. The folder may not exist yet.
+    None if the user has no home. The folder may not exist yet.
     """
     if told := os.environ.get("ASTROCO_CACHE"):
         return Path(told)
@@ -171,7 +171,7 @@ def cache_folder() -> Path | None:
 
 
 def flush(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, to disk. Does nothing on Windows, which cannot do this."""
+    """Force a file's content, or a folder's list of names, to disk; on Windows, which cannot do this, do nothing."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

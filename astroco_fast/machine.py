@@ -18,7 +18,7 @@ def cpu_name() -> str:
 
 
 def cpuinfo(key: str) -> list[str]:
-    """The values that Linux's /proc/cpuinfo gives for `key`, one for each core; empty on other systems."""
+    """The values of `key` in Linux's /proc/cpuinfo, one for each core; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
     """The device of a name: cpu, cuda, cuda:1 ...; auto is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: the machine has no such device.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

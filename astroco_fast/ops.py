@@ -1,9 +1,9 @@
-"""The encoder's ops, and which backend runs each.
+"""The encoder's ops, and the choice of the backend that runs each.
 
-An op is a piece of the paper, and every backend has it with the same inputs and outputs. `set_backend`, `backend(...)`
-or, at start, the environment variable `ASTROCO_BACKEND` choose a backend; without a choice the best that the device and
-the dtype allow is taken, op by op. An op that this backend cannot run, or that fails its self-check here, runs on the
-reference. `astroco doctor` shows what runs where and why.
+An op is a piece of the paper, with the same inputs and outputs on every backend. `set_backend`, `backend(...)` or, at
+start, the environment variable `ASTROCO_BACKEND` choose a backend; without a choice each op runs on the best backend
+that the device and the dtype allow. An op that the chosen backend cannot run, or that fails its self-check, runs on the
+reference. `astroco doctor` shows which backend runs each op, and why.
 """
 
 import contextlib
@@ -42,19 +42,19 @@ __all__ = [
     "set_backend",
 ]
 
-# By name, best first.
+# The backends by name, best first.
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Triton(), Cpu(), Reference())}
 
-# The caller's choice. A plain global, so that torch.compile compiles anew when it changes.
+# The caller's choice; a plain global, so that torch.compile recompiles when it changes.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None
 
-# By process group, convolution, and backend with dtype: whether every rank of the group can run it.
+# Whether every rank of a group can run a convolution, by process group, convolution, and backend with dtype.
 _agreements: WeakKeyDictionary[Any, WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], bool]]]
 _agreements = WeakKeyDictionary()
 
 
 class Selection(NamedTuple):
-    """The backend that runs an op, and by better backend the reason why it does not."""
+    """The backend that runs an op, and for each better backend the reason why that one does not."""
 
     backend: str
     reasons: dict[str, str]
@@ -92,7 +92,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def candidates() -> list[str]:
-    """The backends to ask for an op, best first: the caller's choice, or else all of them.
+    """The backends to try for an op, best first: the caller's choice alone, or without a choice all of them.
 
     Raises:
         UserError: `ASTROCO_BACKEND` names no backend.
@@ -112,12 +112,12 @@ def select(
 
     Args:
         op: a name from `OPS`.
-        device: of the op's tensors.
-        dtype: the one computed in: the tensors' own, or autocast's.
+        device: the device of the op's tensors.
+        dtype: the dtype of the computation: the tensors' own, or autocast's.
         training: whether the op's module is in training mode.
-        module: the op's; None: any that `astroco_fast` makes.
-        configuration: the module's, see `selfcheck.configuration`. A backend whose self-check fails for it is passed
-            over; a check that is due is run. None: no self-check counts.
+        module: the op's module; None: any that `astroco_fast` builds.
+        configuration: the module's, see `selfcheck.configuration`. A backend whose self-check fails for it is skipped;
+            without a verdict the check runs now. None: self-checks are ignored.
     """
     reasons: dict[str, str] = {}
     for name in candidates():
@@ -142,7 +142,7 @@ def _selfcheck_failure(
 def input_embed(
     module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
 ) -> Tensor:
-    """Embed points (N,), zero-mean in their window: x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
+    """Embed points (N,), zero-mean in their window, to x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
     norm: Any = module.norm
     like: Tensor = norm.weight
     for name, values in (("time", time), ("mag", mag), ("err", err)):
@@ -175,9 +175,9 @@ def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
 
 
 def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    """Layer mix, rows (N, D), and its mean over each window's real points, (B, D).
+    """The layer mix, rows (N, D), and its mean over each window's real points, (B, D).
 
-    `states` yields x(0) .. x(L) as they are computed, so that no layer's output has to be kept for the mix.
+    `states` yields x(0) .. x(L) as they are computed, so that no layer's output need stay in memory for the mix.
     """
     states = iter(states)
     first = next(states, None)
@@ -186,12 +186,12 @@ def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tup
     _check_layout("mix_pool", layout, first.device)
     function = _function("mix_pool", first, module, first.shape[1])
     checked = _checked_states(module, itertools.chain(iter([first]), states), layout.rows, first)
-    del first  # the iterators hold it until the backend has taken it, and no longer
+    del first  # so that only the iterators hold it, until the backend takes it
     return function(module, checked, layout)
 
 
 def masked_loss(prediction: Tensor, target: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error at probed points, sums and counts (B, 3) by role; see `reference.loss.masked_loss`."""
+    """Sums of squared error and counts, (B, 3), at probed points, by role; see `reference.loss.masked_loss`."""
     if prediction.dim() != 2 or not prediction.is_floating_point():
         raise ValueError(f"masked_loss: prediction must be (B, T), floating point, got {_described(prediction)}")
     _check("masked_loss", "target", target, "(B, T)", prediction.shape, target.dtype, prediction.device)
@@ -207,12 +207,13 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
     """The op's function on the backend that runs it.
 
     Args:
+        op: a name from `OPS`.
         like: one of the op's tensors, of its device and dtype.
-        module: None for `masked_loss`, which has none.
+        module: the op's module; None for `masked_loss`, which has none.
         width: D.
     """
     device, dtype = like.device, like.dtype
-    # Autocast leaves float64 as it is, and refuses to be asked about tensors without data.
+    # Autocast leaves float64 as it is, and `is_autocast_enabled` raises for tensors without data.
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     training = like.requires_grad if module is None else module.training
@@ -221,11 +222,11 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
 
 
 def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Module, reason: str | None) -> str | None:
-    """`reason`, or if it is None and another rank cannot run the convolution on this backend, a sentence saying so.
+    """`reason`; if it is None, the reason why another rank of BatchNorm's group cannot run the convolution, if any.
 
     Each backend synchronises BatchNorm by collectives of its own, so ranks on different backends would wait for one
-    another forever. Hence the ranks of a group agree when a convolution first trains; whoever changes the module later
-    has to do so on every rank. No agreement is possible while a graph is traced or captured.
+    another forever. Hence the ranks of a group agree when a convolution first trains; a later change of the module must
+    happen on every rank. The ranks cannot agree while a graph is traced or captured.
     """
     norm = module.batch_norm if isinstance(module, Convolution) else None
     if not isinstance(norm, MaskedBatchNorm1d) or norm.group is None or not norm.training:
@@ -241,7 +242,7 @@ def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Modu
 
 
 def _check_rows(op: str, x: Tensor, layout: Layout, norm: Any) -> int:
-    """Refuse an `x` that is not rows (N, D), with D, dtype and device those of the op's LayerNorm `norm`; return D."""
+    """Raise unless `x` is rows (N, D) with the D, dtype and device of the op's LayerNorm `norm`; return D."""
     like: Tensor = norm.weight
     width = like.shape[0]
     _check(op, "x", x, "(N, D)", (layout.rows, width), like.dtype, like.device)
@@ -267,7 +268,7 @@ def _described(x: Tensor) -> str:
 
 
 def _checked_states(module: nn.Module, states: Iterator[Tensor], rows: int, like: Tensor) -> Iterator[Tensor]:
-    """Yield the states; refuse one that is not (rows, D), D as in `like`, and a number other than the mix's weights."""
+    """Yield the states; raise if one is not (rows, D), D as in `like`, or if there are not as many as weights."""
     shape, dtype, device = (rows, like.shape[1]), like.dtype, like.device
     del like  # a state that is still referenced here could not be freed
     weights = module.logits.shape[0] if isinstance(module, LayerMix) else None

@@ -1,4 +1,4 @@
-"""Presets: hyperparameters and a learning rate under a name. The type of the hyperparameters says which model it is."""
+"""Presets: hyperparameters and a learning rate under a name. The hyperparameters' type determines the model's class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ class Preset:
     Attributes:
         name: the value of `--preset`.
         config: the model's hyperparameters.
-        learning_rate: AdamW's, for a global batch of 256.
+        learning_rate: AdamW's learning rate, for a global batch of 256.
     """
 
     name: str
@@ -24,9 +24,9 @@ class Preset:
 
 
 _S = AstroCoConfig(width=276, heads=4, layers=4)
-# The authors' learning rate: the default of the script that pretrains either version, and constant
-# (github.com/astromer-science/main-code); meant for 1.5 million light curves. A run's settings that they kept
-# (github.com/cridonoso/astromer, astromer_1/pretraining) have it too, with batches of 2,500 windows.
+# The authors' learning rate, constant over a run: the default of the script that pretrains either version
+# (github.com/astromer-science/main-code), intended for 1.5 million light curves. The settings of a run that they
+# published (github.com/cridonoso/astromer, astromer_1/pretraining) have it too, with batches of 2,500 windows.
 _ASTROMER_RATE = 1e-5
 _V1 = AstromerConfig(
     layers=2, feed_forward=128, leak=False, mask_logit=1.0, mask_queries=True, hidden_magnitude="shown"
@@ -57,7 +57,7 @@ def preset(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        UserError: there is none; lists those there are.
+        UserError: there is no such preset; the message lists the presets.
     """
     if name not in _PRESETS:
         raise UserError(f"no preset {name!r}; there are: {', '.join(_PRESETS)}")
@@ -68,7 +68,7 @@ def configure(name: str, overrides: Mapping[str, Any] | None = None) -> ModelCon
     """A preset's configuration with some fields replaced.
 
     Raises:
-        UserError: no such preset, an unknown field, or a value out of range.
+        UserError: there is no such preset, a field is unknown, or a value is out of range.
     """
     base = preset(name).config
     return type(base).from_dict({**base.to_dict(), **(overrides or {})})

@@ -1,4 +1,4 @@
-"""The registry of models: which class has which configuration, to build a model or to load one.
+"""The registry of models: each class with its configuration, to build a model or to load one.
 
 A new architecture is added to `MODELS` here, and its presets in `astroco_fast.presets`.
 """
@@ -19,10 +19,10 @@ _BY_NAME = {model.name: model for model in MODELS}  # as a saved model's config.
 
 
 def build(name: str, **overrides: Any) -> PretrainedEncoder:
-    """A freshly initialised model of a preset; `overrides` replace fields of its configuration.
+    """A newly initialised model of a preset; `overrides` replace fields of its configuration.
 
     Raises:
-        UserError: no such preset, an unknown field, or a value out of range.
+        UserError: there is no such preset, a field is unknown, or a value is out of range.
     """
     config = presets.configure(name, overrides)
     return _BY_CONFIG[type(config)](config)
@@ -35,7 +35,7 @@ def load(source: str | Path) -> PretrainedEncoder:
         source: a folder that `save_pretrained` wrote (a run's `checkpoints/best` is one), or a Hugging Face Hub id.
 
     Raises:
-        UserError: no such folder, a missing or broken file, or an architecture that is not in the registry.
+        UserError: there is no such folder, a file is missing or broken, or the architecture is not in the registry.
     """
     folder = local_folder(source)
     name = read_config(folder / CONFIG_FILE).get("model")

@@ -1,14 +1,14 @@
-"""The self-check: does an op of a fused backend give right results on this machine?
+"""The self-check: whether an op of a fused backend computes right results on this machine.
 
-Not every GPU has run the kernels before. So the first use of an op on a type of GPU or CPU, in a dtype and a
+Most types of GPU have never run the kernels. So the first use of an op on a type of GPU or CPU, in a dtype and a
 configuration (width, heads, taps ...), compares it with the reference in float64, on random ragged windows, forward and
 backward, by the rule in `comparison`. An op that is off, raises or does not compile runs on the reference from then on,
 with one warning. Verdicts are cached on disk, see `verdicts`.
 
-The check runs in a thread of its own, because grad mode, inference mode, autocast and torch.compile's tracing belong to
-a thread: the caller's modes neither reach the check nor are changed by it. So it may run even while torch.compile
-traces; its verdict is then a constant of the graph. While a CUDA graph is captured nothing may run, and an op without a
-verdict counts as right: a capture needs a warm-up before it anyway, and `warmup` runs the checks.
+The check runs in its own thread, because grad mode, inference mode, autocast and torch.compile's tracing belong to a
+thread: the caller's modes do not affect the check, and the check does not change them. So it can run even while
+torch.compile traces; its verdict is then a constant of the graph. It cannot run while a CUDA graph is captured, and an
+op without a verdict then counts as right: a capture needs a warm-up before it anyway, and `warmup` runs the checks.
 """
 
 import copy
@@ -44,10 +44,13 @@ enabled = os.environ.get("ASTROCO_SELFCHECK", "1") != "0"
 
 
 class Mode(NamedTuple):
-    """A way in which an op is run.
+    """A mode in which an op is checked.
 
     Attributes:
-        packed: filler rows follow the packed rows; else they stand in every window.
+        name: the mode in words, for messages.
+        training: whether the module is in training mode.
+        gradients: whether gradients are compared, too.
+        packed: whether filler rows follow the packed rows (True) or are in every window (False).
     """
 
     name: str
@@ -61,13 +64,13 @@ MODES = (
     Mode("training", training=True, gradients=True, packed=True),
     Mode("evaluation with gradients", training=False, gradients=True, packed=True),
 )
-# Real points of the windows: one as long as the presets', an empty one, and such that tiles end within a window.
+# Real points of the windows: one window is as long as the presets', one is empty, and tiles end within the others.
 LENGTHS = (200, 0, 67, 131, 1)
-# At the lengths above, the reference takes seconds on a CPU. The CPU kernels' tiles have 96 rows.
+# A CPU has shorter windows, because the reference would take seconds. The CPU kernels' tiles have 96 rows.
 CPU_LENGTHS = (101, 0, 33, 1)
 FILLER = 9
 DROPOUT, SALT = 0.1, 3
-# More draws of the inputs follow while the draws so far, taken together, are off: see `Comparison`.
+# The most draws of the inputs. Another draw follows while the draws so far together are off: see `Comparison`.
 DRAWS = 3
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
@@ -83,15 +86,15 @@ _lock = threading.Lock()
 
 
 def configuration(op: str, module: Any, width: int) -> Configuration | None:
-    """What tells this module's form of the op from others: the arguments that `_fresh` makes one like it from.
+    """The arguments from which `_fresh` builds a module like this one, as the key of its verdict.
 
     Args:
         op: a name from `OPS`.
-        module: the op's; None for `masked_loss`.
+        module: the op's module; None for `masked_loss`.
         width: D, which `mix_pool`'s module does not know.
 
     Returns:
-        None: a module of an unknown kind, which cannot be checked.
+        Pairs of a name and a value; None for a module of an unknown kind, which cannot be checked.
     """
     kind = type(module)
     if kind is Attention:
@@ -114,11 +117,13 @@ def configuration(op: str, module: Any, width: int) -> Configuration | None:
 def failure(
     backend: Backend, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration
 ) -> str | None:
-    """Why the op failed its self-check; None: it passed. The check runs if there is no verdict yet.
+    """The reason why the op failed its self-check; None: it passed. Without a verdict the check runs now.
 
     Args:
+        backend: the backend to check.
         op: a name from `OPS`.
-        dtype: the one computed in: float32, or autocast's dtype.
+        device: the device of the op's tensors.
+        dtype: the dtype of the computation: float32, or autocast's dtype.
         configuration: the module's, see `configuration`.
     """
     key = Key(backend.name, op, device, dtype, configuration)
@@ -128,20 +133,20 @@ def failure(
         return None
     with _lock:
         if key not in _verdicts:
-            told = stored(key, backend)
-            if told is None:
+            verdict = stored(key, backend)
+            if verdict is None:
                 _run_and_store(key, backend)
             else:
-                _verdicts[key] = told or None
+                _verdicts[key] = verdict or None
     if (reason := _verdicts[key]) is not None:
         _warn(key, reason)
     return reason
 
 
 def may_run(device: torch.device) -> bool:
-    """Whether an op can be run on the device now.
+    """Whether an op can run on the device now: not while a CUDA graph is captured, nor on a device that is absent.
 
-    It cannot while a CUDA graph is captured, nor on a device that is not there: tensors without data may be on any.
+    Tensors without data may claim to be on an absent device.
     """
     if device.type == "cuda":
         return torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()
@@ -151,7 +156,7 @@ def may_run(device: torch.device) -> bool:
 def rerun(
     backend: Backend, op: str, device: torch.device, dtype: torch.dtype, configuration: Configuration
 ) -> str | None:
-    """Run the self-check even if there is a verdict, and replace that; see `failure`."""
+    """Run the self-check even if there is a verdict, and replace the verdict; see `failure`."""
     with _lock:
         return _run_and_store(Key(backend.name, op, device, dtype, configuration), backend)
 
@@ -161,11 +166,11 @@ def _run_and_store(key: Key, backend: Backend) -> str | None:
         with torch.cuda.device(key.device) if key.device.type == "cuda" else nullcontext():
             try:
                 return _check(backend, key.op, key.device, key.dtype, dict(key.configuration)), True
-            except Exception as error:  # compilers and drivers raise many kinds; each means that the op is unusable
-                told = " ".join(str(error).split())
-                return f"{type(error).__name__}: {told[:300]}", not _is_passing(error)
+            except Exception as error:  # compilers and drivers raise many types; each means that the op is unusable
+                message = " ".join(str(error).split())
+                return f"{type(error).__name__}: {message[:300]}", not _is_passing(error)
 
-    if key.device.type == "cuda":  # raises errors of earlier launches to the caller, whose they are
+    if key.device.type == "cuda":  # so that errors of the caller's earlier launches reach the caller
         torch.cuda.synchronize(key.device)
     with ThreadPoolExecutor(1) as pool:
         reason, lasting = pool.submit(run).result()
@@ -175,12 +180,13 @@ def _run_and_store(key: Key, backend: Backend) -> str | None:
     return reason
 
 
-# Words in the messages of libraries and drivers, often plain RuntimeErrors, when a GPU is full or in a bad state.
+# Words in libraries' and drivers' messages, often plain RuntimeErrors, about a machine's passing state: a GPU that is
+# full or broken, or a missing C compiler.
 _PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "CUDA error", "HIP error", "C compiler")
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the error is about what the machine lacks at present (memory, a C compiler) or its state, not the op."""
+    """Whether the machine's present state causes the error (no memory, no C compiler, a broken GPU), not the op."""
     kinds = (torch.OutOfMemoryError, MemoryError, OSError, ImportError, SubprocessError)
     state = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # new in torch 2.8
     return isinstance(error, (*kinds, state)) or any(words in str(error) for words in _PASSING)
@@ -198,17 +204,17 @@ def _warn(key: Key, reason: str) -> None:
         )
 
 
-# --- What is compared ---------------------------------------------------------------------------------------------
+# --- The comparison -----------------------------------------------------------------------------------------------
 
 
 class _Subject(NamedTuple):
     """An op with inputs.
 
     Attributes:
-        module: with parameters of its own; for the loss, which has none, an empty one.
-        inputs: float32; they require gradients where those are compared.
-        real: bool, True where inputs count: (N,) rows, or (B, T) points.
-        call: the op's function on a backend, the module and the inputs, to outputs.
+        module: the op's module; an empty one for the loss, which has no parameters.
+        inputs: float32; they require gradients where gradients are compared.
+        real: bool, True at real points: (N,) rows, or (B, T) points.
+        call: computes the outputs from a backend's function of the op, the module and the inputs.
     """
 
     module: nn.Module
@@ -218,7 +224,7 @@ class _Subject(NamedTuple):
 
 
 def _check(backend: Backend, op: str, device: torch.device, dtype: torch.dtype, values: dict[str, Any]) -> str | None:
-    """What is wrong with the backend's op, in any mode that the backend runs it in; None: nothing."""
+    """The first fault of the backend's op, over all modes in which the backend runs it; None: there is no fault."""
     for mode in MODES:
         comparison = Comparison()
         for draw in range(DRAWS):
@@ -232,7 +238,7 @@ def _check(backend: Backend, op: str, device: torch.device, dtype: torch.dtype, 
             if not comparison.off():
                 break
         if off := comparison.off():
-            name, wrong = next(iter(off.items()))  # an output, if one is off: gradients then are off too
+            name, wrong = next(iter(off.items()))  # outputs come first: if one is off, gradients are off too
             return f"{name} {wrong}, in {mode.name}"
     return None
 
@@ -266,14 +272,14 @@ def _subject(op: str, values: dict[str, Any], layout: Layout, device: torch.devi
 
 
 def _fresh(op: str, values: dict[str, Any]) -> nn.Module:
-    """A module of this configuration, away from the ones and zeros of initialisation."""
+    """A module of this configuration with random parameters and statistics, where initialisation has ones and zeros."""
     values = dict(values)
     if op == "mix_pool":
         module: nn.Module = LayerMix(values["layers"]) if values.get("mix", True) else LastLayer()
     else:
         make = _MODULES[op] if values.pop("gate", True) else PlainFeedForward
         module = make(**values) if op == "input_embed" else make(**values, dropout=DROPOUT)
-    module = module.float()  # whatever torch's default dtype is
+    module = module.float()  # torch's default dtype may be another
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -288,7 +294,7 @@ def _fresh(op: str, values: dict[str, Any]) -> nn.Module:
 def _runs(
     backend: Backend, op: str, subject: _Subject, layout: Layout, mode: Mode, dtype: torch.dtype
 ) -> tuple[Results, Results, Results]:
-    """What the op gives in float64, in plain PyTorch and on the backend."""
+    """The op's results in float64, in plain PyTorch and on the backend."""
     fused_module, plain_module = copy.deepcopy(subject.module), copy.deepcopy(subject.module)
     if isinstance(dropout := getattr(fused_module, "dropout", None), Dropout):
         dropout.salt = SALT
@@ -303,7 +309,7 @@ def _runs(
     upstream: list[Tensor] | None = None
 
     def run(runner: Backend, module: nn.Module, fill: float, to: torch.dtype) -> Results:
-        """`fill` stands in rows that are not real."""
+        """Run the op with `fill` in rows that are not real."""
         function = runner.function(op)
         inputs = [_filled(x, subject.real, fill) for x in subject.inputs]
         ups = None if upstream is None else [_filled(up, subject.real, fill) for up in upstream]
@@ -319,7 +325,7 @@ def _runs(
 
 
 def _filled(x: Tensor, real: Tensor, value: float) -> Tensor:
-    """x with `value` where it is not real; a tensor that is not over rows stays as it is."""
+    """x with `value` where it is not real; a tensor without an axis of rows is returned as it is."""
     if x.shape[: real.dim()] != real.shape:
         return x
     over = real.view(*real.shape, *[1] * (x.dim() - real.dim()))

@@ -18,7 +18,7 @@ def read(path: str | Path, config_class: type) -> dict[str, Any]:
     """The settings in a YAML file. Each must be a field of the dataclass, or of a dataclass in it.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or has an unknown setting; names it.
+        UserError: the file cannot be read or is not YAML, or has an unknown setting, which the message names.
     """
     way_out = "give a YAML file of settings; --print_config shows how such a file looks"
     content = read_yaml(path, way_out, may_be_empty=True)
@@ -38,7 +38,7 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
 
     Args:
         path: the file.
-        way_out: what the user can do about a file that is no such mapping, for messages.
+        way_out: the advice in messages about a file that cannot be used.
         may_be_empty: whether an empty file is an empty mapping, rather than an error.
 
     Raises:
@@ -59,7 +59,7 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
 
 
 def wanted(name: str, config_class: type) -> str | None:
-    """The kind of value that the setting of this dotted name takes, in words; None: there is no such setting."""
+    """The type of value that the setting of this dotted name takes, in words; None: there is no such setting."""
     kind = dict(_kinds(config_class)).get(name)
     return None if kind is None else _words(kind)
 
@@ -75,7 +75,7 @@ def find(name: str, content: Mapping[str, Any]) -> str | None:
 
 
 def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of each setting, groups of settings included."""
+    """The dotted name and the type of each setting, groups of settings included."""
     hints = get_type_hints(config_class)
     for field in fields(config_class):
         kind = hints[field.name]
@@ -85,7 +85,7 @@ def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _settings(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every setting of a file, groups included, without the content of free dictionaries."""
+    """The dotted name and the value of each of a file's settings, groups included; free dictionaries stay whole."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         yield name, value

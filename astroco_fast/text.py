@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 def rows(cells: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Rows of equally many cells as lines of aligned columns, indented."""
+    """Indented lines with aligned columns, one line for each row; all rows have equally many cells."""
     table = list(cells)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -12,6 +12,6 @@ def rows(cells: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def first_reason(error: Exception) -> str:
-    """Of an error whose message has a heading and then a reason a line, as PyTorch's loading has: the first reason."""
+    """The first reason in an error message that has a heading and then one reason a line, as PyTorch's loading has."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[1] if len(lines) > 1 else lines[0]) if lines else type(error).__name__

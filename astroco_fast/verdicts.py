@@ -14,12 +14,12 @@ from astroco_fast.errors import UserError
 from astroco_fast.files import cache_folder, sha256, whole_file
 from astroco_fast.kernels.backend import Backend
 
-# The properties of an op's module for which a backend may take different code: pairs of a name and a value.
+# The properties of an op's module on which a backend's code may depend: pairs of a name and a value.
 Configuration = tuple[tuple[str, Any], ...]
 
 
 class Key(NamedTuple):
-    """The subject of a verdict: a backend's op on a device, computing in a dtype, in a configuration."""
+    """The subject of a verdict: a backend's op on a device, in a dtype and a configuration."""
 
     backend: str
     op: str
@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The op, the dtype and the configuration, as messages and the file have them."""
+        """The op, the dtype and the configuration, as messages and the file name them."""
         values = [f"{name}={value}" for name, value in self.configuration]
         return " ".join([self.op, str(self.dtype).removeprefix("torch."), *values])
 
@@ -47,7 +47,7 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(key: Key, backend: Backend) -> str:
-    """Everything besides the op that a verdict depends on: device, driver, versions, and sources of both sides."""
+    """The key in the file for everything else that a verdict depends on: device, driver, versions, and sources."""
     versions = [f"astroco_fast {astroco_fast.__version__}", f"torch {torch.__version__}", *backend.versions()]
     where = [key.backend, device_name(key.device), f"driver {_driver()}"]
     return ", ".join([*where, *versions, f"sources {_sources(backend)}"])
@@ -66,10 +66,10 @@ def store(key: Key, backend: Backend, reason: str | None) -> None:
         return
     with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = _read(path)  # a verdict that another process writes from here on is lost; it runs its check again
-        told.setdefault(environment(key, backend), {})[key.name] = reason or ""
+        content = _read(path)  # a verdict that another process writes after this is lost, and checked again later
+        content.setdefault(environment(key, backend), {})[key.name] = reason or ""
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(told, indent=1) + "\n")
+            partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _driver() -> str:
@@ -94,7 +94,7 @@ def _sources(backend: Backend) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
-    """The file's verdicts by environment and name; entries of any other form are left out."""
+    """The file's verdicts by environment and name, without entries of any other form."""
     try:
         told = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -20,12 +20,12 @@ def warmup(
     dtype: torch.dtype | None = torch.bfloat16,
     training: bool | None = None,
 ) -> float:
-    """Run `model` on random batches, so that the first real batch need not wait for compilers and self-checks.
+    """Run a copy of `model` on random batches, so that the first real one need not wait for compilers and self-checks.
 
-    A copy of the model runs, on the model's device: the model's parameters, gradients and statistics stay as they are,
-    and so do torch's random numbers. No other process is waited for. Call it before a CUDA graph is captured, because
-    no self-check can run then, and before anything is timed. Where every op runs on the reference it does nothing
-    useful, and no harm. It does not warm up a compiled model: for that, call the compiled model itself.
+    The copy is on the model's device. The model's parameters, gradients and statistics stay as they are, and so does
+    the state of torch's random numbers. The call waits for no other process. Call it before anything is timed, and
+    before a CUDA graph is captured, because self-checks cannot run during the capture. It is useless, but harmless,
+    where every op runs on the reference. To warm up a compiled model, call the compiled model itself instead.
 
     Examples:
         >>> model = af.AstroCo.from_preset("L").cuda().eval()
@@ -34,12 +34,12 @@ def warmup(
     Args:
         model: an encoder, called as `AstroCo` is, or DDP around one.
         batch_size: windows in a batch; one batch is full, one is ragged.
-        length: T, the points that a window has room for; default the configuration's.
-        dtype: autocast's dtype in the run to come; None: no autocast.
-        training: whether training steps run, and not only evaluation. Default: the model's mode.
+        length: T, the points that a window has room for; None: the configuration's.
+        dtype: the dtype of autocast in the later run; None: no autocast.
+        training: whether to run training steps, and not only evaluation; None: as the model's mode.
 
     Returns:
-        The seconds that the batches took.
+        The time that the batches took, in seconds.
     """
     start = time.perf_counter()
     model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -56,7 +56,7 @@ def warmup(
             hidden = torch.rand(batch_size, length, device=device) < 0.3
             if training:
                 loss = _forward(twin.train(), points, lengths, hidden, dtype)
-                if loss.requires_grad:  # not where all parameters are frozen
+                if loss.requires_grad:  # it does not if all parameters are frozen
                     loss.backward()
             with torch.no_grad():
                 for given in (hidden, None) if training else (None,):
@@ -69,7 +69,7 @@ def warmup(
 def _forward(
     model: nn.Module, points: Tensor, lengths: Tensor, hidden: Tensor | None, dtype: torch.dtype | None
 ) -> Tensor:
-    """The loss of one forward pass; all outputs have a part in it."""
+    """A loss of one forward pass that depends on all outputs."""
     with torch.autocast(points.device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext():
         out = model(*points, lengths=lengths, hidden=hidden)
         if hidden is None:
@@ -79,6 +79,6 @@ def _forward(
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy without gradients whose BatchNorm waits for no other process."""
+    """A copy without gradients, whose BatchNorm waits for no other process."""
     groups = [module.group for module in model.modules() if isinstance(module, MaskedBatchNorm1d)]
     return copy.deepcopy(model, {id(group): None for group in groups})

@@ -89,7 +89,7 @@ def architecture(device: torch.device) -> Architecture:
 
 @contextlib.contextmanager
 def recording(record: Callable[..., None], on: Architecture) -> Iterator[None]:
-    """A context in which launches are tiled for `on` and call `record(kernel, grid, args, constants, config)` instead."""
+    """A context in which a launch, tiled for `on`, calls `record(kernel, grid, args, constants, config)` instead."""
     global _record, _architecture
     before, (_record, _architecture) = (_record, _architecture), (record, on)
     try:
