@@ -85,8 +85,9 @@ def package_pages() -> Iterator[tuple[str, str]]:
 
 
 def root_page(name: str) -> str:
-    """A Markdown file of the project's root, with its links to files in docs/ as links of the site."""
-    return re.sub(r"\]\(docs/", "](", (ROOT / name).read_text(encoding="utf-8"))
+    """A Markdown file of the project's root, with its links as links of the site, whose first page stands for README."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("](README.md", "](index.md")
+    return re.sub(r"\]\(docs/", "](", text)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
