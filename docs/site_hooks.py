@@ -85,7 +85,7 @@ def package_pages() -> Iterator[tuple[str, str]]:
 
 
 def root_page(name: str) -> str:
-    """A Markdown file of the project's root, with its links as links of the site, whose first page stands for README."""
+    """A Markdown file of the project's root, its links as links of the site, whose first page stands for the README."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("](README.md", "](index.md")
     return re.sub(r"\]\(docs/", "](", text)
 
