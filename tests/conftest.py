@@ -1,4 +1,4 @@
-"""Settings that must stand before anything is imported."""
+"""Settings that must precede all imports of the package."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Tests mean the reference unless they ask for another backend, in processes that they start too. What the CPU's kernels
-# are to be built for is kept under another name: test processes of pytest-xdist inherit what stands here.
+# Tests, and the processes that they start, run the reference unless they choose another backend. The instruction set
+# for the CPU's kernels moves to a variable of another name, which pytest-xdist's processes inherit.
 CPU_ISA = os.environ.setdefault("ASTROCO_TEST_CPU_ISA", os.environ.get("ASTROCO_CPU_ISA", "")) or None
 os.environ["ASTROCO_CPU_ISA"] = "none"
 
 
 @pytest.fixture
 def fresh_selfcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Verdicts and warnings of the self-check start anew, in small windows; gives the file where verdicts are kept."""
+    """Reset the self-check's verdicts and warnings, and shorten its windows; return the file of verdicts."""
     from astroco_fast import selfcheck
 
     monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Backends to test dispatch and the self-check with: the reference's results, with a fault where a test wants one."""
+"""Backends for tests of dispatch and the self-check: they return the reference's results, right or with a fault."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +13,10 @@ Call = Callable[..., Any]
 
 
 class Fake(Backend):
-    """A backend that runs the functions given, by op.
+    """A backend whose ops are the given functions.
 
     Args:
-        refusal, dropout_mask: in place of the methods of that name.
+        refusal, dropout_mask: functions that replace the methods of the same name.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ def backends(*others: Backend) -> dict[str, Backend]:
 
 
 def sound(op: str) -> Call:
-    """An op as a backend must have it: rows that are not real have no effect and are zero in the results."""
+    """A right op of a backend: rows that are not real have no effect and are zero in the results."""
 
     def over_rows(module: Any, *arguments: Any) -> Tensor:
         *values, layout = arguments
@@ -62,7 +62,7 @@ def _zeroed(x: Tensor, layout: Layout) -> Tensor:
 
 
 def every_op() -> dict[str, Call]:
-    """Every op, right."""
+    """A right function for every op."""
     return {op: sound(op) for op in OPS}
 
 
@@ -77,7 +77,7 @@ class _WrongBackward(torch.autograd.Function):
 
 
 def raising(op: str) -> Call:
-    """Raise, as a kernel that does not compile."""
+    """An op that raises, as one whose kernel does not compile."""
 
     def run(*arguments: Any) -> Any:
         raise RuntimeError("no such instruction\non this GPU")
@@ -86,19 +86,19 @@ def raising(op: str) -> Call:
 
 
 def wrong_numbers(op: str) -> Call:
-    """Give results that are off by 1 %."""
+    """An op whose results are off by 1 %."""
     right = sound(op)
     return lambda *arguments: _first(right(*arguments), lambda out: 1.01 * out)
 
 
 def wrong_backward(op: str) -> Call:
-    """Give right results, and gradients that are off by 1 %."""
+    """An op with right results, whose gradients are off by 1 %."""
     right = sound(op)
     return lambda *arguments: _first(right(*arguments), _WrongBackward.apply)
 
 
 def leaking(op: str) -> Call:
-    """Let rows that are not real have an effect."""
+    """An op in which rows that are not real have an effect."""
     return Reference().function(op)
 
 

@@ -1,9 +1,9 @@
-"""The graph of the package's imports, read from the sources; as a program it draws the picture in docs/.
+"""The graph of the package's imports, read from the sources. Run as a program, it draws the picture in docs/:
 
     python -m tests.import_graph docs/imports.png
 
-Imports inside functions count too: a late import that asks upwards is as much of a knot as an early one. Imports for
-type checking only (`if TYPE_CHECKING`) do not count.
+Imports inside functions count too, because a late import from a higher layer makes a circle as much as an early one.
+Imports for type checking only (`if TYPE_CHECKING`) do not count.
 """
 
 import ast
@@ -18,7 +18,7 @@ Graph = dict[str, set[str]]
 
 
 def module_files(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """The file of every module of the package, by the module's dotted name."""
     found = {}
     for folder, package in FOLDERS.items():
         for path in sorted((root / folder).rglob("*.py")):
@@ -28,16 +28,16 @@ def module_files(root: Path = ROOT) -> dict[str, Path]:
 
 
 def import_graph(root: Path = ROOT) -> Graph:
-    """By module, the package's modules that it imports, itself left out.
+    """The package's modules that each module imports, other than itself.
 
-    A package that only passes names on lazily (`__getattr__`) imports nothing.
+    A package that only forwards names lazily (`__getattr__`) imports nothing.
     """
     files = module_files(root)
     return {name: {target for target in _imports(name, path, files) if target != name} for name, path in files.items()}
 
 
 def cycles(graph: Graph) -> list[list[str]]:
-    """Sets of modules that import one another in a circle (strongly connected components), each sorted."""
+    """The sets of modules that import one another in a circle (strongly connected components), each sorted."""
     order: list[str] = []
     seen: set[str] = set()
     for start in graph:
@@ -56,7 +56,7 @@ def cycles(graph: Graph) -> list[list[str]]:
 
 
 def _visit(start: str, graph: Graph, seen: set[str], order: list[str]) -> None:
-    """Depth first from `start`; appends each module once all that it leads to is in."""
+    """Search depth first from `start`; append each module to `order` after all modules that it leads to."""
     if start in seen:
         return
     seen.add(start)
@@ -95,11 +95,11 @@ def _imports(name: str, path: Path, files: dict[str, Path]) -> Iterator[str]:
 
 
 def _known(name: str, files: dict[str, Path]) -> str | None:
-    """The module of this name; a name that the package's root passes on lazily is its own module's matter."""
+    """The module of this name; None if there is no such module, as for a name that the package's root loads lazily."""
     return name if name in files and name != "astroco_fast" else None
 
 
-# What the picture shows as one node, by the beginning of a module's name; the first that fits.
+# The nodes of the picture, by the beginning of the modules' names; the first that fits a module has it.
 GROUPS = {
     "errors, files": ("errors", "files", "text", "checksums", "machine"),
     "reference": ("reference", "layout", "config"),
@@ -123,7 +123,7 @@ GROUPS = {
 
 
 def grouped(graph: Graph) -> dict[tuple[str, str], int]:
-    """The number of imports from one group to another."""
+    """The number of imports from each group to each other group."""
     counts: dict[tuple[str, str], int] = {}
     for name, targets in graph.items():
         for target in targets:
@@ -152,7 +152,7 @@ def _leads(a: str, b: str, edges: set[tuple[str, str]]) -> bool:
 
 
 def draw(graph: Graph, out: Path) -> None:
-    """Groups of modules, what is imported below what imports it, by the longest ways; arrows back are red."""
+    """Draw the groups of modules, each below those that import it, by the longest paths; arrows back are red."""
     from matplotlib.figure import Figure
 
     counts = grouped(graph)
@@ -176,7 +176,7 @@ def draw(graph: Graph, out: Path) -> None:
     for (a, b), count in counts.items():
         wrong = (a, b) in back
         if not wrong and _leads(a, b, counts.keys() - back - {(a, b)}):
-            continue  # the picture shows the longer way
+            continue  # the picture shows the longer path
         arrow = {"arrowstyle": "-|>", "shrinkA": 14, "shrinkB": 14, "lw": 0.5 + 0.25 * count**0.5}
         arrow |= {"color": "tab:red" if wrong else "0.55", "connectionstyle": f"arc3,rad={0.25 if wrong else 0.06}"}
         axes.annotate("", places[b], places[a], arrowprops=arrow)

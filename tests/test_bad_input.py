@@ -1,4 +1,4 @@
-"""Bad input: every command ends with status 2 and one line that names the thing, and leaves nothing half-made."""
+"""Bad input: every command exits with status 2 and one line that names what is wrong, and leaves no partial output."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what is needed besides the bad thing: good.csv, a store, settings, and a run."""
+    """A folder of good inputs: good.csv, a store, settings, and a run."""
     folder = tmp_path_factory.mktemp("good")
     as_long(curves()).to_csv(folder / "good.csv", index=False)
     convert(curves(), folder / "store")
@@ -55,14 +55,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curves() -> CurveBatch:
-    """Every star in two bands."""
+    """Light curves of every star in two bands."""
     batch = make_batch(2 * STARS, lengths=[12] * 2 * STARS, bands=("V", "I"))
     names = np.array([f"star-{i // 2}" for i in range(2 * STARS)], dtype=object)
     return replace(batch, ids=names, label=np.full(2 * STARS, "EW", dtype=object))
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The line with which a command refuses."""
+    """The line of a command that refuses its input."""
     capsys.readouterr()
     status = cli.main(argv)
     (line,) = capsys.readouterr().err.splitlines()
@@ -78,7 +78,7 @@ def long_with(**columns: object) -> Make:
 
 
 def cell(column: str, value: object) -> Make:
-    """A table with one odd value, in row 8."""
+    """A function that writes a table with one odd value, in row 8."""
 
     def make(path: Path, good: Path) -> None:
         frame = as_long(curves())
@@ -90,7 +90,7 @@ def cell(column: str, value: object) -> Make:
 
 
 def rows_with(**odd: object) -> Make:
-    """A table of one star a row, whose last row is the first one again with something else in it."""
+    """A function that writes a table of one star a row, whose last row is the first row with other values in `odd`."""
 
     def make(path: Path, good: Path) -> None:
         frame = as_nested(curves()).to_pandas()
@@ -131,7 +131,7 @@ def other_records(path: Path, good: Path) -> None:
 
 
 def store_with(file: str, change: Callable[[bytes], bytes | None]) -> Make:
-    """A store with one file changed, or removed."""
+    """A function that writes a store with one file changed, or removed."""
 
     def make(path: Path, good: Path) -> None:
         shutil.copytree(good / "store", path)
@@ -228,7 +228,7 @@ def test_file_of_settings(text: str | bytes | None, words: str, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-# Words of a command, in which GOOD, MODEL and OUT stand for places, and what the line must hold.
+# The words of a command, in which GOOD, MODEL and OUT stand for paths, and the words of the line.
 LINES = [
     ("bogus", "no command 'bogus'"),
     ("convert GOOD/good.csv", "required: output"),
@@ -292,7 +292,7 @@ def test_command_line(words: str, told: str, good: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize("command", ["pretrain", "embed", "report"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_damaged_checkpoint(file: str, command: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """One byte of a weight is all that has changed."""
+    """One changed byte of a weight is noticed."""
     pytest.importorskip("matplotlib")
     run = shutil.copytree(good / "run", tmp_path / "run", symlinks=True)
     path = run / "checkpoints" / "best" / file
@@ -307,7 +307,7 @@ def test_damaged_checkpoint(file: str, command: str, good: Path, tmp_path: Path,
 
 
 def test_a_start_that_fails_leaves_the_run_as_it_was(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """What a report and the next start go by must not name data that cannot be used."""
+    """The settings that a report and the next start read must not name data that cannot be used."""
     run = shutil.copytree(good / "run", tmp_path / "run", symlinks=True)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     store_with("mag.f32", lambda content: content[:-1] + b"\x00")(tmp_path / "changed", good)
@@ -327,7 +327,7 @@ def test_report_of_light_curves_that_are_not_the_run_s(
 
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond this many bytes."""
+    """A context in which no file can grow beyond this many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -354,7 +354,7 @@ def test_full_disk(words: str, told: str, good: Path, tmp_path: Path, capsys: py
 
 
 def on_full_disk(argv: list[str]) -> int:
-    """A command, in a rank of its own."""
+    """Run a command as one rank, on a full disk."""
     with full_disk(5000):
         return cli.main(argv)
 
@@ -373,7 +373,7 @@ def test_both_ranks_end(case: str, good: Path, tmp_path: Path) -> None:
 
 
 def test_a_slow_rank_0_still_tells_what_is_wrong(tmp_path: Path) -> None:
-    """Torchrun ends all ranks as soon as it sees one end."""
+    """Rank 0 alone prints the error, but torchrun ends all ranks as soon as one of them exits."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys, time\nfrom astroco_fast.pretrain import main\n"

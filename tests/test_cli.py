@@ -1,4 +1,4 @@
-"""The dispatcher: names, help, versions, and one line for a name that is none."""
+"""The dispatcher: names, help, versions, and one line for an unknown name."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_the_rest_of_the_line_goes_to_the_command(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_loads_no_heavy_library(name: str) -> None:
-    """Parsing needs none of them; torch alone takes longer to load than all the rest."""
+    """Parsing needs no heavy library; torch alone takes longer to load than all other modules."""
     code = (
         "import sys\nfrom astroco_fast.cli import main\n"
         f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"

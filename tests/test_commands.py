@@ -1,4 +1,4 @@
-"""Flags and files into settings."""
+"""Parsing of flags and files into settings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -19,7 +19,7 @@ WEIGHT, BIAS = "the gradient of pointwise_out.weight", "the gradient of pointwis
 
 
 def runs(dtype: torch.dtype = torch.float32) -> tuple[Results, Results, Results]:
-    """A convolution (it has buffers) in training: in float64, in `dtype`, and in `dtype` again as a backend."""
+    """A convolution (with buffers) in training: its results in float64, in `dtype`, and in `dtype` as a backend's."""
     assert REAL is not None
     torch.manual_seed(0)
     module = Convolution(WIDTH, 3, 0.0)
@@ -43,7 +43,7 @@ def off(exact: Results, plain: Results, fused: Results) -> dict[str, str]:
 def test_right_results_pass(dtype: torch.dtype) -> None:
     exact, plain, fused = runs(dtype)
     assert not off(exact, plain, fused)
-    # Rounded otherwise, by as much as plain PyTorch is off: right too.
+    # Results that are rounded otherwise, and off by as much as plain PyTorch's, are right too.
     assert not off(exact, plain, {name: (2 * exact[name] - plain[name]).to(value) for name, value in plain.items()})
 
 
@@ -69,7 +69,7 @@ def filler_set(value: Tensor) -> Tensor:
     return value.masked_fill(~REAL[:, None], 1e-3)
 
 
-# By kind: the result that is wrong, how, and what is said of it.
+# By kind of fault: the wrong result, the change that makes it wrong, and the message.
 FAULTS: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
     "one value": ("output 0", one_element(lambda x: x + 1e-2), "is off by 0.01"),
     "one gradient's value": (WEIGHT, one_element(lambda x: x + 1e-2), "is off by 0.01"),

@@ -1,6 +1,6 @@
 """Code blocks of the README and the docs that are marked as runnable run as they stand.
 
-`<!-- run -->` on the line above a fenced block marks it; `<!-- run: slow -->` leaves it to `make test-slow`.
+`<!-- run -->` on the line above a fenced block marks it; `make test-slow` runs blocks marked `<!-- run: slow -->`.
 """
 
 import os
@@ -18,7 +18,7 @@ MARKED = re.compile(
     r"^<!-- run(?P<slow>: slow)? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 SOURCE = re.compile(r"`([\w./]+/[\w.]+\.(?:py|h|cpp))`")
-OTHERS = re.compile(r"src/|kernels/(toy|BACKEND)/|kernels/cpu/scale\.py")  # of Astromer's code; examples
+OTHERS = re.compile(r"src/|kernels/(toy|BACKEND)/|kernels/cpu/scale\.py")  # files of Astromer's code, and of examples
 PROGRAMS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
 
 

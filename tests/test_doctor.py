@@ -1,4 +1,4 @@
-"""The doctor's report: this machine's parts, and which op runs where and why."""
+"""The doctor's report: the machine's devices and packages, and the backend that runs each op, with reasons."""
 
 import platform
 import re
@@ -84,7 +84,7 @@ def test_it_runs_the_self_check_again_and_tells_what_failed(
     )
     assert "RuntimeError: no such instruction on this GPU" in out
     assert str(fresh_selfcheck) in out
-    # The verdicts that were kept before do not count, those found now do.
+    # Verdicts cached earlier do not count, but those of this report do.
     monkeypatch.setattr(ops, "BACKENDS", {**ops.BACKENDS, "quick": Fake("quick", **every_op())})
     assert doctor.main([]) == 0
     assert rows(capsys.readouterr().out)["attention"][0] == "quick"

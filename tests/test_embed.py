@@ -1,4 +1,4 @@
-"""Embeddings: one row a light curve, whatever it came as."""
+"""Embeddings: one row for each light curve, from every kind of input."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_batch_size_does_not_matter(model: af.AstroCo, curves: list[Curve]) -> N
 
 def long_table(curves: list[Curve]) -> pd.DataFrame:
     frames = [pd.DataFrame(c, columns=["mjd", "mag", "magerr"]).assign(id=f"star{i}") for i, c in enumerate(curves)]
-    return pd.concat(frames).sample(frac=1, random_state=0)  # rows of a star need not stand together
+    return pd.concat(frames).sample(frac=1, random_state=0)  # a star's rows need not be adjacent
 
 
 def test_frame_in_frame_with_ids_out(model: af.AstroCo, curves: list[Curve]) -> None:
@@ -71,7 +71,7 @@ def test_a_bad_curve_keeps_its_row(model: af.AstroCo, curves: list[Curve]) -> No
 def test_lists_of_tables_and_files_are_not_lists_of_arrays(
     model: af.AstroCo, curves: list[Curve], tmp_path: Path
 ) -> None:
-    tables = [long_table([c]).assign(id=str(3 - i)) for i, c in enumerate(curves)]  # ids that look like places
+    tables = [long_table([c]).assign(id=str(3 - i)) for i, c in enumerate(curves)]  # ids that look like positions
     expected = dict(zip("3210", model.embed(curves), strict=True))
     for i, table in enumerate(tables):
         table.to_csv(tmp_path / f"{i}.csv", index=False)

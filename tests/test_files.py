@@ -91,7 +91,7 @@ def test_two_writers_do_not_meet(tmp_path):
         assert first != second
         first.write_text("first")
         second.write_text("second")
-    assert content(tmp_path) == {"file": "first"}  # whose block ended last
+    assert content(tmp_path) == {"file": "first"}  # its block ended last
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
@@ -127,7 +127,7 @@ def hold_and_note(folder: str, seconds: float) -> None:
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
-    """A second process is refused, or waits until the first has ended."""
+    """A second process raises an error, or waits until the first has ended."""
     pytest.importorskip("fcntl")
     holder = _context.Process(target=hold_and_note, args=(str(tmp_path), 0.5))
     holder.start()

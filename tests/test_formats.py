@@ -1,4 +1,4 @@
-"""From a file of any kind to vectors: what a user does first, with every kind of table that is read."""
+"""From a file to vectors, a user's first steps, with every kind of table that can be read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,7 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def survey() -> CurveBatch:
-    """Simulated stars with their first points."""
+    """The first points of simulated stars."""
     (batch,) = simulate_survey(STARS, seed=0)
     return batch.select_points(np.arange(batch.n_points) - np.repeat(batch.offsets[:-1], batch.lengths) < POINTS)
 
@@ -48,7 +48,7 @@ def nested(batch: CurveBatch, path: Path) -> None:
 
 
 def long_csv(batch: CurveBatch, path: Path) -> None:
-    """The points in any order, as an export from a database has them."""
+    """Write the points in any order, as an export from a database has them."""
     as_long(batch).sample(frac=1, random_state=0).to_csv(path, index=False)
 
 
@@ -57,7 +57,7 @@ def long_parquet(batch: CurveBatch, path: Path) -> None:
 
 
 def astromer(batch: CurveBatch, path: Path) -> None:
-    """Shards of points with the star's number alone; what else is known of it stands in metadata.parquet."""
+    """Write shards of points that have only the star's number, and the star's other properties in metadata.parquet."""
     path.mkdir()
     points = as_long(batch).rename(columns={"err": "errmag"})
     number = points["id"].str.removeprefix("sim-").astype(int)
@@ -73,7 +73,7 @@ def long_fits(batch: CurveBatch, path: Path) -> None:
 
 
 def nested_fits(batch: CurveBatch, path: Path) -> None:
-    """One row a star, arrays of varying lengths in the columns."""
+    """Write one row a star, with arrays of varying lengths in the columns."""
     table = pytest.importorskip("astropy.table").Table()
     for name, values in (("id", batch.ids), ("band", batch.band), ("label", batch.label)):
         table[name] = values.tolist()
@@ -85,13 +85,13 @@ def nested_fits(batch: CurveBatch, path: Path) -> None:
 
 
 def new_records(batch: CurveBatch, path: Path) -> None:
-    """Shards of TFRecords that name their star's class."""
+    """Write shards of TFRecords that contain the name of their star's class."""
     for i in range(3):
         write_records(path / f"{i}.record", [new_style(batch, row) for row in range(i, len(batch), 3)])
 
 
 def old_records(batch: CurveBatch, path: Path) -> None:
-    """A folder a class, whose name alone says what the number in a TFRecord means. They have no band."""
+    """Write a folder for each class, which names the class; its TFRecords contain a number, and no band."""
     classes = sorted({*batch.label})
     for name in classes:
         rows = np.flatnonzero(batch.label == name)
@@ -114,7 +114,7 @@ WRITERS: dict[str, Callable[[CurveBatch, Path], None]] = {
 
 
 def held_by(name: str, survey: CurveBatch) -> CurveBatch:
-    """What is left of the survey in a format: a TFRecord has single precision, an old one no band."""
+    """The survey as a format can store it: a TFRecord has single precision, an old one no band."""
     if "tfrecord" not in name:
         return survey
     band = np.full(len(survey), "", dtype=object) if name == "old tfrecord" else survey.band
@@ -122,7 +122,7 @@ def held_by(name: str, survey: CurveBatch) -> CurveBatch:
 
 
 def numbered(batch: CurveBatch) -> CurveBatch:
-    """With ids as an Astromer folder has them."""
+    """The batch with the ids of an Astromer folder."""
     return replace(batch, ids=np.array([str(int(name.removeprefix("sim-"))) for name in batch.ids], dtype=object))
 
 
@@ -132,7 +132,7 @@ def read_embeddings(path: Path) -> pd.DataFrame:
 
 
 def train(data: Path, out: Path, *flags: str) -> Path:
-    """Two steps; the run's folder."""
+    """Train for two steps; return the run's folder."""
     small = out.with_suffix(".yaml")
     small.write_text(SMALL)
     assert pretrain.main(["--config", str(small), "--data", str(data), "--out", str(out), *flags]) == 0
@@ -141,7 +141,7 @@ def train(data: Path, out: Path, *flags: str) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(survey: CurveBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one of the formats, converted on the way."""
+    """A run on one of the formats, which `pretrain` converts itself."""
     folder = tmp_path_factory.mktemp("trained")
     astromer(survey, folder / "astromer")
     return train(folder / "astromer", folder / "run")
@@ -168,7 +168,7 @@ def test_every_format_holds_the_same_light_curves(name: str, survey: CurveBatch,
 
 
 def train_and_embed(source: Path, folder: Path, *flags: str) -> pd.DataFrame:
-    """The three commands on one input; the embeddings."""
+    """Run the three commands on one input; return the embeddings."""
     assert convert.main([str(source), str(folder / "store"), *flags]) == 0
     for data, out in ((source, "direct"), (folder / "store", "stored")):
         train(data, folder / out, *flags)

@@ -1,4 +1,4 @@
-"""Imports run one way: errors and file helpers, the reference, the kernels, the package."""
+"""Imports run one way: the package imports the kernels, these the reference, and that errors and file helpers."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from tests.import_graph import ROOT, cycles, import_graph
 
-# The bottom of the graph: no tensors, nothing of the model.
+# The bottom of the graph: modules without tensors and without parts of the model.
 BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "text", "checksums", "machine")}
 LAYERS = ("bottom", "reference", "kernels", "package")
 

@@ -1,4 +1,4 @@
-"""What an import brings in, by the names of modules: seconds depend on the machine."""
+"""The modules that `import astroco_fast` loads. Names are compared, because times depend on the machine."""
 
 import subprocess
 import sys
@@ -23,12 +23,13 @@ def test_the_encoder_brings_in_little_besides_torch() -> None:
     new = told.stdout.split()
     packages = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
     assert packages <= {"astroco_fast", "einops", "safetensors"}
-    # torch._dynamo, which decorators of torch.compiler import, takes longer than torch itself; and no kernel is needed.
+    # torch._dynamo, which decorators of torch.compiler import, takes longer to load than torch itself. No kernel is
+    # needed either.
     assert not [name for name in new if name.startswith("torch.") or ".kernels.triton." in name]
 
 
 def test_the_mark_is_the_one_that_torch_sets() -> None:
-    """`constant_while_tracing` does without torch._dynamo what torch's own decorator does with it."""
+    """`constant_while_tracing` marks a function as torch's own decorator does, without importing torch._dynamo."""
 
     def function() -> None: ...
 

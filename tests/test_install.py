@@ -1,4 +1,4 @@
-"""Wheel, editable install and bare checkout: each gives the whole package, from any directory."""
+"""Wheel, editable install and bare checkout each provide the whole package, from any directory."""
 
 import json
 import os
@@ -17,7 +17,7 @@ FOLDERS = {"astroco_fast": "astroco_fast", "kernels": "astroco_fast/kernels", "r
 
 FOLDERS_WITHIN = ("kernels", "reference", "kernels/cpu")
 
-# Specs are enough: importing the reference itself would load torch, each time.
+# Modules are only found, not imported, because importing the reference would load torch each time.
 WHERE = """
 import importlib.util, json
 import astroco_fast
@@ -35,14 +35,14 @@ def python_files(root: Path) -> set[str]:
 
 
 def native_sources(folder: Path) -> set[str]:
-    """What the CPU's kernels are compiled from, in the user's environment."""
+    """The sources from which the CPU's kernels are compiled in the user's environment."""
     found = {path.name for path in (folder / "csrc").iterdir()}
     assert "main.cpp" in found
     return found
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """What a command prints, in an environment that says nothing about Python beyond what is given."""
+    """The output of a command, in an environment whose only variables about Python are those given."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
@@ -52,10 +52,10 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 
 def bare_environment(folder: Path) -> Path:
-    """A new environment that sees this one's packages, but not the `astroco_fast` that may be installed in it.
+    """A new environment that sees this one's packages, except an `astroco_fast` that may be installed here.
 
-    The packages are linked rather than put on the path as they lie, or pip would find that installation and, in its
-    place, take it away.
+    The packages are linked. With this environment's folder on the path instead, pip would find that installation and
+    uninstall it.
 
     Returns:
         The folder of its programs.
@@ -95,7 +95,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(
     request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """How the package is there, and the programs of an environment where it is."""
+    """The kind of installation, and the folder of programs of an environment that has it."""
     programs = bare_environment(tmp_path_factory.mktemp(request.param) / "environment")
     if request.param != "bare":
         what = [request.getfixturevalue("wheel")] if request.param == "wheel" else ["--editable", checkout]
@@ -113,7 +113,7 @@ def test_every_part_is_found_from_any_directory(installed: tuple[str, Path], che
             package = files[0].parent
             assert programs.parent in package.parents
             assert files == [package / "__init__.py", *(package / p / "__init__.py" for p in FOLDERS_WITHIN)]
-        else:  # a checkout in the working directory hides an installed wheel: then all of it must come from there
+        else:  # a checkout in the working directory hides an installed wheel, so every part must be the checkout's
             assert files == [checkout / p / "__init__.py" for p in ("astroco_fast", *FOLDERS_WITHIN)]
         assert native_sources(files[-1].parent) == native_sources(ROOT / "kernels" / "cpu")
 

@@ -1,4 +1,4 @@
-"""AstroCo as users meet it: equal to the reference, saved, loaded, compiled."""
+"""AstroCo as users call it: equal to the reference, saved, loaded, compiled."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def test_recomputed_activations_give_the_same_gradients_and_statistics() -> None
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
     for a, b in zip(model.buffers(), again.buffers(), strict=True):
-        assert torch.equal(a, b)  # the second pass is not counted
+        assert torch.equal(a, b)  # the recomputation does not count as a pass
 
 
 def test_outputs_have_the_shapes_promised() -> None:
@@ -136,12 +136,12 @@ def test_compiles_as_one_graph() -> None:
 
 
 def test_autocast_does_not_round_magnitudes() -> None:
-    """On the way in, two magnitudes that bfloat16 can't tell apart stay apart; on the way out there are no steps."""
+    """Magnitudes that are equal in bfloat16 stay different in the input, and the output has no steps."""
     model = tiny().eval()
     time, err = torch.linspace(-9, 9, 64)[None], torch.full((1, 64), 0.05)
     mag = torch.linspace(3.0, 3.004, 64)[None]  # within one bfloat16 step
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = model.input_embed.photometry(torch.stack([mag, err], -1))  # what autocast would do
+        rows = model.input_embed.photometry(torch.stack([mag, err], -1))  # as under autocast
         assert len(rows[0].unique(dim=0)) < 3
         seen = []
         hook = model.input_embed.photometry.register_forward_hook(lambda module, inputs, output: seen.append(output))

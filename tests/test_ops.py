@@ -1,4 +1,4 @@
-"""Which backend runs what."""
+"""The choice of the backend that runs each op, and the checks of an op's inputs."""
 
 import os
 import weakref
@@ -24,7 +24,7 @@ CPU, F32 = torch.device("cpu"), torch.float32
 
 @pytest.fixture
 def picky(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A backend that runs the feed-forward, in float32 evaluation only; gives the list of its calls."""
+    """Add a backend that runs only the feed-forward, in float32 evaluation; return the list of its calls."""
     calls: list[str] = []
 
     def refusal(op: str, device: torch.device, dtype: torch.dtype, training: bool, module: Any) -> str | None:
@@ -57,7 +57,7 @@ def test_model_runs_ops_on_the_selected_backend(picky: list[str]) -> None:
         got = model(*arguments)
     assert torch.equal(got.embedding, expected.embedding)
     assert len(picky) == 2
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # the dtype that counts is the one computed in
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the dtype of the computation decides
         model(*arguments)
     assert len(picky) == 2
     model.train()(*arguments)
@@ -201,7 +201,7 @@ def test_no_state_is_kept_for_the_mix() -> None:
 
     def states() -> Iterator[torch.Tensor]:
         for _ in range(4):
-            assert sum(state() is not None for state in made) <= 1  # the last, until the next is there
+            assert sum(state() is not None for state in made) <= 1  # the last state, until the next is computed
             x = torch.zeros(9, 8)
             made.append(weakref.ref(x))
             yield x
@@ -236,7 +236,7 @@ def configured(op: str, **overrides: Any) -> Any:
 
 
 class LowRank(torch.nn.Linear):
-    """As adapters put in a Linear's place."""
+    """A Linear as adapters replace it."""
 
 
 def adapted() -> Any:
@@ -246,7 +246,7 @@ def adapted() -> Any:
 
 
 def altered(op: str, change: Callable[[Any], Any]) -> tuple[str, Callable[[], Any]]:
-    """An op and what makes a module of it, changed in place."""
+    """An op, and a function that builds a module of it and changes that in place."""
 
     def make() -> Any:
         module = configured(op)
@@ -257,25 +257,25 @@ def altered(op: str, change: Callable[[Any], Any]) -> tuple[str, Callable[[], An
 
 
 def transpose(module: Any) -> None:
-    """As `load_state_dict(assign=True)` leaves weights that were saved transposed."""
+    """Transpose a weight in memory, as `load_state_dict(assign=True)` leaves one that was saved transposed."""
     state = {name: value.t().contiguous().t() for name, value in module.state_dict().items() if value.dim() == 2}
     module.load_state_dict(state, strict=False, assign=True)
 
 
 def heads_pruned(module: Any) -> None:
-    """One of two: the reference runs that, since it takes a head's size from what is there."""
+    """Remove one head of two. The reference still runs the module, since it computes a head's size from the weights."""
     width = module.norm.weight.shape[0]
     module.heads //= 2
     module.qkv, module.out = torch.nn.Linear(width, 3 * width // 2), torch.nn.Linear(width // 2, width)
 
 
 def resized(part: str, *sizes: int) -> Callable[[Any], None]:
-    """Another Linear in a part's place."""
+    """A function that replaces a part with a Linear of another size."""
     return lambda module: setattr(module, part, torch.nn.Linear(*sizes))
 
 
 class Marked(torch.Tensor):
-    """A subclass, as quantised tensors and shards of tensors are."""
+    """A subclass of Tensor, as quantised tensors and shards of tensors are."""
 
 
 def marked(module: Any) -> None:
@@ -283,14 +283,14 @@ def marked(module: Any) -> None:
 
 
 def taken_out(module: Any) -> None:
-    """As wrappers do that keep parameters of their own and put views of them in their place."""
+    """Replace a parameter by a view, as wrappers do that own the parameters themselves."""
     weight = module.out.weight.detach()
     del module.out.weight
     module.out.weight = weight
 
 
 def watch(*arguments: Any) -> None:
-    """A hook that only looks on, as one that captures activations."""
+    """A hook that changes nothing, as one that captures activations."""
 
 
 UNFIT = {
@@ -382,7 +382,7 @@ def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 def gathering(ran: list[str]) -> Callable[..., torch.Tensor]:
-    """A fused convolution, which synchronises BatchNorm by another collective than the reference; notes its runs."""
+    """A fused convolution that records its runs, and synchronises BatchNorm by another collective than reference."""
 
     def convolution(module: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
         if module.batch_norm.group is not None:
@@ -395,7 +395,7 @@ def gathering(ran: list[str]) -> Callable[..., torch.Tensor]:
 
 
 def convolve_on_a_rank(folder: Path, wrong: int | None) -> tuple[list[str], dict[str, str]]:
-    """Two steps with a backend that is wrong on one rank only: the backend's runs, and why it did not."""
+    """Take two steps with a backend that is wrong on one rank only; return its runs, and the reasons against it."""
     os.environ["ASTROCO_CACHE"] = str(folder / os.environ["RANK"])  # as on machines with different GPUs
     dist.init_process_group("gloo")
     ran: list[str] = []

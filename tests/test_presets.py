@@ -1,4 +1,4 @@
-"""The registry of models."""
+"""The presets, and the registry of models."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The report of a run: its table and plots show what the run holds."""
+"""The report of a run: its table and plots show the run's metrics, light curves and layer mix."""
 
 import json
 import struct
@@ -233,7 +233,7 @@ def test_r2_of_hidden_points_by_hand() -> None:
     target = np.array([[1, 3, 9, 9], [2, 2, 9, 9], [1, 2, 3, 4]], dtype=np.float32)
     batch = Batch(zeros, zeros, zeros, target, role, np.array([4, 4, 4]), np.arange(3))
     predicted = np.array([[1, 2, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
-    # squared errors 0 and 1 about a spread of 1 + 1; no spread; nothing hidden
+    # Window 0 has squared errors 0 and 1 about a spread of 1 + 1, window 1 no spread, window 2 no hidden points.
     np.testing.assert_array_equal(run_report.r2_hidden(batch, predicted), [0.5, -np.inf, -np.inf])
 
 

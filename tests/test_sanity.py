@@ -1,7 +1,7 @@
-"""The whole path learns: preset tiny, from a simulated survey to a probe of its embeddings, in under a minute.
+"""The whole path, from a simulated survey to a probe of preset tiny's embeddings, learns in under a minute.
 
-A model that passes every comparison of ops may still be wired wrongly: trained on points that it should not see,
-evaluated with other weights, embedded from another layer.
+A model that passes every comparison of ops may still be put together wrongly: trained on points that it should not
+see, evaluated with other weights, or embedded from another layer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from astroco_fast.data.simulate import simulate_survey
 
 STARS, STEPS = 1500, 450
 CLASSES = "[RRab, CEP_F, EA, LPV]"
-# Ten seeds had an R2 of 0.596 to 0.684 and a macro-F1 of 0.463 to 0.692; five untrained models R2 below -0.2, and a
-# macro-F1 of 0.249 to 0.347, where chance is 0.25.
+# Ten seeds had an R2 of 0.596 to 0.684 and a macro-F1 of 0.463 to 0.692; five untrained models had an R2 below -0.2 and
+# a macro-F1 of 0.249 to 0.347, where chance is 0.25.
 HIDDEN_R2, MACRO_F1 = 0.5, 0.4
 
 

@@ -1,4 +1,4 @@
-"""The self-check: right kernels pass, wrong ones leave their op to the reference, with one warning."""
+"""The self-check: right kernels pass; the op of a wrong kernel runs on the reference, with one warning."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def use(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
 
 
 def everything(model: af.AstroCo) -> list[Tensor]:
-    """A model's outputs, loss and gradients, by whatever backends are chosen."""
+    """A model's outputs, loss and gradients, on the chosen backends."""
     model = copy.deepcopy(model)
     w = make_windows([6, 3, 0], 6)
     out = model(w.time, w.mag, w.err, w.mask, hidden=w.hidden)
@@ -51,7 +51,7 @@ def test_right_kernels_pass_and_are_checked_once(
     with warnings.catch_warnings(), torch.autocast("cpu", dtype=dtype, enabled=dtype == BF16):
         warnings.simplefilter("error")
         everything(model)
-        assert sorted(checks) == sorted(ops.OPS)  # for two blocks, one check
+        assert sorted(checks) == sorted(ops.OPS)  # two blocks need one check
         everything(model.eval())
     assert len(checks) == len(ops.OPS)
     (table,) = json.loads(fresh_selfcheck.read_text()).values()
@@ -59,7 +59,7 @@ def test_right_kernels_pass_and_are_checked_once(
 
 
 def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ops checked from now on, one entry a check."""
+    """Start counting; return the list of checked ops, with one entry for each check."""
     checks: list[str] = []
     check = selfcheck._check
 
@@ -90,9 +90,7 @@ def test_a_wrong_kernel_leaves_its_op_to_the_reference(
         everything(model)
         selfcheck._verdicts.clear()
         ran.clear()
-        got = everything(
-            model
-        )  # as a second process would: verdicts come from the file, and nothing runs but the model
+        got = everything(model)  # as in a second process: verdicts come from the file, and only the model runs
     assert len(told) == 1
     assert f"{op} runs in plain PyTorch" in str(told[0].message)
     assert "astroco doctor" in str(told[0].message)
@@ -348,7 +346,7 @@ def test_what_passes_is_not_kept_on_disk(
 
 
 def test_an_earlier_error_is_raised_to_its_owner(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU tells late what went wrong; an op checked then has nothing to do with it."""
+    """A GPU reports errors late; they must not be blamed on an op that is checked meanwhile."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")

@@ -1,4 +1,4 @@
-"""Warming up: everything that a run needs is compiled and checked, and nothing of the caller's changes."""
+"""Warming up: everything that a run needs is compiled and checked, and the caller's state stays as it is."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ def test_all_ops_that_a_run_needs_are_checked_beforehand(
     in_dtype = F32 if dtype is None else dtype
     assert checked == {(op, in_dtype) for op in ops.OPS if training or op != "masked_loss"}
 
-    monkeypatch.setattr(selfcheck, "_check", None)  # what is not known would fail from here on
+    monkeypatch.setattr(selfcheck, "_check", None)  # from here on, a check would fail
     points, hidden = torch.randn(3, 5, 6), torch.rand(5, 6) < 0.5
     with torch.autocast("cpu", dtype=dtype or BF16, enabled=dtype is not None):
         with torch.no_grad():
@@ -91,7 +91,7 @@ class FeedForwardAlone(triton_backend.Triton):
 
 
 def test_with_the_kernels_themselves(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Triton's interpreter, on one op: the others are each too slow there to be worth it here."""
+    """Triton's interpreter runs one op only, because the others are too slow in it."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")

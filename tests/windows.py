@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """(B, T) float64 tensors as a user would hold them, bool masks, and (B,) lengths; padding is NaN."""
+    """A user's (B, T) float64 tensors, bool masks, and (B,) lengths; padding is NaN."""
 
     time: Tensor
     mag: Tensor
@@ -18,7 +18,7 @@ class Windows(NamedTuple):
 
 
 def make_windows(lengths: list[int], size: int, seed: int = 0) -> Windows:
-    """Windows with the given numbers of real points, standing first; a third of the points is hidden."""
+    """Windows with the given numbers of real points before the padding; a third of the points is hidden."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), size)
     time = 58000 + 900 * torch.rand(shape, generator=generator, dtype=torch.float64)

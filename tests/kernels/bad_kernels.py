@@ -1,4 +1,4 @@
-"""Kernels that each break a bar of the audit; run by test_audit.py where triton compiles."""
+"""Kernels that each break a limit of the audit. test_audit.py runs this file in a process where Triton compiles."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from bench.audit.launches import Kernel, specialise
 
 @triton.jit
 def unrolled(x, weight, y, D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """A depthwise convolution whose taps are all unrolled: 32 shifted tiles at once, more than there are registers."""
+    """A depthwise convolution with all taps unrolled: its 32 shifted tiles need more registers than there are."""
     row, column = tl.arange(0, BLOCK), tl.arange(0, D)
     total = tl.zeros([BLOCK, D], tl.float32)
     for k in tl.static_range(K):
@@ -35,7 +35,7 @@ def product(a, b, y, N: tl.constexpr, K: tl.constexpr, PITCH: tl.constexpr):
 
 @triton.jit
 def copy(x, y, PITCH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows at a pitch."""
+    """A copy of rows at a pitch."""
     row, column = tl.arange(0, BLOCK), tl.arange(0, D)
     tl.store(y + row[:, None] * D + column[None, :], tl.load(x + row[:, None] * PITCH + column[None, :]))
 
@@ -47,7 +47,7 @@ def kernel(function: Any, arch: str, warps: int = 4, **constants: int) -> Kernel
 
 
 def main() -> None:
-    """Print what the audit finds, by case, as JSON."""
+    """Print the audit's findings by case, as JSON."""
     cases = {
         "unrolled, sm_80": kernel(unrolled, "sm_80", D=64, K=32, BLOCK=64),
         "unrolled, sm_100": kernel(unrolled, "sm_100", D=64, K=32, BLOCK=64),

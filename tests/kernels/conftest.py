@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # lists torch's functions when it is imported, which must not be while `poisoned` replaces some
+import torch._dynamo  # on import it lists torch's functions, some of which `poisoned` replaces later
 
 import astroco_fast as af
 from astroco_fast import selfcheck
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device of the backend under test. Triton's is a GPU, or without one the CPU, through its interpreter."""
+    """The device of the backend under test. Triton's is a GPU, or the CPU with Triton's interpreter."""
     if "fused" in request.fixturenames and request.getfixturevalue("fused") == "cpu":
         return torch.device("cpu")
     return DEVICE
@@ -27,7 +27,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(params=["triton", "cpu"])
 def fused(request: pytest.FixtureRequest) -> str:
-    """The name of a backend to compare with the reference; everything that it allocates is NaN at first.
+    """The name of a backend to compare with the reference; all memory that it allocates is NaN at first.
 
     The self-check is off, because an op that failed it would run on the reference and pass.
     """
@@ -46,7 +46,7 @@ def triton(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
 def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CPU backend's name, for tests of its own kernels. Its library is compiled once and cached on disk."""
     monkeypatch.setattr(build, "wish", CPU_ISA)
-    monkeypatch.setenv("ASTROCO_CPU_ISA", CPU_ISA or "")  # of processes that the test starts
+    monkeypatch.setenv("ASTROCO_CPU_ISA", CPU_ISA or "")  # for processes that the test starts
     if not build.compilers() or build.isas() == ["default"]:
         pytest.skip("no C++ compiler, or a CPU without kernels")
     assert native.missing() is None
@@ -55,7 +55,7 @@ def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that is allocated is NaN at first, and the self-check is off."""
+    """Fill all allocated memory with NaN, and switch the self-check off."""
     monkeypatch.setattr(selfcheck, "enabled", False)
 
     def poisoning(empty):  # type: ignore[no-untyped-def]
@@ -83,8 +83,8 @@ def threads() -> Iterator[None]:
 def interpreted_bfloat16() -> None:
     """Make Triton's interpreter compute bfloat16 as GPUs do.
 
-    It stores bfloat16 as bits and would multiply those, and it truncates where GPUs round: truncation errs to one side,
-    which doubled the error of sums over rows. It rounds a multiply-add twice, GPUs once.
+    The interpreter stores bfloat16 as bits and would multiply the bits. It truncates where GPUs round: truncation errs
+    to one side, which doubled the error of sums over rows. It rounds a multiply-add twice, GPUs once.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         return

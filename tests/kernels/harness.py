@@ -1,4 +1,4 @@
-"""A backend's op against the reference in float64, by the rule in `astroco_fast.comparison`."""
+"""Comparison of a backend's op with the reference in float64, by the rule in `astroco_fast.comparison`."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -37,14 +37,14 @@ AXES: dict[str, Sequence[Any]] = {
 }
 
 
-LONG, WIDE = 199, 256  # windows and rows from here on cost most of the time in Triton's interpreter
+LONG, WIDE = 199, 256  # windows at least as long and rows at least as wide take most of the interpreter's time
 
 
 @cache
 def pairwise() -> list[Case]:
     """Cheap cases in which every two values of different axes meet at least once.
 
-    Long windows meet wide rows in preset S's shape only, because either alone shows its own edge of a tile.
+    Long windows meet wide rows only in preset S's shape, because each alone reaches its own edge of a tile.
     `every_case` has the other combinations.
     """
     names = list(AXES)
@@ -64,7 +64,7 @@ def pairwise() -> list[Case]:
 
 
 def _cost(case: Case) -> float:
-    """The interpreter's time for a case, roughly, in arbitrary units."""
+    """The interpreter's approximate time for a case, in arbitrary units."""
     lengths = lengths_of(case)
     rows = case.length * len(lengths) if case.layout == "padded" else sum(lengths)
     return (rows + 20) * case.width**1.5 * {"inference": 1, "evaluation": 3, "training": 4}[case.mode]
@@ -76,22 +76,22 @@ def every_case() -> list[Case]:
 
 
 def fitting(case: Case, backend: str) -> Case:
-    """The case, in float32 if the backend has no kernels for its dtype."""
+    """The case, changed to float32 if the backend has no kernels for its dtype."""
     lacks = backend == "cpu" and (case.dtype not in cpu.DTYPES or cpu.lacking(case.dtype) is not None)
     return case._replace(dtype=torch.float32) if lacks else case
 
 
 def name(case: Case) -> str:
-    """A test's id."""
+    """The case as the id of a test."""
     return "-".join(str(value).removeprefix("torch.") for value in case)
 
 
 def lengths_of(case: Case) -> list[int]:
-    """The real points of a small batch's windows, of all sorts."""
+    """The numbers of real points in a small batch's windows, full, ragged and empty ones."""
     t = case.length
     if case.layout == "empty":
         return [0, t, 0]
-    if t == 1:  # with two or three rows, BatchNorm's gradients are little but rounding, whoever computes them
+    if t == 1:  # with two or three rows, BatchNorm's gradients are mostly rounding errors on every backend
         return 16 * [t]
     if case.layout == "full":
         return [t] if t > 100 else [t, t]
@@ -99,7 +99,7 @@ def lengths_of(case: Case) -> list[int]:
 
 
 def layout_of(case: Case, device: torch.device) -> Layout:
-    """The batch in the layout that the case asks for."""
+    """The batch's layout, of the case's kind."""
     t, lengths = case.length, torch.tensor(lengths_of(case))
     if case.layout == "padded":
         return Layout.padded(lengths.to(device), t)
@@ -107,14 +107,14 @@ def layout_of(case: Case, device: torch.device) -> Layout:
 
 
 def real_rows(layout: Layout) -> Tensor:
-    """(N,) bool."""
+    """The rows that are real points, (N,) bool."""
     if layout.valid is not None:
         return layout.valid
     return torch.ones(layout.rows, dtype=torch.bool, device=layout.lengths.device)
 
 
 def sliced(x: Tensor) -> Tensor:
-    """The same values at twice the stride, with NaN between them."""
+    """x at twice the stride, with NaN between its values."""
     return torch.stack([x, torch.full_like(x, float("nan"))], dim=1).flatten(0, 1)[::2]
 
 
@@ -132,10 +132,10 @@ def variants(
     """`comparison.results` of the reference in float64 and in `dtype`, and of the backend in `dtype`.
 
     Args:
-        call: goes through `astroco_fast.ops`.
-        fused_inputs, fused_upstream: what the backend gets in place of inputs and upstream: the same values, with
-            other strides, or NaN where they must have no effect.
-        plain_module: what the reference gets in place of module: the same, its dropout's draws given.
+        call: calls the op through `astroco_fast.ops`.
+        fused_inputs, fused_upstream: the backend's inputs and upstream, if others: the same values with other strides,
+            or with NaN where they must have no effect.
+        plain_module: the reference's module, if another: the same module with given dropout factors.
     """
     plain_module = module if plain_module is None else plain_module
 
@@ -152,11 +152,11 @@ def variants(
 
 
 def assert_close(*draws: tuple[Results, Results, Results], real: Tensor | None = None) -> None:
-    """The exact, plain and fused results of each draw obey the rule in `astroco_fast.comparison`.
+    """Assert that the exact, plain and fused results of each draw obey the rule in `astroco_fast.comparison`.
 
     Args:
-        real: bool, (N,) rows that are real points: in the others the backend's results are zero. None: every row is
-            compared with the reference's.
+        real: (N,) bool, the rows that are real points; the backend's results must be zero in the others. None: every
+            row is compared with the reference's.
     """
     comparison = Comparison()
     for exact, plain, fused in draws:

@@ -1,4 +1,4 @@
-"""The attention core: PyTorch's fused kernels are called as they want to be, and the stand-in for them is right."""
+"""The attention core: PyTorch's fused kernels are called correctly, and the stand-in for them is right."""
 
 import contextlib
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def by_runs(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> t
 
 
 def gradients(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> list[Tensor]:
-    """Of q, k and v, float64, by softmax's own derivative: the dispatcher runs this where autograd is off."""
+    """Gradients of q, k and v in float64, by softmax's derivative: the dispatcher runs this without autograd."""
     found = [torch.empty(q.shape, dtype=torch.float64) for _ in range(3)]
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         a, b, c, up = (x[start:end].double().transpose(0, 1) for x in (q, k, v, upstream))
@@ -65,7 +65,7 @@ def gradients(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor
 
 
 class Imitation:
-    """PyTorch's fused kernels on the CPU, as their signatures describe them; they check what they are handed."""
+    """PyTorch's fused kernels imitated on the CPU, with their signatures; they check their arguments."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -109,7 +109,9 @@ class Imitation:
         self.check([logsumexp, state, unused], q, [cum_q, cum_k], [max_q, max_k], dropout)
         assert not causal
         assert up.shape == out.shape == q.shape
-        assert max_k <= 2 * (128 if q.shape[-1] <= 96 else 64)  # blocks of keys, whose atomics two may share
+        assert max_k <= 2 * (
+            128 if q.shape[-1] <= 96 else 64
+        )  # two blocks of keys at most: the order of their atomic sums does not matter
         return tuple(x.to(q.dtype) for x in gradients(up, q, k, v, cum_q, options["scale"]))
 
     def efficient(self, q, k, v, bias, cum_q, cum_k, max_q, max_k, dropout, mask_type, keep=False, **options):  # type: ignore[no-untyped-def]
@@ -140,7 +142,7 @@ class Imitation:
 
 @pytest.fixture
 def imitation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
-    """CPU tensors take a GPU's way, to kernels that check what they are given."""
+    """Send CPU tensors where a GPU's would go, to kernels that check their arguments."""
     imitation = Imitation()
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", imitation.flash, "CPU")
@@ -153,7 +155,7 @@ def imitation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
 
 
 def core(dtype: torch.dtype, offsets: list[int], longest: int = 33) -> tuple[Tensor, ...]:
-    """What `attend` and `attend_backward` give, and what they should, run by run in float64."""
+    """The results of `attend` and `attend_backward`, and the right ones, computed run by run in float64."""
     rows = offsets[-1]
     torch.manual_seed(rows)
     qkv, upstream = torch.randn(rows, 3 * HEADS * SIZE).to(dtype), torch.randn(rows, HEADS * SIZE).to(dtype)
@@ -234,7 +236,7 @@ def test_kernels_of_half_precision(
     assert fused_attention.kernels_for(qkv, size, longest) == ("flash" if rocm else kind)
     with Seen() as seen:
         fused_attention.attend(qkv, fused_attention.Runs(offsets, longest), HEADS, SCALE, keep=False)
-    # Without backward the order of its sums is no reason.
+    # Without backward, the order of sums does not forbid FlashAttention.
     kind = "flash" if rocm or size <= 192 else "efficient"
     assert [name for name in seen.names if "_attention_" in name] == [f"aten._{kind}_attention_forward.default"]
 
@@ -259,7 +261,7 @@ def test_op_by_fused_kernels(case: Case, triton: str, device: torch.device, imit
 
 @pytest.mark.parametrize(("kind", "dtype"), KERNELS)
 def test_without_data(kind: str, dtype: torch.dtype, triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU would be given, on tensors without data, forward and backward: 69 channels in heads of 72."""
+    """A GPU's kernels take tensors without data, forward and backward, with 69 channels in heads of 72."""
     monkeypatch.setattr(tensors, "modelled", True)
     half = dtype != torch.float32
     with FakeTensorMode(), Seen() as seen:

@@ -1,4 +1,4 @@
-"""BatchNorm's kernels against `reference.batchnorm`, whose statistics are local or of two ranks."""
+"""BatchNorm's kernels against `reference.batchnorm`, with the statistics of one rank or of two."""
 
 import copy
 from pathlib import Path
@@ -41,7 +41,7 @@ def rows(count: int, real: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def tiles(c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """What the convolution leaves: real rows (tiles,), and (tiles, 3, P) mean, its rest and squared deviations."""
+    """The convolution's statistics: real rows (tiles,), and (tiles, 3, P) mean, its rest and squared deviations."""
     counts, parts = [], []
     for part, here in zip(c.split(TILE), valid.split(TILE), strict=True):
         real = part[here].double()
@@ -52,7 +52,7 @@ def tiles(c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merged(norm: MaskedBatchNorm1d, c: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs the merge, which updates `norm`'s running statistics."""
+    """Run the merge, which updates `norm`'s running statistics."""
     from astroco_fast.kernels.triton.batch_norm import batch_norm_merge
 
     return batch_norm_merge(
@@ -149,7 +149,7 @@ def test_backward(real: int, fixed: bool, triton: str, device: torch.device) -> 
 
 
 def one_rank(lengths: list[list[int]], backend: str, folder: Path) -> None:
-    """The convolution sublayer on this rank's windows, statistics synchronised; exact, plain, fused in a file."""
+    """Run the convolution sublayer on this rank's windows with synchronised statistics; save all results to a file."""
     dist.init_process_group("gloo")
     triton_backend.interpreting, selfcheck.enabled = True, False
     torch.manual_seed(3)
@@ -160,7 +160,7 @@ def one_rank(lengths: list[list[int]], backend: str, folder: Path) -> None:
     x = (1 + dist.get_rank()) * torch.randn(layout.rows, 64) + dist.get_rank()
 
     def call(module: nn.Module, x: Tensor) -> Tensor:
-        module.batch_norm.group = dist.group.WORLD  # here, since a group can't be copied with its module
+        module.batch_norm.group = dist.group.WORLD  # set here, because a group cannot be copied with its module
         return ops.convolution(module, x, layout) * real
 
     found = harness.variants(call, module, [(x * real).requires_grad_()], [torch.randn_like(x)], torch.float32, backend)

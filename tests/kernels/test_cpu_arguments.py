@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not build.compilers(), reason="no C++ compiler")
 
 
 def all_kernels() -> dict[str, Kernel]:
-    """By op, once the modules that register them are imported."""
+    """Every kernel of the CPU by its op, after the import of the modules that register them."""
     import astroco_fast.kernels.cpu.dropout  # noqa: F401 - for its op
 
     for op in Cpu.ops:
@@ -23,7 +23,7 @@ def all_kernels() -> dict[str, Kernel]:
 
 
 def declared_type(field: Field) -> str:
-    """The C++ type without its `const`s, T being float."""
+    """The field's C++ type without `const`, with float for T."""
     return ("float" if field.type == "T" else field.type) + "*" * field.pointers
 
 
@@ -32,7 +32,7 @@ def test_every_struct_is_that_of_an_op() -> None:
 
 
 def test_sizes_offsets_and_types_are_those_of_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler compares them."""
+    """The compiler compares sizes, offsets and types."""
     monkeypatch.setattr(build, "wish", CPU_ISA)
     lines = [f'#include "{build.SOURCES / "main.cpp"}"', "#include <cstddef>"]
     lines += [
@@ -44,7 +44,7 @@ def test_sizes_offsets_and_types_are_those_of_cpp(tmp_path: Path, monkeypatch: p
         structure, fields = kernel.structure, structs(build.SOURCES)[kernel.structure.__name__]
         generic = any(field.type == "T" for field in fields)
         struct = f"astroco::{structure.__name__}" + ("<float>" if generic else "")
-        assert ctypes.sizeof(structure) == 8 * len(fields)  # so there are no more fields in C++ than in Python
+        assert ctypes.sizeof(structure) == 8 * len(fields)  # so C++ has no more fields than Python
         lines.append(f"static_assert(sizeof({struct}) == {ctypes.sizeof(structure)});")
         for field in fields:
             member = f"{struct}::{field.name}"

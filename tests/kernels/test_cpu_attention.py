@@ -1,4 +1,4 @@
-"""The CPU's attention: windows shared by threads, widths and heads at the limits, long windows, callers at once."""
+"""The CPU's attention: windows shared by threads, widths and heads at the limits, long windows, concurrent callers."""
 
 import copy
 from collections.abc import Callable
@@ -24,14 +24,14 @@ SUBLAYERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def in_dtype(dtype: torch.dtype) -> torch.autocast:
-    """What computes in it, where this CPU has kernels for it."""
+    """A context that computes in this dtype; the test is skipped if this CPU has no kernels for it."""
     if backend.lacking(dtype) is not None:
         pytest.skip(f"no kernels for {dtype} here")
     return torch.autocast("cpu", dtype=HALF, enabled=dtype == HALF)
 
 
 def results(op: str, module: nn.Module, x: Tensor, layout: Layout, count: int) -> list[Tensor]:
-    """By this many threads inference's output, then training's gradients of x and of all parameters."""
+    """The output in inference, then training's gradients of x and of all parameters, computed by `count` threads."""
     torch.set_num_threads(count)
     module = copy.deepcopy(module)  # BatchNorm's statistics change
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_widths_and_lengths_at_the_limits(
 
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_the_same_bits_twice(cpu: str, threads: None, op: str) -> None:
-    """Whichever thread does what."""
+    """The result does not depend on which thread computes which part."""
     torch.manual_seed(0)
     module, layout = SUBLAYERS[op](), Layout.packed(torch.tensor([150, 7, 0, 33, 101]), 150)
     x = torch.randn(layout.rows, WIDTH)
@@ -98,14 +98,14 @@ def test_the_same_bits_twice(cpu: str, threads: None, op: str) -> None:
 
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_callers_at_once(cpu: str, threads: None, op: str) -> None:
-    """Each has threads of its own, and batches of other sizes."""
+    """Each caller has its own threads, and batches of another size."""
     torch.manual_seed(0)
     module = SUBLAYERS[op]().eval()
     layouts = [Layout.packed(torch.tensor(lengths), 150) for lengths in ([150], [7, 33], [101, 0, 5], [64] * 4)]
     inputs = [torch.randn(layout.rows, WIDTH) for layout in layouts]
 
     def run(number: int) -> Tensor:
-        torch.set_num_threads(2)  # a thread's own
+        torch.set_num_threads(2)  # a setting of the calling thread alone
         with torch.no_grad():
             return getattr(ops, op)(module, inputs[number % 4], layouts[number % 4])
 

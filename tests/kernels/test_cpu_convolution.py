@@ -34,9 +34,9 @@ def test_any_number_of_taps(cpu: None, taps: int, gradients: bool) -> None:
 
 
 def results(module: Convolution, x: Tensor, layout: Layout, count: int) -> list[Tensor]:
-    """Inference's output, then training's gradients of x and of all parameters."""
+    """The output in inference, then training's gradients of x and of all parameters."""
     torch.set_num_threads(count)
-    module = copy.deepcopy(module)  # its statistics change
+    module = copy.deepcopy(module)  # its statistics will change
     with af.backend("cpu"):
         with torch.no_grad():
             found = [ops.convolution(module.eval(), x, layout)]
@@ -58,7 +58,7 @@ def test_threads_that_share_windows_give_what_one_gives(cpu: None, threads: None
 
 
 def test_statistics_joined_from_parts(cpu: None) -> None:
-    """About a mean that is 10,000 deviations away; parts without rows may hold anything."""
+    """The mean is 10,000 standard deviations from zero; parts without rows may hold any numbers."""
     from astroco_fast.kernels.cpu.convolution import cpu_batch_norm_merge
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""DistributedDataParallel around fused ops: two ranks give the gradients of one process that has all windows."""
+"""DistributedDataParallel around fused ops: two ranks compute the gradients of one process that has all windows."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ LENGTHS, SIZE = [20, 9, 13, 20], 20
 
 
 def gradients(rank: int | None, backend: str) -> dict[str, Tensor]:
-    """Of a sum over this rank's half of the windows, or over all; averaged over ranks by DDP."""
+    """Gradients of a sum over this rank's half of the windows, averaged over ranks by DDP, or over all (rank None)."""
     model = shortened("tiny", layers=1, dropout=0.0).train()
     wrapped = model
     if rank is not None:
@@ -39,7 +39,7 @@ def gradients(rank: int | None, backend: str) -> dict[str, Tensor]:
 def on_one_rank(folder: Path, backend: str) -> None:
     from astroco_fast import selfcheck
 
-    # What the fixture `fused` does for the test's own process, whose later tests must not find it.
+    # The same as the fixture `fused` does in the test's process, where it is undone after the test.
     triton_backend.interpreting, selfcheck.enabled = backend == "triton", False
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -56,6 +56,6 @@ def test_two_ranks_are_one(fused: str, tmp_path: Path) -> None:
     for name, expected in whole.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         if "running" not in name:
-            expected = expected / 2  # DDP takes the mean of two ranks' sums
+            expected = expected / 2  # DDP averages the two ranks' sums
         scale = expected.abs().max().item() + 1e-6
         torch.testing.assert_close(ranks[0][name], expected, rtol=1e-4, atol=1e-4 * scale, msg=name)

@@ -37,7 +37,7 @@ def half_rows(layout: Layout) -> Tensor:
 
 
 def convolved(u: Tensor, weight: Tensor, layout: Layout) -> Tensor:
-    """(N, D): y[t] = sum_k w[k] u[t + k - K/2], window by window, as the definition says."""
+    """y[t] = sum_k w[k] u[t + k - K/2], (N, D), window by window, as the definition says."""
     taps = weight.shape[1]
     windows = layout.pad(u.nan_to_num(0))
     padded = torch.nn.functional.pad(windows, (0, 0, taps // 2, taps - 1 - taps // 2))
@@ -46,7 +46,7 @@ def convolved(u: Tensor, weight: Tensor, layout: Layout) -> Tensor:
 
 
 def assert_rows(got: Tensor, expected: Tensor) -> None:
-    """Equal in float32 where there are channels, zero in the pitch."""
+    """Assert that `got` is equal to `expected` within float32's rounding, and zero in the pitch."""
     torch.testing.assert_close(got[:, :WIDTH].double(), expected, rtol=1e-5, atol=2e-5)
     assert (got[:, WIDTH:] == 0).all()
 

@@ -1,4 +1,4 @@
-"""Dropout's draws: how many, independent of one another and of the tiling, and the same in backward as in forward."""
+"""Dropout's draws have the right share, are independent of one another and of the tiling, and return in backward."""
 
 import math
 
@@ -27,13 +27,13 @@ def test_share_and_scale(p: float, fused: str) -> None:
     deviation = math.sqrt(p * (1 - p) / survivors.numel())
     assert abs(survivors.float().mean().item() - (1 - p)) < 5 * deviation
     torch.testing.assert_close(scale[survivors], torch.full_like(scale[survivors], 1 / (1 - p)))
-    # No row and no channel has draws of its own kind.
+    # Every row and every channel drops about the same share.
     for axis, n in ((0, ROWS), (1, WIDTH)):
         assert (survivors.float().mean(axis) - (1 - p)).abs().max() < 6 * math.sqrt(p * (1 - p) / n)
 
 
 def test_draws_are_independent(fused: str) -> None:
-    """Of another seed, salt, neighbouring row and neighbouring channel: half of fair coins agree."""
+    """Another seed or salt, and neighbouring rows and channels, agree in half of the draws, as fair coins do."""
 
     def kept(seed: int, salt: int) -> torch.Tensor:
         return scale_of(fused, seed, salt) > 0

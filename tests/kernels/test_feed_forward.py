@@ -1,4 +1,4 @@
-"""The feed-forward's training in both of its forms: both up-projections computed again, and kept."""
+"""The feed-forward's two forms of training, which compute both up-projections again or keep them."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_forms(keep: bool, case: Case, triton: str, device: torch.device, monkey
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_kept(keep: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For backward: rows of x and of W_out's product, two numbers a row, and if told so both up-projections."""
+    """Backward keeps rows of x and of W_out's product, two numbers a row, and with `KEEP` both up-projections."""
     monkeypatch.setattr(sublayer, "KEEP", keep)
     rows, width = 7, 64
     module = FeedForward(width, 4, 0.1).to(device)
@@ -59,7 +59,7 @@ def test_environment(value: str | None, keep: bool) -> None:
 
 @pytest.mark.slow
 def test_keeping_kernels_keep_to_the_bars(tmp_path: Path) -> None:
-    """The audit's own tests are of what runs by default."""
+    """The audit's own tests run the default form only."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"ASTROCO_TRITON_KEEP": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "bench.audit", "--op", "feed_forward"]

@@ -1,4 +1,4 @@
-"""The gated projections and the all-in-one feed-forward, where the sublayers' tests do not reach: widths, GLU, pads."""
+"""The gated projections and the fused feed-forward in cases outside the sublayers' tests: widths, GLU, pads."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ ROWS, REAL = 45, 41
 
 
 def pitched(weight: Tensor) -> Tensor:
-    """Zeros up to multiples of 32, both ways."""
+    """The weight, padded with zeros to multiples of 32 on both axes."""
     rows, columns = (-size % 32 for size in weight.shape)
     return F.pad(weight, (0, columns, 0, rows))
 
@@ -28,7 +28,7 @@ def problem(width: int, out: int, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def assert_rows(got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
-    """Real rows and channels are right, all others zero."""
+    """Assert that real rows and channels are right, and all others zero."""
     rows, columns = exact.shape
     torch.testing.assert_close(got[:rows, :columns].double(), exact, atol=tolerance, rtol=tolerance)
     assert not got[rows:].any()
@@ -108,7 +108,7 @@ def test_feed_forward_fused(width: int, dtype: torch.dtype, triton: str, device:
 def test_both_inference_forms_are_one_function(
     width: int, expansion: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The form is chosen by GPU and width; here by hand."""
+    """GPU and width choose the form; this test chooses both."""
     from astroco_fast.kernels.triton import feed_forward as sublayer
     from astroco_fast.reference.sublayers import FeedForward
 

@@ -1,4 +1,4 @@
-"""What graphs, recomputation and many processes make of a backend's ops."""
+"""A backend's ops in graphs and under recomputation."""
 
 import copy
 from typing import Any
@@ -41,14 +41,14 @@ SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "a
 
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_waits_for_the_device(training: bool, triton: str) -> None:
-    """Given lengths, on tensors without data: whatever needed a value from the device would raise."""
+    """With given lengths, and on tensors without data, reading a value from the device would raise."""
     model = shortened("L").to("meta").train(training)
     inputs = [value.to("meta") for value in windows(torch.device("cpu"))]
     with af.backend(triton), Ops("meta") as ops, torch.set_grad_enabled(training):
         loss = loss_of(model, inputs, lengths=torch.tensor(LENGTHS))
         if training:
             loss.backward()
-    assert any("astroco_fast" in name for name in ops.seen)  # the backend's own kernels were in it
+    assert any("astroco_fast" in name for name in ops.seen)  # the backend's own kernels ran
     assert not ops.waits()
 
 
@@ -94,7 +94,7 @@ def test_recomputation_drops_what_was_dropped(gate: bool, fused: str, device: to
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
     for a, b in zip(model.buffers(), again.buffers(), strict=True):
-        assert torch.equal(a, b)  # the second pass must not count in the running statistics
+        assert torch.equal(a, b)  # the recomputation must not update the running statistics
 
 
 def test_recomputation_leaves_compilers_alone(device: torch.device) -> None:

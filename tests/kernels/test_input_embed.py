@@ -17,7 +17,7 @@ HIDE = ((), ("magnitude", "time"), ("uncertainty",), FIELDS)
 
 
 def embed(width: int, hide: tuple[str, ...], device: torch.device) -> InputEmbed:
-    """With parameters away from the ones and zeros of initialisation."""
+    """An input embedding with random parameters, where initialisation has ones and zeros."""
     module = InputEmbed(width, 10000.0, hide).to(device)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -26,7 +26,7 @@ def embed(width: int, hide: tuple[str, ...], device: torch.device) -> InputEmbed
 
 
 def points(layout: Layout, device: torch.device) -> list[Tensor]:
-    """Time, magnitude, uncertainty and what is hidden."""
+    """Time, magnitude, uncertainty and the mask of hidden points."""
     n = layout.rows
     time, mag, err = 300 * torch.randn(n, device=device), torch.randn(n, device=device), torch.rand(n, device=device)
     return [time, mag, err, torch.rand(n, device=device) < 0.3]
@@ -83,7 +83,7 @@ def test_nothing_need_be_hidden(fused: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
 def test_sinusoids_of_large_times(scale: float, fused: str, device: torch.device) -> None:
-    """In float32 the angles are the same numbers, however large, so only what is made of them can differ."""
+    """In float32 the angles are the same numbers, however large, so only their sines and cosines can differ."""
     torch.manual_seed(0)
     layout = Layout.packed(torch.tensor([64]), 64, device)
     module, (_, mag, err, _) = embed(64, (), device), points(layout, device)

@@ -1,4 +1,4 @@
-"""Matrix products between stream rows and half rows."""
+"""Matrix products between rows and half rows."""
 
 import pytest
 import torch
@@ -13,18 +13,18 @@ from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_nor
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 139  # more than one row tile of each kernel, and no multiple of any
-SHAPES = [(64, 64), (276, 288), (20, 104), (250, 40), (384, 96)]  # channels, columns on the other side
+SHAPES = [(64, 64), (276, 288), (20, 104), (250, 40), (384, 96)]  # channels of rows, columns of half rows
 
 
 def half(rows: int, columns: int, dtype: torch.dtype, device: torch.device, used: tuple[int, int]) -> Tensor:
-    """(rows, columns), zero beyond the first `used`; scaled so that products are of order 1."""
+    """Random numbers (rows, columns), zero beyond the first `used`, scaled so that products are of order 1."""
     made = torch.zeros(rows, columns, device=device, dtype=dtype)
     made[: used[0], : used[1]] = torch.randn(used, device=device) * used[1] ** -0.5
     return made
 
 
 def ends(device: torch.device) -> Tensor:
-    """All rows are real but four."""
+    """`Segments.end` for rows that are all real but four."""
     end = torch.full((ROWS,), ROWS, dtype=torch.int32, device=device)
     end[40:43] = 0
     end[-1] = 0
@@ -95,7 +95,7 @@ def test_no_rows(triton: str, device: torch.device) -> None:
 
 
 def test_schemas(triton: str, device: torch.device) -> None:
-    """What `torch.compile` relies on: the schema, and shapes and strides without data."""
+    """The schema, and the shapes and strides without data, on which `torch.compile` relies, are right."""
     end, x = ends(device), torch.randn(ROWS, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
     for op, args in (

@@ -77,7 +77,7 @@ def test_gradient_of_one_output_only(used: int, fused: str, device: torch.device
 
 
 def test_gradient_of_late_states_only(fused: str, device: torch.device) -> None:
-    """As where the last blocks are tuned and all else is frozen."""
+    """Only late states need gradients where the last blocks are tuned and all others are frozen."""
     layout = Layout.packed(torch.tensor([3, 5]), 5, device, capacity=8)
     module = mix_of(3, device).requires_grad_(False)
     found = harness.variants(
@@ -97,7 +97,7 @@ def test_inference_keeps_no_state(fused: str, device: torch.device) -> None:
 
     def states() -> Iterator[Tensor]:
         for _ in range(5):
-            assert sum(state() is not None for state in made) <= 2  # the last is held until the next is there
+            assert sum(state() is not None for state in made) <= 2  # the last state is held until the next is computed
             x = torch.randn(layout.rows, 64, device=device)
             made.append(weakref.ref(x))
             yield x
@@ -106,7 +106,7 @@ def test_inference_keeps_no_state(fused: str, device: torch.device) -> None:
     module = mix_of(4, device)
     with af.backend(fused), torch.no_grad():
         ops.mix_pool(module, states(), layout)
-    with af.backend(fused):  # nor where a gradient could be wanted, but isn't
+    with af.backend(fused):  # also without `no_grad`, if no parameter needs a gradient
         ops.mix_pool(module.requires_grad_(False), states(), layout)
 
 

@@ -15,7 +15,7 @@ LENGTHS, SIZE = [20, 0, 5], 20
 
 
 def shortened(preset: str, **overrides: Any) -> AstroCo:
-    """A preset with two blocks by default, its parameters away from their initial ones and zeros."""
+    """A preset with two blocks by default, and random parameters where initialisation has ones and zeros."""
     torch.manual_seed(0)
     model = AstroCo.from_preset(preset, **{"layers": 2, **overrides})
     with torch.no_grad():
@@ -25,7 +25,7 @@ def shortened(preset: str, **overrides: Any) -> AstroCo:
 
 
 def windows(device: torch.device, seed: int = 0) -> Sequence[Tensor]:
-    """time, mag, err (float32, the padding NaN), mask and hidden."""
+    """time, mag and err (float32, with NaN in the padding), mask and hidden."""
     w = make_windows(LENGTHS, SIZE, seed)
     values = ((w.time - 58000).float(), (w.mag - 17).float(), w.err.float(), w.mask, w.hidden)
     return [value.to(device) for value in values]
@@ -49,7 +49,7 @@ def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: t
     model = shortened(preset, dropout=0.0).to(device).train(mode == "training")
     width, batch = model.config.width, len(LENGTHS)
     draws = []
-    for seed in range(2):  # plain PyTorch may be exact by luck in one, where a tensor has three elements
+    for seed in range(2):  # in one draw, plain PyTorch may be exact by luck for a tensor of three elements
         up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
         gradients = up if mode == "training" else None
         draws.append(harness.variants(call, model, windows(device, seed), gradients, dtype, fused))

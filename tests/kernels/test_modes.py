@@ -1,4 +1,4 @@
-"""Parts of a module may be in another mode than the module: Monte-Carlo dropout, frozen or live BatchNorm."""
+"""A module's parts in another mode than the module: Monte-Carlo dropout, frozen or live BatchNorm."""
 
 import pytest
 import torch

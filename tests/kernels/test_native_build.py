@@ -1,4 +1,4 @@
-"""The CPU kernels' library: compiled once, kept whole, never in the way of who has no compiler."""
+"""The CPU kernels' library: compiled once, cached whole, and replaced by the reference where there is no compiler."""
 
 import ctypes
 import multiprocessing
@@ -89,7 +89,7 @@ struct TeamArguments {
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of sources that compile quickly; nothing is known of them, in this process or in the cache."""
+    """A folder of sources that compile quickly, unknown to this process and to the cache."""
     folder = tmp_path / "csrc"
     folder.mkdir()
     (folder / "main.cpp").write_text(SOURCE)
@@ -115,13 +115,13 @@ def call(name: str, **values: object) -> None:
 
 
 def numbers(one: object, other: object) -> list[int]:
-    """What C++ reads as two whole numbers."""
+    """The two whole numbers as C++ reads them."""
     out = torch.zeros(2, dtype=torch.int64)
     call("whole", out=out, one=one, other=other)
     return out.tolist()
 
 
-# --- Kept between processes ---------------------------------------------------------------------------------------
+# --- The cache on disk --------------------------------------------------------------------------------------------
 
 
 def test_compiled_once_and_kept(
@@ -154,7 +154,7 @@ def test_a_harmed_file_is_replaced(share: float | None, sources: Path) -> None:
     path = build.library(sources).path
     assert path is not None
     whole = path.read_bytes()
-    path.unlink()  # before it is written to: this process has the old one in memory
+    path.unlink()  # not overwritten, because this process has the old file in memory
     if share is not None:
         path.write_bytes(whole[: int(share * len(whole))])
     assert build.library(sources).path == path
@@ -162,7 +162,7 @@ def test_a_harmed_file_is_replaced(share: float | None, sources: Path) -> None:
 
 
 def test_a_file_of_another_content_than_its_name_says_is_not_loaded(sources: Path) -> None:
-    """One that could be loaded: a library with something behind it."""
+    """The file could be loaded: it is a library followed by other bytes."""
     first = build.library(sources)
     assert first.path is not None
     other = first.path.with_name(f"{first.plan.key}-0000.so")
@@ -173,7 +173,7 @@ def test_a_file_of_another_content_than_its_name_says_is_not_loaded(sources: Pat
 
 
 def test_a_file_that_cannot_be_loaded_does_not_hide_another(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is right."""
+    """The file that cannot be loaded has a right name, which comes first."""
     first = build.library(sources)
     assert first.path is not None
     no_compiling(monkeypatch)
@@ -188,21 +188,21 @@ def test_a_file_that_cannot_be_loaded_does_not_hide_another(sources: Path, monke
 
 
 def belonging_to(user: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this path were another user's."""
+    """Let `stat` say that this path belongs to another user."""
     stat = Path.stat
 
-    def told(self: Path, **options: bool) -> os.stat_result:
+    def pretended(self: Path, **options: bool) -> os.stat_result:
         status = stat(self, **options)
         return os.stat_result((*status[:4], user, *status[5:])) if self == path else status
 
-    monkeypatch.setattr(Path, "stat", told)
+    monkeypatch.setattr(Path, "stat", pretended)
 
 
 @pytest.mark.parametrize("whose", ["group", "others", "another user"])
 def test_a_library_that_somebody_else_may_have_written_is_not_loaded(
     whose: str, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It could be a forgery: the hash in the name is of whatever the file holds."""
+    """The file could be forged, because its name holds the hash of its content, whatever that is."""
     log = counting(tmp_path, monkeypatch)
     path = build.library(sources).path
     assert path is not None
@@ -218,7 +218,7 @@ def test_a_library_that_somebody_else_may_have_written_is_not_loaded(
 
 
 def test_the_cache_folder_is_the_users_own(sources: Path, tmp_path: Path) -> None:
-    """Even one that was made when a umask let the group write, and where what lies there cannot be trusted."""
+    """Only the user can write to the folder, even if the umask or the folder's old permissions let others write."""
     before = os.umask(0)
     try:
         path = build.library(sources).path
@@ -243,7 +243,7 @@ def test_another_users_cache_folder_is_not_used(sources: Path, tmp_path: Path, m
 
 
 def test_a_folder_that_nothing_can_be_loaded_from(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a disk mounted noexec."""
+    """A folder on a disk mounted noexec is an example."""
     load, cache = ctypes.CDLL, os.environ["ASTROCO_CACHE"]
 
     def refusing(name: str | None) -> ctypes.CDLL:
@@ -273,7 +273,7 @@ def test_without_a_folder_to_write_to(where: str, sources: Path, monkeypatch: py
 
 
 def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str = "") -> Path:
-    """A compiler that notes in a file each unit that it compiles."""
+    """Choose a compiler that writes a word to a log for each unit that it compiles; return the log's path."""
     log, script = tmp_path / "compiled", tmp_path / "counting-c++"
     monkeypatch.delenv("CXX", raising=False)
     (compiler, *_) = build.compilers()
@@ -326,11 +326,11 @@ def test_one_that_is_killed_while_it_compiles_holds_up_nobody(
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # its compiler
 
 
-# --- Where it cannot be -------------------------------------------------------------------------------------------
+# --- Machines without a library -----------------------------------------------------------------------------------
 
 
 def assert_reference(reason: str) -> None:
-    """Ops run, on the reference, and one warning said why."""
+    """Assert that ops run on the reference, with one warning that gives the reason."""
     with pytest.warns(RuntimeWarning, match="ops run in plain PyTorch on the CPU") as caught:
         assert reason in (native.missing() or "")
     assert len(caught) == 1
@@ -368,7 +368,7 @@ def test_a_compiler_that_does_not_work_gives_way_to_another(
 
 
 def posing(tmp_path: Path, words: str) -> tuple[str, ...]:
-    """A compiler that says these words of itself, in a shell's `printf`; it compiles as the first one does."""
+    """A compiler whose version is the output of these words, a shell's `printf`; it compiles as the first one does."""
     (compiler, *_) = build.compilers()
     script = tmp_path / "posing"
     script.write_text(f'#!/bin/sh\n[ "$*" = --version ] && {words} && exit\nexec {" ".join(compiler)} "$@"\n')
@@ -381,7 +381,7 @@ def posing(tmp_path: Path, words: str) -> tuple[str, ...]:
 def test_clang_where_torch_brings_gccs_openmp(
     another: bool, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it compiles would ask for functions that are not there."""
+    """Clang's code would call functions that GCC's OpenMP does not have."""
     clang, found = posing(tmp_path, "printf 'Debian clang version 19.1\n'"), build.compilers()
     monkeypatch.setattr(build, "compilers", lambda: [clang, *found] if another else [clang])
     monkeypatch.setattr(build, "openmp", lambda: tmp_path / "libgomp-0123.so.1")
@@ -393,7 +393,7 @@ def test_clang_where_torch_brings_gccs_openmp(
 
 
 def test_a_compilers_version_is_read_in_english(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the same library serves every locale; whatever bytes there are."""
+    """The same library then serves every locale. The version may contain any bytes."""
     version = "printf 'g++ \\351 12.2 %s\n' \"$LC_ALL\""
     monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
     assert build._plan(sources, build._isa(), posing(tmp_path, version)).version == "g++ \ufffd 12.2 C"
@@ -453,7 +453,7 @@ def test_arguments(sources: Path) -> None:
     call("sum", out=out, x=x, y=y, n=3, truth=True, factor=0.1, none=None)
     assert out.tolist() == [torch.get_num_threads(), 3, 30, 3, 0.1, 1]
     whole = torch.zeros(1, dtype=torch.int64)
-    call("sum", none=whole, out=out, x=None, y=y, n=4, truth=False, factor=2)  # a whole number where a float was
+    call("sum", none=whole, out=out, x=None, y=y, n=4, truth=False, factor=2)  # a whole number for a float
     assert out.tolist() == [torch.get_num_threads(), -1, 40, 4, 2, 0]
     call("sum", out=out, x=torch.empty(0), y=None, n=0, truth=False, factor=0.0, none=None)
     assert out[1].item() == -1  # a tensor without elements is null, too
@@ -487,7 +487,7 @@ def test_declarations_that_are_no_argument(tmp_path: Path, declaration: str) -> 
 
 
 def test_other_threads_go_on(sources: Path) -> None:
-    """A call waits for what another thread writes."""
+    """A call can wait for a value that another thread writes."""
     flag = torch.zeros(2, dtype=torch.int64)
     native.library()
     other = threading.Timer(0.05, lambda: flag.__setitem__(0, 7))
@@ -508,7 +508,7 @@ def test_a_call_is_cheap(sources: Path) -> None:
             kernel((out, x, x, 3, True, 0.1, flags, 1))
         return time.thread_time() - start
 
-    assert min(seconds() for _ in range(5)) < 0.05  # 50 microseconds each: 20 times what it takes
+    assert min(seconds() for _ in range(5)) < 0.05  # 50 microseconds a call, 20 times the usual time
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -551,7 +551,7 @@ def test_versions_tell_what_made_the_kernels(cpu: str) -> None:
 
 @pytest.mark.parametrize("isa", build.isas()[1:])
 def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checked, not made: the best instruction set's library is the one that all other tests use."""
+    """The sources are only checked: all other tests use the library of the best instruction set."""
     monkeypatch.setattr(build, "wish", isa)
     (compiler, *_) = build.compilers()
     plan = build._plan(build.SOURCES, build._isa(), compiler)
@@ -562,7 +562,7 @@ def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.Monke
 def test_a_verdict_of_the_self_check_holds_for_these_sources_only(
     module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the kernels, and what backends share."""
+    """The sources of the kernels, and of the part that backends share, count."""
     before = verdicts._sources(backend.Cpu())
     copy = shutil.copytree(Path(module.__file__ or "").parent, tmp_path / "copy")
     monkeypatch.setattr(module, "__file__", str(copy / "__init__.py"))

@@ -1,4 +1,4 @@
-"""Every kernel's registration: schema and shapes as they are in the calls that the model makes."""
+"""Every kernel's registration: the schema and the fake's shapes are right in the model's calls."""
 
 from typing import Any
 
@@ -39,9 +39,9 @@ def test_schema_and_fake_of_every_kernel(fused: str, device: torch.device, monke
                     squared.sum().backward()
     called = {op.name().partition("::")[2] for op in calls.arguments}
     mine = {name for name in library.functions if name.startswith("cpu_") == (fused == "cpu")}
-    # Masks are written out for tests only; PyTorch's float32 attention is there on GPUs only.
+    # Only tests write out dropout's masks; PyTorch has the fused float32 attention on GPUs only.
     assert called >= mine - {"dropout_mask", "cpu_dropout_mask", "efficient_attention_backward"}
-    monkeypatch.undo()  # outputs need not be poisoned, which opcheck would take for a change of its own
+    monkeypatch.undo()  # because opcheck would take poisoned outputs for mutated ones
     monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
     for op, (args, kwargs) in calls.arguments.items():
         torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))

@@ -41,7 +41,7 @@ CHANGES: dict[str, Callable[[nn.Linear], object]] = {
 def test_a_change_is_seen(change: str) -> None:
     module = nn.Linear(20, 16)
     before = halved(module)
-    assert halved(module) is before  # kept
+    assert halved(module) is before  # cached
     CHANGES[change](module)
     assert torch.equal(halved(module)[:16, :20], module.weight.detach().bfloat16())
     assert not torch.equal(before[:16, :20], module.weight.detach().bfloat16())
@@ -49,7 +49,7 @@ def test_a_change_is_seen(change: str) -> None:
 
 def test_another_tensor_in_the_same_place_is_seen() -> None:
     module = nn.Linear(276, 276)
-    for value in range(20):  # memory that is free again is given out again, sooner or later
+    for value in range(20):  # freed memory is sooner or later allocated again
         module.weight = None  # type: ignore[assignment]
         module.weight = nn.Parameter(torch.full((276, 276), float(value)))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A new batch never compiles a kernel anew: none is specialised by the number of windows or points, or by dropout."""
+"""A new batch never recompiles a kernel: numbers of windows or points, and dropout, do not specialise kernels."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 
-# Prints, by op and batch, the keys under which Triton would keep the compiled kernels. For a process of its own: where
-# kernels are interpreted there are no keys. N is 1, odd, and multiples of 8 and 16, as Triton looks at those.
+# This script prints, by op and batch, the keys under which Triton would cache the compiled kernels. It runs in its own
+# process, because interpreted kernels have no keys. N is 1, odd, and multiples of 8 and 16, which Triton distinguishes.
 SCRIPT = """
 import json, sys
 from astroco_fast import ops

@@ -26,7 +26,7 @@ def check(op: str, case: Case, fused: str, device: torch.device) -> None:
     torch.manual_seed(crc32(repr(case).encode()))
     call, make = SUBLAYERS[op]
     module = make(case.width, P).to(device).train(case.mode == "training")
-    with torch.no_grad():  # away from the ones and zeros of initialisation
+    with torch.no_grad():  # random parameters, where initialisation has ones and zeros
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         for key, buffer in module.named_buffers():
@@ -44,8 +44,8 @@ def check(op: str, case: Case, fused: str, device: torch.device) -> None:
     x = torch.randn(layout.rows, case.width, device=device)
     up = torch.randn_like(x)
     if case.strides == "expanded":
-        # One number a row: with one for all rows, each row has the same rounding error, and the errors' sums in the
-        # biases' gradients are a matter of luck, in plain PyTorch as well.
+        # One number a row: with the same number in all rows, each row would have the same rounding error, and the
+        # errors' sums in the biases' gradients would be a matter of luck, in plain PyTorch too.
         up = torch.randn(layout.rows, 1, device=device).expand_as(x)
     gradients = case.mode != "inference"
     poisoned = x.masked_fill(~real, float("nan"))
