@@ -1,7 +1,7 @@
-"""Convert in a process of its own, with small steps, and kill it at a chosen place.
+"""A conversion in its own process, with small steps, that is killed at a chosen place.
 
-convert_child.py SOURCE OUT FUNCTION COUNT: on entering the COUNT+1st call of FUNCTION (or a call whose last argument
-is a path named COUNT), the process is killed as if by `kill -9`.
+convert_child.py SOURCE OUT FUNCTION COUNT: the process is killed, as by `kill -9`, on entering the COUNT+1st call of
+FUNCTION (or a call whose last argument is a path named COUNT).
 """
 
 import os

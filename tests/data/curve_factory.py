@@ -1,4 +1,4 @@
-"""Small light curves, and the tables that hold them, for the tests of the data modules."""
+"""Small light curves, and tables of them, for the tests of the data modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def make_batch(n=5, seed=0, lengths=None, first=0, bands=("V",)):
-    """n curves with times sorted, good magnitudes and errors; ids star-<number>."""
+    """n light curves with sorted times and good magnitudes and errors; their ids are star-<number>."""
     rng = np.random.default_rng([seed, first])
     lengths = rng.integers(10, 40, n) if lengths is None else np.asarray(lengths)
     offsets = offsets_of(lengths)
@@ -36,7 +36,7 @@ def make_batch(n=5, seed=0, lengths=None, first=0, bands=("V",)):
 
 
 def as_long(batch):
-    """One row a point."""
+    """The batch as a table with one row a point."""
     star = np.repeat(np.arange(len(batch)), batch.lengths)
     return pd.DataFrame(
         {
@@ -51,7 +51,7 @@ def as_long(batch):
 
 
 def as_nested(batch):
-    """One row a light curve, an Arrow table with list columns."""
+    """The batch as an Arrow table with one row a light curve, and list columns."""
     lists = {
         name: pa.ListArray.from_arrays(pa.array(batch.offsets, pa.int32()), pa.array(values))
         for name, values in (("mjd", batch.time), ("mag", batch.mag), ("err", batch.err))
@@ -70,7 +70,7 @@ def read_curves(source, columns=None, band=None):
 
 
 def gather(batches):
-    """(id, band) -> (label, time, mag, err), whatever the order of curves and the size of batches."""
+    """The light curves of all batches, (id, band) -> (label, time, mag, err)."""
     found = {}
     for batch in batches:
         for i in range(len(batch)):
@@ -91,7 +91,7 @@ def assert_same_curves(one, other, rtol=0.0):
 
 
 def sine_store(path):
-    """A store of 70 sine waves of 12 to 70 points, at this path."""
+    """Write a store of 70 sine waves of 12 to 70 points."""
     rng = np.random.default_rng(0)
     curves = []
     for _ in range(70):

@@ -1,4 +1,4 @@
-"""Batches: centred in float64, zero at padding, the same whatever stands beside a window; and prefetching."""
+"""Batches are centred in float64, zero at padding, and independent of a window's neighbours; and prefetching."""
 
 import gc
 import subprocess
@@ -69,7 +69,7 @@ def test_types_shapes_and_zero_padding(batches):
 
 
 def test_centring_is_exact_where_float32_is_not():
-    """Minutes of an MJD and hundredths of a magnitude on a large offset are lost in float32."""
+    """Float32 would lose the minutes of an MJD, and hundredths of a magnitude on a large offset."""
     minutes = np.arange(200) / 1440
     store = SimpleNamespace(
         time=58000.3 + minutes,
@@ -91,7 +91,7 @@ def test_random_points_show_the_magnitude_of_their_source(batches):
 
 
 def test_evaluation_shows_no_hidden_magnitude(batches):
-    """Whatever a model does with the points that it is told to hide, it cannot know them."""
+    """A model that does not hide the hidden points still cannot see their magnitudes."""
     batch = batches.assemble(np.arange(len(batches)), epoch=0)
     assert (batch.role == HIDDEN).any()
     assert not batch.mag[batch.role == HIDDEN].any()
@@ -180,7 +180,7 @@ def test_prefetch_runs_ahead_no_further_than_its_depth():
         while len(done) < 4 and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.05)
-        assert done == [0, 1, 2, 3]  # one taken, two in the queue, one in the thread's hand
+        assert done == [0, 1, 2, 3]  # one returned, two in the queue, one held by the thread
     assert running_prefetchers() == []
 
 
@@ -247,7 +247,7 @@ def test_depth_must_be_positive():
 
 
 def test_without_an_epoch_nothing_is_probed(batches):
-    """What embeddings are made of."""
+    """Embeddings are computed from such batches."""
     plain, masked = batches.assemble([0, 1, -1], epoch=None), batches.assemble([0, 1, -1], epoch=0)
     assert not plain.role.any()
     np.testing.assert_array_equal(plain.mag, plain.target)

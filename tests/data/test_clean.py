@@ -1,3 +1,5 @@
+"""Cleaning: bad points and short light curves are dropped and counted, and absurd times are refused."""
+
 import numpy as np
 import pytest
 

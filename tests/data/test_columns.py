@@ -1,3 +1,5 @@
+"""Columns: a table's names are matched to roles, and a missing column is named with the way out."""
+
 import pytest
 
 from astroco_fast.data import columns as columns_module

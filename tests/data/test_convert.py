@@ -1,3 +1,5 @@
+"""Conversion: tables to stores, resumed after a kill, with counts of dropped points and curves."""
+
 import json
 import os
 import signal
@@ -142,7 +144,7 @@ def test_duplicate_is_found_after_a_resume(tmp_path, small_steps, monkeypatch):
 
 
 def stop_after(monkeypatch, steps, source, out):
-    """A conversion that ends after some steps."""
+    """Convert, and stop after some steps."""
     record = writer.StoreWriter.record
 
     def stopping(self):
@@ -220,7 +222,7 @@ KILLS = {
 }
 
 
-# The end of a conversion knows nothing of the kind of table.
+# The end of a conversion is the same for every kind of table.
 KILLED = [("nested", kill) for kill in KILLS if "long" not in kill]
 KILLED += [("long", kill) for kill in KILLS if "step" in kill or "long" in kill]
 
@@ -335,7 +337,7 @@ def test_macho(tmp_path):
 @real_data
 @pytest.mark.slow
 def test_catalina_long_and_nested_agree(tmp_path):
-    """The same survey as lists, and as 6.7 million rows in any order: the same curves."""
+    """The same survey as lists, and as 6.7 million unordered rows, has the same light curves."""
     import pandas as pd
 
     table = pd.read_parquet(SHARED / "catalina.parquet", columns=["id", "band", "label", "mjd", "mag", "err"])

@@ -1,4 +1,4 @@
-"""The counter-based generator: the same on every machine, uniform, and independent from counter to counter."""
+"""The counter-based generator: the same on every machine, uniform, and independent between counters."""
 
 import warnings
 
@@ -13,13 +13,13 @@ PINNED = [0x38C4069EBDBA3E3C, 0x6E4EFB716AF12A5F, 0xE4ACD408F7D69329, 0xF7F1454E
 
 
 def test_one_counter_is_splitmix64():
-    """The published first outputs of SplitMix64 seeded with 0."""
+    """The values are the published first outputs of SplitMix64 seeded with 0."""
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     assert [int(hash64(i * INCREMENT)) for i in range(4)] == published
 
 
 def test_values_are_pinned():
-    """Masks, orders and splits of every published run hang on these: they may never change."""
+    """The values may never change, because masks, orders and splits of every published run depend on them."""
     values = [hash64(1, 0, 1, 0, 0), hash64(1, 0, 1, 0, 1), hash64(3, 42, 7, 123456789), hash64(-1, 2**63)]
     assert [int(v) for v in values] == PINNED
 
@@ -53,10 +53,10 @@ def test_floats_are_refused():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_every_bit_is_fair_and_neighbours_are_independent(axis):
-    """Over neighbouring counters, on either axis, each bit is set half of the time, and pairs of bits agree half."""
+    """Over neighbouring counters, on either axis, half of all bits are set, and half of all pairs of bits agree."""
     n = 1 << 10
     bits = hash64(5, np.arange(n)[:, None], np.arange(n))
-    sigma = 0.5 / n  # of a mean of n^2 coins
+    sigma = 0.5 / n  # standard deviation of the mean of n^2 coins
     for bit in range(64):
         plane = (bits >> np.uint64(bit)) & np.uint64(1)
         assert abs(plane.mean() - 0.5) < 6 * sigma
@@ -92,7 +92,7 @@ def test_normal_numbers_have_the_normal_moments():
 
 
 def test_hashes_of_ids_are_pinned():
-    """Changing these numbers would move stars between training and test."""
+    """A change of these numbers would move stars between training and test."""
     assert star_hash(["", "1.3444.614", "étoile"]).tolist() == [
         13020603013274838756,
         11718694428759562555,

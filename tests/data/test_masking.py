@@ -1,4 +1,4 @@
-"""The masks: exact counts, independence of everything but (seed, epoch, window), and no favoured position."""
+"""The masks: their counts are exact, they depend on (seed, epoch, window) alone, and favour no position."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.data.masks import draw_masks
 
 
 def counts_of(n: int) -> dict[int, int]:
-    """The numbers the rule asks for, by Python's own rounding (half to even)."""
+    """The number of points in each role by the rule, with Python's own rounding (half to even)."""
     probed, tenth = round(n / 2), round(n / 10)
     return {HIDDEN: probed - 2 * tenth, RANDOM: tenth, UNCHANGED: tenth, 0: n - probed}
 
@@ -56,7 +56,7 @@ def test_any_batch_order_and_padded_width_give_the_same_draw():
 
 
 def test_the_draw_follows_its_definition():
-    """A slow, separate account of the rule for one window: the lowest keys are random, then unchanged, then hidden."""
+    """The draw equals a slow version of the rule: the lowest keys are random, the next unchanged, the next hidden."""
     n, window, seed, epoch = 57, 1234, 9, 2
     role, source = draw_masks(np.array([n]), np.array([window]), 64, seed, epoch)
     ranked = sorted(range(n), key=lambda p: (int(hash64(1, seed, epoch, window, p)) >> 16, p))
@@ -90,7 +90,7 @@ def test_every_position_is_as_likely_for_each_role(n):
         share = counts[kind] / n
         rate = (role == kind).mean(axis=0)
         assert np.abs(rate - share).max() < 5.5 * np.sqrt(share * (1 - share) / windows)
-    # Distances to the source, cyclically, are uniform over 1 .. n - 1.
+    # Cyclic distances to the source are uniform over 1 .. n - 1.
     row, position = np.nonzero(role == RANDOM)
     distance = (source[row, position] - position) % n
     found = np.bincount(distance, minlength=n)

@@ -1,4 +1,4 @@
-"""No light curve comes twice, and no star with two labels, however the curves are cut into batches."""
+"""A light curve that comes twice, or a star with two labels, is found, however the curves are cut into batches."""
 
 from dataclasses import replace
 
@@ -89,7 +89,7 @@ def test_recorded_rows_count_as_seen() -> None:
 
 
 def test_a_resumed_conversion_still_knows_the_labels(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The star's first row is in a step that an interrupted conversion has recorded, its second comes later."""
+    """The star's first row is in a recorded step of an interrupted conversion, its second row in a later step."""
     monkeypatch.setattr(writer, "STEP_CURVES", 1)
     monkeypatch.setattr("astroco_fast.data.sources.BATCH_POINTS", 1)
     rows = make_batch(3, lengths=[20] * 3)

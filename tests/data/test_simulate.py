@@ -1,4 +1,4 @@
-"""The simulated survey: deterministic star by star, plausible, and labelled as simulated wherever it shows."""
+"""The simulated survey: deterministic star by star, plausible, and labelled as simulated in every output."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -75,7 +75,7 @@ def test_every_kind_is_there_in_numbers(survey):
 
 
 def test_noise_has_the_quoted_size(survey):
-    """Observed less true magnitude, each over its error, is a standard normal: in the bright and in the faint."""
+    """Observed minus true magnitude, divided by the error, is a standard normal, for bright and for faint stars."""
     star = np.repeat(np.arange(N_STARS), survey.lengths)
     true = magnitudes(draw_stars(StarDraws(0, np.arange(N_STARS))), star, survey.time)
     level = survey.mag - true  # the mean magnitude of the star, plus noise

@@ -1,4 +1,4 @@
-"""Simulated light curves are told from observed ones wherever they go."""
+"""Simulated light curves stay labelled as simulated in every file and table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def long_table(table: Path) -> pd.DataFrame:
-    """As a program leaves it that knows nothing of the file's metadata."""
+    """The table in the long form, as from a program that drops the file's metadata."""
     frame = pd.read_parquet(table).explode(["mjd", "mag", "err"])
     return frame.astype({"mjd": float, "mag": float, "err": float})
 

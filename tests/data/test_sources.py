@@ -1,3 +1,5 @@
+"""Sources: light curves from every kind of file, folder and object, and the errors of bad ones."""
+
 import gzip
 from types import SimpleNamespace
 
@@ -32,7 +34,7 @@ def batch():
 
 
 def shuffled(batch, seed=0):
-    """Points in any order; those of a curve stay sorted by time."""
+    """The rows in random order, in which each curve's points stay sorted by time."""
     frame = as_long(batch).sample(frac=1, random_state=seed)
     return frame.sort_values("mjd", kind="stable").reset_index(drop=True)
 

@@ -1,3 +1,5 @@
+"""Stores: they return their light curves, and damage to a file is found."""
+
 import json
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""TFRecord files of both of Astromer's generations, as tables."""
+"""TFRecord files of both of Astromer's generations, read as tables."""
 
 import struct
 from pathlib import Path

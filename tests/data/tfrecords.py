@@ -74,7 +74,7 @@ def curve(batch: CurveBatch, i: int) -> list[np.ndarray]:
 
 
 def old_style(batch: CurveBatch, i: int, classes: Sequence[str]) -> bytes:
-    """A record of the first generation: the label is a class's number."""
+    """A record of the first generation, whose label is the number of its class."""
     lists = dict(zip(("dim_0", "dim_1", "dim_2"), curve(batch, i), strict=True))
     number = classes.index(batch.label[i])
     return example({"id": batch.ids[i], "label": number, "length": len(lists["dim_0"])}, lists)

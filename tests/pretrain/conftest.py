@@ -1,3 +1,5 @@
+"""Fixtures: a small store, and the flags of a small run."""
+
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(store: Path) -> list[str]:
-    """Flags of a run of a few steps; --out is still to be given."""
+    """Flags of a run of a few steps, without --out."""
     train = {
         "global_batch": 40,
         "micro_batch": 12,

@@ -1,4 +1,4 @@
-"""Accidents, which a rank plans before its command runs: signals, kills and numbers that are not finite."""
+"""Accidents that a rank prepares before its command runs: signals, kills and numbers that are not finite."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ Accident = Callable[[], None]
 
 
 def command(argv: Sequence[str], accident: tuple[Callable[..., None], tuple[Any, ...]] | None = None) -> int:
-    """`astroco pretrain ARGV`, with an accident (a function of this module, its arguments) under way."""
+    """Run `astroco pretrain ARGV` after preparing an accident: a function of this module, and its arguments."""
     torch.set_num_threads(1)
     if accident is not None:
         plan, args = accident
@@ -30,7 +30,7 @@ def this_rank() -> int:
 
 
 def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTERM) -> None:
-    """Signal a rank when it is at a place for the count-th time, from 1."""
+    """Signal a rank when it reaches a place for the count-th time, counted from 1."""
     places = {
         "forward": (Trainer, "forward_backward"),
         "evaluation": (TrainingData, "evaluation"),
@@ -41,7 +41,7 @@ def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTER
 
 
 def kill_at(call: str, count: int) -> None:
-    """End rank 0 without any warning, before the count-th `os.fsync`, `os.rename` or `os.replace`."""
+    """Kill rank 0 before the count-th `os.fsync`, `os.rename` or `os.replace`."""
     _before(os, call, count, lambda: os.kill(os.getpid(), signal.SIGKILL) if this_rank() == 0 else None)
 
 
@@ -69,7 +69,7 @@ def not_finite_at(steps: Sequence[int], rank: int, what: str = "loss") -> None:
 
 
 def pretend_gpus(count: int) -> None:
-    """Let PyTorch say that this machine has so many GPUs."""
+    """Let PyTorch say that this machine has `count` GPUs."""
     torch.cuda.is_available, torch.cuda.device_count = lambda: count > 0, lambda: count
 
 
@@ -86,7 +86,7 @@ def _before(owner: Any, name: str, count: int, action: Callable[[], Any]) -> Non
 
 
 def evaluations(errors: Sequence[float]) -> None:
-    """Let the validation RMSE be these numbers, evaluation by evaluation."""
+    """Replace the validation RMSE of each evaluation by these numbers."""
     evaluate, left = loop.evaluate, list(errors)
 
     def replacement(*args: Any) -> Any:
@@ -97,7 +97,7 @@ def evaluations(errors: Sequence[float]) -> None:
 
 
 def note_windows(path: str) -> None:
-    """Write down, a line for each step, the windows of the global batch that the ranks were given."""
+    """Write the windows of each step's global batch to a file, one line a step."""
     count = loop.Loop.count
 
     def counting(self: loop.Loop, batches: StepBatches, outcome: Outcome) -> None:

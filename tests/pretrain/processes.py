@@ -1,4 +1,4 @@
-"""Run a function on several ranks, each a process of its own, and report how each of them ended."""
+"""A function run on several ranks, each in its own process, and the way in which each of them ended."""
 
 import contextlib
 import multiprocessing
@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# Children are forked from a server that has imported PyTorch once, with what optimisers import late, so that a rank
-# starts in milliseconds.
+# Children are forked from a server that has imported PyTorch once, with the modules that optimisers import late, so
+# that a rank starts in milliseconds.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain.loop", "tests.pretrain.patches"])
 TIMEOUT = 120
@@ -22,7 +22,7 @@ TIMEOUT = 120
 
 @dataclass
 class Ended:
-    """How a rank ended: exit code (negative: killed by that signal), what the function returned, what it printed."""
+    """The end of a rank: its exit code (negative: the signal that killed it), the function's result, and its output."""
 
     code: int | None
     value: Any
@@ -31,9 +31,10 @@ class Ended:
 
 
 def on_ranks(world: int | None, function: Callable[..., Any], *args: Any, tmp_path: Path) -> list[Ended]:
-    """Call `function(*args)` on `world` ranks as torchrun would set them up; None: one process without torchrun.
+    """Call `function(*args)` on `world` ranks with torchrun's environment; None: one process without torchrun.
 
-    Fails if they do not all end in time.
+    Raises:
+        AssertionError: a rank does not end in time.
     """
     port = _free_port()
     ranks = []
@@ -47,7 +48,7 @@ def on_ranks(world: int | None, function: Callable[..., Any], *args: Any, tmp_pa
     ended, deadline = [], time.monotonic() + TIMEOUT
     for process, receiver, logs in ranks:
         value = None
-        with contextlib.suppress(EOFError):  # a rank that was killed has sent nothing
+        with contextlib.suppress(EOFError):  # a killed rank sends no result
             if receiver.poll(max(0.0, deadline - time.monotonic())):
                 value = receiver.recv()
         process.join(max(1.0, deadline - time.monotonic()))

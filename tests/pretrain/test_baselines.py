@@ -1,4 +1,4 @@
-"""The baselines go through the pipeline like AstroCo: the same commands, run folders and files."""
+"""The baselines run with the same commands, run folders and files as AstroCo."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_it_learns_a_batch_by_heart(preset: str, survey: Path) -> None:
 
 
 def test_figures_come_from_truly_hidden_points(survey: Path) -> None:
-    """Version 1 sees what it is asked for in training, but not in evaluation."""
+    """Version 1 sees the magnitudes that it must predict in training, but not in evaluation."""
     torch.manual_seed(0)
     model = af.Astromer.from_preset("astromer-v1", **SMALL).eval()
     data = TrainingData(Store.open(survey), size=40, seed=0, global_batch=32, micro_batch=None)

@@ -1,3 +1,5 @@
+"""Checkpoints: a kill during a save loses nothing, and a damaged checkpoint is found."""
+
 import os
 import signal
 from pathlib import Path
@@ -23,7 +25,7 @@ def write_tensors(folder: Path, step: int) -> None:
 
 
 def save_and_die(folder: str, survived: int) -> int:
-    """Write a third checkpoint, killed at the system call after `survived` ones; 0 if it survives all of them."""
+    """Write a third checkpoint, and die at the system call after `survived` ones; return 0 if there are fewer calls."""
     left = {"n": survived}
 
     def before(original: Any) -> Any:
@@ -58,11 +60,11 @@ def test_a_kill_at_any_call_of_a_save_loses_nothing(tmp_path):
             assert found[1]["step"] == 3
             break
         assert ended.code == -signal.SIGKILL
-        # The next save works, and leaves nothing behind of the one that was killed.
+        # The next save works, and removes the files of the killed one.
         write(checkpoints, 4)
         assert checkpoints.newest()[1]["step"] == 4
         assert not list(folder.glob(".*"))
-    assert survived > 12  # the loop has seen a fair number of places
+    assert survived > 12  # the loop has killed the save at many places
 
 
 def test_keeps_what_is_needed(tmp_path):

@@ -1,4 +1,4 @@
-"""The command as users start it: plain python, and torchrun."""
+"""The command as users start it, with plain python and with torchrun."""
 
 import contextlib
 import json
@@ -70,7 +70,7 @@ with open(sys.argv[1], "w") as out, subprocess.Popen([sys.executable, *sys.argv[
 
 
 def test_a_rank_whose_torchrun_is_gone_saves_and_stops(arguments, tmp_path):
-    """Torchrun dies of a signal that it does not handle, SIGUSR1 among them, and leaves its ranks to themselves."""
+    """A signal that torchrun does not handle, such as SIGUSR1, kills it, and its ranks go on without it."""
     out, log = tmp_path / "run", tmp_path / "log"
     flags = ["--out", str(out), "--train.epochs", "100000", "--train.patience", "99999"]
     argv = [sys.executable, "-c", ORPHAN_MAKER, str(log), *COMMAND, *arguments, *flags]

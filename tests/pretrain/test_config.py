@@ -1,3 +1,5 @@
+"""The settings of a run: their ranges, defaults and comparison."""
+
 import pytest
 
 from astroco_fast.commands import parse

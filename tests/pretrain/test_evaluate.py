@@ -1,4 +1,4 @@
-"""Figures over a whole split: sums first, ratios last."""
+"""Metrics over a whole split are ratios of sums over all ranks and batches."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def evaluated(path: str, micro: int) -> dict[str, float]:
 
 
 def by_hand(path: str) -> dict[str, float]:
-    """Window by window, point by point."""
+    """The metrics, computed window by window and point by point."""
     store = Store.open(path)
     table = window_table(store.offsets, 24)
     windows = np.flatnonzero(split_of(store.star_hash)[table.curve] == VALIDATION)

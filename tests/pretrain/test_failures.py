@@ -1,4 +1,4 @@
-"""Bad input, and numbers that are not finite: every rank ends alike, soon, and rank 0 says one clear line."""
+"""Bad input, and numbers that are not finite: all ranks soon exit with the same status, and rank 0 prints one line."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ __all__ = ["unbroken"]  # a fixture
 
 
 def one_line(ended: list[Ended], code: int) -> str:
-    """The line that rank 0 said; all ranks ended with this code, and the others kept quiet."""
+    """The line that rank 0 printed, after asserting that all ranks exited with this code and the others were silent."""
     assert [rank.code for rank in ended] == [code] * len(ended), ended[0].err + ended[-1].err
     assert all(rank.err == "" and rank.out == "" for rank in ended[1:])
     lines = ended[0].err.strip().splitlines()
@@ -96,12 +96,12 @@ CASES = [
 
 
 def choose_backend(name: str) -> None:
-    """As `ASTROCO_BACKEND` does."""
+    """Choose a backend as `ASTROCO_BACKEND` does."""
     ops._choice = name
 
 
 def own_mistake(count: int, rank: int) -> None:
-    """Raise a `UserError` in the count-th forward pass of one rank; the others go on to their next collective."""
+    """Raise a `UserError` in the count-th forward pass of one rank; the others go on to the next collective."""
     original, left = Trainer.forward_backward, [count]
 
     def replacement(self: Trainer, *args: Any, **keywords: Any) -> Any:
@@ -123,7 +123,7 @@ def test_bad_input_ends_all_ranks(spoil, words, arguments, tmp_path):
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_mistake_that_one_rank_alone_makes(rank, arguments, tmp_path):
-    """It says which rank it is, and waits for nobody."""
+    """The message names the rank, and the rank does not wait for the others."""
     argv = [*arguments, "--out", str(tmp_path / "run")]
     ended = on_ranks(2, command, argv, (own_mistake, (3, rank)), tmp_path=tmp_path)
     assert ended[rank].code == 2
@@ -167,7 +167,7 @@ def test_a_store_may_move(arguments, store, tmp_path):
 
 
 def test_a_run_keeps_the_store_that_it_made(arguments, tmp_path):
-    """Its light curves are those it began with, whatever has become of the file since."""
+    """The run goes on with its first light curves, even if the input file has changed or is gone."""
     table = "id,mjd,mag,err\n" + "".join(f"s{i // 20},{i},1{i % 7},0.1\n" for i in range(2000))
     (tmp_path / "survey.csv").write_text(table)
     argv = [*arguments, "--data", str(tmp_path / "survey.csv"), "--out", str(tmp_path / "run"), "--train.max_steps"]

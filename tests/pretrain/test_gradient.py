@@ -1,4 +1,4 @@
-"""N ranks, with accumulation and unequal shares, give the gradient of one process with the whole batch."""
+"""N ranks, with accumulation and unequal shares, compute the gradient of one process with the whole batch."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def assembler(path: Path) -> WindowBatches:
 
 
 def whole_batch(path: Path, loss: str, convolution: bool, windows: range) -> tuple[float, dict[str, Tensor]]:
-    """The loss as it is defined and its gradient, by one forward pass over all windows."""
+    """The loss by its definition and its gradient, from one forward pass over all windows."""
     model = build(convolution).train()
     batch = upload(assembler(path).assemble(windows, 1), torch.device("cpu"))
     positional, keywords = batch.inputs()
@@ -54,7 +54,7 @@ def whole_batch(path: Path, loss: str, convolution: bool, windows: range) -> tup
 def by_trainer(
     path: str, loss: str, convolution: bool, micro: int, windows: range
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss and gradient that the trainer hands to the optimiser on this rank."""
+    """The loss, and the gradient that the trainer passes to the optimiser on this rank."""
     torch.set_num_threads(1)
     ranks = Ranks.start("cpu")
     settings = {"learning_rate": 1e-3, "warmup_steps": 0, "clip_norm": None, "precision": "fp32"}
@@ -93,7 +93,7 @@ def by_trainer(
     ("convolution", "micro", "windows"),
     [
         (True, 100, ELEVEN),  # one pass a rank, BatchNorm synchronised and in training mode
-        (False, 3, ELEVEN),  # accumulation; without the convolution there is no BatchNorm, which sees each pass alone
+        (False, 3, ELEVEN),  # accumulation, without the convolution, because BatchNorm's statistics are each pass's own
         (True, 100, range(5, 6)),  # one window: the other ranks have none
     ],
 )
@@ -111,7 +111,7 @@ def test_gradient_is_that_of_the_whole_batch(loss, world, convolution, micro, wi
 
 
 def test_the_test_can_fail(store):
-    """Averaging the ranks' own losses, the usual mistake, is far off."""
+    """The usual mistake, averaging the ranks' own losses, is far off."""
     model = build(False).train()
     batches, losses = assembler(store), []
     for piece in micro_batches(np.array(ELEVEN), 0, 1, 6):

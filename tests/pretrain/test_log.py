@@ -1,3 +1,5 @@
+"""Metrics, progress and TensorBoard."""
+
 import json
 
 import pytest
@@ -51,7 +53,7 @@ def test_no_progress_bar_where_there_is_no_terminal(capsys):
     console = Console(speaks=True)
     console.start(10, 0)
     console.advance()
-    console.progress(TRAIN)  # not yet: a line every half minute at most
+    console.progress(TRAIN)  # too early: there is at most one line every half minute
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,4 +1,4 @@
-"""Ranks that fail together, whichever of them it is."""
+"""Ranks that fail together when any of them fails."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from tests.pretrain.processes import on_ranks
 
 
 def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
-    """What this rank raises when one rank does."""
+    """The error that this rank raises when rank `rank` raises one of this kind."""
     ranks = Ranks.start("cpu")
 
     def body() -> int:
@@ -61,7 +61,7 @@ def test_a_bug_keeps_its_traceback_and_the_others_do_not_wait(tmp_path):
 
 
 def wait_for_rank_0(is_long: bool) -> str:
-    """Rank 0 takes longer than the ranks usually wait."""
+    """Wait for rank 0, which takes longer than the ranks usually wait."""
     ranks = Ranks.start("cpu")
     ranks.any(False)
     distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))

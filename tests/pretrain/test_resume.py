@@ -1,4 +1,4 @@
-"""A run stopped anywhere and taken up again ends, to the bit, where one that was never stopped does."""
+"""A run that is stopped anywhere and resumed ends with the same bits as one that was never stopped."""
 
 import json
 import os
@@ -18,7 +18,7 @@ EMA = ["--train.ema_decay", "0.9"]
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that a run leaves behind but times."""
+    """All results of a run except times."""
     found: dict[str, Any] = {}
     for link in ("last", "best"):
         folder = out / "checkpoints" / link
@@ -35,7 +35,7 @@ def outcome(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """Outcomes of runs that were not stopped, by ranks and flags."""
+    """Outcomes of runs that were never stopped, by ranks and flags."""
     return {}
 
 
@@ -61,7 +61,7 @@ def expected(unbroken: dict[Any, dict[str, Any]], world: int | None, argv: list[
         (None, [], (signal_at, ("forward", 8, 0, signal.SIGINT))),  # in the middle of a step
         pytest.param(None, EMA, (signal_at, ("forward", 21, 0, signal.SIGUSR1)), marks=SLOW),
         pytest.param(None, EMA, (signal_at, ("evaluation", 2)), marks=SLOW),
-        (2, EMA, (signal_at, ("forward", 4, 1))),  # only rank 1 is told
+        (2, EMA, (signal_at, ("forward", 4, 1))),  # only rank 1 gets the signal
         pytest.param(2, [], (signal_at, ("evaluation", 1, 1)), marks=SLOW),
         pytest.param(
             2,
@@ -72,7 +72,7 @@ def expected(unbroken: dict[Any, dict[str, Any]], world: int | None, argv: list[
         pytest.param(
             2, ["--train.windows", "random", "--train.precision", "fp32"], (signal_at, ("forward", 7, 0)), marks=SLOW
         ),
-        (3, ["--train.epochs", "1"], (signal_at, ("forward", 4, 2))),  # a sum of 3 addends depends on their order
+        (3, ["--train.epochs", "1"], (signal_at, ("forward", 4, 2))),  # the sum of 3 numbers depends on their order
     ],
 )
 def test_stopped_by_a_signal(world, flags, accident, arguments, unbroken, tmp_path):
@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path):
 
 
 def test_the_best_model_of_a_finished_run_stays_the_best(arguments, tmp_path):
-    """The evaluation at its end is no part of what a longer run goes on from; the same command is no longer run."""
+    """A longer run would resume from the state before the last evaluation, but the same command again runs nothing."""
     argv = [*arguments, "--train.evaluate_every", "2", "--train.max_steps", "3", "--out", str(tmp_path / "run")]
     assert run(None, argv, tmp_path) == [0]
     best = tmp_path / "run" / "checkpoints" / "best"

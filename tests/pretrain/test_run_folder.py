@@ -1,4 +1,4 @@
-"""Run folders: copied, shared, full, of other versions, and their names."""
+"""Run folders: copied, shared, on a full disk, of other versions, and their names."""
 
 import shutil
 import sys
@@ -59,7 +59,7 @@ def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
             assert "another process" in line
             assert ended[-1].err == "" or world is None
     assert list((tmp_path / "run").iterdir()) == []
-    assert main(argv) == 0  # and it lets go of it
+    assert main(argv) == 0  # and the run releases the folder
 
 
 def test_without_locks_a_run_goes_without(arguments, monkeypatch, tmp_path):
@@ -115,7 +115,7 @@ def test_settings_that_are_none_are_told(text, tmp_path):
 
 
 def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
-    """The run began before the setting was there, so at what is now its default."""
+    """A run from before the setting existed has the setting's default."""
     out, config = tmp_path / "run", PretrainConfig().resolve(1e-3)
     checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
     write(checkpoints, 1)
@@ -126,7 +126,7 @@ def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
     chosen = PretrainConfig(band="V").resolve(1e-3)
     with pytest.raises(UserError, match=r"other settings \(band\)"):
         run_folder.claim(out, chosen, checkpoints, Console(speaks=True))
-    del values["preset"]  # a setting of a model: nobody knows
+    del values["preset"]  # the default of a model's setting depends on the preset
     values["model"] = {"layers": 3}
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"other settings \(model.layers\)"):

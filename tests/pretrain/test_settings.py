@@ -1,4 +1,4 @@
-"""What the settings of training do, in numbers: clipping, warm-up, averaging, decay, patience, times and counts."""
+"""The effects of training's settings, in numbers: clipping, warm-up, averaging, decay, patience, times and counts."""
 
 import json
 from itertools import pairwise
@@ -38,7 +38,7 @@ def step(trainer: Trainer, store: Path, number: int = 0) -> Outcome:
 
 
 def gradients_of_a_step(store: Path, clip_norm: float | None) -> tuple[float, dict[str, torch.Tensor]]:
-    """The norm that is reported, and the gradients that the optimiser is given."""
+    """The reported norm, and the gradients that the optimiser receives."""
     found, taught = {}, trainer(clip_norm=clip_norm)
     taught.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in taught.model.named_parameters()})
     return step(taught, store).grad_norm, found
@@ -118,7 +118,7 @@ def lines(out: Path, split: str) -> list[dict[str, Any]]:
 def test_patience_counts_evaluations_without_improvement(world, arguments, tmp_path):
     flags = ["--train.evaluate_every", "1", "--train.patience", "3", "--train.epochs", "50"]
     argv = [*arguments, *flags, "--out", str(tmp_path / "run")]
-    errors = [0.5, 0.6, 0.4, 0.4, 0.45, 0.3, float("nan"), 0.31, 0.3, 0.1]  # an equal one is no better
+    errors = [0.5, 0.6, 0.4, 0.4, 0.45, 0.3, float("nan"), 0.31, 0.3, 0.1]  # an equal error is no improvement
     ended = on_ranks(world, command, argv, (evaluations, (errors,)), tmp_path=tmp_path)
     assert [rank.code for rank in ended] == [0] * (world or 1), ended[0].err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -130,7 +130,7 @@ def test_patience_counts_evaluations_without_improvement(world, arguments, tmp_p
 
 
 def test_a_checkpoint_is_saved_when_its_time_has_come(arguments, monkeypatch, tmp_path):
-    """Ten seconds pass between two looks at the clock."""
+    """The clock advances by ten seconds at each reading."""
     clock, saved = {"now": 0.0}, []
 
     class Clock:
@@ -155,7 +155,7 @@ def test_a_checkpoint_is_saved_when_its_time_has_come(arguments, monkeypatch, tm
     assert len(often) >= 3
     assert all(later[1] - earlier[1] > 45 for earlier, later in pairwise(often[:-1]))
     assert main([*arguments, *flags, "--train.checkpoint_minutes", "100", "--out", str(tmp_path / "never")]) == 0
-    assert [name for name, _ in saved] == ["step-00000012"]  # with the evaluation
+    assert [name for name, _ in saved] == ["step-00000012"]  # saved with the evaluation
 
 
 @pytest.mark.parametrize("keep", [1, 3])

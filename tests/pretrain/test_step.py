@@ -1,3 +1,5 @@
+"""The objective of a step: sums, loss and gradient."""
+
 import pytest
 import torch
 

@@ -21,7 +21,7 @@ def tiny_model() -> af.AstroCo:
 
 
 def survey() -> CurveBatch:
-    """Noise, of an amplitude that differs by class; ids star-0, star-1, ...; classes in turn."""
+    """Light curves of noise, whose amplitude differs by class; their ids are star-0, star-1, ...; classes alternate."""
     batch = make_batch(STARS_A_CLASS * len(CLASSES), lengths=[POINTS] * STARS_A_CLASS * len(CLASSES))
     batch.label = np.array([CLASSES[i % len(CLASSES)] for i in range(len(batch))], dtype=object)
     scale = np.repeat([0.1 * 5 ** (i % len(CLASSES)) for i in range(len(batch))], POINTS)

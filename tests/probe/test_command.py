@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_store_is_read_twice_like_a_table(data: Path, model: Path, tmp_path: Path) -> None:
-    """Once for labels, once for points."""
+    """The first pass reads labels, the second points."""
     convert(data, tmp_path / "store")
     assert run(data, model, tmp_path / "of_table", "--plots", "false") == 0
     assert run(tmp_path / "store", model, tmp_path / "of_store", "--plots", "false") == 0

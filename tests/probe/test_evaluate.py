@@ -1,4 +1,4 @@
-"""Probes on planted embeddings: what can be told apart is, what cannot is not, and the same again."""
+"""Probes on planted embeddings: separable classes are separated, others are not, and results are reproducible."""
 
 import sys
 
@@ -26,7 +26,10 @@ CONFIG = ProbeConfig(data="", model="", out="", seeds=2, head=HeadConfig(learnin
 
 
 def planted(distance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors, ids and labels of classes whose means are some standard deviations apart; scales differ widely."""
+    """Vectors, ids and labels of classes, each moved by `distance` standard deviations on its own axis.
+
+    The features' scales differ by six orders of magnitude.
+    """
     rng = np.random.default_rng(0)
     labels = np.repeat(np.array(CLASSES, dtype=object), STARS)
     means = distance * np.eye(len(CLASSES), WIDTH)
@@ -76,7 +79,7 @@ def test_the_same_again_and_other_seeds_differ() -> None:
 
 
 def test_validation_stars_choose_the_epoch() -> None:
-    """Training labels that say the opposite of the validation's: every step makes it worse, so the first is best."""
+    """Training labels contradict validation's, so every step makes validation worse, and the first epoch is best."""
     vectors, _, labels = planted(distance=8.0)
     two = (labels == "EA") | (labels == "LPV")
     right = (labels[two] == "LPV").astype(np.int64)
@@ -87,7 +90,7 @@ def test_validation_stars_choose_the_epoch() -> None:
 
 
 def test_head_is_what_autograd_and_adamw_make() -> None:
-    """All stars in one batch: each epoch is a step of AdamW down the cross-entropy's gradient."""
+    """With all stars in one batch, each epoch is one step of AdamW with the cross-entropy's gradient."""
     vectors, _, labels = planted(distance=1.0)
     classes = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     sample, count = Sample(vectors, classes), len(np.unique(labels))

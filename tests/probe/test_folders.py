@@ -1,4 +1,4 @@
-"""Folders of given splits, as Astromer's are: tables and TFRecord files."""
+"""Folders of given splits, as Astromer's are, with tables or TFRecord files."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_folders_of_splits_are_read_as_they_are(tmp_path: Path) -> None:
 def test_the_other_order_of_folders_is_read_too(tmp_path: Path) -> None:
     as_tables(tmp_path, portion(PARTS["train"]), "alcock/20/fold_3/train")
     as_tables(tmp_path, portion(PARTS["test"]), "alcock/20/fold_3/test")
-    as_tables(tmp_path, portion(PARTS["test"]), "alcock/all/fold_3/test")  # no size: not used
+    as_tables(tmp_path, portion(PARTS["test"]), "alcock/all/fold_3/test")  # a folder without a size is not used
     assert found(tmp_path) == [(20, 3, "test"), (20, 3, "train")]
 
 

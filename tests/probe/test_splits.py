@@ -1,4 +1,4 @@
-"""Splits: stratified, without overlap, by id alone, and refused where a star is on two sides."""
+"""Splits are stratified, do not overlap, depend on ids alone, and are refused if a star is on two sides."""
 
 from pathlib import Path
 

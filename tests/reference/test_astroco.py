@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "dropout": 0.0}
 def model(train: bool = False, **overrides: Any) -> ReferenceAstroCo:
     torch.manual_seed(1)
     built = ReferenceAstroCo(AstroCoConfig(**{**SMALL, **overrides})).double()
-    for module in built.modules():  # leave the initial running statistics, so that a leak shows
+    for module in built.modules():  # running statistics other than the initial ones, so that a leak shows
         if isinstance(module, torch.nn.BatchNorm1d):
             torch.nn.init.normal_(module.running_mean)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
@@ -48,7 +48,7 @@ def test_parameter_counts_of_the_paper(overrides: dict[str, Any], millions: floa
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("ablation", [{}, {"convolution": False}, {"gate": False}, {"mix": False}])
 def test_padding_never_leaks(train: bool, ablation: dict[str, Any]) -> None:
-    # The windows are padded with NaN; 40 further positions hold huge numbers, and hidden points.
+    # The windows are padded with NaN; 40 further positions have huge numbers, and hidden points.
     lengths = [33, 7, 1, 0]
     snug, roomy = make_windows(lengths, 33), make_windows(lengths, 33)
     pad = [torch.nn.functional.pad(x, (0, 40), value=v) for x, v in zip(roomy[:5], [1e30, 1e30, -1, 0, 1], strict=True)]
@@ -123,7 +123,7 @@ def test_centring_happens_in_float64_and_removes_any_zero_point() -> None:
     shifted = w._replace(time=w.time + 2_400_000.5, mag=w.mag - 5)
     torch.testing.assert_close(run(m, w).embedding, run(m, shifted).embedding, rtol=1e-5, atol=1e-5)
     careless = m(w.time.float() + 2_400_000.5, w.mag, w.err, w.mask, hidden=w.hidden)
-    assert (careless.embedding - run(m, w).embedding).abs().max() > 1e-3  # the float32 times that we warn of
+    assert (careless.embedding - run(m, w).embedding).abs().max() > 1e-3  # the error of float32 times
 
 
 def test_centered_input_is_taken_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""Astromer against the original code, and with the properties that every encoder here has."""
+"""Astromer: equal to the original code, and with the properties of every encoder of this package."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def model(version: dict[str, Any], **overrides: Any) -> ReferenceAstromer:
     torch.manual_seed(1)
     built = ReferenceAstromer(AstromerConfig(**{**TINY, **version, **overrides})).double().eval()
     with torch.no_grad():
-        for parameter in built.parameters():  # biases and the token start at zero, which would hide a mistake
+        for parameter in built.parameters():  # initial biases and token are zero, which would hide a mistake
             parameter.add_(0.1 * torch.randn_like(parameter))
     return built
 
@@ -35,7 +35,7 @@ def run(m: ReferenceAstromer, w: Windows) -> AstroCoOutput:
 
 
 def load_keras(m: ReferenceAstromer, weights: list[Tensor]) -> None:
-    """Put weights in the order in which the original code lists them: by layer, kernel or scale first, then bias."""
+    """Copy weights in the order of the original code's list: layer by layer, kernel or scale first, then bias."""
     layers: list[Any] = [m.magnitude]
     for block in m.blocks:
         attention = block.attention
@@ -55,7 +55,7 @@ def load_keras(m: ReferenceAstromer, weights: list[Tensor]) -> None:
 def test_equal_to_the_original_code_at_every_block_and_the_output(number: int, version: dict[str, Any]) -> None:
     with np.load(FIXTURES / f"astromer_v{number}_tiny.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    # Both fixtures have magnitudes at masked points: version 2's were made behind its token's layer.
+    # Both fixtures have magnitudes at masked points, because version 2's inputs were saved behind its token's layer.
     m = ReferenceAstromer(AstromerConfig(**{**TINY, **version, "hidden_magnitude": "shown"})).eval()
     load_keras(m, [value for name, value in arrays.items() if name.startswith("w/")])
     blocks: list[Tensor] = []
@@ -92,7 +92,7 @@ def test_an_all_padded_row_gives_zeros(version: dict[str, Any]) -> None:
         assert not value[[0, 2]].any()
         assert value[1].any()
     m = model(version).train()
-    nothing = run(m, make_windows([0, 0], 6))  # what a rank without a window passes through the model
+    nothing = run(m, make_windows([0, 0], 6))  # a rank without windows passes this through the model
     assert not any(value.any() for value in nothing)
     nothing.reconstruction.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in m.parameters())
@@ -110,12 +110,12 @@ def test_every_parameter_learns(version: dict[str, Any]) -> None:
     out = run(m, make_windows([20, 14], 20))
     (out.reconstruction.square().sum() + out.embedding.square().sum()).backward()
     dead = [name for name, p in m.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # A key's bias adds the same to all logits of a query, which a softmax does not notice.
+    # A key's bias adds the same number to all logits of a query, which does not change the softmax.
     assert [name for name in dead if not name.endswith("key.bias")] == []
 
 
 def changed(m: ReferenceAstromer, w: Windows, **new: Tensor) -> Tensor:
-    """By how much the reconstruction moves, point by point."""
+    """The change of the reconstruction with new inputs, point by point."""
     before = m(w.time, w.mag, w.err, hidden=w.hidden, centered=True).reconstruction
     return (m(**{**w._asdict(), **new}, centered=True).reconstruction - before).abs()
 
@@ -127,11 +127,11 @@ def test_version_2_sees_neither_hidden_magnitudes_nor_hidden_points_as_keys() ->
     assert changed(model(V2), arguments, mag=other).max() == 0
     moved = changed(model(V2), arguments, time=torch.where(w.hidden, w.time + 1, w.time))
     assert moved[~w.hidden].max() == 0
-    assert moved[w.hidden].min() > 0  # each still knows its own time
+    assert moved[w.hidden].min() > 0  # each hidden point still has its own time
 
 
 def test_version_1_leaks_hidden_magnitudes() -> None:
-    """The original's fault, which evaluation has to get round; `hidden_magnitude: zero` closes it."""
+    """The original code has this leak, which evaluation must avoid; `hidden_magnitude: zero` closes it."""
     w = make_windows([20], 20)._replace(lengths=None, mask=None)
     other = torch.where(w.hidden, w.mag + 1, w.mag)
     assert changed(model(V1), w, mag=other).min() > 0

@@ -1,4 +1,4 @@
-"""Masked BatchNorm against torch's own over the real rows alone."""
+"""Masked BatchNorm, compared with torch's own BatchNorm over the real rows alone."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +77,7 @@ def test_half_precision_rows_get_float32_statistics() -> None:
 
 
 def test_threads_that_repeat_passes_at_once_leave_nothing_frozen() -> None:
-    """As backward does on two GPUs, each with a thread of its own."""
+    """Two threads repeat passes at once in backward on two GPUs, for example."""
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         repeats = [(pool, contextlib.ExitStack()) for pool in (one, other)]
         for pool, stack in repeats:

@@ -1,4 +1,4 @@
-"""Rows to windows and back."""
+"""Layouts: windows to rows and back."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The masked loss, by role."""
+"""The masked loss: sums and counts by role."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Each sublayer against a slow, separate reading of the paper."""
+"""Each sublayer, compared with a slow, independent implementation of the paper."""
 
 import math
 
@@ -28,7 +28,7 @@ def full(batch: int, length: int) -> Layout:
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_convolution_reaches_16_left_and_15_right() -> None:
     conv = Convolution(1, 32, 0.0)
-    conv.depthwise.data = torch.arange(1.0, 33.0)[None]  # tap k weighs k + 1
+    conv.depthwise.data = torch.arange(1.0, 33.0)[None]  # tap k is k + 1
     impulse = torch.zeros(1, 100, 1)
     impulse[0, 50] = 1.0
     out = conv.convolve(impulse)[0, :, 0]
@@ -79,7 +79,7 @@ def test_feed_forward_gates_an_exact_gelu() -> None:
     expected = ffn.norm(x + ffn.w_out(gelu / (1 + torch.exp(-g))))
     torch.testing.assert_close(ffn(x, full(1, 5)), expected)
     approximate = ffn.norm(x + ffn.w_out(F.gelu(v, approximate="tanh") * torch.sigmoid(g)))
-    assert (approximate - expected).abs().max() > 1e-6  # so the test can tell them apart
+    assert (approximate - expected).abs().max() > 1e-6  # so the test distinguishes the two
     assert set(ffn.state_dict()) == {
         f"{n}.{p}" for n in ("w_val", "w_gate", "w_out", "norm") for p in ("weight", "bias")
     }
