@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = "Print the best evaluation of a pretraining run and draw its plots."
         config = commands.parse(ReportConfig, "astroco report", description, argv, positional=("run",))
 
-        from astroco_fast.run_report import evaluation_table, plot_run, read_metrics
+        from astroco_fast.pretrain.report import evaluation_table, plot_run, read_metrics
 
         paths = plot_run(Path(config.run), config.data)
         print("\n".join([*evaluation_table(read_metrics(Path(config.run))), "", *map(str, paths)]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from astroco_fast import AstroCo, plots, report, run_report
+from astroco_fast import AstroCo, plots, report
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
@@ -18,6 +18,7 @@ from astroco_fast.data.hashing import split_of
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
 from astroco_fast.data.store import Store
 from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.pretrain import report as run_report
 
 pytest.importorskip("matplotlib")
 

@@ -284,7 +284,7 @@ class Loop:
     def draw(self) -> None:
         """Plot the run. If that fails, the run is finished all the same."""
         try:
-            from astroco_fast.run_report import plot_run
+            from astroco_fast.pretrain.report import plot_run
 
             plots = plot_run(self.out, data=self.data.store.path)
         except Exception as error:  # matplotlib and its back-ends raise many kinds

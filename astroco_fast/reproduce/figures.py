@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astroco_fast import plots
+from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.reproduce.claims import linear_head
 from astroco_fast.reproduce.paper import (
     NO_CONV,
@@ -24,7 +25,6 @@ from astroco_fast.reproduce.paper import (
     S,
 )  # fmt: skip
 from astroco_fast.reproduce.plan import STAGES
-from astroco_fast.run_report import read_metrics, training_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

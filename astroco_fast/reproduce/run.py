@@ -22,6 +22,7 @@ from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, difference
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.loop import pretrain
 from astroco_fast.pretrain.ranks import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted, Ranks, StopRequest
+from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
@@ -33,7 +34,6 @@ from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import FULL, SMALL, UNTRAINED, S
 from astroco_fast.reproduce.plan import STAGES, WINDOWS, Budget, Row
 from astroco_fast.reproduce.report import write_report
-from astroco_fast.run_report import read_metrics, training_lines
 
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (SMALL, FULL, CHOICES)}
 CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"
