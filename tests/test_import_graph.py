@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.import_graph import ROOT, cycles, import_graph
+from tests.import_graph import ROOT, cycles, draw, grouped, import_graph
 
 # The bottom of the graph: modules without tensors and without parts of the model.
 BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "text", "checksums", "machine")}
@@ -32,6 +32,14 @@ def test_no_arrow_points_back() -> None:
 
 def test_nothing_imports_in_a_circle() -> None:
     assert cycles(import_graph()) == []
+
+
+def test_no_two_groups_of_modules_import_one_another(tmp_path: Path) -> None:
+    counts = grouped(import_graph())
+    assert not [(a, b) for a, b in counts if (b, a) in counts]
+    pytest.importorskip("matplotlib")
+    draw(import_graph(), tmp_path / "imports.png")
+    assert (tmp_path / "imports.png").stat().st_size > 0
 
 
 def test_a_circle_and_an_arrow_back_are_found(tmp_path: Path) -> None:
