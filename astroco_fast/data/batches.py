@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -165,11 +164,10 @@ def _centred(values: npt.NDArray[Any], real: Float64Array, lengths: Int64Array) 
 class Prefetcher(Generic[Result]):
     """An iterator over results that one background thread makes ahead, in order; made by `prefetch`.
 
-    `close` it, or use `with`, to stop early. `wait_seconds` is how long the consumer has waited for results so far.
+    `close` it, or use `with`, to stop early.
     """
 
     def __init__(self, items: Iterable[Item], work: Callable[[Item], Result], depth: int) -> None:
-        self.wait_seconds = 0.0
         self._queue: queue.Queue[_Outcome[Result]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         # The thread holds no reference to this object, so that it stops when the object is dropped or the interpreter
@@ -186,9 +184,7 @@ class Prefetcher(Generic[Result]):
     def __next__(self) -> Result:
         if self._stopped.is_set():
             raise StopIteration
-        before = time.perf_counter()
         outcome = self._queue.get()
-        self.wait_seconds += time.perf_counter() - before
         if outcome.last:
             self.close()
             if outcome.error is not None:

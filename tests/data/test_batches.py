@@ -201,20 +201,6 @@ def test_an_exception_arrives_after_the_results_before_it(where):
     assert running_prefetchers() == []
 
 
-def test_waiting_is_measured():
-    def slowly(seconds):
-        time.sleep(seconds)
-        return seconds
-
-    source = prefetch([0.05, 0.05], slowly)
-    list(source)
-    assert 0.08 < source.wait_seconds < 5
-    quick = prefetch([0, 0, 0], slowly)
-    time.sleep(0.05)
-    list(quick)
-    assert quick.wait_seconds < 0.04
-
-
 def test_a_dropped_prefetcher_stops_its_thread():
     def endless():
         while True:
