@@ -1,4 +1,4 @@
-"""The baselines as users import them: they are called, trained, saved and asked for embeddings as AstroCo is."""
+"""The baselines as users import them, with the same calls as AstroCo for training, saving and embedding."""
 
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astromer import ReferenceAstromer

@@ -4,7 +4,7 @@ from astroco_fast.reference.config import ModelConfig
 
 
 def model_card(name: str, paper: str, config: ModelConfig, features: str, parameters: int, notes: str = "") -> str:
-    """Markdown that tells a stranger what the weights are and how to use them.
+    """A model card in Markdown: the model, its training, and how to use the weights.
 
     Args:
         name: the architecture's name, which is also its class in `astroco_fast`.

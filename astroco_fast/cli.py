@@ -16,7 +16,7 @@ COMMANDS = {
     "convert": "light curves of any format to a packed store",
     "simulate": "a simulated survey of variable stars",
     "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",
-    "doctor": "what this machine has, and which op runs where and why",
+    "doctor": "this machine's devices and packages, and the backend that runs each op, with reasons",
 }
 
 

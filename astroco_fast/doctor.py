@@ -1,4 +1,4 @@
-"""`astroco doctor`: what this machine has, and which op runs where and why."""
+"""`astroco doctor`: the machine's devices and packages, and the backend that runs each op, with reasons."""
 
 import sys
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report on stdout.
 
     Returns:
-        0; 2 where `ASTROCO_BACKEND` names no backend.
+        The exit status: 0, or 2 if `ASTROCO_BACKEND` names no backend.
     """
 
     def body() -> int:
-        commands.parse(DoctorConfig, "astroco doctor", "What this machine has, and which op runs where and why.", argv)
+        description = "Report this machine's devices and packages, and the backend that runs each op, with reasons."
+        commands.parse(DoctorConfig, "astroco doctor", description, argv)
 
         from astroco_fast.diagnosis import report
 

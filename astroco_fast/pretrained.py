@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound="PretrainedEncoder")
 
 
 class PretrainedEncoder(Encoder):
-    """An encoder that is saved, loaded and asked for embeddings. Its constructor takes its configuration.
+    """An encoder that can be saved, loaded and used for embeddings. Its constructor takes its configuration.
 
     Attributes:
         config: the hyperparameters.
@@ -118,7 +118,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of a saved model's `config.json`, in which "model" names the architecture.
 
     Raises:
-        UserError: no such file, not a JSON object, or not what was written (by its checksum).
+        UserError: the file is missing, is not a JSON object, or has changed since it was written (by its checksum).
     """
     _verify(path)
     try:

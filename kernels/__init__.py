@@ -1,4 +1,4 @@
-"""Fused kernels: a folder for each backend (`triton` for GPUs, `cpu` for CPUs), and here what the backends share."""
+"""Fused kernels: a folder for each backend (`triton` for GPUs, `cpu` for CPUs), and modules that the backends share."""
 
 # In a checkout's root, `import kernels` would load a second copy, whose ops PyTorch's registry would refuse.
 if __name__ != "astroco_fast.kernels":

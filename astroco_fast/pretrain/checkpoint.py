@@ -67,7 +67,7 @@ class Interval:
 
 @dataclass
 class State:
-    """What a run must remember, besides tensors, to go on exactly where it stopped, between two steps.
+    """A run's progress between two steps: everything, besides tensors, that it needs to continue exactly.
 
     Attributes:
         step: steps taken, skipped ones included.
@@ -159,8 +159,8 @@ class CheckpointFolder:
     def link(self, link: str, name: str) -> None:
         """Point `last` or `best` to a checkpoint, in one atomic step.
 
-        Where a copy has put a folder in the link's place, that folder is moved away first. A kill at that moment leaves
-        no link, but every checkpoint.
+        If a copy of the run has a folder in place of the link, that folder is moved away first. A kill at that moment
+        leaves no link, but all checkpoints.
         """
         path = self.folder / link
         temporary = temporary_name(path)
@@ -222,10 +222,10 @@ class CheckpointFolder:
         return None
 
     def read_state(self, name: str) -> dict[str, Any]:
-        """The state of a checkpoint, once every file of it is found to be as it was written.
+        """Verify all files of a checkpoint, and return its state.
 
         Raises:
-            UserError: a file is missing or changed; names it.
+            UserError: names a file that is missing or changed.
         """
         folder = self.folder / name
         check_files(folder)

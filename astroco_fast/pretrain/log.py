@@ -1,6 +1,6 @@
-"""What a run reports: metrics.jsonl, the terminal, and TensorBoard.
+"""A run's reports: metrics.jsonl, the terminal, and TensorBoard.
 
-metrics.jsonl has one JSON object a line, of one of three kinds, told apart by "split":
+metrics.jsonl has one JSON object a line, of one of three kinds, which "split" distinguishes:
 
 - "train": the steps since the last such line. step, epoch, loss (mean over steps), rmse, rmse_hidden, rmse_random,
   rmse_unchanged, lr, grad_norm (mean, before clipping), windows_seen, skipped (steps), and the fields of `TIMING`.
@@ -277,7 +277,7 @@ class Stopwatch:
 
 
 def introduction(config: PretrainConfig, data: TrainingData, trainer: Trainer) -> str:
-    """What is about to be trained, on what and where, in one line for the user."""
+    """The model, the data and the devices of the run, in one line for the user."""
     ranks, train = trainer.ranks, config.train
     parameters = sum(p.numel() for p in trainer.model.parameters())
     curves = f"{data.store.n_curves:,} {'SIMULATED ' * data.store.simulated}light curves"
@@ -293,8 +293,8 @@ def train_record(state: State, epoch: int, learning_rate: float) -> dict[str, An
     """The line of metrics for the steps since the last one, machine-dependent fields left out.
 
     Args:
-        state: where the run stands.
-        epoch, learning_rate: of the last step.
+        state: the run's progress.
+        epoch, learning_rate: those of the last step.
     """
     interval = state.interval
     squared, count = interval.sums[Sums.SQUARED], interval.sums[Sums.COUNT]

@@ -92,7 +92,7 @@ class Loop:
     Attributes:
         config: the run's settings, with their defaults filled in.
         ranks, stop, data, trainer, checkpoints, log: the parts that the loop works with.
-        state: where the run stands.
+        state: the run's progress.
         saved: the checkpoint that holds exactly this state; None if there is none.
         rate: the matrix-multiply rate of all ranks together, operations per second.
     """
@@ -302,12 +302,12 @@ def accumulate(
         trainer: the model to train.
         batches: this rank's micro-batches; every rank has equally many.
         step: the number of steps taken before this one.
-        wishes: what this rank wants after the step.
+        wishes: this rank's requests for after the step.
         stop: whether this rank was asked to stop. On CPUs, where a step may take a minute, it is called between
             micro-batches.
 
     Returns:
-        What the ranks have agreed on; None if the step was stopped halfway, and has changed nothing.
+        The step's results over all ranks; None if the step was stopped halfway, and has changed nothing.
     """
     trainer.begin(step)
     for i, batch in enumerate(batches):
@@ -331,7 +331,7 @@ def update(trainer: Trainer, outcome: Outcome, step: int) -> None:
 
 
 def limit_reached(state: State, train: TrainConfig) -> str | None:
-    """The reason why a run that stands here is finished; None if it is not."""
+    """The reason why a run with this progress is finished; None if it is not."""
     if state.worse >= train.patience:
         return f"no better validation RMSE in {state.worse} evaluations"
     if train.epochs is not None and state.epoch > train.epochs:

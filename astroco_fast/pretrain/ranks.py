@@ -87,10 +87,10 @@ def on_ranks(work: Callable[[Config, "Ranks", "StopRequest"], int], config: Conf
 
 
 def refuse(error: UserError) -> int:
-    """End on a mistake that every rank finds before the ranks have met, such as a wrong argument.
+    """Exit because of a mistake that every rank finds before the ranks are connected, such as a wrong argument.
 
-    Torchrun ends all ranks as soon as it sees one end, and rank 0, which reports the error, may be the last to find it.
-    So the ranks meet first.
+    Torchrun ends all ranks as soon as one exits, and rank 0, which reports the error, may be the last to find it. So
+    the ranks wait for one another first.
 
     Returns:
         The exit status.
@@ -98,7 +98,7 @@ def refuse(error: UserError) -> int:
     _ignore_torchrun()
     _say(f"error: {error}")
     if "RANK" in os.environ:
-        # A rank that got through at once has gone, with its connections, before a slower rank has made all of them.
+        # A fast rank may close its connections before a slower rank has opened all of them, which then raises.
         with contextlib.suppress(RuntimeError):
             dist.init_process_group("gloo", timeout=USUAL_WAIT)
             dist.barrier()
@@ -113,16 +113,16 @@ def _say(text: str) -> None:
 
 
 def _ignore_torchrun() -> None:
-    """Keep torchrun from ending this rank, which is on its way out, with a status that is not its own."""
+    """Ignore torchrun's signal, which would change the exit status of this rank while it is exiting."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _leave_alone(ranks: "Ranks", error: UserError) -> NoReturn:
-    """End this rank at once. The others know nothing of its error and may be in any collective, so it can't meet them.
+    """Exit at once, without waiting for the other ranks, which do not know of the error and may be in any collective.
 
-    This rank's connections close, so the others fail, and torchrun ends what is left. The process does not pass through
-    the end of the interpreter either: the threads of its process group would hang there.
+    This rank's connections close, so the others fail, and torchrun ends the remaining ones. The process also skips the
+    interpreter's shutdown, in which the threads of its process group would hang.
     """
     text = one_line(f"error: rank {ranks.rank} of {ranks.world}: {error}")
     print(f"astroco: {text}", file=sys.stderr, flush=True)
@@ -259,7 +259,7 @@ class Ranks:
 class StopRequest:
     """Whether a signal has asked this process to stop, or torchrun, its parent, has ended.
 
-    Use it as a context manager; it puts the old signal handlers back afterwards.
+    Use it as a context manager, which restores the old signal handlers at its end.
     A second signal changes nothing: Ctrl-C reaches a rank twice, from the terminal and from torchrun.
     """
 

@@ -29,7 +29,7 @@ from astroco_fast.text import rows
 # The windows that are shown: each is reconstructed better than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
 CANDIDATES = 128  # windows to reconstruct and rank
-SHOWN_POINTS = 100  # points shown of a window; more cannot be told apart
+SHOWN_POINTS = 100  # points shown of a window; more would overlap
 
 
 def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
@@ -146,7 +146,8 @@ def evaluation_table(metrics: Sequence[dict[str, Any]]) -> list[str]:
 def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) -> list[plots.Reconstruction]:
     """Validation windows under evaluation's masks with the model's reconstruction of them.
 
-    Of `CANDIDATES` windows spread over the split, those at the `RANKS` of R2 at hidden points are taken, best first.
+    The windows are those at the `RANKS` of R2 at hidden points among `CANDIDATES` windows spread over the split, best
+    first.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -215,7 +216,7 @@ def _candidates(lengths: NDArray[np.int32], windows: NDArray[np.int64], size: in
 
 
 def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -> Store:
-    """The store given by `data`; otherwise the store that the run made for itself, or the one that it was given."""
+    """The store at `data`; without `data`, the store that the run made for itself, or the one of its settings."""
     places = [Path(place) for place in (data, folder / "store", config.get("data")) if place is not None]
     for place in places[:1] if data is not None else places:
         if Store.is_store(place):

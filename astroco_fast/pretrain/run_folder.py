@@ -1,7 +1,7 @@
-"""A run's folder: whether the same run goes on in it, its light curves, and the facts that are written to it.
+"""A run's folder: the check that the same run continues in it, its light curves, and the facts that are written to it.
 
-config.yaml holds the settings with their defaults filled in, environment.json what each start ran on, summary.json what
-a finished run has reached, and store/ the light curves if the run converted or simulated them itself.
+config.yaml holds the settings with their defaults filled in, environment.json the machine and the versions of each
+start, summary.json the results of a finished run, and store/ the light curves if the run converted or simulated them.
 """
 
 import json
@@ -36,10 +36,10 @@ _WAY_OUT = "make room, or choose another --out"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it for this run alone (rank 0): two runs would mix their metrics and checkpoints.
+    """Create the folder, and hold it for this run alone (rank 0): two runs would mix their metrics and checkpoints.
 
     Raises:
-        UserError: it is a store, it cannot be made, or another process trains in it.
+        UserError: the folder is a store, it cannot be created, or another process trains in it.
     """
     if Store.is_store(folder):
         raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
@@ -57,10 +57,10 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
     A setting that its config.yaml lacks, since an earlier version wrote it, counts as having its present default.
 
     Returns:
-        Whether the run has saved a checkpoint there, and so goes on.
+        Whether the run has saved a checkpoint there, from which it continues.
 
     Raises:
-        UserError: it holds a run with other settings (names them), or what its settings were cannot be read.
+        UserError: the folder has a run with other settings, which the message names, or its settings cannot be read.
     """
     goes_on = bool(checkpoints.names())
     if goes_on:
@@ -124,7 +124,7 @@ def open_data(
 
 
 def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
-    """Note that a run starts here, again perhaps, and is not finished (rank 0).
+    """Record a first or later start of a run that is not finished (rank 0).
 
     This writes config.yaml, adds the start to environment.json and removes summary.json. It comes after everything
     that can fail: a start that finds no data, say, must leave an older run's folder as it was.
@@ -141,7 +141,7 @@ def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
 
 
 def write_summary(folder: Path, reason: str, state: State, data: TrainingData, trainer: Trainer) -> None:
-    """Write summary.json (rank 0): what the run has reached, and the reason why it is finished."""
+    """Write summary.json (rank 0): the run's results, and the reason why it is finished."""
     summary = {
         "finished": reason,
         "step": state.step,

@@ -96,7 +96,7 @@ def loss_and_factor(loss: str, totals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Wishes(NamedTuple):
-    """What one rank wants to happen after the step; once reduced, what any rank wants."""
+    """A rank's requests for after the step; once reduced, the requests of any rank."""
 
     stop: bool = False
     save: bool = False
@@ -104,15 +104,15 @@ class Wishes(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all ranks know of a step once they have reduced their shares; the same on every rank.
+    """The results of a step, reduced over all ranks and the same on every rank.
 
     Attributes:
-        loss: of the global batch.
-        sums: its `Sums`.
+        loss: the loss of the global batch.
+        sums: the global batch's `Sums`.
         grad_norm: the gradient's norm before clipping.
         factor: turns the accumulated gradients into the loss's clipped gradient; a float64 scalar on the device.
         points, pairs: the global batch's real points, and the sum over windows of their real points squared.
-        wishes: what any rank wants.
+        wishes: the requests of any rank.
     """
 
     loss: float

@@ -42,7 +42,7 @@ class Cpu(Backend):
 
 @constant_while_tracing
 def lacking(dtype: torch.dtype) -> str | None:
-    """What this machine lacks for kernels in `dtype`; None: nothing."""
+    """The reason why this machine cannot run kernels in `dtype`; None: it can."""
     if (reason := native.missing()) is not None:
         return reason
     # Without dot products of bfloat16 numbers plain PyTorch is as fast.

@@ -1,4 +1,4 @@
-"""Ops whose kernels are C++ functions: what a function takes, and how it is called.
+"""Ops whose kernels are C++ functions: the functions' arguments, and their calls.
 
 The C++ function of the op `cpu_attention` is `attention`. It takes one struct by pointer, `AttentionArguments`, whose
 declaration in csrc names and explains every field: a pointer for a tensor, int64_t for a whole number or a truth value,
@@ -23,7 +23,7 @@ from astroco_fast.kernels.cpu import build, native
 from astroco_fast.kernels.library import kernel_op
 
 _SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
-# What a pointer's tensor holds. T is the compute type, which a function is compiled for: float or BFloat16.
+# The dtypes of pointers' tensors. T is the compute type for which a function is compiled: float or BFloat16.
 _ELEMENTS = {"float": torch.float32, "double": torch.float64, "int64_t": torch.int64, "uint8_t": torch.bool, "T": None}
 _NUMBERS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
@@ -51,7 +51,7 @@ def structs(sources: Path) -> dict[str, tuple[Field, ...]]:
     """The fields of every `<Name>Arguments` that the headers in a folder declare, by that name, in their order.
 
     Raises:
-        ValueError: a declaration in such a struct is not that of one field of a type above.
+        ValueError: a declaration in a struct does not declare one field of a type above.
     """
     found = {}
     for path in sorted(sources.glob("*.h")):
@@ -95,12 +95,12 @@ _DERIVED: dict[str, dict[str, Callable[[Any], int]]] = {
 
 
 class Call(NamedTuple):
-    """What a call of a function for one compute type needs.
+    """A function for one compute type, and the way to fill its struct.
 
     Attributes:
-        function: takes the struct.
-        take: picks each field's value from those of arguments, results and `threads`.
-        conversions: the places of fields that do not take a value as it is, and what makes them of it.
+        function: the C++ function, which takes the struct.
+        take: picks each field's value from the arguments, the results and `threads`.
+        conversions: the places of fields whose values must be converted, and the functions that convert them.
     """
 
     function: Any
@@ -169,7 +169,7 @@ class Kernel:
         return self._calls[dtype]
 
     def _conversion(self, field: Field, source: str, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
-        """What makes the field of the value of `source`; None: it is that value."""
+        """The function that converts the value of `source` to the field's; None: the value is the field's."""
         if source != field.name:
             return _DERIVED[field.name][source]
         if not field.pointers:
@@ -204,7 +204,7 @@ def native_op(
 
     Args:
         fields: the names of the results' fields, between spaces.
-        struct: what the C++ function takes; None: its own name's `<Name>Arguments`.
+        struct: the struct that the C++ function takes; None: `<Name>Arguments`, after the function's name.
         mutates: names of the arguments that the C++ function writes to.
     """
 
@@ -220,7 +220,7 @@ def native_op(
         def run(*arguments: Any) -> Any:
             made = allocate(*arguments)
             if written:
-                # Prepared weights made of a tensor are made anew when its version changes.
+                # Weights prepared from a tensor are prepared again when its version changes.
                 tensors = [x for i in written if (x := arguments[i]) is not None and not x.is_inference()]
                 torch.autograd.graph.increment_version(tensors)
             results = made if isinstance(made, tuple) else (made,)

@@ -2,9 +2,9 @@
 
 The cached file is keyed by everything that could change the library: sources, compiler, flags, torch and instruction
 set. Its name also ends in a hash of its content, because loading a file that a full disk or a killed copy cut short
-would crash the process. Whoever can write to the folder can make every process that loads from it run their code, so
-the folder is the user's own, and nothing is loaded that somebody else can write to. Where many processes need the
-library at the same time, one compiles and the others wait.
+would crash the process. A user who can write to the folder can make every process that loads from it run any code, so
+the folder belongs to the user alone, and files to which other users can write are not loaded. Where many processes need
+the library at the same time, one compiles and the others wait.
 """
 
 import ctypes
@@ -84,13 +84,15 @@ _LONGEST = 900  # seconds that a compiler may take
 
 
 class Plan(NamedTuple):
-    """How a library is to be made.
+    """The commands that build a library.
 
     Attributes:
-        compiler: the command, as `("g++",)`.
-        version: the first line of what `--version` prints.
-        compile: arguments before `-c` and the source, to make an object file.
-        link: arguments after that object file, to make the library.
+        compiler: the compiler's command, as `("g++",)`.
+        version: the first line of the output of `--version`.
+        isa: the instruction set.
+        source: the file to compile.
+        compile: arguments before `-c` and the source, for an object file.
+        link: arguments after that object file, for the library.
         key: a short hash of everything that the library depends on.
     """
 
@@ -104,13 +106,13 @@ class Plan(NamedTuple):
 
 
 class Library(NamedTuple):
-    """A library that is loaded.
+    """A loaded library.
 
     Attributes:
-        handle: to look up its functions.
-        path: of the cached file; None: it could not be cached.
-        plan: how it was made.
-        unkept: why it could not be cached.
+        handle: the object to look up its functions in.
+        path: the cached file; None: the library could not be cached.
+        plan: the commands that built it.
+        unkept: the reason why it could not be cached.
     """
 
     handle: ctypes.CDLL
@@ -293,7 +295,7 @@ def _folder() -> Path | None:
 
 
 def _ours(path: Path) -> bool:
-    """Whether nobody but this user can have written it. Code that is loaded can do all that the user can."""
+    """Whether only this user can have written the file or folder, because loaded code can do all that the user can."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
@@ -332,10 +334,10 @@ def _compile(plan: Plan, scratch: Path) -> Path:
 
 
 def _run(*command: str) -> str:
-    """What a command prints to stdout, in English.
+    """The standard output of a command, in English.
 
     Raises:
-        BuildFailed: it failed. The message is its first error.
+        BuildFailed: the command failed. The message is its first error.
     """
     environment = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST, env=environment)

@@ -1,4 +1,4 @@
-"""The dropout mask, written out. The other kernels draw it row by row (csrc/rows.h), and again in backward."""
+"""The dropout mask as a tensor. The other kernels draw it row by row (csrc/rows.h), and again in backward."""
 
 import torch
 from torch import Tensor
@@ -9,5 +9,5 @@ from astroco_fast.kernels.tensors import new
 
 @native_op("mask")
 def cpu_dropout_mask(seed: Tensor, salt: int, p: float, rows: int, width: int) -> Tensor:
-    """What dropout multiplies rows by, (N, D) float32: 0 or 1 / (1 - p). For tests and self-checks."""
+    """The factors by which dropout multiplies rows, (N, D) float32: 0 or 1 / (1 - p). For tests and self-checks."""
     return new(seed, rows, width, dtype=torch.float32)

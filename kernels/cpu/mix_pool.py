@@ -31,7 +31,7 @@ def cpu_mix(states: Sequence[Tensor], logits: Tensor, index: int, windows: Tenso
 def cpu_mix_add(
     mixed: Tensor, states: Sequence[Tensor], logits: Tensor, index: int, windows: Tensor, pool: bool
 ) -> Tensor:
-    """The same sum, added to `mixed` in place, since new memory would cost as much time as the sum; gives the means."""
+    """Add the same sum to `mixed` in place, since new memory would cost as much time as the sum; return the means."""
     return new(mixed, windows.shape[1] if pool else 0, mixed.shape[1])
 
 
@@ -79,8 +79,7 @@ class _Mix(torch.autograd.Function):
 def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """States x(0) .. x(L), rows (N, D), to the mix (N, D) and its means (B, D); see `reference.sublayers.LayerMix`.
 
-    Whatever else gives a sequence and an embedding, as `LastLayer` does, and other dtypes than float32 are the
-    reference's to run.
+    The reference runs any other module, as `LastLayer`, and dtypes other than float32.
     """
     if not isinstance(module, LayerMix):
         return module(states, layout)

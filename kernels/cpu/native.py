@@ -1,11 +1,11 @@
-"""The kernels' library in use: compiled when it is first asked for, and the same for the life of the process."""
+"""The kernels' library in use: compiled or loaded at the first call, and the same for the life of the process."""
 
 import threading
 import warnings
 
 from astroco_fast.kernels.cpu import build
 
-_library: build.Library | str | None = None  # or why there is none; None: not asked yet
+_library: build.Library | str | None = None  # or the reason why there is no library; None: not tried yet
 _lock = threading.Lock()
 
 
