@@ -112,7 +112,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files and folders of killed processes. The caller must hold the folder (see `held`)."""
+    """Remove the temporary files and folders of killed processes. The caller must have locked the folder (`locked`)."""
     for path in folder.iterdir():
         if path.name.startswith(".") and path.name.endswith(_PARTIAL):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -125,17 +125,17 @@ def unwritable(path: Path, error: Exception, way_out: str = "") -> UserError:
 
 
 @contextmanager
-def held(folder: Path, busy: str | None) -> Iterator[None]:
-    """Hold an existing folder for this process; the lock ends with the process, however that ends.
+def locked(folder: Path, busy: str | None) -> Iterator[None]:
+    """Lock an existing folder for this process; the lock ends with the process, even if that is killed.
 
     Where the system has no such locks (Windows, some network disks), nothing is locked.
 
     Args:
-        folder: the folder to hold; nothing is written to it.
-        busy: the message, after the folder's name, if another process holds it; None: wait for that process.
+        folder: the folder to lock; nothing is written to it.
+        busy: the message, after the folder's name, if another process has locked it; None: wait for that process.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process has locked it.
     """
     try:
         import fcntl

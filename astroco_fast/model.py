@@ -45,11 +45,13 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
             for block in self.blocks:
                 assert isinstance(block, Block)
                 if recompute:
-                    x = checkpoint(_run, block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
+                    x = checkpoint(_run_block, block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
                 else:
-                    x = _run(block, x, layout)
+                    x = _run_block(block, x, layout)
                 yield x
 
+        # `mix_pool` drives the generator: the blocks run inside this call, and without gradients each layer's output is
+        # freed as soon as it is added.
         mixed, embedding = ops.mix_pool(self.mix_pool, states(), layout)
         return self.output(mixed, embedding, layout)
 
@@ -58,7 +60,8 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
         return ", ".join(parts) or "attention and a plain feed-forward only"
 
 
-def _run(block: Block, x: Tensor, layout: Layout) -> Tensor:
+def _run_block(block: Block, x: Tensor, layout: Layout) -> Tensor:
+    """Run one block on rows (N, D), each sublayer by the best backend."""
     x = ops.attention(block.attention, x, layout)
     if block.convolution is not None:
         x = ops.convolution(block.convolution, x, layout)

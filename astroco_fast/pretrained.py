@@ -16,7 +16,7 @@ from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
-FORMAT = 1
+CONFIG_FORMAT = 1
 
 Model = TypeVar("Model", bound="PretrainedEncoder")
 
@@ -69,7 +69,7 @@ class PretrainedEncoder(Encoder):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = {"model": self.name, "format": FORMAT, **self.config.to_dict()}
+        config = {"model": self.name, "format": CONFIG_FORMAT, **self.config.to_dict()}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         parameters = sum(p.numel() for p in self.parameters())
         card = model_card(self.name, self.paper, self.config, self.features(), parameters, notes)
@@ -106,7 +106,7 @@ class PretrainedEncoder(Encoder):
             raise UserError(
                 f"{path}: not an {cls.name} configuration ('model' is {name!r}); astroco_fast.load takes all models"
             )
-        if version != FORMAT:
+        if version != CONFIG_FORMAT:
             raise UserError(f"{path}: written by another version of astroco_fast; upgrade astroco_fast to read it")
         try:
             return cls.config_class.from_dict(values)

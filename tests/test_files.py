@@ -120,7 +120,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def hold_and_note(folder: str, seconds: float) -> None:
-    with files.held(Path(folder), None):
+    with files.locked(Path(folder), None):
         (Path(folder) / "held").touch()
         time.sleep(seconds)
         (Path(folder) / "done").touch()
@@ -133,14 +133,14 @@ def test_a_folder_is_held_by_one_process(tmp_path):
     holder.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with pytest.raises(UserError, match="busy here"), files.held(tmp_path, "busy here"):
+    with pytest.raises(UserError, match="busy here"), files.locked(tmp_path, "busy here"):
         pass
-    with files.held(tmp_path, None):
+    with files.locked(tmp_path, None):
         assert (tmp_path / "done").exists()
     holder.join()
 
 
 def test_without_locks_nothing_is_held(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with files.held(tmp_path, "busy"), files.held(tmp_path, "busy"):
+    with files.locked(tmp_path, "busy"), files.locked(tmp_path, "busy"):
         pass

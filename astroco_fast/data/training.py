@@ -76,7 +76,7 @@ class StepBatches:
         position: the place of this global batch in its epoch, from 0.
         is_last: whether it is the epoch's last.
         windows: (n,) the global batch, as places in the table of windows.
-        micro: this rank's share, a `Batch` for each forward pass; every rank has as many.
+        micro: this rank's share, a `Batch` for each forward pass; every rank has the same number.
         assembly_seconds: processor time that assembling them took.
     """
 
@@ -176,7 +176,10 @@ class TrainingData:
         return StepBatches(epoch, position, is_last, windows, micro, time.thread_time() - start)
 
     def evaluation(self) -> Prefetcher[Batch]:
-        """This rank's share of the validation windows, with evaluation's masks; every rank has as many batches."""
+        """This rank's share of the validation windows, with evaluation's masks.
+
+        Every rank has the same number of batches.
+        """
         size = self.micro_batch or 256
         pieces = micro_batches(self.validation, self.rank, self.world, size)
         return prefetch(pieces, lambda indices: self._sequential.assemble(indices, EVALUATION_EPOCH))

@@ -28,7 +28,7 @@ from astroco_fast.data.store import (
     curve_schema,
     describe_file,
 )
-from astroco_fast.files import flush, held, publish, write_text
+from astroco_fast.files import flush, locked, publish, write_text
 
 # Progress is recorded after this many points (16 bytes each, so that a kill loses some dozen MB of work), or after this
 # many curves, which may have no points.
@@ -71,7 +71,7 @@ class StoreWriter:
     def opened(self) -> Iterator[StoreWriter]:
         """Lock the folder, and take up earlier progress or discard it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with held(self.path, "another process is converting into it; wait for it, or choose another output"):
+        with locked(self.path, "another process is converting into it; wait for it, or choose another output"):
             if not self._take_up():
                 self.discarded = self.complete or (self._work / "plan.json").exists()
                 self._start()

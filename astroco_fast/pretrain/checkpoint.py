@@ -10,8 +10,8 @@
                                  folders, until the next save makes links of them again)
 
 A checkpoint is written under a temporary name and flushed to disk, files and folder. Only then is it renamed and are
-the links replaced, each in one atomic call. So `last` always leads to a complete checkpoint; should the disk spoil that
-one later, its manifest shows it, and the newest whole checkpoint is taken instead.
+the links replaced, each in one atomic call. So `last`, where it exists, leads to a complete checkpoint. If the disk
+spoils that one later, its checksums show it, and a run is resumed from the newest complete checkpoint instead.
 """
 
 import json
@@ -30,14 +30,15 @@ from torch import Tensor
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.errors import UserError
 from astroco_fast.files import flush, remove_partials, set_aside, temporary_name, unwritable, whole_folder
-from astroco_fast.pretrain.step import Sums, Trainer
+from astroco_fast.pretrain.step import SumIndex, Trainer
+from astroco_fast.pretrained import WEIGHTS_FILE
 from astroco_fast.text import first_reason
 
 STATE = "state.json"
-FORMAT = 1  # of the content of state.json
+STATE_FORMAT = 1  # the version of state.json's layout
 LAST, BEST = "last", "best"
-MODEL, LIVE, OPTIMIZER = "model.safetensors", "live.safetensors", "optimizer.safetensors"
-_WAY_OUT = "make room, and the same command goes on"
+LIVE, OPTIMIZER = "live.safetensors", "optimizer.safetensors"
+_WAY_OUT = "free some disk space and run the same command again"
 
 
 @dataclass
@@ -47,13 +48,13 @@ class Interval:
     Attributes:
         steps: optimiser steps applied.
         skipped: steps skipped because something was not finite.
-        sums: the applied steps' `Sums`, added.
+        sums: (8,) the applied steps' vectors of sums, added; `SumIndex` says what stands where.
         loss, grad_norm: added over the applied steps.
     """
 
     steps: int = 0
     skipped: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * Sums.SIZE)
+    sums: list[float] = field(default_factory=lambda: [0.0] * SumIndex.SIZE)
     loss: float = 0.0
     grad_norm: float = 0.0
 
@@ -76,8 +77,8 @@ class State:
         windows_seen: training windows in the steps taken.
         evaluated_step: the step at which the validation split was last evaluated; -1 before the first evaluation.
         best: the validation metrics of the best evaluation so far, None before the first.
-        best_checkpoint: the checkpoint that holds its weights.
-        worse: evaluations in a row that were not better than the best.
+        best_checkpoint: the name of the checkpoint that holds the best evaluation's weights; None before the first.
+        worse: the number of evaluations since the best one.
         bad_in_a_row: steps skipped in a row.
         bad_steps: steps skipped in all.
         interval: running sums for the next line of training metrics.
@@ -131,24 +132,25 @@ class CheckpointFolder:
         return name
 
     def write(
-        self, name: str, state: dict[str, Any], write_tensors: Callable[[Path], None], needed: str | None = None
+        self, name: str, state: dict[str, Any], write_model: Callable[[Path], None], needed: str | None = None
     ) -> None:
         """Write a checkpoint, point `last` to it, and remove old ones.
 
         Args:
             name: from `next_name`.
             state: the content of state.json.
-            write_tensors: writes the other files into the folder that it is given.
+            write_model: writes the other files (`save_weights`) into the folder that it is given.
             needed: another checkpoint to keep.
 
         Raises:
-            UserError: the disk is full, say; the earlier checkpoints are as they were.
+            UserError: the checkpoint cannot be written, for instance because the disk is full. Earlier ones stay as
+                they were.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_partials(self.folder)
             with whole_folder(self.folder / name, _WAY_OUT) as folder:
-                write_tensors(folder)
+                write_model(folder)
                 (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
                 write_manifest(folder)
             self.link(LAST, name)
@@ -194,13 +196,14 @@ class CheckpointFolder:
             return []
         return sorted((p.name for p in self.folder.iterdir() if p.name.startswith("step-")), key=_age)
 
-    def newest(self) -> tuple[str, dict[str, Any]] | None:
-        """The newest whole checkpoint and its state; None if the run has not saved any.
+    def to_resume(self) -> tuple[str, dict[str, Any]] | None:
+        """The checkpoint to resume from and its state; None if the run has not saved any.
 
-        Warns on stderr when that is not the last checkpoint that was written.
+        This is the checkpoint that `last` leads to. If that one is damaged, or there is no `last`, it is the newest
+        complete one. A warning on stderr names a damaged checkpoint that was passed over.
 
         Raises:
-            UserError: there are checkpoints, but none is whole.
+            UserError: there are checkpoints, but all are damaged.
         """
         names = self.names()
         order = list(dict.fromkeys([name for name in (self.target(LAST),) if name] + names[::-1]))
@@ -212,11 +215,11 @@ class CheckpointFolder:
                 problems.append(str(error))
                 continue
             if problems:
-                print(f"astroco: warning: {problems[0]}; going on from {name}", file=sys.stderr)
+                print(f"astroco: warning: {problems[0]}; resuming from {name}", file=sys.stderr)
             return name, state
         if problems:
             raise UserError(
-                f"{self.folder}: none of {len(problems)} checkpoints is whole ({problems[0]}); "
+                f"{self.folder}: none of {len(problems)} checkpoints is complete ({problems[0]}); "
                 "remove the folder to start again, or choose another --out"
             )
         return None
@@ -264,10 +267,10 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
     """
     file = folder
     try:
-        file = folder / (MODEL if trainer.average is None else LIVE)
+        file = folder / (WEIGHTS_FILE if trainer.average is None else LIVE)
         trainer.model.load_state_dict(load_file(file))
         if trainer.average is not None:
-            file = folder / MODEL
+            file = folder / WEIGHTS_FILE
             trainer.average.load_state_dict(load_file(file))
         file = folder / OPTIMIZER
         _load_optimizer(trainer, load_file(file))

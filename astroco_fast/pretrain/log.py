@@ -31,7 +31,7 @@ from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.flops import training_flops
 from astroco_fast.pretrain.checkpoint import State
 from astroco_fast.pretrain.config import PretrainConfig
-from astroco_fast.pretrain.step import Sums, Trainer
+from astroco_fast.pretrain.step import SumIndex, Trainer
 from astroco_fast.reference.loss import ROLES
 
 # Shares are of rank 0's wall time since the last line. `share_data` is the wait for windows and their upload;
@@ -102,7 +102,8 @@ class MetricsFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot be written: {error.strerror}; make room, and the same command goes on"
+                f"{self._path}: cannot be written: {error.strerror}; "
+                "free some disk space and run the same command again"
             ) from error
 
     def close(self) -> None:
@@ -235,7 +236,8 @@ class Stopwatch:
         seconds: by what was done: "data" (waiting for windows, and their upload), "model" (forward and backward passes,
             and the reduction), "optimizer" and "other".
         assembly: processor seconds of the thread that assembles windows beside these.
-        windows, points, pairs: of the steps: windows, their real points, and real points squared by window.
+        windows, points: the numbers of windows and of their real points in the steps.
+        attention_pairs: the sum over windows of the squared number of real points (the work of attention).
     """
 
     def __init__(self) -> None:
@@ -244,7 +246,7 @@ class Stopwatch:
     def reset(self) -> None:
         """Begin another line."""
         self.seconds = dict.fromkeys(("data", "model", "optimizer", "other"), 0.0)
-        self.windows, self.points, self.pairs, self.assembly = 0, 0.0, 0.0, 0.0
+        self.windows, self.points, self.attention_pairs, self.assembly = 0, 0.0, 0.0, 0.0
         self.skip()
 
     def skip(self) -> None:
@@ -257,11 +259,11 @@ class Stopwatch:
         self.seconds[what] += now - self._last
         self._last = now
 
-    def count(self, windows: int, points: float, pairs: float, assembly: float) -> None:
+    def count(self, windows: int, points: float, attention_pairs: float, assembly: float) -> None:
         """Add a step's work, and the processor seconds that it took to assemble its windows."""
         self.windows += windows
         self.points += points
-        self.pairs += pairs
+        self.attention_pairs += attention_pairs
         self.assembly += assembly
 
     def record(self, trainer: Trainer, rate: float) -> dict[str, float]:
@@ -271,7 +273,7 @@ class Stopwatch:
             "windows_per_s": self.windows / total,
             **{f"share_{what}": seconds / total for what, seconds in self.seconds.items()},
             "share_assembly": self.assembly / total,
-            "mfu": training_flops(trainer.model, self.points, self.pairs) / total / rate,
+            "mfu": training_flops(trainer.model, self.points, self.attention_pairs) / total / rate,
             "memory_gb": peak_memory(trainer.ranks.device) / 1e9,
         }
 
@@ -297,7 +299,7 @@ def train_record(state: State, epoch: int, learning_rate: float) -> dict[str, An
         epoch, learning_rate: those of the last step.
     """
     interval = state.interval
-    squared, count = interval.sums[Sums.SQUARED], interval.sums[Sums.COUNT]
+    squared, count = interval.sums[SumIndex.SQUARED], interval.sums[SumIndex.COUNT]
     rmse = {"rmse": _root(sum(squared), sum(count))}
     rmse |= {f"rmse_{role}": _root(s, n) for role, s, n in zip(ROLES, squared, count, strict=True)}
     return {

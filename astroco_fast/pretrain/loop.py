@@ -20,7 +20,15 @@ from astroco_fast.data.training import DeviceBatch, StepBatches, TrainingData, u
 from astroco_fast.errors import UserError
 from astroco_fast.flops import matmul_rate
 from astroco_fast.pretrain import run_folder
-from astroco_fast.pretrain.checkpoint import BEST, FORMAT, CheckpointFolder, Interval, State, load_weights, save_weights
+from astroco_fast.pretrain.checkpoint import (
+    BEST,
+    STATE_FORMAT,
+    CheckpointFolder,
+    Interval,
+    State,
+    load_weights,
+    save_weights,
+)
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 from astroco_fast.pretrain.evaluate import evaluate
 from astroco_fast.pretrain.log import (
@@ -33,7 +41,7 @@ from astroco_fast.pretrain.log import (
     train_record,
 )
 from astroco_fast.pretrain.ranks import DONE, INTERRUPTED, Diverged, Ranks, StopRequest
-from astroco_fast.pretrain.step import Outcome, Trainer, Wishes
+from astroco_fast.pretrain.step import Outcome, Requests, Trainer
 
 CPU_MICRO_BATCH = 32
 
@@ -57,29 +65,29 @@ def pretrain(
         Diverged: too many steps in a row were not finite.
     """
     console = Console(ranks.is_first)
-    config, window = ranks.everywhere(lambda: _resolve(config))
+    config, window = ranks.on_all_ranks(lambda: _resolve(config))
     out, train = Path(str(config.out)), config.train
     checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
     with ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(run_folder.held(out)))
-        goes_on = ranks.first(lambda: run_folder.claim(out, config, checkpoints, console))
-        store = run_folder.open_data(config, out, goes_on, ranks, console, stop)
-        data = ranks.everywhere(lambda: _training_data(store, config, window, ranks))
+        ranks.on_rank_zero(lambda: stack.enter_context(run_folder.held(out)))
+        is_resumed = ranks.on_rank_zero(lambda: run_folder.claim(out, config, checkpoints, console))
+        store = run_folder.open_data(config, out, is_resumed, ranks, console, stop)
+        data = ranks.on_all_ranks(lambda: _training_data(store, config, window, ranks))
         torch.manual_seed(config.seed)
-        model = ranks.everywhere(lambda: _build(config))
+        model = ranks.on_all_ranks(lambda: _build(config))
         if initialise is not None:
             initialise(model)
         trainer = Trainer(model, train, ranks, config.seed)
         state, saved = resume(checkpoints, trainer, store, ranks, console)
-        if (reason := limit_reached(state, train)) and ranks.first((out / run_folder.SUMMARY).exists):
+        if (reason := limit_reached(state, train)) and ranks.on_rank_zero((out / run_folder.SUMMARY).exists):
             console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
             return DONE
         # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
-        ranks.first(lambda: checkpoints.reset_best(state.best_checkpoint))
-        ranks.first(lambda: run_folder.begin(out, config, ranks))
+        ranks.on_rank_zero(lambda: checkpoints.reset_best(state.best_checkpoint))
+        ranks.on_rank_zero(lambda: run_folder.begin(out, config, ranks))
         console.say(introduction(config, data, trainer))
         rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
-        log = ranks.everywhere(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
+        log = ranks.on_all_ranks(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
         stack.enter_context(log)
         console.start(train.total_steps(data.steps_per_epoch), state.step)
         return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
@@ -132,21 +140,21 @@ class Loop:
                 batches = next(stream)
                 micro_batches = [upload(micro, self.ranks.device) for micro in batches.micro]
                 watch.lap("data")
-                wishes = Wishes(stop=self.stop.requested, save=self.save_is_due())
-                outcome = accumulate(trainer, micro_batches, state.step, wishes, lambda: self.stop.requested)
+                requests = Requests(stop=self.stop.requested, save=self.save_is_due())
+                outcome = accumulate(trainer, micro_batches, state.step, requests, lambda: self.stop.requested)
                 if outcome is None:
                     return self.interrupted()
                 watch.lap("model")
                 update(trainer, outcome, state.step)
                 watch.lap("optimizer")
 
-                watch.count(len(batches.windows), outcome.points, outcome.pairs, batches.assembly_seconds)
+                watch.count(len(batches.windows), outcome.points, outcome.attention_pairs, batches.assembly_seconds)
                 self.count(batches, outcome)
                 if state.step % self.train.log_every == 0 or batches.is_last:
                     self.write_training_line(batches.epoch)
-                if outcome.wishes.stop:
+                if outcome.requests.stop:
                     return self.interrupted()
-                if outcome.wishes.save or self.is_multiple(self.train.checkpoint_every):
+                if outcome.requests.save or self.is_multiple(self.train.checkpoint_every):
                     self.save()
 
     def evaluation_is_due(self) -> bool:
@@ -224,13 +232,13 @@ class Loop:
             self.save(is_best)
         elif is_best:
             state.best_checkpoint = self.saved
-            self.ranks.first(lambda: self.checkpoints.link(BEST, str(self.saved)))
+            self.ranks.on_rank_zero(lambda: self.checkpoints.link(BEST, str(self.saved)))
         return True
 
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint; all ranks wait until it is safe on disk."""
         state = self.state
-        name = self.ranks.first(lambda: self.checkpoints.next_name(state.step))
+        name = self.ranks.on_rank_zero(lambda: self.checkpoints.next_name(state.step))
         if is_best:
             state.best_checkpoint = name
         state.seconds = self.seconds()
@@ -238,7 +246,7 @@ class Loop:
         def write() -> None:
             state.metrics_bytes = self.log.flushed_size()
             saved = {
-                "format": FORMAT,
+                "format": STATE_FORMAT,
                 "store": self.data.store.digest,
                 "ranks": self.ranks.world,
                 "state": state.to_dict(),
@@ -250,7 +258,7 @@ class Loop:
             if is_best:
                 self.checkpoints.link(BEST, name)
 
-        self.ranks.first(write)
+        self.ranks.on_rank_zero(write)
         self.saved_at, self.saved = time.monotonic(), name
         self.watch.skip()
 
@@ -275,7 +283,7 @@ class Loop:
                 self.save()
             if not self.evaluate(is_extra=True):
                 return self.interrupted()
-        self.ranks.first(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
+        self.ranks.on_rank_zero(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
         if self.train.plots and self.ranks.is_first:
             self.draw()
         self.log.console.say(f"Finished: {reason}. The best model is {self.out / 'checkpoints' / BEST}.")
@@ -294,15 +302,15 @@ class Loop:
 
 
 def accumulate(
-    trainer: Trainer, batches: list[DeviceBatch], step: int, wishes: Wishes, stop: Callable[[], bool]
+    trainer: Trainer, batches: list[DeviceBatch], step: int, requests: Requests, stop: Callable[[], bool]
 ) -> Outcome | None:
     """Take the gradient of step number `step` (from 0): the step's first half.
 
     Args:
         trainer: the model to train.
-        batches: this rank's micro-batches; every rank has equally many.
+        batches: this rank's micro-batches; every rank has the same number.
         step: the number of steps taken before this one.
-        wishes: this rank's requests for after the step.
+        requests: what this rank asks for after the step.
         stop: whether this rank was asked to stop. On CPUs, where a step may take a minute, it is called between
             micro-batches.
 
@@ -315,7 +323,7 @@ def accumulate(
             trainer.undo()
             return None
         trainer.forward_backward(batch, is_last=i == len(batches) - 1)
-    return trainer.reduce(wishes)
+    return trainer.reduce(requests)
 
 
 def update(trainer: Trainer, outcome: Outcome, step: int) -> None:
@@ -344,21 +352,21 @@ def limit_reached(state: State, train: TrainConfig) -> str | None:
 def resume(
     checkpoints: CheckpointFolder, trainer: Trainer, store: Store, ranks: Ranks, console: Console
 ) -> tuple[State, str | None]:
-    """Load the newest checkpoint into the trainer.
+    """Load the checkpoint to resume from, if there is one, into the trainer.
 
     Returns:
         The state and the checkpoint's name; a new run's state and None if there is no checkpoint.
 
     Raises:
-        UserError: none of the checkpoints is whole, or they are of other data or another model.
+        UserError: all checkpoints are damaged, or the checkpoint belongs to other data or another model.
     """
-    found = ranks.first(checkpoints.newest)
+    found = ranks.on_rank_zero(checkpoints.to_resume)
     if found is None:
         return State(), None
     name, saved = found
 
     def load() -> None:
-        if saved.get("format") != FORMAT:
+        if saved.get("format") != STATE_FORMAT:
             raise UserError(
                 f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out"
             )
@@ -368,11 +376,12 @@ def resume(
             )
         load_weights(trainer, checkpoints.folder / name)
 
-    ranks.everywhere(load)
+    ranks.on_all_ranks(load)
     state = State.from_dict(saved["state"])
     if saved["ranks"] != ranks.world:
         console.say(
-            f"Note: {saved['ranks']} ranks before, {ranks.world} now: the same global batches, but other last bits."
+            f"Note: {saved['ranks']} ranks before, {ranks.world} now: the global batches are the same, "
+            "but results differ in the last bits."
         )
     console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
     return state, name

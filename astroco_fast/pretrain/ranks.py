@@ -137,13 +137,14 @@ class Ranks:
         rank: this process's number, 0 <= rank < world.
         world: the number of processes.
         device: where this rank computes.
-        patience: the process group in which ranks wait long for one of them; None if there is one process.
+        long_wait_group: the process group in which ranks wait up to `LONG_WAIT` for one of them; None if there is no
+            process group.
     """
 
     rank: int
     world: int
     device: torch.device
-    patience: Any = None
+    long_wait_group: Any = None
 
     @classmethod
     def start(cls, device: str) -> "Ranks":
@@ -168,12 +169,12 @@ class Ranks:
             torch.cuda.set_device(local_rank)
             # So that a run can be repeated to the bit; not tried on a GPU yet.
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        patience = None
+        long_wait_group = None
         if "RANK" in os.environ:
             # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
             dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=USUAL_WAIT)
-            patience = dist.new_group(backend="gloo", timeout=LONG_WAIT)
-        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), patience)
+            long_wait_group = dist.new_group(backend="gloo", timeout=LONG_WAIT)
+        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), long_wait_group)
 
     @property
     def is_first(self) -> bool:
@@ -189,8 +190,8 @@ class Ranks:
             dist.destroy_process_group()
 
     def _wait_long(self) -> None:
-        if self.patience is not None:
-            dist.barrier(group=self.patience)
+        if self.long_wait_group is not None:
+            dist.barrier(group=self.long_wait_group)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place. The result has the same bits on every rank."""
@@ -210,7 +211,7 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def everywhere(self, body: Callable[[], T], *, is_long: bool = False) -> T:
+    def on_all_ranks(self, body: Callable[[], T], *, is_long: bool = False) -> T:
         """Run something that may fail on all ranks; if it fails on one, all raise.
 
         Args:
@@ -232,12 +233,12 @@ class Ranks:
         self._raise_together(error)
         return value  # type: ignore[return-value]
 
-    def first(self, body: Callable[[], T], *, is_long: bool = False) -> T:
+    def on_rank_zero(self, body: Callable[[], T], *, is_long: bool = False) -> T:
         """Run something on rank 0 while the others wait; all get its (picklable) result, or raise its error.
 
-        Arguments and errors are those of `everywhere`.
+        Arguments and errors are those of `on_all_ranks`.
         """
-        result = self.everywhere(lambda: body() if self.is_first else None, is_long=is_long)
+        result = self.on_all_ranks(lambda: body() if self.is_first else None, is_long=is_long)
         return self.gather(result)[0]  # type: ignore[return-value]
 
     def _raise_together(self, error: Exception | None) -> None:

@@ -47,7 +47,7 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be the run's folder: {error.strerror}; choose another --out") from error
-    with files.held(folder, "another process is training in it; wait for it, or choose another --out"):
+    with files.locked(folder, "another process is training in it; wait for it, or choose another --out"):
         yield
 
 
@@ -62,8 +62,8 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
     Raises:
         UserError: the folder has a run with other settings, which the message names, or its settings cannot be read.
     """
-    goes_on = bool(checkpoints.names())
-    if goes_on:
+    is_resumed = bool(checkpoints.names())
+    if is_resumed:
         assert config.train.learning_rate is not None
         defaults = PretrainConfig(data=config.data).resolve(config.train.learning_rate).to_dict()
         before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
@@ -79,7 +79,7 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
             console.say(
                 f"Note: {', '.join(sorted(changed))} changed: the run goes on, but not to the last bit as before."
             )
-    return goes_on
+    return is_resumed
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -89,14 +89,14 @@ def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def open_data(
-    config: PretrainConfig, folder: Path, goes_on: bool, ranks: Ranks, console: Console, stop: StopRequest
+    config: PretrainConfig, folder: Path, is_resumed: bool, ranks: Ranks, console: Console, stop: StopRequest
 ) -> Store:
     """Open the store of the run's light curves; rank 0 converts or simulates them first if need be.
 
     Args:
         config, ranks, console, stop: the run's.
         folder: the run's folder; a store that is made here is kept in `folder`/store.
-        goes_on: whether the run has begun already, and so has its store.
+        is_resumed: whether the run has begun already, and so has its store.
 
     Raises:
         UserError: the data cannot be read; the same on all ranks.
@@ -106,7 +106,7 @@ def open_data(
 
     def prepare() -> Path:
         with stop.immediate():
-            if goes_on and Store.is_store(own) and not Store.is_store(config.data or ""):
+            if is_resumed and Store.is_store(own) and not Store.is_store(config.data or ""):
                 return own
             return make_store(
                 config.data,
@@ -119,8 +119,8 @@ def open_data(
                 progress=console.speaks,
             )
 
-    path = ranks.first(prepare, is_long=True)
-    return ranks.everywhere(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
+    path = ranks.on_rank_zero(prepare, is_long=True)
+    return ranks.on_all_ranks(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
 
 
 def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:

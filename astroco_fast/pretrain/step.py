@@ -1,8 +1,9 @@
 """The parts of an optimiser step that is exact over ranks and accumulation. `loop.py` puts them together.
 
 The loss is a function of sums over the whole global batch, which no single forward pass sees. So each pass takes the
-gradient of its own *part* of a plain sum. Gradients of parts add up over micro-batches and ranks, and one factor, known
-once the sums are reduced, turns their total into the loss's gradient:
+gradient of its own *part* of a plain sum. With two ranks of three micro-batches each, for example, the squared error of
+the global batch is a sum of six parts, one for each pass. The gradients of the parts add up over micro-batches and
+ranks, and one factor, known once the sums are reduced, turns their total into the gradient of the loss:
 
 - "batch" (Astromer's convention): loss = sqrt(S / N), where S is the squared error over the N probed points. The part
   is the micro-batch's share of S, and dloss = dS / (2 sqrt(S N)).
@@ -35,11 +36,11 @@ _STREAM = 1000  # of the counter-based random numbers; the data package's stream
 _FEW = 8  # points of the dummy window
 
 
-class Sums:
-    """Positions in the vector of sums of a step or an interval, all float64.
+class SumIndex:
+    """Positions in a vector of sums, (8,) float64, over a micro-batch, a step or several steps.
 
-    The vector holds the squared error by role (3), the probed points by role (3), the sum of the windows' roots, and
-    the number of windows with probed points.
+    The vector holds the squared error by role (3), the number of probed points by role (3), the sum of the windows'
+    RMSEs, and the number of windows with probed points.
     """
 
     SQUARED = slice(0, 3)
@@ -58,7 +59,7 @@ def window_roots(squared: Tensor, count: Tensor) -> Tensor:
 
 
 def part(loss: str, squared: Tensor, count: Tensor) -> Tensor:
-    """The scalar whose gradient a micro-batch contributes.
+    """A micro-batch's part of the sum: the scalar whose gradient it contributes.
 
     Args:
         loss: "batch" or "curve".
@@ -68,7 +69,7 @@ def part(loss: str, squared: Tensor, count: Tensor) -> Tensor:
 
 
 def sums(squared: Tensor, count: Tensor) -> Tensor:
-    """The `Sums` of a micro-batch, (8,) float64, without a gradient."""
+    """The vector of sums of a micro-batch, (8,) float64, without a gradient; see `SumIndex`."""
     squared, count = squared.detach().double(), count.double()
     roots = window_roots(squared, count).sum()
     windows = (count.sum(1) > 0).sum().to(roots)
@@ -80,23 +81,23 @@ def loss_and_factor(loss: str, totals: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         loss: "batch" or "curve".
-        totals: (8,) `Sums` over the global batch.
+        totals: (8,) the vector of sums over the global batch, indexed by `SumIndex`.
 
     Returns:
         Two float64 scalars. Where the loss is zero (nothing probed, or a perfect fit) the factor is zero, not infinite.
     """
-    squared, count = totals[Sums.SQUARED].sum(), totals[Sums.COUNT].sum()
+    squared, count = totals[SumIndex.SQUARED].sum(), totals[SumIndex.COUNT].sum()
     if loss == "batch":
         value = (squared / count.clamp_min(1)).sqrt()
         inverse = 1 / (2 * (squared * count).sqrt())
     else:
-        value = totals[Sums.ROOTS] / totals[Sums.WINDOWS].clamp_min(1)
-        inverse = 1 / totals[Sums.WINDOWS]
+        value = totals[SumIndex.ROOTS] / totals[SumIndex.WINDOWS].clamp_min(1)
+        inverse = 1 / totals[SumIndex.WINDOWS]
     return value, torch.where(squared == 0, torch.zeros_like(inverse), inverse)
 
 
-class Wishes(NamedTuple):
-    """A rank's requests for after the step; once reduced, the requests of any rank."""
+class Requests(NamedTuple):
+    """What a rank asks for after the step; once reduced, what any rank asks for."""
 
     stop: bool = False
     save: bool = False
@@ -108,11 +109,12 @@ class Outcome:
 
     Attributes:
         loss: the loss of the global batch.
-        sums: the global batch's `Sums`.
+        sums: (8,) its vector of sums, indexed by `SumIndex`.
         grad_norm: the gradient's norm before clipping.
         factor: turns the accumulated gradients into the loss's clipped gradient; a float64 scalar on the device.
-        points, pairs: the global batch's real points, and the sum over windows of their real points squared.
-        wishes: the requests of any rank.
+        points: the number of real points in the global batch.
+        attention_pairs: the sum over windows of the squared number of real points (the work of attention).
+        requests: what any rank asks for.
     """
 
     loss: float
@@ -120,8 +122,8 @@ class Outcome:
     grad_norm: float
     factor: Tensor
     points: float
-    pairs: float
-    wishes: Wishes
+    attention_pairs: float
+    requests: Requests
 
     @property
     def is_finite(self) -> bool:
@@ -149,7 +151,7 @@ class Trainer:
             model: the encoder, with the same weights on every rank.
             config: the settings, with their defaults filled in.
             ranks: this process's place among the ranks.
-            seed: the run's.
+            seed: the run's seed.
         """
         self.model = model.to(ranks.device)
         self.config, self.ranks, self.seed = config, ranks, seed
@@ -192,9 +194,9 @@ class Trainer:
         torch.manual_seed(_step_seed(self.seed, step, self.ranks.rank))
         self._forward.train()
         self._before = [buffer.clone() for buffer in self._buffers]
-        self._sums = torch.zeros(Sums.SIZE, dtype=torch.float64, device=self.ranks.device)
+        self._sums = torch.zeros(SumIndex.SIZE, dtype=torch.float64, device=self.ranks.device)
         self._squared: list[Tensor] = []  # by micro-batch
-        self._points = self._pairs = 0.0
+        self._points = self._attention_pairs = 0.0
 
     def forward_backward(self, batch: DeviceBatch, *, is_last: bool) -> None:
         """Add a micro-batch's part to the gradients and sums. The ranks' gradients meet in the last micro-batch."""
@@ -209,27 +211,27 @@ class Trainer:
         self._sums += sums(squared, count)
         self._squared.append(squared)
         self._points += lengths.sum().item()
-        self._pairs += lengths.square().sum().item()
+        self._attention_pairs += lengths.square().sum().item()
 
-    def reduce(self, wishes: Wishes) -> Outcome:
+    def reduce(self, requests: Requests) -> Outcome:
         """Sum over ranks everything that they must agree on; the step's one wait for the device."""
-        mine = torch.tensor([self._points, self._pairs, *map(float, wishes)], dtype=torch.float64)
+        mine = torch.tensor([self._points, self._attention_pairs, *map(float, requests)], dtype=torch.float64)
         reduced = self._sum_over_ranks(torch.cat([self._sums, mine.to(self.ranks.device, non_blocking=True)]))
-        loss, factor = loss_and_factor(self.config.loss, reduced[: Sums.SIZE])
+        loss, factor = loss_and_factor(self.config.loss, reduced[: SumIndex.SIZE])
         factor = factor * self.ranks.world  # DDP has averaged over ranks
         norm = get_total_norm(self._gradients()).double() * factor
         if self.config.clip_norm is not None:
             factor = factor * (self.config.clip_norm / (norm + 1e-12)).clamp_max(1)
         on_host = torch.cat([loss[None], norm[None], reduced]).tolist()
-        (loss_value, norm_value), (points, pairs, *votes) = on_host[:2], on_host[2 + Sums.SIZE :]
+        (loss_value, norm_value), (points, attention_pairs, *votes) = on_host[:2], on_host[2 + SumIndex.SIZE :]
         return Outcome(
             loss=loss_value,
-            sums=on_host[2 : 2 + Sums.SIZE],
+            sums=on_host[2 : 2 + SumIndex.SIZE],
             grad_norm=norm_value,
             factor=factor,
             points=points,
-            pairs=pairs,
-            wishes=Wishes(*(vote > 0 for vote in votes)),
+            attention_pairs=attention_pairs,
+            requests=Requests(*(vote > 0 for vote in votes)),
         )
 
     def scale_gradients(self, factor: Tensor) -> None:
@@ -291,7 +293,7 @@ class Trainer:
         with self.autocast():
             keywords = {"hidden": flags, "centered": True, "lengths": lengths}
             # The model's first use, on all ranks at once: a backend that is missing is reported once.
-            output = self.ranks.everywhere(lambda: self._forward(points, points, points, **keywords))
+            output = self.ranks.on_all_ranks(lambda: self._forward(points, points, points, **keywords))
         output.reconstruction.sum().backward()
         for parameter in self.parameters:
             parameter.grad = None

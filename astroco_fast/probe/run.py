@@ -12,7 +12,7 @@ from astroco_fast.data.columns import listed
 from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import held, write_text
+from astroco_fast.files import locked, write_text
 from astroco_fast.machine import pick_device
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
 from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
@@ -105,7 +105,7 @@ def _folder(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be the folder of results: {error.strerror}; choose another --out") from error
-    with held(out, "another probe is writing to it; wait for it, or choose another --out"):
+    with locked(out, "another probe is writing to it; wait for it, or choose another --out"):
         yield
 
 

@@ -60,20 +60,20 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
     """
     console = Console(ranks.is_first)
     config = config.resolve()
-    budget = ranks.everywhere(lambda: BUDGETS[config.budget].only(config.models))
+    budget = ranks.on_all_ranks(lambda: BUDGETS[config.budget].only(config.models))
     if config.windows is not None:
         budget = replace(budget, windows=config.windows)
     out = Path(str(config.out))
     with ExitStack() as until_the_end:
-        ranks.first(lambda: until_the_end.enter_context(run_folder.held(out)))
-        goes_on = ranks.first(lambda: _claim(out, config))
+        ranks.on_rank_zero(lambda: until_the_end.enter_context(run_folder.held(out)))
+        is_resumed = ranks.on_rank_zero(lambda: _claim(out, config))
         source = PretrainConfig(
             data=config.data, band=config.band, seed=config.seed, columns=config.columns, clean=config.clean
         )
-        store = run_folder.open_data(source, out, goes_on, ranks, console, stop)
+        store = run_folder.open_data(source, out, is_resumed, ranks, console, stop)
         experiment = Experiment(config, budget, out, store, ranks, stop, console)
         try:
-            ranks.first(experiment.prepare, is_long=True)
+            ranks.on_rank_zero(experiment.prepare, is_long=True)
             return experiment.run()
         except Interrupted:
             console.say("Interrupted, everything saved: the same command continues from here.")
@@ -136,7 +136,7 @@ class Experiment:
         """Train all models to the end of each stage, probe and report after each; gives the exit status."""
         diverged: list[Row] = []
         if self.config.probe:
-            self.ranks.first(self._probe_untrained, is_long=True)
+            self.ranks.on_rank_zero(self._probe_untrained, is_long=True)
         for stage, row in ((stage, row) for stage in self.budget.stages for row in self.budget.rows):
             if row in diverged:
                 continue
@@ -148,9 +148,11 @@ class Experiment:
                 diverged.append(row)
                 continue
             if self.config.probe:
-                self.ranks.first(partial(self._probe, self.place(row, stage), self.place(row, WINDOWS)), is_long=True)
-            self.ranks.first(self._report, is_long=True)
-        for path in self.ranks.first(self._report, is_long=True):
+                self.ranks.on_rank_zero(
+                    partial(self._probe, self.place(row, stage), self.place(row, WINDOWS)), is_long=True
+                )
+            self.ranks.on_rank_zero(self._report, is_long=True)
+        for path in self.ranks.on_rank_zero(self._report, is_long=True):
             self.console.say(str(path))
         return DIVERGED if diverged else DONE
 
@@ -161,15 +163,15 @@ class Experiment:
     def _train(self, row: Row, stage: str) -> int:
         """Train a model to the end of a stage and keep it there, unless that was done."""
         kept, run = self.place(row, stage), self._runs[row.name]
-        seconds = self.ranks.first(lambda: self._seconds(stage))
-        if self.ranks.first(lambda: kept.exists() and read_summary(kept)["seconds_asked"] == seconds):
+        seconds = self.ranks.on_rank_zero(lambda: self._seconds(stage))
+        if self.ranks.on_rank_zero(lambda: kept.exists() and read_summary(kept)["seconds_asked"] == seconds):
             return DONE
-        steps, there = self.ranks.first(lambda: self._steps(row, stage, seconds))
+        steps, there = self.ranks.on_rank_zero(lambda: self._steps(row, stage, seconds))
         if not there:
             self.console.say(f"\n{row.name}, {stage}")
             if pretrain(self._training(row, steps), self.ranks, self.stop, row.initialise) == INTERRUPTED:
                 return INTERRUPTED
-        self.ranks.first(lambda: self._keep(self.place(row, WINDOWS) if there else run, kept, seconds))
+        self.ranks.on_rank_zero(lambda: self._keep(self.place(row, WINDOWS) if there else run, kept, seconds))
         return DONE
 
     def _seconds(self, stage: str) -> float | None:

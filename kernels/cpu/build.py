@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import cache_folder, held, sha256, whole_file
+from astroco_fast.files import cache_folder, locked, sha256, whole_file
 
 SOURCES = Path(__file__).parent / "csrc"
 
@@ -260,7 +260,7 @@ def _open(plan: Plan) -> Library:
     if (found := _kept(folder, plan)) is not None:
         return found
     # One process compiles, the others wait; without a folder, each compiles for itself.
-    with nullcontext() if folder is None else held(folder, None):
+    with nullcontext() if folder is None else locked(folder, None):
         if (found := _kept(folder, plan)) is not None:  # another process made it while this one waited
             return found
         print("astroco_fast: compiling CPU kernels (once, a few seconds) ...", file=sys.stderr, flush=True)

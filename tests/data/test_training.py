@@ -21,7 +21,7 @@ def store(tmp_path_factory):
 def test_shares_are_complete_and_alike(n, world, size):
     windows = np.arange(100, 100 + n)
     shares = [micro_batches(windows, rank, world, size) for rank in range(world)]
-    assert len({tuple(map(len, share)) for share in shares}) == 1  # all ranks have as many passes, of the same lengths
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # passes of the same lengths on all ranks
     assert all(len(piece) <= (size or n) for piece in shares[0])
     taken = np.concatenate([piece for share in shares for piece in share])
     assert sorted(taken[taken != EMPTY]) == windows.tolist()

@@ -16,11 +16,11 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "symlink", "unlink", "rmdir")
 
 def write(checkpoints: CheckpointFolder, step: int, needed: str | None = None) -> str:
     name = checkpoints.next_name(step)
-    checkpoints.write(name, {"step": step}, lambda folder: write_tensors(folder, step), needed)
+    checkpoints.write(name, {"step": step}, lambda folder: write_model(folder, step), needed)
     return name
 
 
-def write_tensors(folder: Path, step: int) -> None:
+def write_model(folder: Path, step: int) -> None:
     (folder / "model.safetensors").write_bytes(bytes([step]) * 1000)
 
 
@@ -52,7 +52,7 @@ def test_a_kill_at_any_call_of_a_save_loses_nothing(tmp_path):
         write(checkpoints, 1)
         checkpoints.link(BEST, write(checkpoints, 2))
         (ended,) = on_ranks(None, save_and_die, str(folder), survived, tmp_path=tmp_path)
-        found = checkpoints.newest()
+        found = checkpoints.to_resume()
         assert found is not None
         assert found[1]["step"] in (2, 3)
         assert checkpoints.read_state(str(checkpoints.target(BEST)))["step"] in (2, 3)
@@ -62,7 +62,7 @@ def test_a_kill_at_any_call_of_a_save_loses_nothing(tmp_path):
         assert ended.code == -signal.SIGKILL
         # The next save works, and removes the files of the killed one.
         write(checkpoints, 4)
-        assert checkpoints.newest()[1]["step"] == 4
+        assert checkpoints.to_resume()[1]["step"] == 4
         assert not list(folder.glob(".*"))
     assert survived > 12  # the loop has killed the save at many places
 
@@ -91,14 +91,14 @@ def test_damage_is_found_and_an_older_one_taken(file, damage, tmp_path, capsys):
     for step in (1, 2, 3):
         write(checkpoints, step)
     damage(tmp_path / "step-00000003" / file)
-    name, state = checkpoints.newest()
+    name, state = checkpoints.to_resume()
     assert (name, state["step"]) == ("step-00000002", 2)
     assert file in capsys.readouterr().err
     for older in ("step-00000001", "step-00000002"):
         damage(tmp_path / older / file)
-    with pytest.raises(UserError, match="none of 3 checkpoints is whole"):
-        checkpoints.newest()
+    with pytest.raises(UserError, match="none of 3 checkpoints is complete"):
+        checkpoints.to_resume()
 
 
 def test_nothing_yet(tmp_path):
-    assert CheckpointFolder(tmp_path / "absent", keep=1).newest() is None
+    assert CheckpointFolder(tmp_path / "absent", keep=1).to_resume() is None

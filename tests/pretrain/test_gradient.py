@@ -16,7 +16,7 @@ from astroco_fast.data.windows import window_table
 from astroco_fast.pretrain.config import TrainConfig
 from astroco_fast.pretrain.loop import accumulate, update
 from astroco_fast.pretrain.ranks import Ranks
-from astroco_fast.pretrain.step import Trainer, Wishes
+from astroco_fast.pretrain.step import Requests, Trainer
 from tests.pretrain.processes import on_ranks
 
 WINDOW = 24
@@ -68,7 +68,7 @@ def by_trainer(
     trainer.optimizer.step = keep
     batches = assembler(Path(path))
     share = [batches.assemble(piece, 1) for piece in micro_batches(np.array(windows), ranks.rank, ranks.world, micro)]
-    result = accumulate(trainer, [upload(batch, ranks.device) for batch in share], 0, Wishes(), lambda: False)
+    result = accumulate(trainer, [upload(batch, ranks.device) for batch in share], 0, Requests(), lambda: False)
     assert result is not None
     assert result.is_finite
     update(trainer, result, 0)

@@ -29,7 +29,7 @@ def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
         return ranks.rank
 
     try:
-        (ranks.first if first else ranks.everywhere)(body)
+        (ranks.on_rank_zero if first else ranks.on_all_ranks)(body)
     except Exception as error:
         caught = type(error).__name__, str(error)
     else:
@@ -66,7 +66,7 @@ def wait_for_rank_0(is_long: bool) -> str:
     ranks.any(False)
     distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
     try:
-        return ranks.first(lambda: time.sleep(1.5) or "done", is_long=is_long)
+        return ranks.on_rank_zero(lambda: time.sleep(1.5) or "done", is_long=is_long)
     except Exception as error:
         return type(error).__name__
 
@@ -78,7 +78,7 @@ def test_only_long_work_is_waited_for_long(tmp_path):
 
 def gather_and_first() -> tuple[list[int], str, bool, bool]:
     ranks = Ranks.start("cpu")
-    found = ranks.gather(ranks.rank * 10), ranks.first(lambda: f"from {ranks.rank}")
+    found = ranks.gather(ranks.rank * 10), ranks.on_rank_zero(lambda: f"from {ranks.rank}")
     flags = ranks.any(ranks.rank == ranks.world - 1), ranks.any(False)
     ranks.close()
     return (*found, *flags)

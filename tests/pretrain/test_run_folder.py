@@ -38,7 +38,7 @@ def test_a_copied_link_still_names_its_checkpoint(tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     copy = CheckpointFolder(tmp_path / "b", keep=1)
     assert (copy.target(BEST), copy.target(LAST)) == ("step-00000001", "step-00000002")
-    assert copy.newest()[0] == "step-00000002"
+    assert copy.to_resume()[0] == "step-00000002"
     write(copy, 3)
     assert copy.names() == ["step-00000001", "step-00000003"]
     assert (copy.target(BEST), copy.target(LAST)) == ("step-00000001", "step-00000003")

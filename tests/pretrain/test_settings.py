@@ -14,7 +14,7 @@ from astroco_fast.data.training import micro_batches, upload
 from astroco_fast.pretrain import PretrainConfig, TrainConfig, loop, main
 from astroco_fast.pretrain.checkpoint import CheckpointFolder
 from astroco_fast.pretrain.ranks import Ranks
-from astroco_fast.pretrain.step import Outcome, Trainer, Wishes
+from astroco_fast.pretrain.step import Outcome, Requests, Trainer
 from tests.pretrain.patches import command, evaluations, note_windows
 from tests.pretrain.processes import on_ranks
 from tests.pretrain.test_gradient import assembler, build
@@ -31,7 +31,7 @@ def step(trainer: Trainer, store: Path, number: int = 0) -> Outcome:
     batches = assembler(store)
     micro = [batches.assemble(piece, 1 + number) for piece in micro_batches(WINDOWS, 0, 1, None)]
     on_device = [upload(batch, trainer.ranks.device) for batch in micro]
-    outcome = loop.accumulate(trainer, on_device, number, Wishes(), lambda: False)
+    outcome = loop.accumulate(trainer, on_device, number, Requests(), lambda: False)
     assert outcome is not None
     loop.update(trainer, outcome, number)
     return outcome

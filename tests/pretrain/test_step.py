@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from astroco_fast.pretrain.step import Sums, loss_and_factor, part, sums
+from astroco_fast.pretrain.step import SumIndex, loss_and_factor, part, sums
 
 SQUARED = torch.tensor([[4.0, 1.0, 1.0], [0.0, 0.0, 0.0], [8.0, 0.0, 0.0]])
 COUNT = torch.tensor([[2.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
@@ -11,10 +11,10 @@ COUNT = torch.tensor([[2.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
 
 def test_sums():
     totals = sums(SQUARED, COUNT)
-    assert totals[Sums.SQUARED].tolist() == [12, 1, 1]
-    assert totals[Sums.COUNT].tolist() == [4, 1, 1]
-    assert totals[Sums.ROOTS].item() == pytest.approx(1.5**0.5 + 2)
-    assert totals[Sums.WINDOWS] == 2
+    assert totals[SumIndex.SQUARED].tolist() == [12, 1, 1]
+    assert totals[SumIndex.COUNT].tolist() == [4, 1, 1]
+    assert totals[SumIndex.ROOTS].item() == pytest.approx(1.5**0.5 + 2)
+    assert totals[SumIndex.WINDOWS] == 2
 
 
 @pytest.mark.parametrize(("loss", "value"), [("batch", (14 / 6) ** 0.5), ("curve", (1.5**0.5 + 2) / 2)])
