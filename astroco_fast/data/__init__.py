@@ -1,25 +1,25 @@
 """Light curves, from files or objects to the batches that a model trains on.
 
-Data pass through these modules from top to bottom; none hands them back to an earlier one:
+Data pass through these modules from top to bottom, and never back:
 
     tables      files of every kind -> streams of Arrow record batches; `FORMATS` is where a new kind is added
     tfrecord      TFRecord files, decoded
     objects       tables that are Python objects (pandas, Arrow, astropy, lightkurve)
-    columns     which column is the time, the magnitude, the star's id ...
+    columns     a table's columns of times, magnitudes, star ids ..., by the user's names or the usual ones
     rows        record batch -> rows in one form: numbers, text, magnitudes, the chosen band
     metadata      labels, bands and splits by star, from tables of their own
     points      rows that are points -> light curves, by (id, band), through files on disk if need be
-    sources     anything a user may give -> `CurveBatch`es (curves), by `open_source`
+    sources     light curves in files or objects of any kind -> `CurveBatch`es (curves), by `open_source`
     seen        the check that no light curve occurs twice and no star has two labels
-    clean       drop what is not a measurement, and count it by reason
+    clean       points that are not measurements, dropped and counted by reason
 
     writer      clean curves -> a store on disk, in steps that survive a kill
     convert     source -> store, resumed where it was stopped
     store       the store, memory-mapped
 
     windows     light curves -> windows of 200 points, and an epoch's order of them
-    masking     which points of a window are probed, and what stands in their place
-    batches     windows -> padded arrays, centred and masked, made ahead by a thread
+    masking     the choice of the probed points of a window, and their replacements
+    batches     windows -> padded arrays, centred and masked, computed ahead by a thread
     training    a store's training and validation windows, and each rank's share of a step
 
     hashing     random numbers and hashes of ids, for all of these

@@ -1,4 +1,4 @@
-"""Batches of windows: assembled by vectorised indexing of the points, and made ahead of time by a thread."""
+"""Batches of windows: assembled by vectorised indexing of the points, and computed ahead of time by a thread."""
 
 import queue
 import threading
@@ -94,7 +94,8 @@ class WindowBatches:
 
         Args:
             indices: integers (B,), windows of the table, in any order; -1 is an empty slot (all padding, length 0).
-            epoch: what the masks depend on, with the seed and the index; 0 for evaluation; None: nothing is probed.
+            epoch: the epoch, on which the masks depend, with seed and index; 0 is evaluation's; None: no points are
+                probed.
 
         Raises:
             IndexError: an index outside the table.
@@ -113,7 +114,7 @@ class WindowBatches:
             draw = draw_roles(lengths, index, self._size, self._seed, epoch)
             shown[draw.row, draw.position] = target[draw.row, draw.source]
             role = draw.role
-            if epoch == EVALUATION_EPOCH:  # so that no model can see what it is asked for, however it hides
+            if epoch == EVALUATION_EPOCH:  # so that no model can see the magnitudes that it must predict
                 shown[role == HIDDEN] = 0
         err = np.multiply(err, real, dtype=np.float32)
         return Batch(_centred(time, real, lengths), shown, err, target, role, lengths, index)
@@ -162,7 +163,7 @@ def _centred(values: npt.NDArray[Any], real: Float64Array, lengths: Int64Array) 
 
 
 class Prefetcher(Generic[Result]):
-    """An iterator over results that one background thread makes ahead, in order; made by `prefetch`.
+    """An iterator over results that one background thread computes ahead, in order; `prefetch` returns it.
 
     `close` it, or use `with`, to stop early.
     """
@@ -199,7 +200,7 @@ class Prefetcher(Generic[Result]):
         self.close()
 
     def close(self) -> None:
-        """Stop the thread, after the result that it is making, and drop its results. May be called twice."""
+        """Stop the thread, after the result that it is computing, and drop its results. May be called twice."""
         self._finalizer()
 
 
@@ -210,8 +211,8 @@ def prefetch(items: Iterable[Item], work: Callable[[Item], Result], depth: int =
 
     Args:
         items: iterated in the background thread.
-        work: makes a result, such as `lambda indices: batches.assemble(indices, epoch)`. numpy lets other threads run
-            meanwhile.
+        work: computes a result, such as `lambda indices: batches.assemble(indices, epoch)`. numpy lets other threads
+            run meanwhile.
         depth: the most results that wait in the queue, 1 or more.
     """
     if depth < 1:

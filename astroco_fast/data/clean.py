@@ -1,4 +1,4 @@
-"""Cleaning: drop what is not a measurement, and count what was dropped and why."""
+"""Cleaning: points that are not measurements, and light curves that are too short, are dropped, counted by reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_CURVE = 1e6
 
 @dataclass(frozen=True)
 class CleanConfig:
-    """Which points are measurements, and which curves are long enough.
+    """The limits of measurements, and of light curves that are long enough.
 
     Args:
         min_points: light curves with fewer good points than this are dropped.

@@ -1,4 +1,4 @@
-"""Which column of a table is the time, the magnitude, the error, the star's id, the band and the label."""
+"""The search for a table's columns of times, magnitudes, errors, star ids, bands and labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from astroco_fast.errors import UserError
 if TYPE_CHECKING:  # the settings of every command hold `Columns`: they are parsed without Arrow
     from astroco_fast.data.tables import Field, Table
 
-# In order of preference: where a table has several, the first is taken.
+# The usual column names of each role, in order of preference: if a table has several, the first is used.
 ALIASES: dict[str, tuple[str, ...]] = {
     "time": ("mjd", "hjd", "hmjd", "jd", "bjd", "time", "t", "midpointMjdTai"),
     "mag": ("mag", "magnitude", "psfMag", "m"),
@@ -109,7 +109,7 @@ def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: boo
     Args:
         names: the table's column names.
         columns: the user's choice.
-        source: what the table is called in messages.
+        source: the table's name in messages.
         need_id: whether the table must have an id column.
 
     Returns:
@@ -117,8 +117,8 @@ def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: boo
         and `id`, `band`, `label` where present.
 
     Raises:
-        UserError: a column is missing (says what was found, what was tried, and how to name it), or fluxes come
-            without a zero point.
+        UserError: a column is missing (the message lists the names found and tried, and the option that names it), or
+            there are fluxes without a zero point.
     """
     value, error = value_roles(columns)
     _check_flux_choice(columns, source)

@@ -1,6 +1,6 @@
 """Conversion of light curves of any kind into a packed store, in bounded memory.
 
-A conversion that was interrupted goes on where it was stopped.
+An interrupted conversion continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _BAND = "band: "
 
 @dataclass
 class ConversionReport:
-    """What a conversion has read, dropped and kept; `str()` gives a small table.
+    """The numbers of points and curves that a conversion read, dropped and kept; `str()` returns a small table.
 
     Attributes:
-        source: name of what was read.
+        source: the input's name.
         out: the store's folder.
         read: numbers of `curves` and `points` read.
         kept: numbers of `curves` and `points` in the store.
         dropped: reason -> number of points or curves ("points: ..." or "curves: ...").
         bands: band -> number of curves kept ("" where unknown).
         simulated: whether any of the curves read is simulated.
-        notes: what the user should know (resumed, earlier progress discarded, already there ...).
+        notes: remarks for the user (resumed, earlier progress discarded, already there ...).
     """
 
     source: str
@@ -75,18 +75,17 @@ def convert(
 ) -> ConversionReport:
     """Read light curves, clean them, and write them into a new store.
 
-    The store is written to `<out>.partial` and renamed last, so that `out` is whole or absent. A conversion that was
-    stopped goes on when it is called again with the same source and options, and gives the same bytes.
+    The store is written to `<out>.partial` and renamed last, so that `out` is whole or absent. A stopped conversion
+    continues when it is called again with the same source and options, and writes the same bytes.
 
     Args:
         source: anything that `open_source` takes, an iterable of `CurveBatch` included.
-        out: folder to make. If it is a store of the same source and options already, nothing is done.
+        out: the store's folder. If it already is a store of the same source and options, nothing is done.
         columns: the user's choice of columns.
         band: convert only this band.
-        clean: which points and curves are kept.
-        provenance: plain facts to keep in the manifest (a seed ...). Whether any curve is `simulated` is added, as the
-            curves say. For a source that is not files, these facts also identify the source: without them such a
-            conversion cannot be resumed.
+        clean: the limits of the cleaning.
+        provenance: plain facts for the manifest (a seed ...), to which `simulated` is added if any curve is. They also
+            identify a source that is not files; without them its conversion cannot be resumed.
         progress: show a progress bar, on a terminal.
 
     Raises:
@@ -113,7 +112,7 @@ def convert(
                 if not partial.curves:
                     raise UserError(_nothing_left(report, clean))
             except UserError:
-                # A step on disk is kept for another try (a file may be unreadable for a moment only); less is litter.
+                # Recorded steps are kept for another try, since a file may be unreadable only for a moment.
                 if not partial.steps:
                     partial.discard()
                 raise

@@ -1,4 +1,4 @@
-"""The form in which all light curves are handed on: a batch of curves with their points end to end."""
+"""`CurveBatch`, the form in which modules exchange light curves: a batch of curves with their points end to end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CurveBatch:
         label: (n,) object array of str, the class of the star, "" where unknown.
         offsets: (n + 1,) int64, from 0 to P, never falling.
         time: (P,) float64, days.
-        mag: (P,) float32, magnitudes. +inf says that the flux was not positive.
+        mag: (P,) float32, magnitudes; +inf if the flux was not positive.
         err: (P,) float32, magnitudes, one standard deviation.
         source: where the curves come from, for messages.
         simulated: whether these light curves are simulated rather than observed.

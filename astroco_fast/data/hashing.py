@@ -25,7 +25,7 @@ from astroco_fast.errors import UserError
 
 UInt64Array = npt.NDArray[np.uint64]
 
-# The first counter says what a draw is for, so that no two uses share a draw.
+# The first counter names the purpose of a draw, so that no two purposes share a draw.
 STREAM_MASK = 1
 STREAM_SOURCE = 2
 STREAM_ORDER = 3
@@ -61,12 +61,12 @@ def hash64(*counters: Any) -> UInt64Array:
 
 
 def uniform(bits: UInt64Array) -> npt.NDArray[np.float64]:
-    """Uniform float64 numbers in [0, 1), each made exactly of the 53 high bits of 64 random bits."""
+    """Uniform float64 numbers in [0, 1), each exactly the 53 high bits of 64 random bits."""
     return (bits >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
 def normal(bits: UInt64Array, more_bits: UInt64Array) -> npt.NDArray[np.float64]:
-    """Standard normal float64 numbers, made of two independent sets of random bits of one shape (Box-Muller)."""
+    """Standard normal float64 numbers, from two independent sets of random bits of one shape (Box-Muller)."""
     radius = np.sqrt(-2.0 * np.log1p(-uniform(bits)))
     return radius * np.cos(2.0 * np.pi * uniform(more_bits))
 

@@ -1,4 +1,4 @@
-"""Masking, the pretraining task: which points of a window are probed, and what stands in their place.
+"""Masking, the pretraining task: the choice of the probed points of a window, and their replacements.
 
 Of n real points, round(n/2) are probed (rounded half to even). Of these, round(n/10) show the magnitude of another
 point of the same window ("random"), round(n/10) are shown as they are ("unchanged"), and the rest, about 30 % of n, are
@@ -60,7 +60,7 @@ def draw_roles(
         lengths: integers (B,), the number of real points of each window, which are its first; 0 for an empty slot.
         window_index: int64 (B,), the place of each window in the whole table.
         width: T, the padded width, at least max(lengths).
-        seed, epoch: what the draw depends on, with the window index; epoch 0 is evaluation's.
+        seed, epoch: numbers on which the draw depends, with the window index; epoch 0 is evaluation's.
 
     Raises:
         ValueError: a length above the width, or a width above 65536.

@@ -50,14 +50,14 @@ class MemoryTable(Table):
 
 
 def object_table(source: Any, star: str) -> Table | None:
-    """A table-like object as a table, or None where it is none.
+    """A table-like object as a table; None for any other object.
 
-    Taken are a pandas frame, an Arrow table, an astropy table or time series, and whatever has `time` and `flux`
+    Table-like are a pandas frame, an Arrow table, an astropy table or time series, and objects with `time` and `flux`
     (lightkurve). A pandas or Arrow table must have an id column; another object without one is one star.
 
     Args:
         source: the object.
-        star: the id of that star, where the object's own metadata do not name it.
+        star: the id of that star, if the object's own metadata do not name it.
 
     Raises:
         UserError: a frame has two columns of one name.
@@ -98,7 +98,7 @@ def _unmixed(series: Any) -> Any:
 
 
 def _array(get: Any) -> Any:
-    """The Arrow array of a column; None for what has no place in a table (coordinates, images ...), or is not there.
+    """The Arrow array of a column; None if it is absent or has no such form (coordinates, images ...).
 
     Times become MJD, quantities lose their unit, masked values become NaN.
     """

@@ -1,4 +1,4 @@
-"""Light curves from tables with one row a point: the points of a star may stand anywhere, in more than memory holds."""
+"""Light curves from tables with one row a point, in any order, which may be larger than memory."""
 
 from __future__ import annotations
 

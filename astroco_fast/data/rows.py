@@ -73,7 +73,7 @@ class Rows:
 
 @dataclass
 class BandFilter:
-    """Keeps one band, and remembers which bands there were.
+    """Selects the rows of one band, and records all bands seen.
 
     Args:
         wanted: the band to keep; None keeps all.
@@ -84,7 +84,7 @@ class BandFilter:
     matched: bool = False
 
     def mask(self, bands: Any) -> NDArray[np.bool_] | None:
-        """Which of these (an Arrow string array) are wanted; None where all are."""
+        """The mask of the wanted bands among these (an Arrow string array); None if all are wanted."""
         if self.wanted is None:
             return None
         if len(self.seen) < _MOST_BANDS_KEPT:
@@ -94,7 +94,7 @@ class BandFilter:
         return mask
 
     def check(self, source: str) -> None:
-        """Raises UserError where the wanted band never came."""
+        """Raise a UserError if the wanted band never occurred."""
         if self.wanted is not None and not self.matched and self.seen:
             raise UserError(
                 f"{source}: no light curve in band {self.wanted!r}; bands found: {listed(sorted(self.seen))}"
@@ -243,7 +243,7 @@ def photometry(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a column's values stand, for messages. Rows count from 1, without the header."""
+    """The place of a column's values, for messages. Rows count from 1, without the header."""
 
     source: str
     column: str

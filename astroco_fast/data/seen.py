@@ -1,4 +1,4 @@
-"""A check of what must not come twice: light curves of one (id, band), and labels of one star."""
+"""A check that no two light curves have the same (id, band), and that no star has two labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = tuple[NDArray[np.uint64], NDArray[np.int32]]
 
 
 class Seen:
-    """The light curves that have come so far, as hashes, and their labels, as numbers; about 24 bytes each."""
+    """The light curves seen so far, as hashes, and their labels, as numbers; about 24 bytes each."""
 
     def __init__(self) -> None:
         self._curves = _Keys()
@@ -30,7 +30,7 @@ class Seen:
             (n,) the `star_hash` of their ids.
 
         Raises:
-            UserError: an (id, band) has come before, or a star with another label.
+            UserError: an (id, band) occurred before, or a star has another label than before.
         """
         hashes = star_hash(batch.ids)
         twice = self._curves.add(curve_hash(hashes, batch.band))

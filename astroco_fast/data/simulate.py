@@ -1,4 +1,4 @@
-"""A simulated survey of variable stars, so that a first run needs no download. Its light curves say what they are.
+"""A simulated survey of variable stars, so that a first run needs no download. Its light curves are marked simulated.
 
 The stars are those of `shapes`; this module observes them from the ground and in one band. Its assumptions are round,
 typical numbers, which describe no survey in particular:
@@ -41,7 +41,7 @@ _FIELDS = 64
 _LUNATION = 29.530588
 _LOCAL_MIDNIGHT = 0.2  # as a fraction of the MJD, at a site in the west
 _SIDEREAL_DRIFT = 1 / 365.25  # days by which a field crosses the meridian earlier each night
-_PORTION = 512  # stars made at once, which bounds memory and does not change the stars
+_PORTION = 512  # stars computed at once, which bounds memory and does not change the stars
 
 # Counters of draws for points and nights. They differ from those of the stars, whose names hash to 32 bits.
 _NIGHT_KEY, _WEATHER, _QUALITY, _CLOCK, _VISIT, _NOISE_1, _NOISE_2 = (2**32 + i for i in range(7))

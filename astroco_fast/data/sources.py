@@ -1,9 +1,9 @@
-"""Sources: whatever light curves come as, opened so that they can be read in batches.
+"""Sources: light curves in files or objects of any kind, opened so that they can be read in batches.
 
-`open_source` is the only place that asks what kind of input it was given. Each kind has one adapter, which hands on
-`CurveBatch`es: tables (files of any kind, folders and patterns of them, and table-like objects) through `TableSource`,
-lists of arrays, stores and batches through `BatchSource`. A new kind of file is added in `tables`; a new kind of object
-that is a table, in `objects.object_table`; any other, here.
+Only `open_source` distinguishes kinds of input. Each kind has one adapter, which yields `CurveBatch`es: `TableSource`
+for tables (files of any kind, folders and patterns of them, and table-like objects), and `BatchSource` for lists of
+arrays, stores and batches. A new kind of file is added in `tables`; a new kind of object that is a table, in
+`objects.object_table`; any other, here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Source(Protocol):
 
     Attributes:
         name: the input's name in error messages.
-        identity: plain data that says which input this is, so that an interrupted conversion is resumed with the same
-            input only; None: unknown.
-        notes: what the user should know of the input.
+        identity: plain data that identify the input, so that an interrupted conversion is resumed with the same input
+            only; None: unknown.
+        notes: remarks for the user about the input.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Source(Protocol):
             skip: leave out this many batches at the start.
             spill: folder for temporary files; those of an earlier reading of the same source are used again. None: a
                 temporary folder.
-            progress: show a progress bar where reading has to go through all of the input first, on a terminal.
+            progress: show a progress bar, on a terminal, if all of the input must be read first.
         """
 
 
@@ -114,9 +114,9 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
-    """The files that a path stands for (itself, a folder's tables, a pattern's matches), and the folder each is below.
+    """The files that a path names (itself, a folder's tables, a pattern's matches), always in the same order.
 
-    They come in one order, always.
+    Each comes with the folder that it is below.
     """
     if path.is_dir():
         # A HATS catalogue keeps its rows below `dataset`, beside tables about the catalogue itself.
@@ -157,16 +157,16 @@ def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
 
 
 class TableSource:
-    """Light curves of one or more tables that have all a row a point, or all a row a light curve.
+    """Light curves of one or more tables, which all have a point a row, or all a light curve a row.
 
-    Of tables with a light curve a row, a batch is a piece of a table. Points are first grouped into light curves, if
+    In tables with a light curve a row, a batch is a piece of a table. Points are first grouped into light curves, if
     need be through files on disk (`points`).
 
     Args:
-        tables: the tables, and what their columns are.
+        tables: the tables, with the roles of their columns.
         band: read only this band.
         name: the input's name in error messages.
-        identity: which input this is.
+        identity: plain data that identify the input.
         complete: fills in bands and labels that the tables lack.
 
     Raises:
@@ -256,13 +256,13 @@ def _single_precision(tables: Sequence[MappedTable]) -> list[str]:
 
 
 class BatchSource:
-    """Light curves that come as batches already.
+    """Light curves that are batches already.
 
     Args:
-        start: gives the batches from the start.
+        start: returns the batches from the start.
         band: read only this band.
         name: the input's name in error messages.
-        identity: which input this is.
+        identity: plain data that identify the input.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class BatchSource:
 
 
 class ArraySource(BatchSource):
-    """A list of (L, 3) arrays; the id of each is its place in the list."""
+    """A list of (L, 3) arrays, whose ids are their positions in the list."""
 
     def __init__(self, items: Any) -> None:
         super().__init__(self._arrays, None)

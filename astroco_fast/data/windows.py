@@ -65,7 +65,7 @@ def random_windows(
         table: the sequential windows.
         offsets: int64 (n + 1,), as for `window_table`.
         size: points in a full window.
-        seed, epoch: what the draw depends on, with the window's index.
+        seed, epoch: numbers on which the draw depends, with the window's index.
         indices: int64 (k,), the windows of the table to redraw; by default all.
 
     Returns:
