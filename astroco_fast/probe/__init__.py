@@ -1,8 +1,8 @@
-"""`astroco probe`: how well classes of stars can be told from a frozen encoder's embeddings.
+"""`astroco probe`: the accuracy of classifying stars by a frozen encoder's embeddings.
 
 astroco probe --data survey.parquet --model RUN/checkpoints/best --out probes/survey
 
-The protocol is the paper's where the paper describes it; docs/probe.md says which choices are ours.
+The protocol is the paper's where the paper describes it; docs/probe.md lists our own choices.
 """
 
 from collections.abc import Sequence

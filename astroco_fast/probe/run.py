@@ -28,7 +28,7 @@ EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
 
 
 class Assigned(NamedTuple):
-    """The light curves, what is known of their stars, and the splits."""
+    """The light curves, their stars, and the splits."""
 
     portions: list[Portion]
     stars: Stars

@@ -179,7 +179,7 @@ def read_splits(path: str | Path) -> list[Split]:
 
 
 def split_name(name: str) -> str | None:
-    """The part of a split that a folder or a word of this name stands for; None if it stands for none."""
+    """The part of a split that a folder or a word of this name means; None if it means no part."""
     return PART_NAMES.get(name.lower())
 
 

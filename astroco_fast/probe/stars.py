@@ -23,7 +23,7 @@ _FOLD, _SIZE = re.compile(r"fold_?(\d+)", re.IGNORECASE), re.compile(r"(?:.*\D)?
 
 @dataclass(frozen=True)
 class Portion:
-    """Light curves, and the size, fold and part that their folder gives them; None: their folder gives none."""
+    """Light curves, with the size, fold and part of their folder; None: the folder is not one of a split."""
 
     source: Source
     place: tuple[int, int, str] | None = None
@@ -40,12 +40,12 @@ class Portion:
 
 @dataclass
 class Stars:
-    """What is known of n stars.
+    """The labels, light curves and parts of n stars.
 
     Attributes:
         labels: id -> class, for the stars that have one.
         curves: id -> hash of the points of the star's light curve.
-        placed: (n, fold, part) -> ids, where the folders of the data give splits.
+        placed: (n, fold, part) -> ids, if the folders of the data are those of splits.
         dropped: numbers of points and curves that the cleaning dropped, by reason.
         simulated: whether any light curve is simulated.
     """

@@ -1,4 +1,4 @@
-"""The budget `choices`: what the paper leaves open, tried one change at a time with a small model on equal windows.
+"""The budget `choices`: choices that the paper leaves open, changed one at a time in a small model on equal windows.
 
 Each variant is preset S at a third of its width, trained with each of `SEEDS`. The page sets every variant against its
 base of the same seed.
@@ -45,8 +45,8 @@ class Variant:
 
     Attributes:
         name: of its runs, before their seed.
-        choice: what is changed.
-        value: what it is changed to.
+        choice: the choice that is changed.
+        value: its new value.
         model: changes to the model's configuration.
         train: changes to the settings of training.
         mix_last: whether the layer mix starts at the last layer.
@@ -120,7 +120,7 @@ def found(results: Mapping[str, Any]) -> pd.DataFrame:
     """The runs there are.
 
     Args:
-        results: as `Experiment.results` gives them.
+        results: as `Experiment.results` returns them.
 
     Returns:
         A row for each run, with the columns variant, seed, rmse_hidden (magnitudes) and, missing where there are no
@@ -151,7 +151,7 @@ def page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
     """The lines of the page in Markdown.
 
     Args:
-        results: as `Experiment.results` gives them.
+        results: as `Experiment.results` returns them.
         drawn: file names of the figures that there are.
     """
     runs = found(results)

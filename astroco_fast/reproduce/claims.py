@@ -23,7 +23,7 @@ def claims(models: Mapping[str, Any], stage: str) -> list[Claim]:
     """The claims that a stage's results can judge.
 
     Args:
-        models: by name; as `Experiment.results` gives them.
+        models: the models by name, as `Experiment.results` returns them.
         stage: one of `plan.STAGES`.
     """
     there = {name: facts["stages"][stage] for name, facts in models.items() if stage in facts["stages"]}

@@ -48,7 +48,7 @@ def figures(results: Mapping[str, Any], runs: Mapping[str, Path]) -> "dict[str, 
     """The figures by file name; None: there is nothing to draw yet.
 
     Args:
-        results: as `Experiment.results` gives them.
+        results: as `Experiment.results` returns them.
         runs: the folder of each model's pretraining.
     """
     return {"figure3.png": labels(results), "training.png": training(results, runs)}

@@ -1,4 +1,4 @@
-"""The paper's models, the budgets `small` and `paper` to train them under, and what the paper prints of them."""
+"""The paper's models, the budgets `small` and `paper` to train them under, and the paper's printed results."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Budget:
-    """An experiment: the rows, and what each of them gets.
+    """An experiment: the rows, and the training of each.
 
     Attributes:
         name: the value of `--budget`.

@@ -21,7 +21,7 @@ def write_report(out: Path, results: Mapping[str, Any], runs: Mapping[str, Path]
 
     Args:
         out: the folder to write to.
-        results: as `Experiment.results` gives them.
+        results: as `Experiment.results` returns them.
         runs: the folder of each model's pretraining.
 
     Returns:

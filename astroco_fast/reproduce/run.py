@@ -1,4 +1,4 @@
-"""The engine of experiments: pretrain each row, keep its model, probe it, report; skip what is there already."""
+"""The engine of experiments: pretrain each row, keep its model, probe it, report; finished parts are skipped."""
 
 import filecmp
 import json
@@ -47,8 +47,8 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
     """Run `astroco reproduce` to its end, or to a signal.
 
     Args:
-        config: as the user gave it.
-        ranks: this process's place among them.
+        config: the user's settings.
+        ranks: this process's place among the ranks.
         stop: whether a signal asked to stop.
 
     Returns:
@@ -113,7 +113,7 @@ class Experiment:
         self._runs = {row.name: out / RUNS / row.folder for row in budget.rows}
 
     def prepare(self) -> None:
-        """Find what would go wrong later, draw the probes' stars, and claim the folder. Called on rank 0."""
+        """Check for errors that would occur later, draw the probes' stars, and claim the folder. Called on rank 0."""
         for row, stage in ((row, stage) for row in self.budget.rows for stage in self.budget.stages):
             kept = self.place(row, stage)
             if kept.exists() and read_summary(kept)["store"] != self.store.digest:
@@ -133,7 +133,7 @@ class Experiment:
             self.console.say(line)
 
     def run(self) -> int:
-        """Train all models to the end of each stage, probe and report after each; gives the exit status."""
+        """Train all models to the end of each stage, probe and report after each; return the exit status."""
         diverged: list[Row] = []
         if self.config.probe:
             self.ranks.on_rank_zero(self._probe_untrained, is_long=True)
@@ -185,7 +185,7 @@ class Experiment:
         return max(float(read_summary(place)["training_seconds"]) for place in kept if place.exists())
 
     def _steps(self, row: Row, stage: str, seconds: float | None) -> tuple[int | None, bool]:
-        """Steps to train a model to (None: the budget's epochs), and whether the first stage has taken it there."""
+        """The last step of a model's training (None: the budget's epochs), and whether the first stage reached it."""
         if seconds is None:
             windows = self.budget.windows
             return None if windows is None else -(-windows // self.budget.global_batch), False
@@ -219,7 +219,7 @@ class Experiment:
         Args:
             source: folder of the run, or of the kept model.
             kept: folder to copy to.
-            seconds: the stage's, to know the copy by.
+            seconds: the stage's training time, which the copy's summary records.
         """
         summary = json.loads((source / run_folder.SUMMARY).read_text())
         if summary["best"] is None:

@@ -15,7 +15,7 @@ def page(results: Mapping[str, Any], drawn: Sequence[str]) -> Iterator[str]:
     """The lines of the page.
 
     Args:
-        results: as `Experiment.results` gives them.
+        results: as `Experiment.results` returns them.
         drawn: file names of the figures that there are.
     """
     models, settings, budget = results["models"], results["settings"], results["budget"]

@@ -1,4 +1,4 @@
-"""A saved run of the benchmark suite, made by hand."""
+"""A saved run of the benchmark suite, written by hand."""
 
 from __future__ import annotations
 

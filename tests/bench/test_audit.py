@@ -1,4 +1,4 @@
-"""The audit: every kernel keeps to its bars, and the audit finds kernels that do not."""
+"""The audit: every kernel keeps within its limits, and the audit finds kernels that do not."""
 
 import json
 import os
@@ -18,7 +18,7 @@ EVERY_ARCH = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 
 def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python in a process that compiles kernels anew, whereas this process may interpret them."""
+    """Run Python in a process that compiles kernels, whereas this process may interpret them."""
     clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITON_CACHE_DIR")}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=3600)

@@ -1,4 +1,4 @@
-"""The benchmark report of a run made by hand: ratios, limits, tables, chart and comparison."""
+"""The benchmark report of a run written by hand: ratios, limits, tables, chart and comparison."""
 
 from __future__ import annotations
 

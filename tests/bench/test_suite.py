@@ -65,7 +65,7 @@ def test_names_are_distinct_and_found():
 
 @pytest.mark.parametrize("kind", ["full", "ragged"])
 def test_padded_windows_mean_the_same(kind):
-    """The model that is compiled and exported gives the reference's embeddings."""
+    """The compiled and exported model computes the reference's embeddings."""
     case, batch = tiny(kind=kind)
     inputs = padded_inputs(batch)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_padded_windows_mean_the_same(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "ragged"])
 def test_onnx(kind):
-    """The exported graph runs and gives the right embeddings."""
+    """The exported graph runs and computes the right embeddings."""
     provider = Onnx("fp32")
     if (reason := provider.unavailable(CPU)) is not None:
         pytest.skip(reason)
@@ -213,7 +213,7 @@ def test_ragged_windows_are_less_work():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_step():
-    """More windows need more memory, and at least what a block keeps for the backward pass."""
+    """More windows need more memory, and at least the memory that a block keeps for the backward pass."""
     small, large = (step_memory("eager fp32", Case("tiny", TRAIN, batch, "full")) for batch in (8, 64))
     assert 4 * 64 * 200 * 64 * 10 < large < 10**9
     assert small < large / 2

@@ -1,4 +1,4 @@
-"""The verdicts on the paper's claims, from results made by hand."""
+"""The verdicts on the paper's claims, from results written by hand."""
 
 from typing import Any
 
