@@ -35,7 +35,7 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     if not path.name or path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file to write")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; make it")
+        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; create it")
     partial = temporary_name(path)
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))

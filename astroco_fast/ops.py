@@ -279,7 +279,7 @@ def _checked_states(module: nn.Module, states: Iterator[Tensor], rows: int, like
         if weights is None or number <= weights:
             yield x
     if weights is not None and number != weights:
-        raise ValueError(f"mix_pool: states must be {weights}, one a weight of the mix, got {number}")
+        raise ValueError(f"mix_pool: states must be {weights}, one for each weight of the mix, got {number}")
 
 
 def _known(name: str, where: str) -> str:

@@ -167,11 +167,11 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
     ),
     "few states": (
         lambda: ops.mix_pool(small().mix_pool, [torch.zeros(9, 8)] * 2, LAYOUT),
-        "mix_pool: states must be 3, one a weight of the mix, got 2",
+        "mix_pool: states must be 3, one for each weight of the mix, got 2",
     ),
     "many states": (
         lambda: ops.mix_pool(small().mix_pool, [torch.zeros(9, 8)] * 4, LAYOUT),
-        "mix_pool: states must be 3, one a weight of the mix, got 4",
+        "mix_pool: states must be 3, one for each weight of the mix, got 4",
     ),
     "no states": (
         lambda: ops.mix_pool(small().mix_pool, [], LAYOUT),

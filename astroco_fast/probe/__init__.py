@@ -1,4 +1,4 @@
-"""`astroco probe`: the accuracy of classifying stars by a frozen encoder's embeddings.
+"""`astroco probe`: classification of stars by a frozen encoder's embeddings, from few labels.
 
 astroco probe --data survey.parquet --model RUN/checkpoints/best --out probes/survey
 

@@ -219,7 +219,7 @@ class Experiment:
         Args:
             source: folder of the run, or of the kept model.
             kept: folder to copy to.
-            seconds: the stage's training time, which the copy's summary records.
+            seconds: the training time of the stage (None: the stage has no such limit), for the copy's summary.
         """
         summary = json.loads((source / run_folder.SUMMARY).read_text())
         if summary["best"] is None:

@@ -70,7 +70,7 @@ def weights(module: Convolution, dtype: torch.dtype) -> Weights:
 
 
 def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Taps (K, P) with BatchNorm's scale in them, and the offset (P,) that is left of it."""
+    """Taps (K, P) with BatchNorm's scale folded in, and the offset (P,), which is the rest of BatchNorm."""
     norm = module.batch_norm
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -161,7 +161,7 @@ def efficient_attention_backward(
 def kernels_for(x: Tensor, size: int, longest: int) -> str:
     """The kernels that attend to x: "flash", "efficient" or, where PyTorch has neither, "plain".
 
-    Forward and backward both know these arguments without asking the device.
+    Forward and backward both know these arguments without waiting for the device.
 
     Args:
         x: a tensor of the device and dtype to attend in.

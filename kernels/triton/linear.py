@@ -84,7 +84,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
     """x W^T + b, zero at rows that are not real.
 
     Args:
-        x: (N, D) float32; what rows that are not real hold never matters.
+        x: (N, D) float32; rows that are not real may have any values.
         w: (F, P) in the compute dtype, P = pitch(D), F a multiple of 8.
         b: (F,) float32, or fewer, where the last columns have no bias.
         end: (N,) int32, as in `Segments`.

@@ -136,7 +136,7 @@ def linear_residual_norm(
     """LayerNorm(x + a W^T + b), zero at rows that are not real.
 
     Args:
-        a: (N, K) half rows in the compute dtype; what rows that are not real hold never matters.
+        a: (N, K) half rows in the compute dtype; rows that are not real may have any values.
         w: (P, K) in the compute dtype, zero from row D on.
         b: (D,) float32.
         x: (N, D) float32, the residual.

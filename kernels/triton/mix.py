@@ -1,9 +1,9 @@
 """The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
 
-Without gradients each state is added to the sum as it arrives, 12 D bytes a row, and then released; the launch that
-adds the last one also computes the means. With gradients all states are in memory at the end, and a launch adds up to
-five of them (S's five in one launch, L's thirteen in three): 4 D bytes a row and state, and 8 D for a launch that
-continues a sum or leaves one to be continued.
+Without gradients each state is added to the sum as soon as it is computed, 12 D bytes a row, and then released; the
+launch that adds the last one also computes the means. With gradients all states are in memory at the end, and a launch
+adds up to five of them (S's five in one launch, L's thirteen in three): 4 D bytes a row and state, and 8 D for a launch
+that continues a sum or whose sum is continued.
 
 Backward computes each state's gradient, w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus
 that of the mean. For the logits it computes the sum of dM x(l). Again a launch takes up to five states, 8 D bytes a row
@@ -97,7 +97,7 @@ def _forward_kernel(
 def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost):
     """Write the state's gradient; add upstream * x to `dot`, and to `lost` what rounding takes from `dot`.
 
-    The multiply-adds are written out, because the compiler may fuse others than those whose rounding `lost` assumes.
+    The multiply-adds are written out, because the compiler would choose others to fuse, whose rounding `lost` misses.
     """
     tl.store(dx + offset, weight * upstream, mask=inside)
     value = tl.load(x + offset, mask=real, other=0.0)

@@ -1,7 +1,7 @@
 """The layer mix, sum_l softmax(logits)_l x(l), and its mean over each window's real points.
 
-Without gradients each state is added to the mix as it comes, and then released. With gradients the states, which the
-blocks' own backward keeps anyway, are held until the last one has come.
+Without gradients each state is added to the mix as soon as it is computed, and then released. With gradients the
+states, which the blocks' backward keeps anyway, are held until the last one is computed.
 """
 
 from collections.abc import Iterable
