@@ -23,7 +23,7 @@ class CurveBatch:
         time: (P,) float64, days.
         mag: (P,) float32, magnitudes; +inf if the flux was not positive.
         err: (P,) float32, magnitudes, one standard deviation.
-        source: where the curves come from, for messages.
+        source: the input's name in error messages.
         simulated: whether these light curves are simulated rather than observed.
 
     Raises:

@@ -37,7 +37,7 @@ def partitions(
         points: Arrow record batches with the columns id, band, label, time, mag, err (`rows.Rows.points`). They are not
             read where an earlier cut into `folder` is whole.
         expected: how many points there are, about.
-        folder: for the files of the cut; None: a temporary one.
+        folder: the folder for the files of the cut; None: a temporary one.
         skip: leave out this many tables at the start.
         progress: show a progress bar, on a terminal.
 
@@ -126,7 +126,7 @@ def group_points(points: Any, source: str, simulated: bool) -> CurveBatch:
 
     Args:
         points: an Arrow table with the columns id, band, label, time, mag, err (`rows.Rows.points`).
-        source: where the points come from, for messages.
+        source: the input's name in error messages.
         simulated: whether they are simulated.
 
     Raises:

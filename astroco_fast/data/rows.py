@@ -110,7 +110,7 @@ def read_rows(
 
     Args:
         batch: an Arrow record batch with the columns of `mapped`.
-        first_row: the number of its first row in the table, from 0; for messages.
+        first_row: the number of its first row in the table, from 0, for error messages.
         mapped: the table, and what its columns are.
         wanted: the band to keep.
         complete: fills in bands and labels that the table lacks.
@@ -259,7 +259,7 @@ def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) 
 
     Args:
         array: Arrow array or chunked array of any numeric or text type.
-        place: for messages.
+        place: the place of the values, for error messages.
         rows: (n,) row of each value, where that is not its position (values of list columns).
 
     Raises:

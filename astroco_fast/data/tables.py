@@ -45,7 +45,7 @@ class Field:
     """Where the values of one role stand: in a column, or in one field of a nested column.
 
     Attributes:
-        name: as the user knows it, `column` or `column.field`.
+        name: the user's name for the place: `column` or `column.field`.
         column: the table's column.
         sub: the field of a column of structs or of lists of structs; None for a plain column.
         listed: whether a row holds a list of values.

@@ -47,9 +47,9 @@ def make_store(
     Args:
         data: path of a store, or of whatever `convert` takes; None: simulate a survey of `SIMULATED_STARS` stars.
         out: where a store made here is written.
-        seed: of the simulated survey.
-        columns, band, clean: of the conversion; see `convert`.
-        say: is given lines for the user.
+        seed: the simulated survey's seed.
+        columns, band, clean: the arguments of `convert` with these names.
+        say: prints a line for the user.
         progress: show a progress bar, on a terminal.
 
     Raises:

@@ -88,7 +88,7 @@ class StoreWriter:
         Args:
             batch: the batch after cleaning; it may be empty.
             hashes: (n,) the `star_hash` of its ids.
-            counts: is added to `counts`.
+            counts: the numbers to add to the attribute `counts`.
         """
         for role, (name, dtype) in POINT_FILES.items():
             self._extend(name, getattr(batch, role).astype(dtype, copy=False))

@@ -137,7 +137,7 @@ class CheckpointFolder:
         """Write a checkpoint, point `last` to it, and remove old ones.
 
         Args:
-            name: from `next_name`.
+            name: the checkpoint's name, from `next_name`.
             state: the content of state.json.
             write_model: writes the other files (`save_weights`) into the folder that it is given.
             needed: another checkpoint to keep.
@@ -248,7 +248,7 @@ def save_weights(trainer: Trainer, folder: Path, notes: str) -> None:
     """Write the model as `save_pretrained` does, and what training needs besides.
 
     Args:
-        trainer: whose tensors to write.
+        trainer: holds the tensors to write.
         folder: an existing one.
         notes: text for the model card.
     """

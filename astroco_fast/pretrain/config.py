@@ -170,13 +170,14 @@ def data_name(data: str) -> str:
     return Path(os.path.abspath(Path(*parts))).name.strip(".").split(".")[0] or "data"
 
 
-# A resumed run may change these settings: they end, show or save the computation, and do not alter it ...
+# A resumed run may change these settings, which decide when it ends, what it reports and when it saves, but not what
+# it computes.
 FREE = {"out"}
 FREE |= {f"train.{name}" for name in ("epochs", "max_steps", "patience", "evaluate_every", "max_bad_steps")}
 FREE |= {
     f"train.{name}" for name in ("log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard", "plots")
 }
-# ... and these with a note to the user: global batches stay the same, but results differ in their last bits.
+# It may also change these, with a note to the user: global batches stay the same, but results differ in the last bits.
 MACHINE = {"train.micro_batch", "train.device", "train.recompute"}
 
 

@@ -62,7 +62,7 @@ class MetricsFile:
         """Open the file, and cut off what follows the checkpoint.
 
         Args:
-            path: of the file.
+            path: the file's path.
             size: its length in bytes as of the checkpoint, 0 for a new run.
 
         Raises:
@@ -233,8 +233,8 @@ class Stopwatch:
     """Where the wall time since the last line of training metrics went. Evaluations and checkpoints are not counted.
 
     Attributes:
-        seconds: by what was done: "data" (waiting for windows, and their upload), "model" (forward and backward passes,
-            and the reduction), "optimizer" and "other".
+        seconds: the time by activity: "data" (waiting for windows, and their upload), "model" (forward and backward
+            passes, and the reduction), "optimizer" and "other".
         assembly: processor seconds of the thread that assembles windows beside these.
         windows, points: the numbers of windows and of their real points in the steps.
         attention_pairs: the sum over windows of the squared number of real points (the work of attention).

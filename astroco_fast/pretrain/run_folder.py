@@ -31,7 +31,7 @@ from astroco_fast.pretrain.ranks import Ranks, StopRequest
 from astroco_fast.pretrain.step import Trainer
 
 CONFIG, SUMMARY, ENVIRONMENT, STORE = "config.yaml", "summary.json", "environment.json", "store"
-_WAY_OUT = "make room, or choose another --out"
+_WAY_OUT = "free some disk space, or choose another --out"
 
 
 @contextmanager

@@ -40,7 +40,7 @@ CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "r
 FREE = {"out", "models"}  # settings that a later start in the same folder may change ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
 _NO_LIMIT = 1_000_000
-_FULL = "make room, or choose another --out"  # the advice where the disk is full
+_FULL = "free some disk space, or choose another --out"  # the advice where the disk is full
 
 
 def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
