@@ -212,16 +212,16 @@ class Ranks:
         return values
 
     def on_all_ranks(self, body: Callable[[], T], *, is_long: bool = False) -> T:
-        """Run something that may fail on all ranks; if it fails on one, all raise.
+        """Run `body` on all ranks, and wait for all of them. If it fails on one rank, all ranks raise.
 
         Args:
-            body: what to run; it must not communicate with other ranks.
-            is_long: whether it may take one rank hours.
+            body: the function to run; it must not communicate with other ranks.
+            is_long: whether it may take hours on some rank.
 
         Raises:
-            SharedError: a rank's `UserError` or `OSError` (a full disk ...): the first rank's that has one.
-            Interrupted: a rank's.
-            RuntimeError: another rank hit something unexpected; that rank raises the original.
+            SharedError: a rank had a `UserError` or an `OSError` (a full disk ...); the lowest such rank's is raised.
+            Interrupted: a rank was interrupted.
+            RuntimeError: another rank had an unexpected error, which that rank raises itself.
         """
         value, error = None, None
         try:
@@ -234,7 +234,7 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def on_rank_zero(self, body: Callable[[], T], *, is_long: bool = False) -> T:
-        """Run something on rank 0 while the others wait; all get its (picklable) result, or raise its error.
+        """Run `body` on rank 0 while the others wait. All ranks return its (picklable) result, or raise its error.
 
         Arguments and errors are those of `on_all_ranks`.
         """

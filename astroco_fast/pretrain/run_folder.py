@@ -77,7 +77,7 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
             )
         if changed:
             console.say(
-                f"Note: {', '.join(sorted(changed))} changed: the run goes on, but not to the last bit as before."
+                f"Note: {', '.join(sorted(changed))} changed: the run goes on, but results differ in the last bits."
             )
     return is_resumed
 
@@ -94,7 +94,7 @@ def open_data(
     """Open the store of the run's light curves; rank 0 converts or simulates them first if need be.
 
     Args:
-        config, ranks, console, stop: the run's.
+        config, ranks, console, stop: the run's objects with these names.
         folder: the run's folder; a store that is made here is kept in `folder`/store.
         is_resumed: whether the run has begun already, and so has its store.
 
