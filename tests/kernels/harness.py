@@ -189,11 +189,11 @@ def assert_close(*draws: Draw, real: Tensor | None = None) -> None:
     assert not wrong, wrong
 
 
-def check(draw: Callable[[int], tuple[Draw, Tensor]]) -> None:
+def check(draw: Callable[[int], tuple[Draw, Tensor | None]]) -> None:
     """The rule holds in the first draw, or in all of `DRAWS` together: plain PyTorch may be exact by luck in one.
 
     Args:
-        draw: from the draw's number to its results and to the rows that are real points, (N,) bool.
+        draw: from the draw's number to its results and to the rows that are real points, (N,) bool; None: as in `off`.
     """
     draws = []
     for number in range(DRAWS):

@@ -40,7 +40,7 @@ def call(model: nn.Module, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor,
     ("preset", "dtype"),
     [
         ("S", torch.bfloat16),
-        ("L", torch.float32),
+        pytest.param("L", torch.float32, marks=pytest.mark.slow),
         pytest.param("S", torch.float32, marks=pytest.mark.slow),
         pytest.param("L", torch.bfloat16, marks=pytest.mark.slow),
     ],
@@ -48,12 +48,13 @@ def call(model: nn.Module, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor,
 def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: torch.device) -> None:
     model = shortened(preset, dropout=0.0).to(device).train(mode == "training")
     width, batch = model.config.width, len(LENGTHS)
-    draws = []
-    for seed in range(2):  # in one draw, plain PyTorch may be exact by luck for a tensor of three elements
+
+    def draw(seed: int) -> harness.Draw:
         up = [torch.randn(shape, device=device) for shape in ((batch, SIZE, width), (batch, width), (batch, SIZE))]
         gradients = up if mode == "training" else None
-        draws.append(harness.variants(call, model, windows(device, seed), gradients, dtype, fused))
-    harness.assert_close(*draws)
+        return harness.variants(call, model, windows(device, seed), gradients, dtype, fused)
+
+    harness.check(lambda number: (draw(number), None))
 
 
 def test_every_dropout_draws_its_own() -> None:
