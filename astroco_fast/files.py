@@ -72,6 +72,7 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
         UserError: it cannot be written (an `OSError` in the block).
     """
     partial = temporary_name(path)
+    replaced: Path | None = None
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -80,6 +81,8 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
         if replaced is not None:
             shutil.rmtree(replaced)
     except OSError as error:
+        if replaced is not None and not path.exists():
+            os.rename(replaced, path)
         raise unwritable(path, error, way_out) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and the lock on a folder."""
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -144,3 +145,20 @@ def test_without_locks_nothing_is_held(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with files.locked(tmp_path, "busy"), files.locked(tmp_path, "busy"):
         pass
+
+
+def test_an_old_folder_is_put_back_if_the_new_one_cannot_be_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def refuse(partial: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "publish", refuse)
+    with pytest.raises(UserError, match="No space left"), files.whole_folder(path) as partial:
+        (partial / "new").write_text("new")
+    assert [(p.name, p.read_text()) for p in path.iterdir()] == [("old", "old")]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
