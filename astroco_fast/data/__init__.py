@@ -17,6 +17,9 @@ Data pass through these modules from top to bottom, and never back:
     convert     source -> store, resumed where it was stopped
     store       the store, memory-mapped
 
+    periodogram power spectra and harmonic fits of light curves
+    periods     light curves -> their periods, and those at which they are folded
+
     windows     light curves -> windows of 200 points, and an epoch's order of them
     masking     the choice of the probed points of a window, and their replacements
     batches     windows -> padded arrays, centred and masked, computed ahead by a thread

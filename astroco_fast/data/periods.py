@@ -1,0 +1,328 @@
+"""Periods of light curves, and the periods at which they are folded.
+
+The rule, for each light curve (one star in one band) by itself:
+
+1. Grid: frequencies from 1 / span to 10 cycles a day, in steps of 1 / (4 span) or less.
+2. Candidates: the 5 highest peaks of the power spectrum, and of its sum over three harmonics, which is high at the
+   period of a curve that is not a sine wave; half and twice their frequencies; their aliases of the solar and the
+   sidereal day.
+3. Choice: each candidate is fitted by 1 to 6 harmonics and refined. The fit with the lowest Bayesian information
+   criterion (Schwarz 1978, Ann. Statist. 6, 461) is taken, n ln(1 - gain) + 2 k ln n, plus 10 for frequencies at whole
+   numbers of cycles a day, where the survey's own rhythm shows.
+4. Fold: at half the period, if the fit at half the period explains at least 0.7 of what it explains at the period. The
+   two minima of most eclipsing binaries are alike, and no search can tell their period from its half; all such curves
+   are folded at the half.
+
+Magnitudes' uncertainties weight the points. A model that must not see them sees this much of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.periodogram import (
+    Curve,
+    Float32Array,
+    Float64Array,
+    harmonic_gains,
+    harmonic_sum,
+    harmonic_sums,
+    highest_peaks,
+    log_false_alarm,
+    power_spectrum,
+)
+
+HARMONICS = 6
+# Why a light curve has no period, by `Periods.status`.
+STATUS = ("found", "fewer than 10 points", "shorter than a day", "constant", "false alarm above 1 %")
+_FOUND, _FEW, _SHORT, _CONSTANT, _CHANCE = range(len(STATUS))
+_DAYS = (1.0, 1.00273791)  # cycles a day of the Sun and of the stars
+_CURVES_A_TASK = 32
+
+
+@dataclass(frozen=True)
+class PeriodRule:
+    """The settings of the search.
+
+    Args:
+        highest: the highest frequency, cycles a day.
+        oversample: frequencies within 1 / span.
+        peaks: peaks taken from each of the two spectra.
+        refined: the best candidates, which are refined in frequency.
+        day_penalty: added to the criterion at whole numbers of cycles a day.
+        fold_share: the share of the explained variance from which on half the period is enough.
+        min_points: light curves with fewer points have no period.
+        false_alarm: light curves whose highest peak is more probable by chance have no period.
+    """
+
+    highest: float = 10.0
+    oversample: float = 4.0
+    peaks: int = 5
+    refined: int = 8
+    day_penalty: float = 10.0
+    fold_share: float = 0.7
+    min_points: int = 10
+    false_alarm: float = 0.01
+
+
+@dataclass(frozen=True)
+class Periods:
+    """Periods of n light curves.
+
+    A light curve without a period has NaN in `period`, `fold_period` and `epoch`, and 0 in what follows from them.
+
+    Attributes:
+        period: (n,) float64, days, of the best fit; the physical period, half or twice it.
+        fold_period: (n,) float64, days, `period` or half of it: the period at which to fold.
+        epoch: (n,) float64, days, the first time of minimum light (largest magnitude) of the first harmonic at
+            `fold_period`, counted as the light curve's times are.
+        power: (n,) float32, share of the variance that one harmonic explains at `fold_period`.
+        log_false_alarm: (n,) float32, logarithm to base 10 of the probability that the highest peak is chance; 0 where
+            nothing was searched.
+        harmonics: (n,) int8, the harmonics of the best fit.
+        gains: (n, 12) float32, share of the variance explained by 1 .. 6 harmonics at twice `fold_period`, and by
+            1 .. 6 harmonics at `fold_period`.
+        half_ratio: (n,) float32, the share explained at half of `period` over that at `period`.
+        double_gain: (n,) float32, the share explained at twice `period` minus that at `period`.
+        status: (n,) int8, 0 if a period was found, else the reason's place in `STATUS`.
+    """
+
+    period: Float64Array
+    fold_period: Float64Array
+    epoch: Float64Array
+    power: Float32Array
+    log_false_alarm: Float32Array
+    harmonics: NDArray[np.int8]
+    gains: Float32Array
+    half_ratio: Float32Array
+    double_gain: Float32Array
+    status: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.period)
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """(n,) whether a light curve has a period."""
+        return np.asarray(self.status == _FOUND)
+
+    def select(self, index: Any) -> Periods:
+        """The periods of the light curves that `index` (numbers, a slice or a mask) picks."""
+        return Periods(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Periods]) -> Periods:
+        """The periods of several batches, in order."""
+        whole = [cls.empty(0), *parts]
+        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in whole]) for field in fields(cls)})
+
+    @classmethod
+    def empty(cls, n: int) -> Periods:
+        """n light curves for which nothing was searched."""
+        values = {name: np.full((n, *shape), missing, dtype) for name, dtype, missing, shape in _COLUMNS}
+        return cls(**values)
+
+    def reasons(self) -> Counter[str]:
+        """The number of light curves by status."""
+        return Counter({name: int(count) for i, name in enumerate(STATUS) if (count := (self.status == i).sum())})
+
+    def to_table(self) -> pa.Table:
+        """An Arrow table with a column for each attribute; `gains` is a fixed-size list."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        flat = pa.array(np.ascontiguousarray(columns["gains"]).reshape(-1))
+        return pa.table({**columns, "gains": pa.FixedSizeListArray.from_arrays(flat, 2 * HARMONICS)})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Periods:
+        """The inverse of `to_table`; other columns are ignored."""
+        columns = {}
+        for name, dtype, _, shape in _COLUMNS:
+            values = table[name].combine_chunks()
+            if shape:
+                values = values.flatten()
+            columns[name] = values.to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(-1, *shape)
+        return cls(**columns)
+
+
+# Name, type, value where there is no period, and shape for one light curve.
+_COLUMNS: tuple[tuple[str, Any, float, tuple[int, ...]], ...] = (
+    ("period", np.float64, np.nan, ()),
+    ("fold_period", np.float64, np.nan, ()),
+    ("epoch", np.float64, np.nan, ()),
+    ("power", np.float32, 0, ()),
+    ("log_false_alarm", np.float32, 0, ()),
+    ("harmonics", np.int8, 0, ()),
+    ("gains", np.float32, 0, (2 * HARMONICS,)),
+    ("half_ratio", np.float32, 0, ()),
+    ("double_gain", np.float32, 0, ()),
+    ("status", np.int8, _FEW, ()),
+)
+
+
+def find_periods(curves: CurveBatch, rule: PeriodRule | None = None, threads: int | None = None) -> Periods:
+    """Search the period of each light curve by itself; the module's text states the rule.
+
+    A light curve's result does not depend on the others of its batch, nor on the number of threads.
+
+    Args:
+        curves: n light curves, their points in any order. Points that are not measurements (not finite, uncertainty not
+            positive) are left out.
+        rule: the settings of the search.
+        threads: light curves searched at the same time; None: as many as this process may use CPUs.
+    """
+    rule = rule or PeriodRule()
+    threads = threads or available_cpus()
+    starts = range(0, len(curves), _CURVES_A_TASK)
+    tasks = [range(start, min(start + _CURVES_A_TASK, len(curves))) for start in starts]
+    if threads == 1 or len(tasks) == 1:
+        return Periods.concatenate([_search(curves, task, rule) for task in tasks])
+    with ThreadPoolExecutor(threads) as pool:
+        return Periods.concatenate(list(pool.map(lambda task: _search(curves, task, rule), tasks)))
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _search(curves: CurveBatch, places: range, rule: PeriodRule) -> Periods:
+    """The periods of some curves of a batch. Small matrices of all of them are solved together."""
+    out = Periods.empty(len(places))
+    searched: list[tuple[int, float, Curve]] = []
+    for row, place in enumerate(places):
+        curve, first, out.status[row] = _prepare(curves, place, rule)
+        if curve is not None:
+            searched.append((row, first, curve))
+    if not searched:
+        return out
+    kept = [curve for _, _, curve in searched]
+    frequency, harmonics, highest_power = _choose(kept, rule)
+    # From here on: half, once and twice the frequency.
+    sums = [
+        harmonic_sums(curve, f * np.array([0.5, 1, 2]), HARMONICS) for curve, f in zip(kept, frequency, strict=True)
+    ]
+    gains = harmonic_gains(np.concatenate(sums)).reshape(-1, 3, HARMONICS)
+    for i, (row, first, curve) in enumerate(searched):
+        log_chance = log_false_alarm(highest_power[i], curve, rule.highest)
+        out.log_false_alarm[row] = log_chance
+        if log_chance > np.log10(rule.false_alarm):
+            out.status[row] = _CHANCE
+            continue
+        half, once, twice = gains[i, :, _most_harmonics(len(curve)) - 1]
+        folded = 2 if twice >= rule.fold_share * once else 1
+        out.period[row] = 1 / frequency[i]
+        out.fold_period[row] = 1 / (folded * frequency[i])
+        out.epoch[row] = first + _minimum_phase(sums[i][folded]) * out.fold_period[row]
+        out.gains[row] = gains[i, folded - 1 : folded + 1].ravel()
+        out.power[row] = out.gains[row, HARMONICS]
+        out.harmonics[row] = harmonics[i]
+        out.half_ratio[row] = twice / once
+        out.double_gain[row] = half - once
+    return out
+
+
+def _prepare(curves: CurveBatch, place: int, rule: PeriodRule) -> tuple[Curve | None, float, int]:
+    """A light curve's good points in order of time, the time of the first, and its status so far."""
+    points = slice(curves.offsets[place], curves.offsets[place + 1])
+    time, mag, err = curves.time[points], curves.mag[points], curves.err[points]
+    good = np.isfinite(time) & np.isfinite(mag) & np.isfinite(err) & (err > 0)
+    if np.count_nonzero(good) < rule.min_points:
+        return None, np.nan, _FEW
+    order = np.flatnonzero(good)[np.argsort(time[good], kind="stable")]
+    time, mag, err = time[order], mag[order], err[order]
+    if time[-1] - time[0] < 1:
+        return None, np.nan, _SHORT
+    if mag.min() == mag.max():
+        return None, np.nan, _CONSTANT
+    return Curve.of(time, mag, err), float(time[0]), _FOUND
+
+
+def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArray[np.int64], Float64Array]:
+    """The frequency and the number of harmonics of each curve's best fit, and the highest power of one harmonic."""
+    most = [_most_harmonics(len(curve)) for curve in curves]
+    steps, frequencies = zip(*(_candidates(curve, rule) for curve in curves), strict=True)
+    fits = _fits(curves, frequencies, 3)
+    highest = np.array([gain[:, 0].max() for gain in fits])
+    best = [
+        f[np.argsort(_criterion(gain, curve, k).min(axis=1), kind="stable")[: rule.refined]]
+        for f, gain, curve, k in zip(frequencies, fits, curves, most, strict=True)
+    ]
+    # Steps of 1 / (16 span), then of a quarter of that, around each.
+    for width, finer, harmonics in ((3, 4, 4), (2, 16, HARMONICS)):
+        around = np.arange(-width, width + 1) / finer
+        grids = [np.maximum(f[:, None] + around * step, step) for f, step in zip(best, steps, strict=True)]
+        fits = _fits(curves, [grid.ravel() for grid in grids], harmonics)
+        highest = np.maximum(highest, [gain[:, 0].max() for gain in fits])
+        tables = [_criterion(gain, curve, k) for gain, curve, k in zip(fits, curves, most, strict=True)]
+        scores = [table.min(axis=1).reshape(grid.shape) for table, grid in zip(tables, grids, strict=True)]
+        best = [grid[np.arange(len(grid)), score.argmin(axis=1)] for grid, score in zip(grids, scores, strict=True)]
+    frequency, harmonics_of = np.empty(len(curves)), np.empty(len(curves), np.int64)
+    for i, (grid, score, table, curve) in enumerate(zip(grids, scores, tables, curves, strict=True)):
+        place = int(np.argmin(score + rule.day_penalty * _at_whole_days(grid, curve)))
+        frequency[i], harmonics_of[i] = grid.flat[place], table[place].argmin() + 1
+    return frequency, harmonics_of, highest
+
+
+def _candidates(curve: Curve, rule: PeriodRule) -> tuple[float, Float64Array]:
+    """The step of the grid, and candidates (F,) in cycles a day."""
+    spectrum = power_spectrum(curve, rule.highest, rule.oversample)
+    per_span = 1 / (spectrum.step * curve.span)
+    first, apart = max(2, int(per_span)), 1.5 * per_span
+    peaks = [highest_peaks(power, first, rule.peaks, apart) for power in (spectrum.power, harmonic_sum(spectrum.power))]
+    found = np.unique(np.concatenate(peaks)) * spectrum.step
+    aliases = [np.abs(found + shift) for day in _DAYS for shift in (day, -day)]
+    every = np.concatenate([found, found / 2, 2 * found, *aliases])
+    every = every[(every >= 0.7 / curve.span) & (every <= rule.highest)]
+    near = 0.3 * spectrum.step
+    return spectrum.step, np.unique(np.rint(every / near)) * near
+
+
+def _fits(curves: Sequence[Curve], frequencies: Iterable[Float64Array], harmonics: int) -> list[Float64Array]:
+    """The gains (F, harmonics) of each curve at its F frequencies."""
+    sums = [harmonic_sums(curve, f, harmonics) for curve, f in zip(curves, frequencies, strict=True)]
+    return np.split(harmonic_gains(np.concatenate(sums)), np.cumsum([len(s) for s in sums])[:-1])
+
+
+def _most_harmonics(n: int) -> int:
+    """The harmonics that n points allow."""
+    return min(HARMONICS, max(1, (n - 4) // 6))
+
+
+def _criterion(gain: Float64Array, curve: Curve, most: int) -> Float64Array:
+    """The Bayesian information criterion (F, K) of fits with 1 .. K harmonics, at most `most`, lower is better."""
+    gain = gain[:, :most]
+    n = len(curve)
+    terms = 2 * np.arange(1, gain.shape[1] + 1)
+    return np.asarray(n * np.log(np.maximum(1 - gain, 1e-6)) + np.log(n) * terms)
+
+
+def _at_whole_days(frequency: Float64Array, curve: Curve) -> NDArray[np.bool_]:
+    """Whether a frequency is a whole number of cycles a day, within 0.01 or what the span resolves."""
+    away = np.min([np.abs(frequency - np.rint(frequency / day) * day) for day in _DAYS], axis=0)
+    return np.asarray((away < max(0.01, 1 / curve.span)) & (frequency > 0.5))
+
+
+def _minimum_phase(sums: Float64Array) -> float:
+    """The phase in [0, 1) of the largest magnitude of a fit of one harmonic, from `harmonic_sums` at one frequency."""
+    cos, sin = sums[0]
+    matrix = np.array(
+        [
+            [1, cos[1], sin[1]],
+            [cos[1], (1 + cos[2]) / 2, sin[2] / 2],
+            [sin[1], sin[2] / 2, (1 - cos[2]) / 2],
+        ]
+    )
+    matrix[1, 1] += 1e-3
+    matrix[2, 2] += 1e-3
+    _, a, b = np.linalg.solve(matrix, sums[1, :, :2].ravel()[[0, 1, 3]])
+    return float(np.arctan2(b, a) / (2 * np.pi) % 1)

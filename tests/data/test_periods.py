@@ -1,0 +1,272 @@
+"""Periods: found where there is one, refused where there is none, the same for every batch and number of threads."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from astroco_fast.data import periodogram
+from astroco_fast.data.clean import clean
+from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.periodogram import (
+    Curve,
+    harmonic_gains,
+    harmonic_sums,
+    highest_peaks,
+    log_false_alarm,
+    power_spectrum,
+)
+from astroco_fast.data.periods import HARMONICS, STATUS, PeriodRule, Periods, find_periods
+from astroco_fast.data.sources import open_source
+from tests.data.curve_factory import SHARED
+
+real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real light curves are not beside this checkout")
+
+
+def night_times(n, rng, nights=1500, start=53_500.0):
+    """n times of a survey from one place: a few points a night, about the same time of night."""
+    return np.sort(start + rng.integers(0, nights, n) + rng.normal(0.3, 0.08, n))
+
+
+def curve(shape, period, n=150, noise=0.02, seed=0, **times):
+    """An (n, 3) light curve with this shape, a function of the phase in [0, 1) that returns magnitudes."""
+    rng = np.random.default_rng(seed)
+    time = night_times(n, rng, **times)
+    return np.stack([time, 15 + shape(time / period % 1) + rng.normal(0, noise, n), np.full(n, noise)], axis=1)
+
+
+def sine(phase):
+    return 0.3 * np.cos(2 * np.pi * phase)
+
+
+def sawtooth(phase):
+    return 0.8 * np.minimum(phase / 0.8, (1 - phase) / 0.2)
+
+
+def eclipses(second):
+    """Two eclipses, of depths 0.5 and `second`, half a period apart."""
+
+    def shape(phase):
+        near = np.abs((phase + 0.5) % 1 - 0.5)
+        return 0.5 * np.exp(-((near / 0.05) ** 2)) + second * np.exp(-(((0.5 - near) / 0.05) ** 2))
+
+    return shape
+
+
+def batch_of(*curves):
+    return CurveBatch.from_arrays(curves, [str(i) for i in range(len(curves))], source="test")
+
+
+def find(*curves, **options):
+    return find_periods(batch_of(*curves), threads=1, **options)
+
+
+def assert_same(one, other):
+    for name in vars(one):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("period", [0.137, 0.5472, 2.7, 31.4, 402.0])
+def test_a_pulsation_is_found_at_its_period(period):
+    found = find(curve(sine, period), curve(sawtooth, period))
+    assert found.found.all()
+    np.testing.assert_allclose(found.period, period, rtol=0.1 * period / 1500 + 1e-6)
+    np.testing.assert_array_equal(found.fold_period, found.period)
+    assert (found.log_false_alarm < -10).all()
+    assert found.power[0] > 0.95 > found.power[1] > 0.5
+    assert found.harmonics[0] == 1 < found.harmonics[1]
+
+
+def test_like_eclipses_are_folded_together_and_unlike_ones_apart():
+    found = find(curve(eclipses(0.5), 3.21), curve(eclipses(0.05), 3.21))
+    np.testing.assert_allclose(found.fold_period, [3.21 / 2, 3.21], rtol=1e-4)
+    assert found.half_ratio[1] < 0.7
+
+
+def test_epoch_is_the_first_time_of_minimum_light():
+    points = curve(sine, 0.61)
+    found = find(points)
+    (epoch,) = found.epoch
+    phase = epoch / 0.61 % 1  # the magnitude is largest at phase 0
+    assert min(phase, 1 - phase) < 0.05
+    assert points[0, 0] <= epoch < points[0, 0] + found.fold_period[0]
+
+
+@pytest.mark.parametrize("zero", [-53_000.0, 2_400_000.5])
+def test_the_zero_point_of_time_does_not_matter(zero):
+    points = curve(sawtooth, 0.61)
+    moved = points + np.array([zero, 0, 0])
+    one, other = find(points), find(moved)
+    np.testing.assert_allclose(other.period, one.period, rtol=1e-6)
+    np.testing.assert_allclose(other.epoch, one.epoch + zero, atol=1e-3)
+
+
+def test_the_order_of_points_does_not_matter():
+    points = curve(sawtooth, 0.61)
+    assert_same(find(points), find(np.random.default_rng(0).permutation(points)))
+
+
+def test_twice_the_points_at_the_same_times_have_the_same_period():
+    points = curve(sawtooth, 0.61)
+    np.testing.assert_allclose(find(np.repeat(points, 2, axis=0)).period, find(points).period, rtol=1e-5)
+
+
+def test_noise_has_no_period():
+    curves = [curve(np.zeros_like, 1, n=60, seed=seed) for seed in range(60)]
+    found = find(*curves)
+    assert np.count_nonzero(found.found) <= 2
+    assert found.reasons()["false alarm above 1 %"] >= 58
+    assert (found.log_false_alarm <= 0).all()
+
+
+def test_light_curves_without_a_period_are_told_apart():
+    good = curve(sine, 0.61)
+    constant, evening = good.copy(), good.copy()
+    constant[:, 1] = 15
+    evening[:, 0] = np.linspace(100.0, 100.2, len(good))
+    found = find(good[:9], good[:1], good[:0], constant, evening, good)
+    assert [STATUS[s] for s in found.status] == [
+        *["fewer than 10 points"] * 3,
+        "constant",
+        "shorter than a day",
+        "found",
+    ]
+    assert np.isnan(found.period[:5]).all()
+    assert np.isnan(found.fold_period[:5]).all()
+    assert np.isnan(found.epoch[:5]).all()
+    for name in ("power", "log_false_alarm", "harmonics", "gains", "half_ratio", "double_gain"):
+        assert not getattr(found, name)[:5].any(), name
+    assert len(find_periods(batch_of())) == 0
+
+
+def test_points_that_are_not_measurements_are_left_out():
+    points = curve(sine, 0.61)
+    bad = points[:5].copy()
+    bad[0, 0], bad[1, 1], bad[2, 1], bad[3, 2], bad[4, 2] = np.nan, np.nan, np.inf, 0, np.nan
+    assert_same(find(np.concatenate([points, bad])), find(points))
+
+
+@pytest.mark.parametrize(
+    "errors", [np.full(150, 1e30), np.full(150, 1e-30), np.geomspace(1e-3, 1e30, 150), np.geomspace(1e-30, 1, 150)]
+)
+def test_absurd_errors_do_no_harm(errors):
+    points = curve(sine, 0.61)
+    points[:, 2] = errors
+    found = find(points)
+    values = [found.power, found.log_false_alarm, found.gains, found.half_ratio, found.double_gain]
+    assert all(np.isfinite(value).all() for value in values)
+    if found.found.all():
+        np.testing.assert_allclose(found.period, 0.61, rtol=1e-3)
+
+
+def test_ten_points_and_two_times_do_no_harm():
+    ten = curve(sine, 0.61, n=10)
+    two_times = curve(sine, 0.61, n=12)
+    two_times[:, 0] = np.repeat([100.0, 300.0], 6)
+    found = find(ten, two_times)
+    assert np.isfinite(found.log_false_alarm).all()
+    assert np.isfinite(found.gains).all()
+
+
+def test_batches_and_threads_do_not_matter():
+    rng = np.random.default_rng(1)
+    curves = [
+        curve(shape, period, n=int(rng.integers(10, 300)), seed=i, nights=int(rng.integers(50, 3000)))
+        for i, (shape, period) in enumerate([(sine, 0.3), (sawtooth, 0.6), (eclipses(0.4), 2.2)] * 24)
+    ]
+    whole = find(*curves)
+    assert_same(whole, find_periods(batch_of(*curves), threads=3))
+    assert_same(whole, Periods.concatenate([find(one) for one in curves]))
+    assert_same(whole.select(slice(5, 9)), find(*curves[5:9]))
+
+
+def test_table_and_back():
+    found = find(curve(sine, 0.61), curve(sine, 0.61)[:5])
+    table = found.to_table()
+    assert table.column_names == list(vars(found))
+    assert_same(Periods.from_table(table), found)
+    assert_same(Periods.from_table(Periods.empty(0).to_table()), Periods.empty(0))
+
+
+def test_the_grid_is_bounded(monkeypatch):
+    monkeypatch.setattr(periodogram, "MOST_FREQUENCIES", 1 << 12)
+    points = curve(sine, 402.0, nights=30_000)
+    whole = Curve.of(*points.T)
+    spectrum = power_spectrum(whole, 10.0, 4.0)
+    assert len(spectrum.power) == 1 << 12
+    assert spectrum.step == pytest.approx(1 / (4 * whole.span))
+    np.testing.assert_allclose(find(points).period, 402.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("nights", [400, 20_000])
+def test_spectrum_is_the_sum_it_says(nights):
+    """At 20,000 days the transform is in double precision."""
+    light = Curve.of(*curve(sawtooth, 0.61, nights=nights).T)
+    spectrum = power_spectrum(light, 10.0, 4.0)
+    assert 4 <= 1 / (spectrum.step * light.span) <= 4.5 + 1e-9
+    places = np.arange(0, len(spectrum.power), 997)
+    wave = np.exp(2j * np.pi * np.outer(places * spectrum.step, light.time))
+    expected = np.abs(wave @ (light.weight * light.mag)) ** 2
+    np.testing.assert_allclose(spectrum.power[places], expected, atol=0.02 * spectrum.power.max())
+
+
+def test_gains_are_those_of_penalised_least_squares(monkeypatch):
+    monkeypatch.setattr(periodogram, "_POINTS_A_BLOCK", 64)
+    light = Curve.of(*curve(sawtooth, 0.61).T)
+    frequency = np.array([0.5, 1, 1.7]) / 0.61
+    gains = harmonic_gains(harmonic_sums(light, frequency, HARMONICS))
+    for f, row in zip(frequency, gains, strict=True):
+        for harmonics in range(1, HARMONICS + 1):
+            order = np.arange(1, harmonics + 1)
+            angle = 2 * np.pi * f * np.outer(light.time, order)
+            design = np.concatenate([np.ones((len(light), 1)), np.cos(angle), np.sin(angle)], axis=1)
+            penalty = np.diag([0, *(0.01 * (1 + np.tile(order, 2)) / 2)])
+            normal = design.T @ (light.weight[:, None] * design) + penalty
+            right = design.T @ (light.weight * light.mag)
+            assert row[harmonics - 1] == pytest.approx(right @ np.linalg.solve(normal, right), abs=1e-5)
+
+
+def test_highest_peaks_are_apart():
+    power = np.zeros(1003)
+    power[[1, 40, 42, 300, 1002]] = [9, 5, 6, 4, 3]
+    assert highest_peaks(power, 4, 3, 6.0).tolist() == [42, 300, 1002]
+    assert highest_peaks(power[:9], 4, 3, 6.0).tolist() == [4]
+
+
+def test_false_alarm_is_the_published_formula():
+    """As astropy computes it, with its weighting."""
+    timeseries = pytest.importorskip("astropy.timeseries")
+    light = Curve.of(*curve(sine, 0.61, n=40, noise=0.2).T)
+    scargle = timeseries.LombScargle(light.time, light.mag, 1 / np.sqrt(light.weight))
+    for power in (0.2, 0.4, 0.6):
+        expected = scargle.false_alarm_probability(power, method="baluev", minimum_frequency=0, maximum_frequency=10.0)
+        assert 10 ** log_false_alarm(power, light, 10.0) == pytest.approx(float(expected), rel=0.02)
+    assert log_false_alarm(0.9999, light, 10.0) < -50
+    assert log_false_alarm(1.0, light, 10.0) > -np.inf
+    assert log_false_alarm(0.0, light, 10.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_rule_can_be_changed():
+    points = curve(sine, 0.05)
+    assert find(points, rule=PeriodRule(highest=25.0)).period[0] == pytest.approx(0.05, rel=1e-4)
+    strict = replace(PeriodRule(), min_points=200)
+    assert find(points, rule=strict).status[0] == 1
+
+
+@real_data
+def test_periods_of_real_stars():
+    """Of every 300th Catalina star, most are found at the catalogue's period, half or twice it."""
+    table = pq.read_table(SHARED / "catalina.parquet", columns=["id", "period"])
+    catalogue = dict(zip(table["id"].to_pylist(), table["period"].to_pylist(), strict=True))
+    ratios = []
+    for batch in open_source(Path(SHARED) / "catalina.parquet").batches():
+        keep = np.zeros(len(batch), dtype=bool)
+        keep[::300] = True
+        kept, _ = clean(batch.select(keep))
+        found = find_periods(kept)
+        ratios += [p / catalogue[star] for p, star in zip(found.period, kept.ids, strict=True) if catalogue[star]]
+    near = np.abs(np.log(np.outer(ratios, [1, 2, 0.5]))).min(axis=1) < 0.01
+    assert len(near) > 90
+    assert near.mean() > 0.9
