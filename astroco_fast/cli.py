@@ -13,6 +13,7 @@ COMMANDS = {
     "embed": "light curves to vectors, one row a light curve",
     "probe": "classify stars by a frozen encoder's embeddings, from few labels",
     "reproduce": "the paper's tables on your survey: models, ablations and baselines under one budget",
+    "periods": "periods of light curves, and how many are those of a catalogue",
     "convert": "light curves of any format to a packed store",
     "simulate": "a simulated survey of variable stars",
     "report": "plots of a run: loss and RMSE, reconstructed light curves, layer mix",

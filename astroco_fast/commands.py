@@ -4,9 +4,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
 from astroco_fast import settings
@@ -47,15 +49,18 @@ def parse(
     """Parse flags, over an optional `--config FILE.yaml`, into an instance of a dataclass.
 
     The `Args:` section of the dataclass's docstring is the text of `--help`. Fields named in `positional` are
-    positional arguments and must be `str`.
+    positional arguments and must be `str`; one with a default may be left out.
 
     Raises:
         UserError: names an unknown key or flag, a value of the wrong type, or a file that is not YAML.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
+    defaults = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
+    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse(config_class.__doc__ or "").params}
     for name in positional:
-        parser.add_argument(name, type=str)
+        optional: dict[str, Any] = {} if defaults[name] is MISSING else {"nargs": "?", "default": defaults[name]}
+        parser.add_argument(name, type=str, help=texts.get(name), **optional)
     parser.add_class_arguments(config_class, skip=set(positional))
     words = _config_first(sys.argv[1:] if argv is None else list(argv))
     files = {file: settings.read(file, config_class) for file in _config_files(words)}

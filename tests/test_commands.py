@@ -77,3 +77,25 @@ def test_help_says_what_each_setting_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_mistakes_are_named(argv: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(*argv)
+
+
+@dataclass
+class WithOutput:
+    """Settings.
+
+    Args:
+        source: what to read.
+        out: what to write.
+    """
+
+    source: str
+    out: str | None = None
+
+
+def test_places_with_a_default_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    places = ("source", "out")
+    assert parse(WithOutput, "astroco test", "A test.", ["x"], places) == WithOutput("x", None)
+    assert parse(WithOutput, "astroco test", "A test.", ["x", "y"], places) == WithOutput("x", "y")
+    with pytest.raises(SystemExit):
+        parse(WithOutput, "astroco test", "A test.", ["--help"], places)
+    assert "what to write" in capsys.readouterr().out

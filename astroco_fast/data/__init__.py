@@ -19,6 +19,7 @@ Data pass through these modules from top to bottom, and never back:
 
     periodogram power spectra and harmonic fits of light curves
     periods     light curves -> their periods, and those at which they are folded
+    recovery    periods -> how many of them are those of a catalogue, by class
 
     windows     light curves -> windows of 200 points, and an epoch's order of them
     masking     the choice of the probed points of a window, and their replacements

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+import astroco_fast
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.periods import Periods
 from astroco_fast.errors import UserError
-from astroco_fast.files import sha256
+from astroco_fast.files import locked, remove_partials, sha256, whole_file, write_text
 
 FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
@@ -26,7 +28,10 @@ CURVES = "curves.parquet"
 POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("err.f32", "<f4")}
 OFFSETS = ("offsets.i64", "<i8")
 FILES = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0], CURVES)
+# Added to a finished store by `astroco periods`, row i for curve i.
+PERIODS = "periods.parquet"
 _AGAIN = "remove the folder and convert again"
+_SEARCH_AGAIN = "find the periods again with: astroco periods {}"
 _SECTIONS = ("counts", "files", "provenance", "report")
 _CURVES_A_BATCH = 2048
 
@@ -38,7 +43,7 @@ class Store:
     Attributes:
         path: the store's folder.
         manifest: the content of its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`.
-        digest: one hash of the contents of all files, which identifies the store.
+        digest: one hash of the contents of all files but the periods, which identifies the light curves.
         time: (P,) float64, days. This and the next three are memory-mapped and read-only.
         mag: (P,) float32, magnitudes.
         err: (P,) float32, magnitudes.
@@ -48,19 +53,20 @@ class Store:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self.digest = digest_of(manifest["files"])
+        self.digest = digest_of({name: manifest["files"][name] for name in FILES})
         self.time: NDArray[np.float64] = self._map(*POINT_FILES["time"])
         self.mag: NDArray[np.float32] = self._map(*POINT_FILES["mag"])
         self.err: NDArray[np.float32] = self._map(*POINT_FILES["err"])
         self.offsets: NDArray[np.int64] = self._map(*OFFSETS)
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = True) -> Store:
+    def open(cls, path: str | Path, verify: bool = True, check_periods: bool = True) -> Store:
         """Open a store, and compare it with its manifest.
 
         Args:
             path: the store's folder.
             verify: compare the files' checksums too, which reads all of them, rather than only their sizes.
+            check_periods: compare the table of periods too, if the store has one. False where they are replaced.
 
         Raises:
             UserError: the folder is not a store, was made by a newer version, or is not as it was written.
@@ -69,6 +75,8 @@ class Store:
         manifest = read_manifest(path)
         for name in FILES:
             _check_file(path / name, manifest["files"].get(name), verify)
+        if check_periods and PERIODS in manifest["files"]:
+            _check_file(path / PERIODS, manifest["files"][PERIODS], verify, _SEARCH_AGAIN.format(path))
         store = cls(path, manifest)
         counts = manifest["counts"]
         if len(store.offsets) != counts["curves"] + 1 or len(store.time) != counts["points"]:
@@ -118,6 +126,45 @@ class Store:
     def star_hash(self) -> NDArray[np.uint64]:
         """(n,) uint64, as `hashing.star_hash` of the ids."""
         return np.asarray(self._column("star_hash").to_numpy(), dtype=np.uint64)
+
+    @cached_property
+    def periods(self) -> Periods | None:
+        """The periods of the n light curves; None if they were not searched (`astroco periods`)."""
+        if PERIODS not in self.manifest["files"]:
+            return None
+        return Periods.from_table(pyarrow.parquet.read_table(self.path / PERIODS))
+
+    def write_periods(self, parts: Iterable[Periods]) -> None:
+        """Add the periods of the light curves to the store, in place of those that it has.
+
+        Until all of them are written, the store stays as it is. Its digest stays the same.
+
+        Args:
+            parts: the periods of consecutive light curves, n in all, as for `batches`.
+
+        Raises:
+            UserError: another process is writing this store's periods, or the folder cannot be written.
+        """
+        files = {name: self.manifest["files"][name] for name in FILES}
+        with locked(self.path, "another process is writing its periods; wait for it"):
+            remove_partials(self.path)
+            with whole_file(self.path / PERIODS) as partial:
+                rows = 0
+                with pyarrow.parquet.ParquetWriter(partial, Periods.empty(0).to_table().schema) as writer:
+                    for part in parts:
+                        writer.write_table(part.to_table())
+                        rows += len(part)
+                if rows != self.n_curves:
+                    raise ValueError(f"periods of {rows} light curves for a store of {self.n_curves}")
+                added = {**describe_file(partial), "package_version": astroco_fast.__version__}
+                # A kill must not leave a file beside the checksum of another: meanwhile, the manifest lists neither.
+                self._write_manifest(files)
+            self._write_manifest({**files, PERIODS: added})
+        vars(self).pop("periods", None)
+
+    def _write_manifest(self, files: dict[str, Any]) -> None:
+        self.manifest = {**self.manifest, "files": dict(files)}
+        write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=1, sort_keys=True))
 
     def batches(self) -> Iterator[CurveBatch]:
         """The store's curves, copied into memory some at a time."""
@@ -208,13 +255,13 @@ def curve_schema() -> Any:
     return pa.schema([*text, ("n_points", pa.int64()), ("star_hash", pa.uint64())])
 
 
-def _check_file(path: Path, recorded: Mapping[str, Any] | None, verify: bool) -> None:
+def _check_file(path: Path, recorded: Mapping[str, Any] | None, verify: bool, way_out: str = _AGAIN) -> None:
     if recorded is None:
-        raise UserError(f"{path.parent / MANIFEST}: does not list {path.name}; {_AGAIN}")
+        raise UserError(f"{path.parent / MANIFEST}: does not list {path.name}; {way_out}")
     if not path.is_file():
-        raise UserError(f"{path}: missing from the store; {_AGAIN}")
+        raise UserError(f"{path}: missing from the store; {way_out}")
     size = path.stat().st_size
     if size != recorded["bytes"]:
-        raise UserError(f"{path}: has {size} bytes, {recorded['bytes']} were written; {_AGAIN}")
+        raise UserError(f"{path}: has {size} bytes, {recorded['bytes']} were written; {way_out}")
     if verify and sha256(path) != recorded["sha256"]:
-        raise UserError(f"{path}: its content has changed since it was written (checksum); {_AGAIN}")
+        raise UserError(f"{path}: its content has changed since it was written (checksum); {way_out}")

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from astroco_fast.data import store as module
 from astroco_fast.data.convert import convert
 from astroco_fast.data.hashing import star_hash
+from astroco_fast.data.periods import Periods, find_periods
 from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import assert_same_curves, make_batch, write_nested
@@ -139,3 +141,74 @@ def test_a_store_without_its_manifest_is_a_damaged_store(path):
     assert Store.is_store(path)
     with pytest.raises(UserError, match=r"manifest\.json: missing, so this store is not whole; remove the folder"):
         Store.open(path)
+
+
+def test_periods_are_added_without_changing_what_the_store_is(path):
+    store = Store.open(path)
+    digest = store.digest
+    assert store.periods is None
+    found = [find_periods(batch) for batch in store.batches()]
+    store.write_periods(found)
+    for opened in (store, Store.open(path)):
+        assert opened.digest == digest
+        np.testing.assert_array_equal(opened.periods.gains, np.concatenate([part.gains for part in found]))
+        assert len(opened.periods) == 7
+    Store.open(path).write_periods([Periods.empty(7)])
+    assert not Store.open(path).periods.found.any()
+    assert {p.name for p in path.iterdir()} == {*FILES, "manifest.json", "periods.parquet"}
+
+
+def test_an_interrupted_search_leaves_the_store_as_it_was(path):
+    def stopped():
+        yield Periods.empty(3)
+        raise KeyboardInterrupt
+
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        Store.open(path).write_periods(stopped())
+    with pytest.raises(ValueError, match="periods of 3 light curves for a store of 7"):
+        Store.open(path).write_periods([Periods.empty(3)])
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_a_kill_between_the_periods_and_the_manifest_leaves_a_whole_store(path, monkeypatch):
+    Store.open(path).write_periods([Periods.empty(7)])
+    store = Store.open(path)
+    write, calls = module.write_text, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(module, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_periods([Periods.empty(7)])
+    assert Store.open(path).periods is None
+    monkeypatch.undo()
+    Store.open(path).write_periods([Periods.empty(7)])
+    assert len(Store.open(path).periods) == 7
+
+
+def test_damaged_periods_are_found_and_can_be_replaced(path):
+    Store.open(path).write_periods([Periods.empty(7)])
+    content = bytearray((path / "periods.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "periods.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"periods\.parquet: its content has changed .*with: astroco periods .*store"):
+        Store.open(path)
+    (path / "periods.parquet").unlink()
+    with pytest.raises(UserError, match=r"periods\.parquet: missing from the store; find the periods again"):
+        Store.open(path, verify=False)
+    Store.open(path, check_periods=False).write_periods([Periods.empty(7)])
+    assert len(Store.open(path).periods) == 7
+
+
+def test_two_searches_for_one_store(path):
+    def other():
+        with pytest.raises(UserError, match="another process is writing its periods"):
+            Store.open(path).write_periods([Periods.empty(7)])
+        yield Periods.empty(7)
+
+    Store.open(path).write_periods(other())
