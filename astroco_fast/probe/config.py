@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from astroco_fast.data.columns import Columns
 from astroco_fast.errors import UserError
 
-Probe = Literal["linear", "logistic", "knn"]
+Probe = Literal["linear", "logistic", "knn", "forest"]
 PAPER_SIZES = (20, 100, 500)
 
 
@@ -49,6 +49,9 @@ class ProbeConfig:
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
         out: folder to write to: config.yaml, splits.csv, embeddings.parquet, results.json, .csv and .md, and
             confusion_N.png. Embeddings that are there already, of this model, are used again.
+        against: rivals to probe on the same stars, as rows of the same tables: features (of the package light-curve,
+            and of the curves folded at a found period), statistics (nine numbers that do not know the points' order),
+            or any saved model, such as '[features, statistics, OTHER/checkpoints/best]'.
         labels: table (CSV, Parquet) with the columns id and label, which replace the light curves' own labels.
         classes: use only these classes, such as '[RRab, RRc, EA]'. Default: all labels.
         sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100 and 500; where splits are
@@ -62,7 +65,7 @@ class ProbeConfig:
             test and folds are then not used.
         allow_fewer: divide the stars of a class that has too few in the same proportions, rather than fail.
         probes: which classifiers: linear (the paper's head), logistic (scikit-learn's logistic regression), knn (its
-            nearest neighbours).
+            nearest neighbours), forest (its extra trees). Features and statistics are always probed by a forest, too.
         head: training of the linear head.
         logistic_c: C of the logistic regression, the inverse of its penalty.
         neighbours: number of neighbours of the nearest-neighbour probe.
@@ -77,6 +80,7 @@ class ProbeConfig:
     data: str
     model: str
     out: str
+    against: list[str] = field(default_factory=list)
     labels: str | None = None
     classes: list[str] | None = None
     sizes: list[int] | None = None
@@ -87,7 +91,7 @@ class ProbeConfig:
     seed: int = 0
     splits: str | None = None
     allow_fewer: bool = False
-    probes: list[Probe] = field(default_factory=lambda: list(get_args(Probe)))
+    probes: list[Probe] = field(default_factory=lambda: ["linear", "logistic", "knn"])
     head: HeadConfig = field(default_factory=HeadConfig)
     logistic_c: float = 1.0
     neighbours: int = 5
@@ -110,6 +114,8 @@ class ProbeConfig:
             raise UserError(f"sizes must be different whole numbers from 1 on, such as [20, 100], not {self.sizes}")
         if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
             raise UserError(f"classes must be two or more different labels, not {self.classes}")
+        if len({self.model, *self.against}) <= len(self.against):
+            raise UserError(f"against must name different rivals, and not the model itself; got {self.against}")
         if not self.probes or len({*self.probes}) < len(self.probes):
             raise UserError(f"probes must be one or more of {', '.join(get_args(Probe))}, not {self.probes}")
 

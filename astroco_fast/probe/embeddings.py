@@ -1,9 +1,10 @@
-"""Embeddings of the stars to probe, cached in a file, keyed by model and light curve."""
+"""Vectors of the stars to probe, cached in a file, keyed by what makes them and by light curve."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -11,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.embedding import embed_batch
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 from astroco_fast.pretrained import PretrainedEncoder
@@ -23,7 +22,7 @@ from astroco_fast.probe.stars import Portion, Stars
 
 _SAVE_SECONDS = 60.0
 _CURVES_AT_ONCE = 256
-_MODEL = b"model_sha256"
+_DIGEST = b"model_sha256"
 
 
 def model_digest(model: PretrainedEncoder) -> str:
@@ -35,19 +34,36 @@ def model_digest(model: PretrainedEncoder) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Describer:
+    """What turns light curves into vectors: a model, or a function such as those of `astroco_fast.probe.features`.
+
+    Attributes:
+        name: what the tables call it.
+        digest: a hash of everything that the vectors depend on, besides the light curve.
+        describe: the vectors (n, D) float32 of n clean light curves, none of them empty.
+        file: name of the file that caches the vectors.
+    """
+
+    name: str
+    digest: str
+    describe: Callable[[CurveBatch], NDArray[np.float32]]
+    file: str
+
+
 class Embeddings:
-    """One model's embeddings, in a Parquet file with the columns id, curve (a hash of the points) and embedding.
+    """One describer's vectors, in a Parquet file with the columns id, curve (a hash of the points) and embedding.
 
     Args:
         path: the file, which is read if it exists.
-        model: the model's digest.
+        digest: the describer's digest.
 
     Raises:
-        UserError: the file holds embeddings of another model, or cannot be read.
+        UserError: the file holds other vectors, or cannot be read.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self._model = path, model
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self._digest = path, digest
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self._ids: dict[str, str] = {}
         if path.exists():
@@ -74,7 +90,7 @@ class Embeddings:
             "curve": pa.array(curves, pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
         }
-        table = pa.table(columns).replace_schema_metadata({_MODEL: self._model.encode()})
+        table = pa.table(columns).replace_schema_metadata({_DIGEST: self._digest.encode()})
         with whole_file(self.path) as partial:
             pq.write_table(table, partial)
 
@@ -86,52 +102,55 @@ class Embeddings:
             vectors = flat.reshape(len(ids), -1).astype(np.float32)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be read ({error}); remove it, and it is made again") from error
-        if (table.schema.metadata or {}).get(_MODEL, b"").decode() != self._model:
-            raise UserError(f"{self.path}: embeddings of another model; choose another --out, or remove the file")
+        if (table.schema.metadata or {}).get(_DIGEST, b"").decode() != self._digest:
+            raise UserError(f"{self.path}: of another model or version; choose another --out, or remove the file")
         self.add(ids, curves, vectors)
 
 
 def extract(
-    model: nn.Module,
+    describers: Sequence[tuple[Describer, Embeddings]],
     portions: Sequence[Portion],
     stars: Stars,
     wanted: Sequence[str],
-    cache: Embeddings,
-    *,
-    batch_size: int = 256,
     min_points: int = 1,
-) -> int:
-    """Embed, as `astroco embed` does, those light curves of the wanted stars that the cache lacks.
+) -> list[int]:
+    """Compute the vectors of those wanted stars that the caches lack, in one pass over the light curves.
 
-    The cache is saved at the end and every minute, so that an interrupted extraction goes on from there.
+    The caches are saved at the end and every minute, so that an interrupted extraction goes on from there.
 
     Returns:
-        The number of light curves embedded.
+        For each describer, the number of stars whose vectors were computed.
     """
-    missing = {stars.curves[star] for star in wanted} - {curve for curve in stars.curves.values() if curve in cache}
-    made, saved = 0, monotonic()
-    model.eval()
-    with tqdm(total=len(missing), desc="embed", unit=" curves", disable=None) as progress:
-        for portion in portions if missing else ():
+    needed = {star: stars.curves[star] for star in wanted}
+    missing = [{star for star, curve in needed.items() if curve not in cache} for _, cache in describers]
+    made, saved = [0] * len(describers), monotonic()
+    with tqdm(total=sum(map(len, missing)), desc="embed", unit=" curves", disable=None) as progress:
+        for portion in portions if any(missing) else ():
             for batch, digests in portion.batches(min_points, Counter()):
-                for rows in _some(batch, digests, missing):
-                    curves = batch.select(rows)
-                    names = [digest for digest, kept in zip(digests, rows, strict=True) if kept]
-                    cache.add(list(curves.ids), names, embed_batch(model, curves, batch_size))
-                    missing -= {*names}
-                    made += len(curves)
-                    progress.update(len(curves))
-                    if monotonic() - saved > _SAVE_SECONDS:
-                        cache.save()
-                        saved = monotonic()
-    if made:
-        cache.save()
+                for i, (describer, cache) in enumerate(describers):
+                    for rows in _some(batch, missing[i]):
+                        curves = batch.select(rows)
+                        names = [digest for digest, kept in zip(digests, rows, strict=True) if kept]
+                        cache.add(list(curves.ids), names, describer.describe(curves))
+                        missing[i] -= {*curves.ids}
+                        made[i] += len(curves)
+                        progress.update(len(curves))
+                        if monotonic() - saved > _SAVE_SECONDS:
+                            _save(describers, made)
+                            saved = monotonic()
+    _save(describers, made)
     return made
 
 
-def _some(batch: CurveBatch, digests: Sequence[str], missing: set[str]) -> Iterator[NDArray[np.bool_]]:
-    """Flags (n,) of the missing light curves of a batch, some at a time."""
-    rows = np.flatnonzero([digest in missing for digest in digests])
+def _save(describers: Sequence[tuple[Describer, Embeddings]], made: Sequence[int]) -> None:
+    for (_, cache), count in zip(describers, made, strict=True):
+        if count:
+            cache.save()
+
+
+def _some(batch: CurveBatch, missing: set[str]) -> Iterator[NDArray[np.bool_]]:
+    """Flags (n,) of the light curves of missing stars in a batch, some at a time."""
+    rows = np.flatnonzero([star in missing for star in batch.ids])
     for first in range(0, len(rows), _CURVES_AT_ONCE):
         chosen = np.zeros(len(batch), dtype=bool)
         chosen[rows[first : first + _CURVES_AT_ONCE]] = True

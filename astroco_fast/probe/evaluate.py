@@ -12,9 +12,12 @@ from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import (
     Matrix,
     Sample,
+    fill,
+    fit_forest,
     fit_logistic,
     fit_neighbours,
     head_seed,
+    medians,
     require_scikit_learn,
     train_linear,
 )
@@ -27,7 +30,7 @@ class Outcome:
     """One trained probe on its fold's test stars.
 
     Attributes:
-        probe: linear, logistic or knn.
+        probe: linear, logistic, knn or forest.
         n: training stars a class.
         fold: the split's fold.
         seed: the run of the linear head; None for probes without random numbers.
@@ -44,17 +47,24 @@ class Outcome:
 
 
 def evaluate(
-    vectors: Matrix, ids: Text, labels: Text, classes: Sequence[str], splits: Sequence[Split], config: ProbeConfig
+    vectors: Matrix,
+    ids: Text,
+    labels: Text,
+    classes: Sequence[str],
+    splits: Sequence[Split],
+    config: ProbeConfig,
+    missing: bool = False,
 ) -> list[Outcome]:
     """Train and test the configuration's probes on each split.
 
     Args:
-        vectors: (n, D) float32, embeddings of any encoder.
+        vectors: (n, D) float32, embeddings of any encoder, or features.
         ids: (n,) the stars' ids, among them all stars of the splits.
         labels: (n,) the stars' classes.
         classes: the C classes, in the order of the confusion matrices.
         splits: which stars train, validate and test.
         config: the probes and their settings. Those of data, model and splits are not used.
+        missing: whether vectors may lack numbers (NaN), which are then filled with the training stars' medians.
 
     Returns:
         An outcome for each probe, split and, for the linear head, seed.
@@ -64,8 +74,9 @@ def evaluate(
     """
     if {*config.probes} - {"linear"}:
         require_scikit_learn()
-    if not np.isfinite(vectors).all():
-        star = ids[int(np.argmax(~np.isfinite(vectors).all(1)))]
+    usable = np.isfinite(vectors) | (np.isnan(vectors) if missing else False)
+    if not usable.all():
+        star = ids[int(np.argmax(~usable.all(1)))]
         raise UserError(f"the embedding of star {star!r} is not finite; has the model diverged?")
     row = {star: i for i, star in enumerate(ids)}
     number = {name: i for i, name in enumerate(classes)}
@@ -76,6 +87,9 @@ def evaluate(
             rows = {part: np.array([row[star] for star in stars]) for part, stars in split.parts.items()}
             samples = {part: Sample(vectors[at], known[at]) for part, at in rows.items()}
             _check_classes(split, samples, classes)
+            if missing:
+                values = medians(samples["train"].vectors)
+                samples = {part: fill(sample, values) for part, sample in samples.items()}
             outcomes += _on_split(split, samples, len(classes), config)
             progress.update()
     return outcomes
@@ -91,8 +105,12 @@ def _on_split(split: Split, samples: dict[str, Sample], classes: int, config: Pr
                 matrix = confusion_matrix(test.classes, head.predict(test.vectors), classes)
                 yield Outcome(probe, split.n, split.fold, run, head.epoch, matrix)
         else:
-            logistic = probe == "logistic"
-            predict = fit_logistic(train, config.logistic_c) if logistic else fit_neighbours(train, config.neighbours)
+            if probe == "logistic":
+                predict = fit_logistic(train, config.logistic_c)
+            elif probe == "knn":
+                predict = fit_neighbours(train, config.neighbours)
+            else:
+                predict = fit_forest(train, head_seed(config.seed, split.n, split.fold, 0))
             matrix = confusion_matrix(test.classes, predict(test.vectors), classes)
             yield Outcome(probe, split.n, split.fold, None, None, matrix)
 

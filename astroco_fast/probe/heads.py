@@ -111,11 +111,40 @@ def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes
     return _fit(KNeighborsClassifier(n_neighbors=min(neighbours, len(train.classes))), train)
 
 
+def fit_forest(train: Sample, seed: int) -> Callable[[Matrix], Classes]:
+    """Fit scikit-learn's extremely randomised trees (Geurts et al. 2006), with all classes weighted alike.
+
+    On features of Catalina's variable stars they did as well as a random forest. Gradient-boosted trees had a macro-F1
+    lower by 0.02 from 20 stars a class, and higher by 0.01 from 500.
+
+    Returns:
+        A function that predicts the classes (n,) of vectors (n, D).
+    """
+    require_scikit_learn()
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    trees = ExtraTreesClassifier(300, max_features=0.3, class_weight="balanced", random_state=seed % 2**32)
+    return _fit(trees, train)
+
+
 def require_scikit_learn() -> None:
     """Raise MissingExtraError if scikit-learn is not installed."""
     if find_spec("sklearn") is None:
         purpose = "every probe but linear (--probes '[linear]' does without)"
         raise MissingExtraError("scikit-learn", "probe", purpose)
+
+
+def fill(sample: Sample, values: NDArray[np.float32]) -> Sample:
+    """The sample with `values` (D,) in place of missing numbers (NaN)."""
+    return Sample(np.where(np.isnan(sample.vectors), values, sample.vectors), sample.classes)
+
+
+def medians(vectors: Matrix) -> NDArray[np.float32]:
+    """The medians (D,) of the numbers that are there (not NaN); 0 where there are none."""
+    some = np.isfinite(vectors).any(0)
+    found = np.zeros(vectors.shape[1], dtype=np.float32)
+    found[some] = np.nanmedian(vectors[:, some], axis=0)
+    return found
 
 
 def _fit(classifier: Any, train: Sample) -> Callable[[Matrix], Classes]:

@@ -1,6 +1,6 @@
 """Figures of merit, computed from confusion matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +34,9 @@ def balanced_accuracy(confusion: Confusion) -> float:
 def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
     """The mean and the sample standard deviation (divisor k - 1), which is None for a single value."""
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def plus_minus(figure: Mapping[str, float | None]) -> str:
+    """A mean and its standard deviation as text."""
+    deviation = "" if figure["std"] is None else f" ± {figure['std']:.3f}"
+    return f"{figure['mean']:.3f}{deviation}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +14,20 @@ from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import locked, write_text
-from astroco_fast.machine import pick_device
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
-from astroco_fast.probe.embeddings import Embeddings, extract, model_digest
+from astroco_fast.probe.embeddings import Embeddings, extract
 from astroco_fast.probe.evaluate import evaluate
+from astroco_fast.probe.figures import COMPARISON
 from astroco_fast.probe.heads import require_scikit_learn
-from astroco_fast.probe.results import plus_minus, summarise, write_results
+from astroco_fast.probe.metrics import plus_minus
+from astroco_fast.probe.results import summarise, write_results
+from astroco_fast.probe.rivals import describers, pairs
+from astroco_fast.probe.rivals import rows as rows_of
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
 from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
-from astroco_fast.registry import load
 from astroco_fast.text import rows
 
-EMBEDDINGS, SPLITS, CONFIG = "embeddings.parquet", "splits.csv", "config.yaml"
+SPLITS, CONFIG = "splits.csv", "config.yaml"
 
 
 class Assigned(NamedTuple):
@@ -49,31 +52,38 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     Raises:
         UserError: the data, the labels, the splits, the model or the folder cannot be used; names what is wrong.
     """
-    if {*config.probes} - {"linear"}:
+    if config.against or {*config.probes} - {"linear"}:
         require_scikit_learn()
     out = Path(config.out)
-    model = load(config.model).to(pick_device(config.device))
+    found = describers(config)
     portions, stars, splits = assigned or assign(config)
     used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
     classes = config.classes or sorted({stars.labels[star] for star in used})
     with _folder(out):
-        digest = model_digest(model)
-        cache = Embeddings(out / EMBEDDINGS, digest)
-        for old in (*out.glob("results.*"), *out.glob("confusion_*.png")):  # they may be of other settings
+        caches = [Embeddings(out / describer.file, describer.digest) for describer in found]
+        for old in (*out.glob("results.*"), *out.glob("confusion_*.png"), *out.glob(COMPARISON)):  # of other settings
             old.unlink()
         write_text(out / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
         if config.splits is None or not _is(out / SPLITS, config.splits):
             write_splits(out / SPLITS, splits, stars.labels)
-        made = extract(
-            model, portions, stars, list(used), cache, batch_size=config.batch_size, min_points=config.min_points
-        )
-        print(f"{out / EMBEDDINGS}: {len(used):,} stars, {made:,} of them embedded now", flush=True)
-        vectors = cache.of([stars.curves[star] for star in used])
+        made = extract(list(zip(found, caches, strict=True)), portions, stars, list(used), config.min_points)
+        for cache, count in zip(caches, made, strict=True):
+            print(f"{cache.path}: {len(used):,} stars, {count:,} of them embedded now", flush=True)
+        curves = [stars.curves[star] for star in used]
+        compared = rows_of(config, found, [cache.of(curves) for cache in caches])
         of_used = np.array([stars.labels[star] for star in used], dtype=object)
-        outcomes = evaluate(vectors, used, of_used, classes, splits, config)
-        facts = {"model_sha256": digest, "data_sha256": stars.digest(list(used)), "simulated": stars.simulated}
-        results = summarise(outcomes, classes, splits, stars.labels, config, facts)
-        paths = write_results(out, results, outcomes, config.plots)
+        outcomes = {}
+        for row in compared:
+            with_forest = replace(config, probes=list(dict.fromkeys([*config.probes, "forest"])))
+            settings = with_forest if row.made_by_hand else config
+            outcomes[row.name] = evaluate(row.vectors, used, of_used, classes, splits, settings, row.made_by_hand)
+        facts = {
+            "vectors": [{"name": describer.name, "sha256": describer.digest} for describer in found],
+            "data_sha256": stars.digest(list(used)),
+            "simulated": stars.simulated,
+        }
+        results = summarise(outcomes, pairs(compared), classes, splits, stars.labels, config, facts)
+        paths = write_results(out, results, config.plots)
     print("\n".join([*rows(_table(results)), "", *map(str, paths)]))
     return results
 
@@ -166,9 +176,9 @@ def _asked(config: ProbeConfig, stars: Stars, star: str) -> bool:
 
 
 def _table(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of text with the macro-F1 and balanced accuracy of each probe and size."""
-    table: list[tuple[str, ...]] = [("probe", "n", "macro-F1", "balanced accuracy")]
+    """Rows of text with the macro-F1 and balanced accuracy of each kind of vectors, probe and size."""
+    table: list[tuple[str, ...]] = [("vectors", "probe", "n", "macro-F1", "balanced accuracy")]
     for entry in results["results"]:
         figures = (plus_minus(entry["macro_f1"]), plus_minus(entry["balanced_accuracy"]))
-        table.append((entry["probe"], str(entry["n"]), *figures))
+        table.append((entry["vectors"], entry["probe"], str(entry["n"]), *figures))
     return table

@@ -14,7 +14,7 @@ import yaml
 from astroco_fast import plots, probe
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.probe import embeddings
+from astroco_fast.probe import embeddings, rivals
 from tests.data.curve_factory import as_long
 from tests.probe.survey import CLASSES, FEW, STARS_A_CLASS, survey, table, tiny_model
 
@@ -84,7 +84,8 @@ def test_the_folder_holds_all_that_was_found(data: Path, model: Path, tmp_path: 
     assert len(rows) == 16
     assert float(rows[0]["f1_LPV"]) == linear["runs"][0]["f1"]["LPV"]
     text = (out / "results.md").read_text()
-    assert f"| linear head | 4 | {linear['macro_f1']['mean']:.3f} ± {linear['macro_f1']['std']:.3f} |" in text
+    macro_f1 = linear["macro_f1"]
+    assert f"| {model.name} | linear head | {macro_f1['mean']:.3f} ± {macro_f1['std']:.3f} |" in text
 
 
 def test_embeddings_are_those_of_model_embed(data: Path, model: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_again_is_the_same_and_embeds_nothing(
     out = tmp_path / "out"
     assert run(data, model, out) == 0
     before = contents(out)
-    monkeypatch.setattr(embeddings, "embed_batch", None)
+    monkeypatch.setattr(rivals, "embed_batch", None)
     assert probe.main(["--config", str(out / "config.yaml")]) == 0
     assert "0 of them embedded now" in capsys.readouterr().out
     assert contents(out) == before
@@ -132,11 +133,11 @@ def test_what_was_interrupted_goes_on(data: Path, model: Path, tmp_path: Path, m
         embedded.append(len(curves))
         return original(model, curves, batch_size)
 
-    original = embeddings.embed_batch
-    monkeypatch.setattr(embeddings, "embed_batch", embed_batch)
+    original = rivals.embed_batch
+    monkeypatch.setattr(rivals, "embed_batch", embed_batch)
     with pytest.raises(KeyboardInterrupt):
         run(data, model, out, *quick)
-    monkeypatch.setattr(embeddings, "embed_batch", original)
+    monkeypatch.setattr(rivals, "embed_batch", original)
     assert len(pq.read_table(out / "embeddings.parquet")) == 15
     assert run(data, model, out, *quick) == 0
     for name in ("embeddings.parquet", "splits.csv", "results.csv"):
@@ -154,7 +155,7 @@ def test_embeddings_of_another_model_are_not_used(
     before = contents(tmp_path / "out")
     assert run(data, tmp_path / "other", tmp_path / "out", "--sizes", "[3]") == 2
     assert contents(tmp_path / "out") == before
-    assert "embeddings of another model" in capsys.readouterr().err
+    assert "of another model or version" in capsys.readouterr().err
 
 
 def test_a_changed_light_curve_is_embedded_again(
@@ -216,7 +217,7 @@ NOT_THERE = "id,fold,split\nstar-0,0,train\nstar-1,0,train\nstar-2,0,val\nstar-9
         (["--sizes", "[4, 4]"], "sizes must be different"),
         (["--classes", "[EW]"], "classes must be two or more"),
         (["--classes", "[EW, QSO]"], "no star of class 'QSO'; found: EW, LPV, RRab"),
-        (["--probes", "[]"], "probes must be one or more of linear, logistic, knn"),
+        (["--probes", "[]"], "probes must be one or more of linear, logistic, knn, forest"),
         (["--test", "0"], "test must be at least 1"),
         (["--columns.label", "kind"], "no column 'kind'"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),

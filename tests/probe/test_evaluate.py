@@ -1,6 +1,7 @@
 """Probes on planted embeddings: separable classes are separated, others are not, and results are reproducible."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,22 @@ def test_embeddings_that_are_not_finite_name_the_star() -> None:
     vectors[17, 3] = np.nan
     with pytest.raises(UserError, match="star 's17' is not finite"):
         probe(vectors, ids, labels)
+
+
+def test_gaps_are_filled_with_the_training_stars_medians() -> None:
+    vectors, ids, labels = planted(distance=8.0)
+    gaps = vectors.copy()
+    gaps[::7, 4] = np.nan
+    gaps[:, 5] = np.nan
+    splits = draw(ids, labels, (20,), validation=20, test=30, folds=1)
+    found = evaluate(gaps, ids, labels, CLASSES, splits, replace(CONFIG, probes=["logistic", "forest"]), missing=True)
+    train = np.isin(ids, splits[0].train)
+    filled = vectors.copy()
+    filled[::7, 4] = np.nanmedian(gaps[train, 4])
+    filled[:, 5] = 0
+    expected = evaluate(filled, ids, labels, CLASSES, splits, replace(CONFIG, probes=["logistic", "forest"]))
+    assert [o.confusion.tolist() for o in found] == [o.confusion.tolist() for o in expected]
+    assert min(macro_f1(outcome.confusion) for outcome in found) > 0.95
 
 
 def test_a_class_without_test_stars_is_named() -> None:
