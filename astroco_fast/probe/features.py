@@ -129,17 +129,17 @@ def _folded(time: Floats, mag: Floats, err: Floats, period: float) -> Floats:
     weights = 1 / (err**2 + np.median(err) ** 2)
     weights /= weights.sum()
     residual = mag - weights @ mag
-    variance = max(weights @ residual**2, _TINY)
+    variance = max(float(weights @ residual**2), _TINY)
     fit, gains = _harmonics(time, residual, weights, 1 / period)
     _, gains_half = _harmonics(time, residual, weights, 2 / period)
     twice, gains_twice = _harmonics(time, residual, weights, 0.5 / period)
     amplitudes, phases, order = np.abs(fit), np.angle(fit), np.arange(1, HARMONICS + 1)
-    first = max(amplitudes[0], _TINY)
+    first = max(float(amplitudes[0]), _TINY)
     differences = phases[1:] - order[1:] * phases[0]
     drawn = (fit[:, None] * np.exp(2j * np.pi * order[:, None] * _PHASES)).real.sum(0)
     drawn = np.roll(drawn, -int(np.argmax(drawn)))  # from the minimum of light, the largest magnitude
-    height = max(np.ptp(drawn), _TINY)
-    left = max(variance * (1 - gains[-1]), _TINY)
+    height = max(float(np.ptp(drawn)), _TINY)
+    left = max(float(variance * (1 - gains[-1])), _TINY)
     return np.concatenate(
         [
             np.log10([period, height, first, variance, left, left / np.median(err) ** 2]),

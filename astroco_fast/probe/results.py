@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -174,9 +174,16 @@ def _markdown(results: Mapping[str, Any]) -> str:
     lines.append("|---|---|---|---|")
     for n in dict.fromkeys(entry["n"] for entry in results["stars"]):
         lines.append(f"| {n} | {' | '.join(_range(results['stars'], n, part) for part in PARTS)} |")
+    if results["copies"]:
+        lines += ["", f"{of_copies(results['copies'])}."]
     lines += ["", *(f"{entry['name']}: sha256 {entry['sha256']}  " for entry in results["vectors"])]
     lines.append(f"Stars: sha256 {results['data_sha256']}")
     return "\n".join(lines) + "\n"
+
+
+def of_copies(copies: Collection[str]) -> str:
+    """A sentence that counts the stars that were left out as copies."""
+    return f"{len(copies):,} stars left out, whose light curves equal another star's point by point"
 
 
 def _by_size(entries: Sequence[Mapping[str, Any]], figure: str, sign: bool = False) -> Iterator[str]:

@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 
 from astroco_fast.data.columns import listed
-from astroco_fast.data.metadata import Text
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import locked, write_text
@@ -20,7 +19,7 @@ from astroco_fast.probe.evaluate import evaluate
 from astroco_fast.probe.figures import COMPARISON
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.metrics import plus_minus
-from astroco_fast.probe.results import summarise, write_results
+from astroco_fast.probe.results import of_copies, summarise, write_results
 from astroco_fast.probe.rivals import describers, pairs
 from astroco_fast.probe.rivals import rows as rows_of
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
@@ -81,6 +80,7 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
             "vectors": [{"name": describer.name, "sha256": describer.digest} for describer in found],
             "data_sha256": stars.digest(list(used)),
             "simulated": stars.simulated,
+            "copies": sorted(stars.copies),
         }
         results = summarise(outcomes, pairs(compared), classes, splits, stars.labels, config, facts)
         paths = write_results(out, results, config.plots)
@@ -98,8 +98,10 @@ def assign(config: ProbeConfig) -> Assigned:
     stars = read_stars(portions, config.min_points)
     if config.labels is not None:
         relabel(stars, config.labels, config.columns)
-    ids, labels = choose(stars, config.classes)
-    return Assigned(portions, stars, _splits(config, stars, ids, labels))
+    splits = _splits(config, stars)
+    if stars.copies:
+        print(f"{config.data}: {of_copies(stars.copies)}", flush=True)
+    return Assigned(portions, stars, splits)
 
 
 def _is(path: Path, other: str) -> bool:
@@ -119,7 +121,7 @@ def _folder(out: Path) -> Iterator[None]:
         yield
 
 
-def _splits(config: ProbeConfig, stars: Stars, ids: Text, labels: Text) -> list[Split]:
+def _splits(config: ProbeConfig, stars: Stars) -> list[Split]:
     """The splits that the data's folders or a file give, or else newly drawn ones."""
     if stars.placed and config.splits is not None:
         raise UserError(f"{config.data} gives splits by its folders; leave out --splits")
@@ -127,6 +129,7 @@ def _splits(config: ProbeConfig, stars: Stars, ids: Text, labels: Text) -> list[
         return _given(config, stars, stars.splits(), config.data)
     if config.splits is not None:
         return _given(config, stars, read_splits(config.splits), config.splits)
+    ids, labels = choose(stars, config.classes)
     return draw(
         ids,
         labels,
@@ -153,7 +156,12 @@ def _given(config: ProbeConfig, stars: Stars, splits: list[Split], source: str) 
     for split in splits:
         if config.sizes is None or split.n in config.sizes:
             _check_known(split, stars, source)
-            of = {part: tuple(star for star in ids if _asked(config, stars, star)) for part, ids in split.parts.items()}
+            # Of two equal light curves the tested one stays, because the test stars should be those of the splits.
+            kept = {*stars.without_copies([*split.test, *split.validation, *split.train])}
+            of = {
+                part: tuple(star for star in ids if star in kept and _asked(config, stars, star))
+                for part, ids in split.parts.items()
+            }
             chosen.append(Split(split.n, split.fold, **of))
     return chosen
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Stars:
         labels: id -> class, for the stars that have one.
         curves: id -> hash of the points of the star's light curve.
         placed: (n, fold, part) -> ids, if the folders of the data are those of splits.
+        copies: stars that were left out, because their light curves equal another star's point by point.
         dropped: numbers of points and curves that the cleaning dropped, by reason.
         simulated: whether any light curve is simulated.
     """
@@ -53,6 +54,7 @@ class Stars:
     labels: dict[str, str] = field(default_factory=dict)
     curves: dict[str, str] = field(default_factory=dict)
     placed: dict[tuple[int, int, str], list[str]] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
     dropped: Counter[str] = field(default_factory=Counter)
     simulated: bool = False
 
@@ -60,6 +62,16 @@ class Stars:
         """One hash of the ids, classes and light curves of these stars; their order does not matter."""
         text = "\n".join(f"{star}\t{self.labels[star]}\t{self.curves[star]}" for star in sorted(ids))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def without_copies(self, ids: Collection[str]) -> list[str]:
+        """Those of the ids whose light curves equal no earlier one's point by point; the others go to `copies`.
+
+        Surveys list some stars under two ids. In two parts of a fold, they would be leakage.
+        """
+        first: dict[str, str] = {}
+        kept = [star for star in ids if first.setdefault(self.curves[star], star) == star]
+        self.copies |= {*ids} - {*kept}
+        return kept
 
     def splits(self) -> list[Split]:
         """The splits that the folders of the data give.
@@ -151,7 +163,7 @@ def relabel(stars: Stars, path: str, columns: Columns) -> None:
 
 
 def choose(stars: Stars, classes: Sequence[str] | None) -> tuple[Text, Text]:
-    """The ids and labels (n,) of the stars of these classes (None: of all labelled stars), sorted by id.
+    """The ids and labels (n,) of the stars of these classes (None: of all labelled ones), without copies, sorted by id.
 
     Raises:
         UserError: no star has a label, or no star is of one of these classes.
@@ -163,7 +175,9 @@ def choose(stars: Stars, classes: Sequence[str] | None) -> tuple[Text, Text]:
     unknown = sorted({*classes} - {*stars.labels.values()}) if classes is not None else []
     if unknown:
         raise UserError(f"no star of class {unknown[0]!r}; found: {listed(sorted({*stars.labels.values()}))}")
-    ids = sorted(star for star, label in stars.labels.items() if classes is None or label in classes)
+    ids = stars.without_copies(
+        sorted(star for star, label in stars.labels.items() if classes is None or label in classes)
+    )
     return np.array(ids, dtype=object), np.array([stars.labels[star] for star in ids], dtype=object)
 
 
