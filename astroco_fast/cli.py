@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "pretrain": "pretrain an encoder by masked reconstruction",
     "embed": "light curves to vectors, one row a light curve",
+    "models": "the models that ship with the package",
     "probe": "classify stars by a frozen encoder's embeddings, from few labels",
     "reproduce": "the paper's tables on your survey: models, ablations and baselines under one budget",
     "periods": "periods of light curves, and how many are those of a catalogue",

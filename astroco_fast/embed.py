@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from astroco_fast import commands
 from astroco_fast.data.columns import Columns
@@ -20,21 +21,28 @@ class EmbedConfig:
         source: table or folder of light curves (CSV, Parquet, FITS, TFRecord), or a store.
         out: Parquet file to write, with the columns id, band, label, n_points and embedding, one row a light curve. An
             existing file is replaced.
-        model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
+        model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as
+            RUN/checkpoints/best, or a Hub id. Default: the best released model.
         batch_size: windows in a forward pass.
         band: embed only this band.
         columns: names of columns that are not found by themselves.
         min_points: light curves with fewer good points are left out, and counted.
+        views: time = windows of consecutive points; folded = windows in the order of phase, at the period found in each
+            light curve; both. Default: the views that the model was pretrained on.
+        parts: the vector's parts, if not the views' own: time_mean, time_spread, folded_mean, folded_spread, period,
+            magnitudes. The output's metadata says where each lies in the vector.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
     """
 
     source: str
     out: str
-    model: str
+    model: str | None = None
     batch_size: int = 256
     band: str | None = None
     columns: Columns = field(default_factory=Columns)
     min_points: int = 1
+    views: Literal["time", "folded", "both"] | None = None
+    parts: list[str] | None = None
     device: str = "auto"
 
 
@@ -49,31 +57,38 @@ def write_embeddings(config: EmbedConfig) -> int:
     from tqdm import tqdm
 
     from astroco_fast.data.sources import open_source
-    from astroco_fast.embedding import because, embed_tables
+    from astroco_fast.embedding import because, choose_parts, dimensions, embed_tables
     from astroco_fast.files import whole_file
     from astroco_fast.machine import pick_device
     from astroco_fast.registry import load
+    from astroco_fast.released import names
 
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)
     if out.exists() and Path(config.source).exists() and out.samefile(config.source):
         raise UserError(f"{out}: holds the light curves; choose another output")
-    model = load(config.model).to(pick_device(config.device))
+    name = config.model or next(iter(names()), None)
+    if name is None:
+        raise UserError("model: give one; this installation has no released models")
+    if config.model is None:
+        print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
+    model = load(name).to(pick_device(config.device))
+    parts = choose_parts(model, config.views, config.parts)
     dropped: Counter[str] = Counter()
     rows = 0
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
         progress = stack.enter_context(tqdm(desc="embed", unit=" curves", disable=None))
         source = open_source(config.source, config.columns, config.band)
-        for table in embed_tables(model, source, dropped, config.batch_size, config.min_points):
+        for table in embed_tables(model, source, dropped, config.batch_size, config.min_points, parts):
             writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_batch(table)
             rows += table.num_rows
             progress.update(table.num_rows)
         if writer is None:
             raise UserError(f"{config.source}: no light curve left to embed{because(dropped)}")
-    print(f"{out}: {rows} light curves, {model.config.width} numbers each{because(dropped)}")
+    print(f"{out}: {rows} light curves, {dimensions(model, parts)} numbers each{because(dropped)}")
     return rows
 
 

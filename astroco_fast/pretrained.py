@@ -1,8 +1,9 @@
 """The methods of any encoder besides its call: build it from a preset, load it, save it, embed light curves with it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from astroco_fast import presets
 from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files
+from astroco_fast.data.windows import Views
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
@@ -26,11 +28,13 @@ class PretrainedEncoder(Encoder):
 
     Attributes:
         config: the hyperparameters.
+        views: the views of light curves that it was pretrained on, which decide the default parts of its embeddings.
         config_class: the type of the hyperparameters.
         paper: the paper that describes the architecture.
     """
 
     config: ModelConfig
+    views: Views = "time"
     config_class: ClassVar[type[ModelConfig]]
     paper: ClassVar[str]
 
@@ -48,28 +52,32 @@ class PretrainedEncoder(Encoder):
             )
         return cls(config)
 
-    def embed(self, curves: Any, batch_size: int = 256) -> Any:
+    def embed(self, curves: Any, batch_size: int = 256, parts: Sequence[str] | None = None) -> Any:
         """One vector a light curve; see `astroco_fast.embedding.embed`."""
         from astroco_fast.embedding import embed
 
-        return embed(self, curves, batch_size=batch_size)
+        return embed(self, curves, batch_size=batch_size, parts=parts)
 
     def features(self) -> str:
         """The features that set this model apart from others of its architecture and size, for the model card."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, *, notes: str = "") -> None:
+    def save_pretrained(self, folder: str | Path, *, notes: str = "", half: bool = False) -> None:
         """Write `config.json`, `model.safetensors` and a model card.
 
         Args:
             folder: created if it does not exist; files of these names in it are replaced.
             notes: Markdown for the card, for instance what the model was trained on.
+            half: write the parameters in float16, at half the size; running statistics stay float32.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        if half:
+            weights.update({key: weights[key].half() for key, _ in self.named_parameters()})
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = {"model": self.name, "format": CONFIG_FORMAT, **self.config.to_dict()}
+        views = {} if self.views == "time" else {"views": self.views}
+        config = {"model": self.name, "format": CONFIG_FORMAT, **views, **self.config.to_dict()}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         parameters = sum(p.numel() for p in self.parameters())
         card = model_card(self.name, self.paper, self.config, self.features(), parameters, notes)
@@ -87,7 +95,7 @@ class PretrainedEncoder(Encoder):
                 has a manifest), the architecture is another one, or the weights do not fit the configuration.
         """
         folder = local_folder(source)
-        model = cls(cls._config(folder / CONFIG_FILE))
+        model = cls._from_config(folder / CONFIG_FILE)
         weights = folder / WEIGHTS_FILE
         _verify(weights)
         if not weights.is_file():
@@ -99,19 +107,24 @@ class PretrainedEncoder(Encoder):
         return model.eval()
 
     @classmethod
-    def _config(cls, path: Path) -> ModelConfig:
+    def _from_config(cls: type[Model], path: Path) -> Model:
+        """A model with the hyperparameters and views of a `config.json`, and random weights."""
         values = read_config(path)
-        name, version = values.pop("model", None), values.pop("format", None)
+        name, version, views = values.pop("model", None), values.pop("format", None), values.pop("views", "time")
         if name != cls.name:
             raise UserError(
                 f"{path}: not an {cls.name} configuration ('model' is {name!r}); astroco_fast.load takes all models"
             )
         if version != CONFIG_FORMAT:
             raise UserError(f"{path}: written by another version of astroco_fast; upgrade astroco_fast to read it")
+        if views not in get_args(Views):
+            raise UserError(f"{path}: 'views' is {views!r}; there are: {', '.join(get_args(Views))}")
         try:
-            return cls.config_class.from_dict(values)
+            model = cls(cls.config_class.from_dict(values))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+        model.views = views
+        return model
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def local_folder(source: str | Path) -> Path:
         return Path(source)
     source = str(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: no such folder, and no released model (astroco models lists those)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -11,12 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN, draw_roles
-from astroco_fast.data.windows import WindowTable, random_windows
+from astroco_fast.data.periods import Periods
+from astroco_fast.data.windows import NOT_DEALT, WindowTable, deal, random_windows
 from astroco_fast.errors import UserError
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+# The folded view's "time" is the phase times this many days: the order of a window's span in the time view.
+CYCLE_DAYS = 50.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +43,8 @@ class Points(Protocol):
 class Batch:
     """B windows padded to T positions. The real points of each come first; everything is zero at padding.
 
-    time: float32 (B, T), days, zero-mean over the window's real points (centred in float64).
+    time: float32 (B, T), days, zero-mean over the window's real points (centred in float64); in the folded view
+        `CYCLE_DAYS` times the phase.
     mag: float32 (B, T), magnitudes that the model sees: centred as `target`, with random points replaced. The model
         hides the hidden points itself, except in evaluation, where they are zero here already.
     err: float32 (B, T), magnitudes.
@@ -66,15 +71,27 @@ class WindowBatches:
         table: the windows, of `size` points at most.
         size: T, the width of every batch.
         seed: seed of the masks and of random windows.
-        random: redraw where windows begin in each training epoch (`random_windows`). Evaluation's windows stay.
+        random: redraw where windows of the time view begin in each training epoch (`random_windows`). Evaluation's
+            windows stay.
+        periods: the light curves' periods, if the table has folded windows. These are dealt anew in each training
+            epoch.
 
     Raises:
         UserError: a window of the table is longer than `size`.
     """
 
-    def __init__(self, store: Points, table: WindowTable, size: int, seed: int, random: bool = False) -> None:
+    def __init__(
+        self,
+        store: Points,
+        table: WindowTable,
+        size: int,
+        seed: int,
+        random: bool = False,
+        periods: Periods | None = None,
+    ) -> None:
         if len(table) and table.length.max() > size:
             raise UserError(f"windows of {table.length.max()} points do not fit the window size {size}")
+        self._periods = periods
         # Plain arrays, because indexing an np.memmap makes a Python-level view each time.
         self._time: Float64Array = np.asarray(store.time)
         self._mag: Float32Array = np.asarray(store.mag)
@@ -105,7 +122,7 @@ class WindowBatches:
             raise IndexError(f"window indices must be -1 to {len(self._table) - 1}, not {index.min()} to {index.max()}")
         start, lengths = self._place(index, epoch)
         real = (np.arange(self._size) < lengths[:, None]).astype(np.float64)
-        time, mag, err = self._gather(start, lengths)
+        time, mag, err = self._gather(index, start, lengths, epoch)
         target = _centred(mag, real, lengths)
         shown = target.copy()
         if epoch is None:
@@ -123,23 +140,41 @@ class WindowBatches:
         """The first point and the number of points of each window, int64 (B,); empty slots have length 0."""
         taken = index >= 0
         start, lengths = np.zeros_like(index), np.zeros_like(index)
+        start[taken], lengths[taken] = self._table.start[index[taken]], self._table.length[index[taken]]
         if self._random and epoch is not None and epoch != EVALUATION_EPOCH:
+            taken &= self._table.part[index] == NOT_DEALT
             windows = random_windows(self._table, self._offsets, self._size, self._seed, epoch, index[taken])
             start[taken], lengths[taken] = windows.start, windows.length
-        else:
-            start[taken], lengths[taken] = self._table.start[index[taken]], self._table.length[index[taken]]
         return start, lengths
 
-    def _gather(self, start: Int64Array, lengths: Int64Array) -> tuple[Float64Array, Float32Array, Float32Array]:
+    def _gather(
+        self, index: Int64Array, start: Int64Array, lengths: Int64Array, epoch: int | None
+    ) -> tuple[Float64Array, Float32Array, Float32Array]:
         """Points (B, T) of the windows. Padding repeats a window's last point, so that every value is finite."""
-        offset = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
-        offset += start[:, None]
+        points = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
+        points += start[:, None]
+        folded = [row for row, window in enumerate(index) if window >= 0 and self._table.part[window] != NOT_DEALT]
+        phases = [self._fold(points[row], int(lengths[row]), index[row], epoch) for row in folded]
         # Every index is in range: "clip" only saves numpy's check of that.
-        return (
-            self._time.take(offset, mode="clip"),
-            self._mag.take(offset, mode="clip"),
-            self._err.take(offset, mode="clip"),
-        )
+        time = self._time.take(points, mode="clip")
+        for row, phase in zip(folded, phases, strict=True):
+            time[row] = CYCLE_DAYS * phase
+        return time, self._mag.take(points, mode="clip"), self._err.take(points, mode="clip")
+
+    def _fold(self, points: Int64Array, length: int, window: int, epoch: int | None) -> Float64Array:
+        """Replace the points (T,) of a folded window by those dealt to it, in the order of phase.
+
+        Returns:
+            The phases (T,), from 0 to 1, counted from minimum light.
+        """
+        assert self._periods is not None
+        curve, first = self._table.curve[window], self._table.start[window]
+        n = int(self._offsets[curve + 1] - first)
+        dealt = first + deal(n, int(self._table.part[window]), self._size, self._seed, epoch or EVALUATION_EPOCH)
+        phase = (self._time[dealt] - self._periods.epoch[curve]) / self._periods.fold_period[curve] % 1.0
+        order = np.argsort(phase, kind="stable")[np.minimum(np.arange(self._size), length - 1)]
+        points[:] = dealt[order]
+        return np.asarray(phase[order])
 
 
 def _keep_freed_memory() -> None:

@@ -23,7 +23,7 @@ from astroco_fast.data.hashing import TRAIN, VALIDATION, split_of
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
-from astroco_fast.data.windows import epoch_order, window_table
+from astroco_fast.data.windows import Views, epoch_order, view_table
 from astroco_fast.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -112,6 +112,7 @@ class TrainingData:
         global_batch: int,
         micro_batch: int | None,
         band: str | None = None,
+        views: Views = "time",
         random_windows: bool = False,
         evaluate_windows: int | None = None,
         rank: int = 0,
@@ -122,15 +123,21 @@ class TrainingData:
         Args:
             store: the light curves.
             size: T, points of a window.
+            views: the views of the windows, as for `view_table`.
             seed, global_batch, micro_batch, band, evaluate_windows: the settings of these names.
             random_windows: redraw where training windows begin in each epoch.
             rank, world: this rank, and the number of ranks.
 
         Raises:
-            UserError: the store has no curve of that band, or a split is left without a window.
+            UserError: the store has no curve of that band, or no periods where `views` needs them, or a split is left
+                without a window.
         """
         self.store = store
-        self.table = window_table(store.offsets, size)
+        periods = store.periods
+        if periods is None and views != "time":
+            raise UserError(f"{store.path}: has no periods; the folded view needs them: astroco periods {store.path}")
+        periodic = np.zeros(store.n_curves, dtype=bool) if periods is None else periods.found
+        self.table = view_table(store.offsets, size, views, periodic)
         split = split_of(store.star_hash)[self.table.curve]
         chosen_curves = self._of_band(band)
         chosen = chosen_curves[self.table.curve]
@@ -147,8 +154,8 @@ class TrainingData:
             self.validation = np.sort(self.validation[order[:evaluate_windows]])
         self.seed, self.global_batch, self.micro_batch = seed, global_batch, micro_batch
         self.rank, self.world = rank, world
-        self._sequential = WindowBatches(store, self.table, size, seed)
-        self._training = WindowBatches(store, self.table, size, seed, random=random_windows)
+        self._sequential = WindowBatches(store, self.table, size, seed, periods=periods)
+        self._training = WindowBatches(store, self.table, size, seed, random=random_windows, periods=periods)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -182,7 +189,11 @@ class TrainingData:
         """
         size = self.micro_batch or 256
         pieces = micro_batches(self.validation, self.rank, self.world, size)
-        return prefetch(pieces, lambda indices: self._sequential.assemble(indices, EVALUATION_EPOCH))
+        return prefetch(pieces, self.evaluation_batch)
+
+    def evaluation_batch(self, windows: Indices) -> Batch:
+        """These windows of the table with evaluation's masks."""
+        return self._sequential.assemble(windows, EVALUATION_EPOCH)
 
     def curves_of(self, windows: Indices | list[int]) -> list[str]:
         """The ids of the light curves that these windows come from."""

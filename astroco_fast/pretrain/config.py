@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
+from astroco_fast.data.windows import Views
 from astroco_fast.errors import UserError
+from astroco_fast.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class TrainConfig:
 
     Args:
         epochs: the most passes over the training windows. Default: until early stopping (1000); 6 without --data.
-        max_steps: stop after this many optimiser steps, if the run has not ended before.
-        global_batch: windows of one optimiser step, whatever the number of ranks. Default: 256; 64 without --data.
+        max_steps: stop after this many optimiser steps, if the run has not ended before. Default: the preset's, if it
+            has one.
+        global_batch: windows of one optimiser step, whatever the number of ranks. Default: the preset's, or 256; 64
+            without --data.
         micro_batch: windows of one forward pass of one rank; a smaller number needs less memory. Gradients accumulate
             exactly, but BatchNorm normalises each forward pass by itself. Default: 32 on a CPU, the rank's whole share
             on a GPU.
@@ -30,13 +34,15 @@ class TrainConfig:
         betas: AdamW's betas.
         warmup_steps: the learning rate rises linearly over these first steps, then stays constant. Default: 100; 20
             without --data.
+        decay_steps: the learning rate falls linearly to zero over the last this many of `max_steps`. Default: the
+            preset's, or 0: it stays constant.
         clip_norm: gradients of a larger norm are scaled down to this norm; null: never.
         ema_decay: keep an exponential moving average of the weights, evaluate it, and save it as the model; null: no.
             On by default, since one Adam step moves all of the reconstruction head's weights together: without the
             average, preset S at its learning rate had the mean of all reconstructions swing by 0.15 mag, with a period
             of 11 steps, while the error without that swing fell steadily to 0.158 mag. Averaging over steps removes it.
         loss: batch = the root of the mean squared error over all probed points of the global batch; curve = the
-            paper's Eq. (3), the mean over windows of each window's root.
+            paper's Eq. (3), the mean over windows of each window's root. Default: the preset's, or batch.
         sync_batchnorm: BatchNorm statistics over all ranks rather than each rank's own.
         recompute: keep only each block's input for the backward pass, and run the block again there. This takes less
             memory and about a third more time.
@@ -65,9 +71,10 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int | None = None
+    decay_steps: int | None = None
     clip_norm: float | None = 1.0
     ema_decay: float | None = 0.999
-    loss: Literal["batch", "curve"] = "batch"
+    loss: Literal["batch", "curve"] | None = None
     sync_batchnorm: bool = False
     recompute: bool = False
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -90,7 +97,7 @@ class TrainConfig:
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
-        for name in ("weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps", "decay_steps"):
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
         self._require("ema_decay", lambda value: 0 < value < 1, "between 0 and 1")
         self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)")
@@ -106,9 +113,9 @@ class TrainConfig:
             raise UserError(f"train.{name} must be {what}, got {value!r}")
 
 
-USUAL: dict[str, Any] = {"epochs": 1000, "global_batch": 256, "warmup_steps": 100}
+USUAL: dict[str, Any] = {"epochs": 1000, "global_batch": 256, "warmup_steps": 100, "decay_steps": 0, "loss": "batch"}
 # Without --data: enough to beat the trivial answer clearly, in under three minutes on two cores.
-FIRST_RUN: dict[str, Any] = {"epochs": 6, "global_batch": 64, "warmup_steps": 20}
+FIRST_RUN: dict[str, Any] = {"epochs": 6, "global_batch": 64, "warmup_steps": 20, "decay_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,13 @@ class PretrainConfig:
     """Pretrain an encoder by masked reconstruction.
 
     Args:
-        preset: which model: tiny, S, L, S-no-conv, S-no-gate, S-no-mix, or a baseline: astromer-v1, astromer-v2,
-            astromer-v2-paper.
+        preset: which model and recipe: tiny; the paper's S and L; its ablations S-no-conv, S-no-gate, S-no-mix; the
+            released weights' fold-small and fold-S; or a baseline: astromer-v1, astromer-v2, astromer-v2-paper.
         data: the light curves: a store made by `astroco convert`, or any file or folder that it reads. Default: a
             simulated survey.
         band: take only this band.
+        views: time = windows of consecutive points; folded = windows in the order of phase, at each light curve's
+            period; both. Default: the preset's. Periods are searched for first, unless the store has them.
         out: the run's folder; an unfinished run in it with the same settings is resumed. Default: runs/PRESET-DATA.
         seed: decides weights, masks, order, dropout and the simulated survey.
         columns: names of the table's columns, if they are not the usual ones.
@@ -132,6 +141,7 @@ class PretrainConfig:
     preset: str = "tiny"
     data: str | None = None
     band: str | None = None
+    views: Views | None = None
     out: str | None = None
     seed: int = 0
     columns: Columns = field(default_factory=Columns)
@@ -143,19 +153,27 @@ class PretrainConfig:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
 
-    def resolve(self, learning_rate: float) -> "PretrainConfig":
+    def resolve(self, preset: Preset) -> "PretrainConfig":
         """These settings with the defaults that depend on other settings filled in.
 
         `micro_batch` is left unset, since its default depends on the machine.
 
         Args:
-            learning_rate: the preset's.
+            preset: the one that `preset` names.
+
+        Raises:
+            UserError: the learning rate is to fall before the end, but no last step is given.
         """
         name = "simulated" if self.data is None else data_name(self.data)
-        defaults = FIRST_RUN if self.data is None else USUAL
+        defaults = {**USUAL, **preset.train, "learning_rate": preset.learning_rate}
+        if self.data is None:
+            defaults |= FIRST_RUN
         unset = {key: value for key, value in defaults.items() if getattr(self.train, key) is None}
-        train = replace(self.train, **unset, learning_rate=self.train.learning_rate or learning_rate)
-        return replace(self, out=self.out or f"runs/{self.preset}-{name}", train=train)
+        train = replace(self.train, **unset)
+        if train.decay_steps and train.max_steps is None:
+            raise UserError("train.decay_steps: the learning rate falls to zero at train.max_steps, which is not given")
+        out = self.out or f"runs/{self.preset}-{name}"
+        return replace(self, views=self.views or preset.views, out=out, train=train)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as YAML and JSON types, which `--config` reads back."""
@@ -172,11 +190,9 @@ def data_name(data: str) -> str:
 
 # A resumed run may change these settings, which decide when it ends, what it reports and when it saves, but not what
 # it computes.
-FREE = {"out"}
-FREE |= {f"train.{name}" for name in ("epochs", "max_steps", "patience", "evaluate_every", "max_bad_steps")}
-FREE |= {
-    f"train.{name}" for name in ("log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard", "plots")
-}
+_ENDS = ("epochs", "max_steps", "decay_steps", "patience", "max_bad_steps")
+_SHOWS = ("evaluate_every", "log_every", "checkpoint_minutes", "checkpoint_every", "keep", "tensorboard", "plots")
+FREE = {"out", *(f"train.{name}" for name in (*_ENDS, *_SHOWS))}
 # It may also change these, with a note to the user: global batches stay the same, but results differ in the last bits.
 MACHINE = {"train.micro_batch", "train.device", "train.recompute"}
 

@@ -5,9 +5,14 @@ Sums are taken over all windows of the split and all ranks, in float64, before a
 R2 = 1 - SS_res / SS_tot. SS_tot is the sum of squared deviations from each window's mean over its probed points; that
 mean is over all probed points, for every role. The trivial answer, for comparison, is the window's mean, which is zero
 since windows are centred.
+
+A survey's quoted uncertainty follows from the measured magnitude, noise included, so that a model that sees the
+uncertainty of a hidden point is told part of its magnitude. Such a model is evaluated a second time, with the
+uncertainty of hidden points replaced by the median of the window's other points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +21,14 @@ from numpy.typing import NDArray
 
 from astroco_fast import ops
 from astroco_fast.data.batches import Batch
+from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.pretrain.step import Trainer
 from astroco_fast.reference.loss import ROLES
 
 GROUPS = ("all", *ROLES)
 RESIDUAL, TOTAL, TRIVIAL, POINTS = range(4)  # rows of the table of sums; a column for each of GROUPS
+WITHOUT_ERR = "hidden_without_err"  # a further column, for a model that sees the uncertainty of hidden points
 
 
 def evaluate(trainer: Trainer, data: TrainingData, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -34,25 +41,45 @@ def evaluate(trainer: Trainer, data: TrainingData, stop: Callable[[], bool]) -> 
 
     Returns:
         The metrics, the same on every rank; None if stopped. They are rmse, r2 and trivial_rmse over all probed points,
-        the same with _hidden, _random and _unchanged appended, and the number of windows. A figure over no points is
-        None.
+        the same with _hidden, _random and _unchanged appended, for a model that sees the uncertainty of hidden points
+        also with _hidden_without_err, and the number of windows. A figure over no points is None.
     """
     ranks, model = trainer.ranks, trainer.evaluated.eval()
-    table = np.zeros((4, len(GROUPS)))
+    sees_err = "uncertainty" not in getattr(model.config, "hide", ("uncertainty",))
+    groups = (*GROUPS, WITHOUT_ERR) if sees_err else GROUPS
+    table = np.zeros((4, len(groups)))
     with data.evaluation() as batches, torch.inference_mode():
         for batch in batches:
             if ranks.any(stop()):
                 return None
-            on_device = upload(batch, ranks.device)
-            positional, keywords = on_device.inputs()
-            with trainer.autocast():
-                prediction = model(*positional, **keywords).reconstruction
-            squared, _ = ops.masked_loss(prediction, on_device.target, on_device.role)
-            residual = squared.double().sum(0).cpu().numpy()
-            table[RESIDUAL] += [residual.sum(), *residual]
-            table[TOTAL:] += target_sums(batch)
+            residual = _squared_error(trainer, batch)
+            columns = np.vstack([[residual.sum(), *residual], target_sums(batch)])
+            if sees_err:
+                hidden = columns[:, GROUPS.index("hidden")].copy()
+                hidden[RESIDUAL] = _squared_error(trainer, without_err(batch))[HIDDEN - 1]
+                columns = np.column_stack([columns, hidden])
+            table += columns
     reduced = ranks.sum(torch.from_numpy(table).to(ranks.device)).cpu().numpy()
-    return {**metrics(reduced), "windows": len(data.validation)}
+    return {**metrics(reduced, groups), "windows": len(data.validation)}
+
+
+def _squared_error(trainer: Trainer, batch: Batch) -> NDArray[np.float64]:
+    """The sum of squared errors over a batch, by role, (3,)."""
+    on_device = upload(batch, trainer.ranks.device)
+    positional, keywords = on_device.inputs()
+    with trainer.autocast():
+        prediction = trainer.evaluated(*positional, **keywords).reconstruction
+    squared, _ = ops.masked_loss(prediction, on_device.target, on_device.role)
+    return np.asarray(squared.double().sum(0).cpu().numpy())
+
+
+def without_err(batch: Batch) -> Batch:
+    """The batch with the uncertainty of hidden points replaced by the median of their window's other real points."""
+    real = np.arange(batch.err.shape[1]) < batch.lengths[:, None]
+    hidden = batch.role == HIDDEN
+    shown = np.ma.masked_array(batch.err, ~real | hidden)
+    typical = np.ma.median(shown, axis=1).filled(0.0).astype(np.float32)
+    return replace(batch, err=np.where(hidden, typical[:, None], batch.err))
 
 
 def target_sums(batch: Batch) -> NDArray[np.float64]:
@@ -67,10 +94,10 @@ def target_sums(batch: Batch) -> NDArray[np.float64]:
     return np.array(columns).T
 
 
-def metrics(table: NDArray[np.float64]) -> dict[str, float | None]:
-    """The metrics, from the table of sums, (4, 4)."""
+def metrics(table: NDArray[np.float64], groups: Sequence[str] = GROUPS) -> dict[str, float | None]:
+    """The metrics, from the table of sums, (4, G), of these G groups."""
     found: dict[str, float | None] = {}
-    for column, group in enumerate(GROUPS):
+    for column, group in enumerate(groups):
         residual, total, trivial, points = table[:, column].tolist()
         suffix = "" if group == "all" else f"_{group}"
         found[f"rmse{suffix}"] = (residual / points) ** 0.5 if points else None

@@ -389,7 +389,7 @@ def resume(
 
 def _resolve(config: PretrainConfig) -> tuple[PretrainConfig, int]:
     """The run's settings with their defaults filled in, and the points of the model's window."""
-    resolved = config.resolve(presets.preset(config.preset).learning_rate)
+    resolved = config.resolve(presets.preset(config.preset))
     return resolved, presets.configure(config.preset, config.model).window
 
 
@@ -403,6 +403,7 @@ def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ran
         global_batch=train.global_batch,
         micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
         band=config.band,
+        views=config.views or "time",
         random_windows=train.windows == "random",
         evaluate_windows=train.evaluate_windows,
         rank=ranks.rank,
@@ -413,6 +414,7 @@ def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ran
 def _build(config: PretrainConfig) -> nn.Module:
     """The model to train, freshly initialised."""
     model: Any = registry.build(config.preset, **config.model)
+    model.views = config.views
     if config.train.recompute:
         if not hasattr(model, "recompute"):
             raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from astroco_fast import plots, settings
-from astroco_fast.data.batches import Batch, WindowBatches
-from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
+from astroco_fast.data.batches import Batch
+from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
@@ -161,10 +161,11 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
         global_batch=1,
         micro_batch=None,
         band=config.get("band"),
+        views=config.get("views", "time"),
         evaluate_windows=config["train"].get("evaluate_windows"),
     )
     chosen = _candidates(data.table.length, data.validation, model.config.window)
-    batch = WindowBatches(store, data.table, model.config.window, config["seed"]).assemble(chosen, EVALUATION_EPOCH)
+    batch = data.evaluation_batch(chosen)
     positional, keywords = upload(batch, torch.device("cpu")).inputs()
     with torch.inference_mode():
         predicted = model(*positional, **keywords).reconstruction.numpy()

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from tqdm import tqdm
 
 import astroco_fast
-from astroco_fast import files, machine, settings
+from astroco_fast import files, machine, presets, settings
+from astroco_fast.data.periods import Periods, find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
@@ -64,8 +66,8 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
     """
     is_resumed = bool(checkpoints.names())
     if is_resumed:
-        assert config.train.learning_rate is not None
-        defaults = PretrainConfig(data=config.data).resolve(config.train.learning_rate).to_dict()
+        preset = presets.preset(config.preset)
+        defaults = PretrainConfig(config.preset, config.data).resolve(preset).to_dict()
         before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
         changed = set(differences(_filled(before, defaults), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
@@ -120,7 +122,25 @@ def open_data(
             )
 
     path = ranks.on_rank_zero(prepare, is_long=True)
+    if config.views != "time":
+        ranks.on_rank_zero(lambda: _add_periods(path, console, stop), is_long=True)
     return ranks.on_all_ranks(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
+
+
+def _add_periods(path: Path, console: Console, stop: StopRequest) -> None:
+    """Search the periods of a store's light curves, unless it has them already."""
+    store = Store.open(path, verify=False)
+    if store.periods is not None:
+        return
+    console.say(f"{path}: searching the periods of {store.n_curves:,} light curves, once; the store keeps them.")
+    with stop.immediate(), tqdm(total=store.n_curves, unit=" curves", disable=None if console.speaks else True) as bar:
+
+        def parts() -> Iterator[Periods]:
+            for batch in store.batches():
+                yield find_periods(batch)
+                bar.update(len(batch))
+
+        store.write_periods(parts())
 
 
 def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:

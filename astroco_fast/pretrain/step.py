@@ -171,6 +171,8 @@ class Trainer:
             self._settle_buckets()
         assert config.learning_rate is not None
         assert config.warmup_steps is not None
+        assert config.loss is not None
+        self.loss = config.loss
         self.learning_rate, self.warmup_steps = config.learning_rate, config.warmup_steps
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -186,8 +188,11 @@ class Trainer:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step (from 0): a linear rise, then constant."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        """The learning rate of a step (from 0): a linear rise, constant, and a linear fall to zero if there is one."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.config.decay_steps and self.config.max_steps is not None:
+            rate *= min(1.0, max(0, self.config.max_steps - step) / self.config.decay_steps)
+        return rate
 
     def begin(self, step: int) -> None:
         """Begin a step (from 0). Dropout is seeded by its number, so that it does not depend on the steps before."""
@@ -206,7 +211,7 @@ class Trainer:
             with self.autocast():
                 prediction = self._forward(*positional, **keywords).reconstruction
             squared, count = ops.masked_loss(prediction, batch.target, batch.role)
-            part(self.config.loss, squared, count).backward()
+            part(self.loss, squared, count).backward()
         squared, lengths = squared.detach(), batch.lengths.double()
         self._sums += sums(squared, count)
         self._squared.append(squared)
@@ -217,7 +222,7 @@ class Trainer:
         """Sum over ranks everything that they must agree on; the step's one wait for the device."""
         mine = torch.tensor([self._points, self._attention_pairs, *map(float, requests)], dtype=torch.float64)
         reduced = self._sum_over_ranks(torch.cat([self._sums, mine.to(self.ranks.device, non_blocking=True)]))
-        loss, factor = loss_and_factor(self.config.loss, reduced[: SumIndex.SIZE])
+        loss, factor = loss_and_factor(self.loss, reduced[: SumIndex.SIZE])
         factor = factor * self.ranks.world  # DDP has averaged over ranks
         norm = get_total_norm(self._gradients()).double() * factor
         if self.config.clip_norm is not None:

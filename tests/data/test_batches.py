@@ -5,14 +5,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from astroco_fast.data.batches import Batch, WindowBatches, prefetch
+from astroco_fast.data.batches import CYCLE_DAYS, Batch, WindowBatches, prefetch
 from astroco_fast.data.masking import HIDDEN, RANDOM
-from astroco_fast.data.windows import WindowTable, random_windows, window_table
+from astroco_fast.data.periods import Periods
+from astroco_fast.data.windows import WindowTable, folded_table, random_windows, view_table, window_table
 from astroco_fast.errors import UserError
 from tests.data.masks import draw_masks
 
@@ -155,7 +157,7 @@ def test_bad_arguments(store, batches):
         batches.assemble([-2], 1)
     with pytest.raises(UserError, match="do not fit"):
         WindowBatches(store, window_table(store.offsets, 300), 200, 0)
-    none = WindowTable(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32))
+    none = WindowTable(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
     assert len(WindowBatches(store, none, 200, 0)) == 0
 
 
@@ -238,3 +240,91 @@ def test_without_an_epoch_nothing_is_probed(batches):
     assert not plain.role.any()
     np.testing.assert_array_equal(plain.mag, plain.target)
     np.testing.assert_array_equal(plain.target, masked.target)
+
+
+def folds(store, seed=0):
+    """Made-up periods and epochs for the curves of a store; those of fewer than three points have none."""
+    rng = np.random.default_rng(seed)
+    n = len(store.offsets) - 1
+    found = np.diff(store.offsets) > 2
+    period = np.where(found, 10 ** rng.uniform(-1, 2, n), np.nan)
+    epoch = np.where(found, rng.uniform(53500, 53600, n), np.nan)
+    return replace(Periods.empty(n), period=period, fold_period=period, epoch=epoch, status=np.where(found, 0, 1))
+
+
+def folded_batches(store, views="folded", **keywords):
+    periods = folds(store)
+    table = view_table(store.offsets, 200, views, periods.found)
+    return table, periods, WindowBatches(store, table, 200, seed=6, periods=periods, **keywords)
+
+
+def test_folded_windows_hold_every_point_once_in_the_order_of_phase(store):
+    table, periods, batches = folded_batches(store)
+    for epoch in (None, 0, 1):
+        batch = batches.assemble(np.arange(len(table)), epoch)
+        seen = {curve: [] for curve in table.curve.tolist()}
+        for row, curve in enumerate(table.curve.tolist()):
+            n, points = int(batch.lengths[row]), slice(*store.offsets[curve : curve + 2])
+            seen[curve].extend(batch.err[row, :n].tolist())
+            if not periods.found[curve]:
+                continue
+            assert (np.diff(batch.time[row, :n]) >= 0).all()
+            phase = dict(
+                zip(
+                    store.err[points].tolist(),
+                    (store.time[points] - periods.epoch[curve]) / periods.period[curve] % 1,
+                    strict=True,
+                )
+            )
+            expected = CYCLE_DAYS * np.array([phase[value] for value in batch.err[row, :n].tolist()])
+            np.testing.assert_allclose(batch.time[row, :n], expected - expected.mean(), atol=2e-5)
+            assert not batch.time[row, n:].any()
+        for curve, errors in seen.items():
+            assert sorted(errors) == sorted(store.err[slice(*store.offsets[curve : curve + 2])].tolist())
+
+
+def test_folded_windows_keep_each_points_magnitude_and_uncertainty_together(store):
+    table, _, batches = folded_batches(store)
+    batch = batches.assemble(np.arange(len(table)), 1)
+    mag = dict(zip(store.err.tolist(), store.mag.tolist(), strict=True))
+    for row, n in enumerate(batch.lengths):
+        expected = np.array([mag[value] for value in batch.err[row, :n].tolist()])
+        np.testing.assert_allclose(batch.target[row, :n], expected - expected.mean(), atol=1e-5)
+
+
+def test_folded_windows_are_dealt_anew_in_training_and_stay_in_evaluation(store):
+    table, _, batches = folded_batches(store)
+    rows = np.flatnonzero(table.curve == 0)
+    one, two = batches.assemble(rows, 1), batches.assemble(rows, 2)
+    assert not np.array_equal(np.sort(one.err), np.sort(two.err))
+    assert np.array_equal(one.err, batches.assemble(rows, 1).err)
+    assert np.array_equal(batches.assemble(rows, 0).err, batches.assemble(rows, None).err)
+
+
+def test_a_folded_window_does_not_depend_on_its_batch_or_its_table(store):
+    table, periods, batches = folded_batches(store)
+    whole = batches.assemble(np.arange(len(table)), None)
+    curve = int(np.flatnonzero(periods.found)[-1])
+    points = slice(*store.offsets[curve : curve + 2])
+    alone = SimpleNamespace(
+        time=store.time[points],
+        mag=store.mag[points],
+        err=store.err[points],
+        offsets=np.array([0, points.stop - points.start]),
+    )
+    table_alone = folded_table(alone.offsets)
+    got = WindowBatches(alone, table_alone, 200, seed=6, periods=periods.select([curve])).assemble(
+        np.arange(len(table_alone))[::-1], None
+    )
+    rows = np.flatnonzero(table.curve == curve)[::-1]
+    for name in FLOATS:
+        assert np.array_equal(getattr(got, name), getattr(whole, name)[rows])
+
+
+def test_random_windows_leave_folded_ones_alone(store):
+    table, _, batches = folded_batches(store, "both", random=True)
+    _, _, sequential = folded_batches(store, "both")
+    folded = np.flatnonzero(table.part >= 0)
+    random, fixed = batches.assemble(np.arange(len(table)), 1), sequential.assemble(np.arange(len(table)), 1)
+    assert np.array_equal(random.err[folded], fixed.err[folded])
+    assert not np.array_equal(random.err, fixed.err)

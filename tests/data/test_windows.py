@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from astroco_fast.data.windows import epoch_order, random_windows, window_table
+from astroco_fast.data.windows import (
+    NOT_DEALT,
+    deal,
+    epoch_order,
+    folded_table,
+    random_windows,
+    view_table,
+    window_table,
+)
 from astroco_fast.errors import UserError
 
 OFFSETS = np.array([0, 450, 450, 650, 660])  # 450 points, 0, 200, 10
@@ -72,3 +80,41 @@ def test_random_windows_depend_on_seed_epoch_and_index_alone():
     assert np.array_equal(part.curve, drawn.curve[chosen])
     assert not np.array_equal(random_windows(table, offsets, 200, seed=1, epoch=3).start, drawn.start)
     assert not np.array_equal(random_windows(table, offsets, 200, seed=2, epoch=2).start, drawn.start)
+
+
+def test_folded_windows_share_a_curves_points_as_evenly_as_can_be():
+    table = folded_table(OFFSETS, 200)
+    assert table.curve.tolist() == [0, 0, 0, 2, 3]
+    assert table.start.tolist() == [0, 0, 0, 450, 650]
+    assert table.length.tolist() == [150, 150, 150, 200, 10]
+    assert table.part.tolist() == [0, 1, 2, 0, 0]
+    assert folded_table(np.array([0, 401]), 200).length.tolist() == [134, 134, 133]
+    with pytest.raises(UserError, match="window size"):
+        folded_table(OFFSETS, 0)
+
+
+@pytest.mark.parametrize("points", [1, 2, 199, 200, 201, 450, 1001])
+def test_a_deal_gives_every_point_to_one_window(points):
+    table = folded_table(np.array([0, points]), 200)
+    dealt = [deal(points, part, 200, seed=1, epoch=2) for part in table.part]
+    assert [len(window) for window in dealt] == table.length.tolist()
+    assert np.array_equal(np.sort(np.concatenate(dealt)), np.arange(points))
+
+
+def test_deals_depend_on_seed_and_epoch_and_mix_early_and_late_points():
+    first = deal(1000, 0, 200, seed=1, epoch=2)
+    assert np.array_equal(first, deal(1000, 0, 200, seed=1, epoch=2))
+    for other in (deal(1000, 0, 200, seed=1, epoch=3), deal(1000, 0, 200, seed=2, epoch=2)):
+        assert 20 < len(np.intersect1d(first, other)) < 60  # 40 expected, standard deviation 5.1
+    assert 440 < first.mean() < 560  # 500 expected, standard deviation 18
+
+
+def test_a_curve_without_a_period_has_the_time_view_only():
+    periodic = np.array([True, False, False, True])
+    both, folded, time = (view_table(OFFSETS, 200, views, periodic) for views in ("both", "folded", "time"))
+    assert (time.part == NOT_DEALT).all()
+    assert time.curve.tolist() == [0, 0, 0, 2, 3]
+    assert folded.curve.tolist() == [2, 0, 0, 0, 3]
+    assert folded.part.tolist() == [NOT_DEALT, 0, 1, 2, 0]
+    assert both.curve.tolist() == [0, 0, 0, 2, 3, 0, 0, 0, 3]
+    assert both.part.tolist() == [NOT_DEALT] * 5 + [0, 1, 2, 0]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
+from astroco_fast import presets
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import PretrainConfig, checkpoint, main, run_folder
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
@@ -106,7 +107,7 @@ def test_plots_that_fail_do_not_fail_the_run(error, arguments, monkeypatch, caps
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "train: 3\n", "preset: [\n"])
 def test_settings_that_are_none_are_told(text, tmp_path):
-    out, config = tmp_path / "run", PretrainConfig().resolve(1e-3)
+    out, config = tmp_path / "run", PretrainConfig().resolve(presets.preset("tiny"))
     checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
     write(checkpoints, 1)
     (out / "config.yaml").write_text(text)
@@ -116,14 +117,14 @@ def test_settings_that_are_none_are_told(text, tmp_path):
 
 def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
     """A run from before the setting existed has the setting's default."""
-    out, config = tmp_path / "run", PretrainConfig().resolve(1e-3)
+    out, config = tmp_path / "run", PretrainConfig().resolve(presets.preset("tiny"))
     checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
     write(checkpoints, 1)
     values = config.to_dict()
     del values["band"], values["train"]["sync_batchnorm"], values["columns"]["flux"]
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     assert run_folder.claim(out, config, checkpoints, Console(speaks=True))
-    chosen = PretrainConfig(band="V").resolve(1e-3)
+    chosen = PretrainConfig(band="V").resolve(presets.preset("tiny"))
     with pytest.raises(UserError, match=r"other settings \(band\)"):
         run_folder.claim(out, chosen, checkpoints, Console(speaks=True))
     del values["preset"]  # the default of a model's setting depends on the preset
@@ -151,4 +152,4 @@ def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
 def test_the_name_of_a_run_folder(data, name, monkeypatch, tmp_path):
     (tmp_path / "above" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "above" / "here")
-    assert PretrainConfig(data=data).resolve(1e-3).out == f"runs/tiny-{name}"
+    assert PretrainConfig(data=data).resolve(presets.preset("tiny")).out == f"runs/tiny-{name}"

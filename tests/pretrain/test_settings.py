@@ -24,7 +24,12 @@ WINDOWS = np.arange(3, 14)
 
 def trainer(**settings: Any) -> Trainer:
     settings = {"learning_rate": 1e-2, "warmup_steps": 0, "clip_norm": None, "ema_decay": None, **settings}
-    return Trainer(build(True), TrainConfig(precision="fp32", **settings), Ranks(0, 1, torch.device("cpu")), seed=0)
+    return Trainer(
+        build(True),
+        TrainConfig(precision="fp32", **{"loss": "batch", **settings}),
+        Ranks(0, 1, torch.device("cpu")),
+        seed=0,
+    )
 
 
 def step(trainer: Trainer, store: Path, number: int = 0) -> Outcome:
@@ -215,3 +220,11 @@ def test_the_model_card_tells_what_the_weights_are(arguments, tmp_path):
     for name in ("rmse", "r2", "trivial_rmse"):
         for points in ("", "_hidden"):
             assert f"{best[name + points]:.4f}" in card
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    taught = trainer(learning_rate=1.0, warmup_steps=4, decay_steps=5, max_steps=20)
+    rates = [taught.learning_rate_at(step) for step in range(21)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[10:16] == [1.0] * 6
+    assert rates[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
