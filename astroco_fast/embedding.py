@@ -31,7 +31,8 @@ from astroco_fast.data.periods import Periods, find_periods
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import ArraySource, Source, open_source
 from astroco_fast.data.summary import MAGNITUDE_NUMBERS, PERIOD_NUMBERS, magnitude_numbers, period_numbers
-from astroco_fast.data.windows import Views, view_table
+from astroco_fast.data.views import Views
+from astroco_fast.data.windows import view_table
 from astroco_fast.errors import UserError
 from astroco_fast.reference.config import ModelConfig
 
@@ -93,7 +94,7 @@ def choose_parts(model: nn.Module, views: Views | None = None, parts: Sequence[s
         UserError: a part that does not exist or comes twice, or an empty list.
     """
     if parts is None:
-        return _DEFAULT[views or getattr(model, "views", "time")]
+        return _DEFAULT[views or cast(Views, getattr(model, "views", "time"))]
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"parts: no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
     if not parts or len(set(parts)) < len(parts):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from astroco_fast.data.windows import Views
+from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
 from astroco_fast.reference.config import AstroCoConfig, AstromerConfig, ModelConfig
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from astroco_fast import presets
 from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files
-from astroco_fast.data.windows import Views
+from astroco_fast.data.views import Views
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder

@@ -109,7 +109,7 @@ GROUPS = {
     "kernels": ("kernels",),
     "self-check": ("selfcheck", "comparison", "verdicts", "configuration"),
     "ops": ("ops", "warming"),
-    "models": ("model", "baselines", "presets", "registry", "pretrained", "card", "flops"),
+    "models": ("model", "baselines", "presets", "registry", "released", "pretrained", "card", "flops"),
     "data": ("data",),
     "embedding": ("embedding",),
     "settings": ("commands", "settings"),

@@ -21,9 +21,11 @@ Data pass through these modules from top to bottom, and never back:
     periods     light curves -> their periods, and those at which they are folded
     recovery    periods -> how many of them are those of a catalogue, by class
 
-    windows     light curves -> windows of 200 points, and an epoch's order of them
+    views       the views of a light curve: in time, and folded at its period
+    windows     light curves -> windows of 200 points in a view, and an epoch's order of them
     masking     the choice of the probed points of a window, and their replacements
     batches     windows -> padded arrays, centred and masked, computed ahead by a thread
+    summary     numbers on a light curve's period and magnitudes, which stand beside its encoding
     training    a store's training and validation windows, and each rank's share of a step
 
     hashing     random numbers and hashes of ids, for all of these

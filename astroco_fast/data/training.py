@@ -23,7 +23,8 @@ from astroco_fast.data.hashing import TRAIN, VALIDATION, split_of
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
-from astroco_fast.data.windows import Views, epoch_order, view_table
+from astroco_fast.data.views import Views
+from astroco_fast.data.windows import epoch_order, view_table
 from astroco_fast.errors import UserError
 
 Indices = NDArray[np.int64]

@@ -6,18 +6,17 @@ sorted by phase, so that each covers the whole cycle.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from astroco_fast.data.hashing import STREAM_DEAL, STREAM_ORDER, STREAM_WINDOW, hash64
+from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
 
 Int64Array = npt.NDArray[np.int64]
 
 NOT_DEALT = -1
-Views = Literal["time", "folded", "both"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,12 @@ class WindowTable:
 
     def __add__(self, other: "WindowTable") -> "WindowTable":
         """These windows, then the other table's."""
-        pairs = ((self.curve, other.curve), (self.start, other.start), (self.length, other.length))
-        curve, start, length = (np.concatenate(pair) for pair in pairs)
-        return WindowTable(curve, start, length, np.concatenate([self.part, other.part]))
+        return WindowTable(
+            curve=np.concatenate([self.curve, other.curve]),
+            start=np.concatenate([self.start, other.start]),
+            length=np.concatenate([self.length, other.length]),
+            part=np.concatenate([self.part, other.part]),
+        )
 
 
 def window_table(offsets: Int64Array, size: int = 200) -> WindowTable:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
-from astroco_fast.data.windows import Views
+from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
 from astroco_fast.presets import Preset
 
