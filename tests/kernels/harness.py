@@ -5,6 +5,7 @@ from functools import cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -39,42 +40,60 @@ AXES: dict[str, Sequence[Any]] = {
 }
 
 
-LONG, WIDE = 199, 256  # windows at least as long and rows at least as wide take most of the interpreter's time
+SHAPES = list(product(AXES["length"], AXES["width"]))  # the slow tests take a shape's cases together: fewer to collect
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+# The cases that Triton's interpreter runs by default. It takes its time by rows and widths, so wide rows are in short
+# windows. Every two values of layout, dtype, mode and strides meet, and every length and width occurs.
+INTERPRETED = [
+    Case(200, 64, "packed", F32, "training", "contiguous"),
+    Case(33, 276, "packed", BF16, "inference", "sliced"),
+    Case(32, 64, "packed", F16, "evaluation", "expanded"),
+    Case(199, 64, "padded", F32, "inference", "expanded"),
+    Case(31, 64, "padded", BF16, "evaluation", "contiguous"),
+    Case(33, 64, "padded", F16, "training", "sliced"),
+    Case(1, 256, "empty", F32, "evaluation", "sliced"),
+    Case(33, 276, "empty", BF16, "training", "expanded"),
+    Case(32, 256, "empty", F16, "inference", "contiguous"),
+    Case(1, 64, "full", F32, "training", "contiguous"),
+    Case(31, 276, "full", BF16, "inference", "sliced"),
+    Case(201, 64, "full", F16, "evaluation", "expanded"),
+]
+
+
+def cases() -> list[Any]:
+    """Parameters `fused` and `case` of a test: `pairwise` for each backend, `INTERPRETED` for Triton without a GPU."""
+    of_triton = pairwise() if torch.cuda.is_available() else INTERPRETED
+    both = [("triton", case) for case in of_triton] + [("cpu", case) for case in pairwise()]
+    return [pytest.param(*pair, id=f"{pair[0]}-{name(pair[1])}") for pair in both]
+
+
+def pairs(case: Case) -> set[tuple[int, Any, int, Any]]:
+    """Every two values of the case, each with its axis's number."""
+    return {(a, case[a], b, case[b]) for a, b in combinations(range(len(case)), 2)}
 
 
 @cache
 def pairwise() -> list[Case]:
-    """Cheap cases in which every two values of different axes meet at least once.
-
-    Long windows meet wide rows only in preset S's shape, because each alone reaches its own edge of a tile.
-    `every_case` has the other combinations.
-    """
-    names = list(AXES)
-
-    def pairs(case: tuple) -> set:
-        return {(a, case[a], b, case[b]) for a, b in combinations(range(len(names)), 2)}
-
-    everything = [case for case in every_case() if case[:2] == (200, 276) or case.length < LONG or case.width < WIDE]
-    candidates = [(case, pairs(case), _cost(case) ** 0.2) for case in everything]
-    open_pairs = set().union(*(met for _, met, _ in candidates))
-    cases = []
-    while open_pairs:
-        best, met, _ = max(candidates, key=lambda candidate: len(candidate[1] & open_pairs) / candidate[2])
-        open_pairs -= met
-        cases.append(best)
-    return cases
-
-
-def _cost(case: Case) -> float:
-    """The interpreter's approximate time for a case, in arbitrary units."""
-    lengths = lengths_of(case)
-    rows = case.length * len(lengths) if case.layout == "padded" else sum(lengths)
-    return (rows + 20) * case.width**1.5 * {"inference": 1, "evaluation": 3, "training": 4}[case.mode]
+    """Cases in which every two values of different axes meet at least once. `every_case` has the other combinations."""
+    candidates = {case: pairs(case) for case in every_case()}
+    missing = set().union(*candidates.values())
+    chosen = []
+    while missing:
+        chosen.append(max(candidates, key=lambda case: len(candidates[case] & missing)))
+        missing -= candidates[chosen[-1]]
+    return chosen
 
 
 def every_case() -> list[Case]:
     """Every combination of the axes' values."""
     return [Case(*values) for values in product(*AXES.values())]
+
+
+def of_shape(shape: tuple[int, int]) -> list[Case]:
+    """Every case of one length and width."""
+    return [case for case in every_case() if case[:2] == shape]
 
 
 def fitting(case: Case, backend: str) -> Case:

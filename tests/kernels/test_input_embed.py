@@ -63,15 +63,16 @@ def check(case: Case, fused: str, device: torch.device) -> None:
     harness.check(lambda number: drawn(case, fused, device, number))
 
 
-@pytest.mark.parametrize("case", harness.pairwise(), ids=harness.name)
+@pytest.mark.parametrize(("fused", "case"), harness.cases(), indirect=["fused"])
 def test_input_embed(case: Case, fused: str, device: torch.device) -> None:
     check(case, fused, device)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", harness.every_case(), ids=harness.name)
-def test_input_embed_everywhere(case: Case, fused: str, device: torch.device) -> None:
-    check(case, fused, device)
+@pytest.mark.parametrize("shape", harness.SHAPES, ids=str)
+def test_input_embed_everywhere(shape: tuple[int, int], fused: str, device: torch.device) -> None:
+    for case in harness.of_shape(shape):
+        check(case, fused, device)
 
 
 def test_nothing_need_be_hidden(fused: str, device: torch.device) -> None:

@@ -53,15 +53,16 @@ def check(case: Case, fused: str, device: torch.device) -> None:
     harness.check(lambda number: drawn(case, fused, device, number))
 
 
-@pytest.mark.parametrize("case", harness.pairwise(), ids=harness.name)
+@pytest.mark.parametrize(("fused", "case"), harness.cases(), indirect=["fused"])
 def test_mix_pool(case: Case, fused: str, device: torch.device) -> None:
     check(case, fused, device)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", harness.every_case(), ids=harness.name)
-def test_mix_pool_everywhere(case: Case, fused: str, device: torch.device) -> None:
-    check(case, fused, device)
+@pytest.mark.parametrize("shape", harness.SHAPES, ids=str)
+def test_mix_pool_everywhere(shape: tuple[int, int], fused: str, device: torch.device) -> None:
+    for case in harness.of_shape(shape):
+        check(case, fused, device)
 
 
 @pytest.mark.parametrize("used", [0, 1])

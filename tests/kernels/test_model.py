@@ -1,6 +1,7 @@
 """The whole encoder on a backend's ops against the reference: outputs and every parameter's gradient."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -35,15 +36,16 @@ def call(model: nn.Module, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor,
     return tuple(model(time, mag, err, mask, hidden=hidden))
 
 
+# The interpreter's default is preset tiny, because it takes half a minute for S; the slow tests cover all.
+DEFAULT = (("triton", "tiny", torch.bfloat16), ("cpu", "S", torch.bfloat16))
+OTHERS = set(product(("triton", "cpu"), ("tiny", "S", "L"), (torch.float32, torch.bfloat16))) - {*DEFAULT}
+
+
 @pytest.mark.parametrize("mode", ["training", "inference"])
 @pytest.mark.parametrize(
-    ("preset", "dtype"),
-    [
-        ("S", torch.bfloat16),
-        pytest.param("L", torch.float32, marks=pytest.mark.slow),
-        pytest.param("S", torch.float32, marks=pytest.mark.slow),
-        pytest.param("L", torch.bfloat16, marks=pytest.mark.slow),
-    ],
+    ("fused", "preset", "dtype"),
+    [*DEFAULT, *(pytest.param(*other, marks=pytest.mark.slow) for other in sorted(OTHERS, key=str))],
+    indirect=["fused"],
 )
 def test_model(preset: str, dtype: torch.dtype, mode: str, fused: str, device: torch.device) -> None:
     model = shortened(preset, dropout=0.0).to(device).train(mode == "training")
