@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from astroco_fast import presets
+from astroco_fast import presets, released
 from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files
 from astroco_fast.data.views import Views
@@ -88,7 +88,8 @@ class PretrainedEncoder(Encoder):
         """Load a model that `save_pretrained` wrote, in evaluation mode, on the CPU.
 
         Args:
-            source: a folder (a run's `checkpoints/best` is one), or a Hugging Face Hub id such as "name/repository".
+            source: the name of a released model (`astroco models` lists them), a folder (a run's `checkpoints/best` is
+                one), or a Hugging Face Hub id such as "name/repository".
 
         Raises:
             UserError: there is no such folder, a file is missing or broken (or its checksum differs, where the folder
@@ -152,13 +153,16 @@ def _verify(path: Path) -> None:
 
 
 def local_folder(source: str | Path) -> Path:
-    """The folder itself, or a snapshot of the configuration and weights in a Hub repository.
+    """The folder itself, a released model's, or a snapshot of the configuration and weights in a Hub repository.
 
     Raises:
-        UserError: there is no such folder, and no such repository.
+        UserError: there is no such folder, no released model of that name, and no such repository.
     """
     if Path(source).is_dir():
         return Path(source)
+    for model in released.released():
+        if str(source) == model.name:
+            return model.folder
     source = str(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(f"{source}: no such folder, and no released model (astroco models lists those)")

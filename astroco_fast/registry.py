@@ -6,7 +6,7 @@ A new architecture is added to `MODELS` here, and its presets in `astroco_fast.p
 from pathlib import Path
 from typing import Any
 
-from astroco_fast import presets, released
+from astroco_fast import presets
 from astroco_fast.baselines import Astromer
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
@@ -39,9 +39,6 @@ def load(source: str | Path) -> PretrainedEncoder:
         UserError: there is no such model or folder, a file is missing or broken, or the architecture is not in the
             registry.
     """
-    models = {model.name: model for model in released.released()}
-    if str(source) in models and not Path(source).is_dir():
-        source = models[str(source)].folder
     folder = local_folder(source)
     name = read_config(folder / CONFIG_FILE).get("model")
     if not isinstance(name, str) or name not in _BY_NAME:
