@@ -66,6 +66,8 @@ class ProbeConfig:
         allow_fewer: divide the stars of a class that has too few in the same proportions, rather than fail.
         probes: which classifiers: linear (the paper's head), logistic (scikit-learn's logistic regression), knn (its
             nearest neighbours), forest (its extra trees). Features and statistics are always probed by a forest, too.
+        tasks: also measure clustering, novelty and the purity of neighbourhoods, on the largest size: tasks.csv, and a
+            section in results.md.
         head: training of the linear head.
         logistic_c: C of the logistic regression, the inverse of its penalty.
         neighbours: number of neighbours of the nearest-neighbour probe.
@@ -92,6 +94,7 @@ class ProbeConfig:
     splits: str | None = None
     allow_fewer: bool = False
     probes: list[Probe] = field(default_factory=lambda: ["linear", "logistic", "knn"])
+    tasks: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     logistic_c: float = 1.0
     neighbours: int = 5

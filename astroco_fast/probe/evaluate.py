@@ -74,6 +74,18 @@ def evaluate(
     """
     if {*config.probes} - {"linear"}:
         require_scikit_learn()
+    outcomes: list[Outcome] = []
+    with tqdm(total=len(splits), desc="probe", unit=" splits", disable=None) as progress:
+        for split, samples in samples_of(vectors, ids, labels, classes, splits, missing):
+            outcomes += _on_split(split, samples, len(classes), config)
+            progress.update()
+    return outcomes
+
+
+def samples_of(
+    vectors: Matrix, ids: Text, labels: Text, classes: Sequence[str], splits: Sequence[Split], missing: bool
+) -> Iterator[tuple[Split, dict[str, Sample]]]:
+    """Each split with the vectors and classes of its parts. Arguments and errors are those of `evaluate`."""
     usable = np.isfinite(vectors) | (np.isnan(vectors) if missing else False)
     if not usable.all():
         star = ids[int(np.argmax(~usable.all(1)))]
@@ -81,18 +93,14 @@ def evaluate(
     row = {star: i for i, star in enumerate(ids)}
     number = {name: i for i, name in enumerate(classes)}
     known = np.array([number[label] for label in labels], dtype=np.int64)
-    outcomes: list[Outcome] = []
-    with tqdm(total=len(splits), desc="probe", unit=" splits", disable=None) as progress:
-        for split in splits:
-            rows = {part: np.array([row[star] for star in stars]) for part, stars in split.parts.items()}
-            samples = {part: Sample(vectors[at], known[at]) for part, at in rows.items()}
-            _check_classes(split, samples, classes)
-            if missing:
-                values = medians(samples["train"].vectors)
-                samples = {part: fill(sample, values) for part, sample in samples.items()}
-            outcomes += _on_split(split, samples, len(classes), config)
-            progress.update()
-    return outcomes
+    for split in splits:
+        rows = {part: np.array([row[star] for star in stars]) for part, stars in split.parts.items()}
+        samples = {part: Sample(vectors[at], known[at]) for part, at in rows.items()}
+        _check_classes(split, samples, classes)
+        if missing:
+            values = medians(samples["train"].vectors)
+            samples = {part: fill(sample, values) for part, sample in samples.items()}
+        yield split, samples
 
 
 def _on_split(split: Split, samples: dict[str, Sample], classes: int, config: ProbeConfig) -> Iterator[Outcome]:

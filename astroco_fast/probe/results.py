@@ -18,8 +18,9 @@ from astroco_fast.probe.evaluate import Outcome
 from astroco_fast.probe.figures import draw
 from astroco_fast.probe.metrics import balanced_accuracy, f1_scores, macro_f1, mean_and_deviation, plus_minus
 from astroco_fast.probe.splits import PARTS, Split
+from astroco_fast.probe.tasks import NEIGHBOURS, Score
 
-RESULTS = "results"
+RESULTS, TASKS = "results", "tasks.csv"
 _PACKAGES = ("astroco_fast", "torch", "numpy", "scikit-learn", "light-curve")
 _NAMES = {
     "linear": "linear head",
@@ -28,11 +29,22 @@ _NAMES = {
     "forest": "extra trees",
 }
 
+# The tasks' figures, and what the tables call them; a figure of classes is the mean over them.
+_FIGURES = {
+    "ari": "k-means: ARI",
+    "nmi": "NMI",
+    "homogeneity": "homogeneity",
+    "auroc": "novelty: AUROC",
+    "purity": f"purity of {NEIGHBOURS} neighbours",
+}
+
 Outcomes = Mapping[str, Sequence[Outcome]]  # by the name of the vectors
+Scores = Mapping[str, Sequence[Score]]
 
 
 def summarise(
     outcomes: Outcomes,
+    scores: Scores,
     pairs: Sequence[tuple[str, str]],
     classes: Sequence[str],
     splits: Sequence[Split],
@@ -42,8 +54,8 @@ def summarise(
 ) -> dict[str, Any]:
     """All results as plain data.
 
-    `results` has an entry for each kind of vectors, probe and size, over all of its folds and seeds, and `differences`
-    one for each pair of vectors, probe and size.
+    `results` has an entry for each kind of vectors, probe and size, over all of its folds and seeds, `differences` one
+    for each pair of vectors, probe and size, and `tasks` one for each kind of vectors, figure and class.
     """
     return {
         **facts,
@@ -59,6 +71,9 @@ def summarise(
             {"vectors": one, "less": other, **difference}
             for one, other in pairs
             for difference in _differences(_grouped(outcomes[one]), _grouped(outcomes[other]))
+        ],
+        "tasks": [
+            {"vectors": vectors, **entry} for vectors, of_vectors in scores.items() for entry in _of_tasks(of_vectors)
         ],
         "settings": config.to_dict(),
     }
@@ -109,6 +124,22 @@ def _differences(
             yield {"probe": probe, "n": n, "macro_f1": mean_and_deviation(paired), "folds": paired}
 
 
+def _of_tasks(scores: Sequence[Score]) -> Iterator[dict[str, Any]]:
+    """Each figure of each task: of its classes, and of their mean, over folds and seeds."""
+    runs: dict[tuple[str, str, str], dict[tuple[int, int | None], list[float]]] = {}
+    for score in scores:
+        for of in {score.of, ""}:
+            runs.setdefault((score.task, score.figure, of), {}).setdefault((score.fold, score.seed), []).append(
+                score.value
+            )
+    for (task, figure, of), values in runs.items():
+        means = [float(np.mean(run)) for run in values.values()]
+        numbered = [
+            {"fold": fold, "seed": seed, "value": mean} for (fold, seed), mean in zip(values, means, strict=True)
+        ]
+        yield {"task": task, "figure": figure, "class": of, "value": mean_and_deviation(means), "runs": numbered}
+
+
 def _of_folds(outcomes: Sequence[Outcome]) -> dict[int, float]:
     """Fold -> macro-F1, the mean over seeds."""
     scores: dict[int, list[float]] = {}
@@ -131,10 +162,12 @@ def write_results(out: Path, results: Mapping[str, Any], plots: bool) -> list[Pa
         The paths of the files, each of which is replaced once it is whole.
     """
     texts = {"json": json.dumps(results, indent=1) + "\n", "csv": _csv(results), "md": _markdown(results)}
-    paths = []
-    for ending, text in texts.items():
-        paths.append(out / f"{RESULTS}.{ending}")
-        write_text(paths[-1], text)
+    files = {out / f"{RESULTS}.{ending}": text for ending, text in texts.items()}
+    if results["tasks"]:
+        files[out / TASKS] = _tasks_csv(results["tasks"])
+    for path, text in files.items():
+        write_text(path, text)
+    paths = list(files)
     if plots and find_spec("matplotlib") is not None:
         paths += draw(out, results, _NAMES)
     return paths
@@ -152,6 +185,17 @@ def _csv(results: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def _tasks_csv(entries: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a row for each run: vectors, task, figure, class (empty: the mean over classes), fold, seed, value."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["vectors", "task", "figure", "class", "fold", "seed", "value"])
+    for entry in entries:
+        place = [entry[name] for name in ("vectors", "task", "figure", "class")]
+        writer.writerows([*place, run["fold"], run["seed"], run["value"]] for run in entry["runs"])
+    return text.getvalue()
+
+
 def _markdown(results: Mapping[str, Any]) -> str:
     settings, entries = results["settings"], results["results"]
     simulated = ", SIMULATED light curves" if results["simulated"] else ""
@@ -165,6 +209,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
     if results["differences"]:
         lines += ["", "Differences in macro-F1, paired by fold (mean and sample standard deviation over folds):", ""]
         lines += _by_size(results["differences"], "macro_f1", sign=True)
+    lines += _tasks(results)
     lines += ["", "F1 by class:", "", f"| vectors | probe | n | {' | '.join(map(_cell, results['classes']))} |"]
     lines.append("|---|---|---|" + "---|" * len(results["classes"]))
     for entry in entries:
@@ -179,6 +224,29 @@ def _markdown(results: Mapping[str, Any]) -> str:
     lines += ["", *(f"{entry['name']}: sha256 {entry['sha256']}  " for entry in results["vectors"])]
     lines.append(f"Stars: sha256 {results['data_sha256']}")
     return "\n".join(lines) + "\n"
+
+
+def _tasks(results: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of the tasks beside classification: all classes together, and novelty by class."""
+    found = {(entry["vectors"], entry["figure"], entry["class"]): entry["value"] for entry in results["tasks"]}
+    if not found:
+        return
+    n, classes = max(entry["n"] for entry in results["stars"]), results["classes"]
+    yield from ("", f"Other tasks, on the folds of {n} training stars a class (chance: {_chance(len(classes))}):", "")
+    yield f"| vectors | {' | '.join(_FIGURES.values())} |"
+    yield "|---|" + "---|" * len(_FIGURES)
+    names = list(dict.fromkeys(vectors for vectors, _, _ in found))
+    for name in names:
+        yield f"| {_cell(name)} | {' | '.join(plus_minus(found[name, figure, '']) for figure in _FIGURES)} |"
+    yield from ("", "Novelty by the class that was held out, AUROC:", "")
+    yield f"| vectors | {' | '.join(map(_cell, classes))} |"
+    yield "|---|" + "---|" * len(classes)
+    for name in names:
+        yield f"| {_cell(name)} | {' | '.join(plus_minus(found[name, 'auroc', of]) for of in classes)} |"
+
+
+def _chance(classes: int) -> str:
+    return f"ARI and NMI 0, AUROC 0.5, purity {1 / classes:.3f} where classes have equally many stars"
 
 
 def of_copies(copies: Collection[str]) -> str:

@@ -19,11 +19,12 @@ from astroco_fast.probe.evaluate import evaluate
 from astroco_fast.probe.figures import COMPARISON
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.metrics import plus_minus
-from astroco_fast.probe.results import of_copies, summarise, write_results
+from astroco_fast.probe.results import TASKS, of_copies, summarise, write_results
 from astroco_fast.probe.rivals import describers, pairs
 from astroco_fast.probe.rivals import rows as rows_of
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
 from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.probe.tasks import measure
 from astroco_fast.text import rows
 
 SPLITS, CONFIG = "splits.csv", "config.yaml"
@@ -51,7 +52,7 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     Raises:
         UserError: the data, the labels, the splits, the model or the folder cannot be used; names what is wrong.
     """
-    if config.against or {*config.probes} - {"linear"}:
+    if config.against or config.tasks or {*config.probes} - {"linear"}:
         require_scikit_learn()
     out = Path(config.out)
     found = describers(config)
@@ -60,8 +61,9 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     classes = config.classes or sorted({stars.labels[star] for star in used})
     with _folder(out):
         caches = [Embeddings(out / describer.file, describer.digest) for describer in found]
-        for old in (*out.glob("results.*"), *out.glob("confusion_*.png"), *out.glob(COMPARISON)):  # of other settings
-            old.unlink()
+        for pattern in ("results.*", TASKS, "confusion_*.png", COMPARISON):
+            for old in out.glob(pattern):  # it may be of other settings
+                old.unlink()
         write_text(out / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
         if config.splits is None or not _is(out / SPLITS, config.splits):
             write_splits(out / SPLITS, splits, stars.labels)
@@ -71,18 +73,21 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
         curves = [stars.curves[star] for star in used]
         compared = rows_of(config, found, [cache.of(curves) for cache in caches])
         of_used = np.array([stars.labels[star] for star in used], dtype=object)
-        outcomes = {}
+        outcomes, scores = {}, {}
         for row in compared:
             with_forest = replace(config, probes=list(dict.fromkeys([*config.probes, "forest"])))
             settings = with_forest if row.made_by_hand else config
-            outcomes[row.name] = evaluate(row.vectors, used, of_used, classes, splits, settings, row.made_by_hand)
+            arguments = (row.vectors, used, of_used, classes, splits, settings, row.made_by_hand)
+            outcomes[row.name] = evaluate(*arguments)
+            if config.tasks:
+                scores[row.name] = measure(*arguments)
         facts = {
             "vectors": [{"name": describer.name, "sha256": describer.digest} for describer in found],
             "data_sha256": stars.digest(list(used)),
             "simulated": stars.simulated,
             "copies": sorted(stars.copies),
         }
-        results = summarise(outcomes, pairs(compared), classes, splits, stars.labels, config, facts)
+        results = summarise(outcomes, scores, pairs(compared), classes, splits, stars.labels, config, facts)
         paths = write_results(out, results, config.plots)
     print("\n".join([*rows(_table(results)), "", *map(str, paths)]))
     return results
