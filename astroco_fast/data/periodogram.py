@@ -90,7 +90,7 @@ def power_spectrum(curve: Curve, highest: float, oversample: float) -> Spectrum:
             rounded up to one whose FFT is planned already.
     """
     wanted = min(highest * oversample * curve.span, MOST_FREQUENCIES)
-    n = _rounded_up(max(math.ceil(wanted), 16))
+    n = _rounded_up(math.ceil(wanted))
     step = highest / n if wanted < MOST_FREQUENCIES else 1 / (oversample * curve.span)
     angle = (2 * np.pi * step) * curve.time
     # The transform returns the modes -n/2 .. n/2 - 1; this turns them into 0 .. n - 1.
@@ -248,27 +248,44 @@ def _normal_matrix(
     return first, second, sign, other, penalty
 
 
-def log_false_alarm(power: float, curve: Curve, highest: float) -> float:
-    """The logarithm to base 10 of the probability that white noise has a peak as high (Baluev 2008, MNRAS 385, 1279).
+def log_false_alarm(gains: Float64Array, curve: Curve, highest: float) -> float:
+    """The logarithm to base 10 of the probability that white noise has a peak as high.
+
+    For k harmonics it follows Baluev (2008, MNRAS 385, 1279, for k = 1; 2009, MNRAS 395, 1541, equations 6 to 8, for
+    more). The lowest of the K probabilities is taken; that it is the best of K is made up for by the fits' penalty,
+    which lowers the gains.
 
     Args:
-        power: share of the variance that one harmonic and a mean explain at the highest peak.
-        curve: the light curve, of at least 4 points.
-        highest: cycles a day up to which the peak was searched.
+        gains: (K,) shares of the variance that 1 .. K harmonics explain at the highest peaks.
+        curve: the light curve, of more than 2K + 2 points.
+        highest: cycles a day up to which the peaks were searched.
 
     Returns:
         0 or less. The probability is an upper limit, good where it is small; red noise and the day's rhythm have higher
         peaks.
     """
-    n = len(curve)
-    power = min(max(power, 0.0), 1 - 1e-12)
     mean = curve.weight @ curve.time
     width = highest * math.sqrt(4 * math.pi * (curve.weight @ (curve.time - mean) ** 2))
-    rest = math.log1p(-power)
-    single = 0.5 * (n - 3) * rest  # of one frequency
-    gamma = 0.5 * math.log(2 / (n - 1)) + math.lgamma((n - 1) / 2) - math.lgamma((n - 2) / 2)
-    tau = gamma + math.log(width) + 0.5 * (n - 4) * rest + 0.5 * math.log(max(0.5 * (n - 1) * power, 1e-300))
-    probability = -math.expm1(-math.exp(min(tau, 50.0)) + math.log1p(-min(math.exp(single), 1 - 1e-12)))
-    # Too small for that formula: its two terms add up.
-    small = max(single, tau) + math.log1p(math.exp(-abs(single - tau)))
-    return min(math.log10(probability) if probability > 1e-9 else small / math.log(10), 0.0)
+    logs = [_log_crossings(k, float(gain), len(curve)) for k, gain in enumerate(gains, 1)]
+    return min(0.0, (min(logs) + math.log(max(width, 1))) / math.log(10))
+
+
+def _log_crossings(harmonics: int, gain: float, n: int) -> float:
+    """ln of how often the spectrum of n points of noise is expected to rise above a gain, in a unit of bandwidth."""
+    half, rest = harmonics - 0.5, 0.5 * (n - 2 * harmonics - 2)
+    gain = min(max(gain, half / (half + rest)), 1 - 1e-12)  # below the first, more crossings mean a higher peak
+    finite = math.lgamma((n - 1) / 2) - math.lgamma((n - 1) / 2 - half)
+    return _log_alpha(harmonics) + finite + half * math.log(gain) + rest * math.log1p(-gain)
+
+
+@lru_cache
+def _log_alpha(harmonics: int) -> float:
+    """ln of alpha_n in equation 8 of Baluev (2009)."""
+    total = sum(
+        (-1) ** (harmonics - k)
+        * k ** (2 * harmonics + 1)
+        / math.factorial(harmonics + k)
+        / math.factorial(harmonics - k)
+        for k in range(1, harmonics + 1)
+    )
+    return math.log(2**harmonics / math.prod(range(1, 2 * harmonics, 2)) * total)

@@ -2,7 +2,9 @@
 
 The rule, for each light curve (one star in one band) by itself:
 
-1. Grid: frequencies from 1 / span to 10 cycles a day, in steps of 1 / (4 span) or less.
+1. Grid: frequencies from 1 / span to 10 cycles a day, in steps of 1 / (4 span) or less. Where the points are evenly
+   spaced, it ends at half their rate, because all higher frequencies are exact aliases (Eyer & Bartholdi 1999,
+   A&AS 135, 1).
 2. Candidates: the 5 highest peaks of the power spectrum, and of its sum over three harmonics, which is high at the
    period of a curve that is not a sine wave; half and twice their frequencies; their aliases of the solar and the
    sidereal day.
@@ -44,7 +46,7 @@ from astroco_fast.data.periodogram import (
 
 HARMONICS = 6
 # Why a light curve has no period, by `Periods.status`.
-STATUS = ("found", "fewer than 10 points", "shorter than a day", "constant", "false alarm above 1 %")
+STATUS = ("found", "fewer than 10 times", "shorter than a day", "constant", "false alarm above 1 %")
 _FOUND, _FEW, _SHORT, _CONSTANT, _CHANCE = range(len(STATUS))
 _DAYS = (1.0, 1.00273791)  # cycles a day of the Sun and of the stars
 _CURVES_A_TASK = 32
@@ -61,8 +63,8 @@ class PeriodRule:
         refined: the best candidates, which are refined in frequency.
         day_penalty: added to the criterion at whole numbers of cycles a day.
         fold_share: the share of the explained variance from which on half the period is enough.
-        min_points: light curves with fewer points have no period.
-        false_alarm: light curves whose highest peak is more probable by chance have no period.
+        min_points: light curves with fewer points at different times have no period.
+        false_alarm: light curves whose best fit is more probable by chance have no period.
     """
 
     highest: float = 10.0
@@ -87,8 +89,8 @@ class Periods:
         epoch: (n,) float64, days, the first time of minimum light (largest magnitude) of the first harmonic at
             `fold_period`, counted as the light curve's times are.
         power: (n,) float32, share of the variance that one harmonic explains at `fold_period`.
-        log_false_alarm: (n,) float32, logarithm to base 10 of the probability that the highest peak is chance; 0 where
-            nothing was searched.
+        log_false_alarm: (n,) float32, logarithm to base 10 of the probability that the best fit is chance (of white
+            noise); 0 where nothing was searched.
         harmonics: (n,) int8, the harmonics of the best fit.
         gains: (n, 12) float32, share of the variance explained by 1 .. 6 harmonics at twice `fold_period`, and by
             1 .. 6 harmonics at `fold_period`.
@@ -206,14 +208,14 @@ def _search(curves: CurveBatch, places: range, rule: PeriodRule) -> Periods:
     if not searched:
         return out
     kept = [curve for _, _, curve in searched]
-    frequency, harmonics, highest_power = _choose(kept, rule)
+    frequency, harmonics, peaks = _choose(kept, rule)
     # From here on: half, once and twice the frequency.
     sums = [
         harmonic_sums(curve, f * np.array([0.5, 1, 2]), HARMONICS) for curve, f in zip(kept, frequency, strict=True)
     ]
     gains = harmonic_gains(np.concatenate(sums)).reshape(-1, 3, HARMONICS)
     for i, (row, first, curve) in enumerate(searched):
-        log_chance = log_false_alarm(highest_power[i], curve, rule.highest)
+        log_chance = log_false_alarm(peaks[i], curve, _highest(curve, rule))
         out.log_false_alarm[row] = log_chance
         if log_chance > np.log10(rule.false_alarm):
             out.status[row] = _CHANCE
@@ -236,10 +238,10 @@ def _prepare(curves: CurveBatch, place: int, rule: PeriodRule) -> tuple[Curve | 
     points = slice(curves.offsets[place], curves.offsets[place + 1])
     time, mag, err = curves.time[points], curves.mag[points], curves.err[points]
     good = np.isfinite(time) & np.isfinite(mag) & np.isfinite(err) & (err > 0)
-    if np.count_nonzero(good) < rule.min_points:
-        return None, np.nan, _FEW
     order = np.flatnonzero(good)[np.argsort(time[good], kind="stable")]
     time, mag, err = time[order], mag[order], err[order]
+    if not len(time) or 1 + np.count_nonzero(np.diff(time)) < rule.min_points:
+        return None, np.nan, _FEW
     if time[-1] - time[0] < 1:
         return None, np.nan, _SHORT
     if mag.min() == mag.max():
@@ -247,12 +249,11 @@ def _prepare(curves: CurveBatch, place: int, rule: PeriodRule) -> tuple[Curve | 
     return Curve.of(time, mag, err), float(time[0]), _FOUND
 
 
-def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArray[np.int64], Float64Array]:
-    """The frequency and the number of harmonics of each curve's best fit, and the highest power of one harmonic."""
+def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArray[np.int64], list[Float64Array]]:
+    """The frequency and the harmonics of each curve's best fit, and the highest gains of 1, 2, ... harmonics."""
     most = [_most_harmonics(len(curve)) for curve in curves]
     steps, frequencies = zip(*(_candidates(curve, rule) for curve in curves), strict=True)
     fits = _fits(curves, frequencies, 3)
-    highest = np.array([gain[:, 0].max() for gain in fits])
     best = [
         f[np.argsort(_criterion(gain, curve, k).min(axis=1), kind="stable")[: rule.refined]]
         for f, gain, curve, k in zip(frequencies, fits, curves, most, strict=True)
@@ -262,7 +263,6 @@ def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArra
         around = np.arange(-width, width + 1) / finer
         grids = [np.maximum(f[:, None] + around * step, step) for f, step in zip(best, steps, strict=True)]
         fits = _fits(curves, [grid.ravel() for grid in grids], harmonics)
-        highest = np.maximum(highest, [gain[:, 0].max() for gain in fits])
         tables = [_criterion(gain, curve, k) for gain, curve, k in zip(fits, curves, most, strict=True)]
         scores = [table.min(axis=1).reshape(grid.shape) for table, grid in zip(tables, grids, strict=True)]
         best = [grid[np.arange(len(grid)), score.argmin(axis=1)] for grid, score in zip(grids, scores, strict=True)]
@@ -270,21 +270,31 @@ def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArra
     for i, (grid, score, table, curve) in enumerate(zip(grids, scores, tables, curves, strict=True)):
         place = int(np.argmin(score + rule.day_penalty * _at_whole_days(grid, curve)))
         frequency[i], harmonics_of[i] = grid.flat[place], table[place].argmin() + 1
-    return frequency, harmonics_of, highest
+    return frequency, harmonics_of, [gain[:, :k].max(axis=0) for gain, k in zip(fits, most, strict=True)]
 
 
 def _candidates(curve: Curve, rule: PeriodRule) -> tuple[float, Float64Array]:
     """The step of the grid, and candidates (F,) in cycles a day."""
-    spectrum = power_spectrum(curve, rule.highest, rule.oversample)
+    highest = _highest(curve, rule)
+    spectrum = power_spectrum(curve, highest, rule.oversample)
     per_span = 1 / (spectrum.step * curve.span)
     first, apart = max(2, int(per_span)), 1.5 * per_span
     peaks = [highest_peaks(power, first, rule.peaks, apart) for power in (spectrum.power, harmonic_sum(spectrum.power))]
     found = np.unique(np.concatenate(peaks)) * spectrum.step
     aliases = [np.abs(found + shift) for day in _DAYS for shift in (day, -day)]
     every = np.concatenate([found, found / 2, 2 * found, *aliases])
-    every = every[(every >= 0.7 / curve.span) & (every <= rule.highest)]
+    every = every[(every >= 0.7 / curve.span) & (every <= highest)]
     near = 0.3 * spectrum.step
     return spectrum.step, np.unique(np.rint(every / near)) * near
+
+
+def _highest(curve: Curve, rule: PeriodRule) -> float:
+    """The highest frequency to search, cycles a day."""
+    gaps = np.diff(curve.time)
+    gaps = gaps[gaps > 0]
+    steps = gaps / gaps.min()
+    evenly_spaced = np.abs(steps - np.rint(steps)).max() < 0.01
+    return min(rule.highest, 0.5 / float(gaps.min())) if evenly_spaced else rule.highest
 
 
 def _fits(curves: Sequence[Curve], frequencies: Iterable[Float64Array], harmonics: int) -> list[Float64Array]:
