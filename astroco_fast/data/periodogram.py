@@ -251,9 +251,8 @@ def _normal_matrix(
 def log_false_alarm(gains: Float64Array, curve: Curve, highest: float) -> float:
     """The logarithm to base 10 of the probability that white noise has a peak as high.
 
-    For k harmonics it follows Baluev (2008, MNRAS 385, 1279, for k = 1; 2009, MNRAS 395, 1541, equations 6 to 8, for
-    more). The lowest of the K probabilities is taken; that it is the best of K is made up for by the fits' penalty,
-    which lowers the gains.
+    For one harmonic it follows Baluev (2008, MNRAS 385, 1279), for more Baluev (2009, MNRAS 395, 1541). The lowest of
+    the K probabilities is taken; that it is the best of K is made up for by the fits' penalty, which lowers the gains.
 
     Args:
         gains: (K,) shares of the variance that 1 .. K harmonics explain at the highest peaks.
@@ -280,7 +279,7 @@ def _log_crossings(harmonics: int, gain: float, n: int) -> float:
 
 @lru_cache
 def _log_alpha(harmonics: int) -> float:
-    """ln of alpha_n in equation 8 of Baluev (2009)."""
+    """ln of Baluev's (2009) alpha_n: how fast the spectrum of n harmonics changes, over the gamma function of n."""
     total = sum(
         (-1) ** (harmonics - k)
         * k ** (2 * harmonics + 1)

@@ -1,5 +1,6 @@
 """Periods: found where there is one, refused where there is none, the same for every batch and number of threads."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,6 +255,15 @@ def test_false_alarm_is_the_published_formula():
     assert log_false_alarm(np.array([0.9999]), light, 10.0) < -50
     assert np.isfinite(log_false_alarm(np.array([0.0, 1.0]), light, 10.0))
     assert log_false_alarm(np.array([0.0]), light, 10.0) == 0
+
+
+@pytest.mark.parametrize("harmonics", [1, 2, 4, 6])
+def test_the_rate_of_change_with_more_harmonics(harmonics):
+    """By Rice's formula the rate is the mean of sqrt(sum of k² r_k), r_k being the k-th harmonic's share of power."""
+    share = (np.random.default_rng(0).normal(size=(50_000, harmonics, 2)) ** 2).sum(axis=2)
+    share /= share.sum(axis=1, keepdims=True)
+    rate = np.sqrt(share @ np.arange(1, harmonics + 1) ** 2).mean()
+    assert math.exp(periodogram._log_alpha(harmonics)) == pytest.approx(rate / math.gamma(harmonics), rel=0.01)
 
 
 def test_narrow_eclipses_are_no_chance():
