@@ -51,7 +51,8 @@ class ProbeConfig:
             confusion_N.png. Embeddings that are there already, of this model, are used again.
         against: rivals to probe on the same stars, as rows of the same tables: features (of the package light-curve,
             and of the curves folded at a found period), statistics (nine numbers that do not know the points' order),
-            or any saved model, such as '[features, statistics, OTHER/checkpoints/best]'.
+            any saved model, or Astromer's own Keras weights (an .h5 or .index file, or the folder of the latter), such
+            as '[features, statistics, OTHER/checkpoints/best]'.
         labels: table (CSV, Parquet) with the columns id and label, which replace the light curves' own labels.
         classes: use only these classes, such as '[RRab, RRc, EA]'. Default: all labels.
         sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100 and 500; where splits are

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -25,9 +25,10 @@ _CURVES_AT_ONCE = 256
 _DIGEST = b"model_sha256"
 
 
-def model_digest(model: PretrainedEncoder) -> str:
-    """One hash of a model's configuration (its window included) and its weights."""
-    digest = hashlib.sha256(json.dumps({"model": model.name, **model.config.to_dict()}, sort_keys=True).encode())
+def model_digest(model: PretrainedEncoder, parts: Iterable[str]) -> str:
+    """One hash of a model's configuration (its window included), its weights, and the parts of its vectors."""
+    facts = {"model": model.name, "parts": list(parts), **model.config.to_dict()}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

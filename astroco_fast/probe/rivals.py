@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astroco_fast import machine
+from astroco_fast.astromer_weights import is_keras, read
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import PeriodRule, find_periods
-from astroco_fast.embedding import embed_batch
+from astroco_fast.embedding import embed_batch, layout
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.probe import features
@@ -69,8 +70,9 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _of_model(source: str, name: str, config: ProbeConfig) -> Describer:
-    model = load(source).to(pick_device(config.device)).eval()
-    digest = model_digest(model)
+    loaded = read(source) if is_keras(source) else load(source)
+    model = loaded.to(pick_device(config.device)).eval()
+    digest = model_digest(model, layout(model))
     file = "embeddings.parquet" if source == config.model else f"embeddings-{digest[:12]}.parquet"
     return Describer(name, digest, lambda curves: embed_batch(model, curves, config.batch_size), file)
 
