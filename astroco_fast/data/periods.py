@@ -11,7 +11,8 @@ The rule, for each light curve (one star in one band) by itself:
 3. Choice: each candidate is fitted by 1 to 6 harmonics and refined. The fit with the lowest Bayesian information
    criterion (Schwarz 1978, Ann. Statist. 6, 461) is taken, n ln(1 - gain) + 2 k ln n, plus 10 for frequencies at whole
    numbers of cycles a day, where the survey's own rhythm shows.
-4. Fold: at half the period, if the fit at half the period explains at least 0.7 of what it explains at the period. The
+4. False alarm: a light curve that white noise would fit as well with a probability above 1 % has no period.
+5. Fold: at half the period, if the fit at half the period explains at least 0.7 of what it explains at the period. The
    two minima of most eclipsing binaries are alike, and no search can tell their period from its half; all such curves
    are folded at the half.
 
