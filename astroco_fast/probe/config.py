@@ -57,7 +57,8 @@ class ProbeConfig:
         classes: use only these classes, such as '[RRab, RRc, EA]'. Default: all labels.
         sizes: training stars a class, such as '[20, 100]'. Default: the paper's 20, 100 and 500; where splits are
             given, all of their sizes.
-        validation: validation stars a class; at most as many as training stars. They choose the linear head's epoch.
+        validation: validation stars a class; at most as many as training stars. They choose the linear head's epoch and
+            the logistic regression's C.
         test: test stars a class.
         folds: independent draws of training, validation and test stars.
         seeds: runs of the linear head on each fold, which differ in the initial weights and in the order of the stars.
@@ -70,7 +71,8 @@ class ProbeConfig:
         tasks: also measure clustering, novelty and the purity of neighbourhoods, on the largest size: tasks.csv, and a
             section in results.md.
         head: training of the linear head.
-        logistic_c: C of the logistic regression, the inverse of its penalty.
+        logistic_c: C of the logistic regression, the inverse of its penalty. Default: the one of 0.01, 0.03, 0.1, 0.3,
+            1, 3 and 10 that has the lowest cross-entropy on the validation stars.
         neighbours: number of neighbours of the nearest-neighbour probe.
         band: use only this band.
         columns: names of columns that are not found by themselves.
@@ -97,7 +99,7 @@ class ProbeConfig:
     probes: list[Probe] = field(default_factory=lambda: ["linear", "logistic", "knn"])
     tasks: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
-    logistic_c: float = 1.0
+    logistic_c: float | None = None
     neighbours: int = 5
     band: str | None = None
     columns: Columns = field(default_factory=Columns)
@@ -112,7 +114,7 @@ class ProbeConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
-        if not 0 < self.logistic_c < float("inf"):
+        if self.logistic_c is not None and not 0 < self.logistic_c < float("inf"):
             raise UserError(f"logistic_c must be a positive number, not {self.logistic_c}")
         if self.sizes is not None and (not self.sizes or min(self.sizes) < 1 or len({*self.sizes}) < len(self.sizes)):
             raise UserError(f"sizes must be different whole numbers from 1 on, such as [20, 100], not {self.sizes}")

@@ -35,6 +35,7 @@ class Outcome:
         fold: the split's fold.
         seed: the run of the linear head; None for probes without random numbers.
         epoch: the epoch that the validation stars chose; None for probes without epochs.
+        c: the logistic regression's C; None for other probes.
         confusion: (C, C), test stars by true and predicted class.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     fold: int
     seed: int | None
     epoch: int | None
+    c: float | None
     confusion: Confusion
 
 
@@ -111,16 +113,17 @@ def _on_split(split: Split, samples: dict[str, Sample], classes: int, config: Pr
                 seed = head_seed(config.seed, split.n, split.fold, run)
                 head = train_linear(train, validation, classes, config.head, seed)
                 matrix = confusion_matrix(test.classes, head.predict(test.vectors), classes)
-                yield Outcome(probe, split.n, split.fold, run, head.epoch, matrix)
+                yield Outcome(probe, split.n, split.fold, run, head.epoch, None, matrix)
         else:
+            c = None
             if probe == "logistic":
-                predict = fit_logistic(train, config.logistic_c)
+                predict, c = fit_logistic(train, validation, config.logistic_c)
             elif probe == "knn":
                 predict = fit_neighbours(train, config.neighbours)
             else:
                 predict = fit_forest(train, head_seed(config.seed, split.n, split.fold, 0))
             matrix = confusion_matrix(test.classes, predict(test.vectors), classes)
-            yield Outcome(probe, split.n, split.fold, None, None, matrix)
+            yield Outcome(probe, split.n, split.fold, None, None, c, matrix)
 
 
 def _check_classes(split: Split, samples: dict[str, Sample], classes: Sequence[str]) -> None:

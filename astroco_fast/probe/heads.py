@@ -18,6 +18,8 @@ from astroco_fast.probe.config import HeadConfig
 Matrix = NDArray[np.float32]
 Classes = NDArray[np.int64]
 
+C_GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the logistic regression
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -87,16 +89,37 @@ def head_seed(seed: int, n: int, fold: int, run: int) -> int:
     return int(hash64(STREAM_PROBE, seed, n, fold, run)) >> 1
 
 
-def fit_logistic(train: Sample, c: float) -> Callable[[Matrix], Classes]:
+def fit_logistic(
+    train: Sample, validation: Sample, c: float | None = None
+) -> tuple[Callable[[Matrix], Classes], float]:
     """Fit scikit-learn's logistic regression to standardised embeddings, with all classes weighted alike.
 
+    Args:
+        train, validation: the stars.
+        c: the inverse of the penalty; None: the one of `C_GRID` with the lowest cross-entropy on the validation stars.
+
     Returns:
-        A function that predicts the classes (n,) of embeddings (n, D).
+        A function that predicts the classes (n,) of embeddings (n, D), and C.
     """
     require_scikit_learn()
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    return _fit(LogisticRegression(C=c, class_weight="balanced", max_iter=5000), train)
+    def fit(inverse: float) -> Any:
+        classifier = LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000)
+        return make_pipeline(StandardScaler(), classifier).fit(train.vectors, train.classes)
+
+    def loss(fitted: Any) -> float:
+        column = {number: i for i, number in enumerate(fitted.classes_)}
+        columns = [column[number] for number in validation.classes]
+        return float(-fitted.predict_log_proba(validation.vectors)[np.arange(len(columns)), columns].mean())
+
+    if c is not None:
+        return fit(c).predict, c
+    fitted = {inverse: fit(inverse) for inverse in C_GRID}
+    chosen = min(fitted, key=lambda inverse: loss(fitted[inverse]))
+    return fitted[chosen].predict, chosen
 
 
 def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes]:

@@ -106,6 +106,7 @@ def _run(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
         "fold": outcome.fold,
         "seed": outcome.seed,
         "epoch": outcome.epoch,
+        "c": outcome.c,
         "macro_f1": macro_f1(outcome.confusion),
         "balanced_accuracy": balanced_accuracy(outcome.confusion),
         "f1": dict(zip(classes, f1_scores(outcome.confusion).tolist(), strict=True)),
@@ -174,10 +175,10 @@ def write_results(out: Path, results: Mapping[str, Any], plots: bool) -> list[Pa
 
 
 def _csv(results: Mapping[str, Any]) -> str:
-    """CSV with a row for each run: vectors, probe, n, fold, seed, epoch, figures."""
+    """CSV with a row for each run: vectors, probe, n, fold, seed, epoch, c, figures."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    figures = ["fold", "seed", "epoch", "macro_f1", "balanced_accuracy"]
+    figures = ["fold", "seed", "epoch", "c", "macro_f1", "balanced_accuracy"]
     writer.writerow(["vectors", "probe", "n", *figures, *(f"f1_{name}" for name in results["classes"])])
     for entry in results["results"]:
         place = [entry["vectors"], entry["probe"], entry["n"]]

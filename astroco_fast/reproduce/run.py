@@ -243,7 +243,8 @@ class Experiment:
             data=str(self.store.path), model=str(model), out=str(out), labels=config.labels, classes=config.classes,
             sizes=config.sizes, test=config.test, seeds=self.budget.head_seeds, seed=config.seed,
             allow_fewer=config.allow_fewer, band=config.band, splits=str(splits) if splits.exists() else None,
-            columns=config.columns, probes=["linear", "logistic"], device=config.device, plots=False,
+            columns=config.columns, probes=["linear", "logistic"], logistic_c=1.0, device=config.device,
+            plots=False,
         )  # fmt: skip
 
     def _probe(self, kept: Path, first: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.probe.config import HeadConfig, ProbeConfig
 from astroco_fast.probe.evaluate import Outcome, evaluate
-from astroco_fast.probe.heads import Sample, train_linear
+from astroco_fast.probe.heads import C_GRID, Sample, fit_logistic, train_linear
 from astroco_fast.probe.metrics import (
     balanced_accuracy,
     confusion_matrix,
@@ -88,6 +88,22 @@ def test_validation_stars_choose_the_epoch() -> None:
     head = HeadConfig(learning_rate=0.1, epochs=30, patience=4)
     assert train_linear(train, validation, 2, head, seed=0).epoch == 1
     assert train_linear(train, train, 2, head, seed=0).epoch > 5
+
+
+def test_validation_stars_choose_the_penalty() -> None:
+    """Of noise, the strongest penalty has the lowest cross-entropy; of separable classes, the weakest."""
+    pytest.importorskip("sklearn")
+    vectors, _, labels = planted(distance=8.0)
+    classes = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    noise = np.random.default_rng(0).permutation(classes)
+    separable = Sample(vectors, classes)
+    assert fit_logistic(separable, separable)[1] == max(C_GRID)
+    halves = Sample(vectors[::2], noise[::2]), Sample(vectors[1::2], noise[1::2])
+    predict, c = fit_logistic(*halves)
+    assert c == min(C_GRID)
+    fixed, same = fit_logistic(*halves, c=c)
+    assert same == c
+    assert np.array_equal(predict(vectors), fixed(vectors))
 
 
 def test_head_is_what_autograd_and_adamw_make() -> None:
