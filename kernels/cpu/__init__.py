@@ -46,6 +46,6 @@ def lacking(dtype: torch.dtype) -> str | None:
     if (reason := native.missing()) is not None:
         return reason
     # Without dot products of bfloat16 numbers plain PyTorch is as fast.
-    if dtype is torch.bfloat16 and native.library().plan.isa.name != "avx512_bf16":
+    if dtype is torch.bfloat16 and "-mavx512bf16" not in native.library().plan.isa.flags:
         return "bfloat16 needs a CPU with AVX512-BF16"
     return None

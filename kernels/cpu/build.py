@@ -60,6 +60,7 @@ _VEC512 = ("CPU_CAPABILITY=AVX512", "CPU_CAPABILITY_AVX512")
 ISAS = {
     isa.name: isa
     for isa in (
+        Isa("amx_bf16", _VEC512, (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")),
         Isa("avx512_bf16", _VEC512, (*_AVX512, "-mavx512bf16")),
         Isa("avx512", _VEC512, _AVX512),
         Isa("avx2", ("CPU_CAPABILITY=AVX2", "CPU_CAPABILITY_AVX2"), _AVX2),
@@ -131,17 +132,18 @@ def library(sources: Path) -> Library:
         BuildFailed: there is no compiler, or none that can compile it.
         NoLibrary: there are no kernels for this CPU or system, or none are wanted.
     """
-    isa, failures = _isa(), []
-    for compiler in compilers():
-        try:
-            return _open(_plan(sources, isa, compiler))
-        except (OSError, subprocess.SubprocessError, BuildFailed) as error:
-            failures.append(f"{shlex.join(compiler)}: {' '.join(str(error).split())[:300]}")
+    failures = []
+    for isa in _isas():
+        for compiler in compilers():
+            try:
+                return _open(_plan(sources, isa, compiler))
+            except (OSError, subprocess.SubprocessError, BuildFailed) as error:
+                failures.append(f"{shlex.join(compiler)}: {' '.join(str(error).split())[:300]}")
     raise BuildFailed(failures[0] if failures else f"no C++ compiler (c++, g++ or clang++); {_WAY_OUT}")
 
 
-def _isa() -> Isa:
-    """The instruction set to build for.
+def _isas() -> list[Isa]:
+    """The instruction sets to build for: the wanted or best one, and another where compilers may lack the best one.
 
     Raises:
         NoLibrary: no kernels are wanted, or plain PyTorch is as fast on this CPU.
@@ -156,7 +158,9 @@ def _isa() -> Isa:
         raise BuildFailed(f"ASTROCO_CPU_ISA={wish}: this CPU has {', '.join(found)}")
     if wish is None and found == ["default"]:
         raise NoLibrary("needs a CPU with AVX2, AVX-512 or NEON")
-    return ISAS[wish or found[0]]
+    if wish is None and found[0] == "amx_bf16":  # GCC before version 11 lacks it
+        return [ISAS[name] for name in found[:2]]
+    return [ISAS[wish or found[0]]]
 
 
 def isas() -> list[str]:
@@ -166,10 +170,13 @@ def isas() -> list[str]:
         return ["neon", "default"]
     if machine not in ("x86_64", "amd64"):
         return ["default"]
-    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    wide = ["avx512_bf16", "avx512"] if bf16 else ["avx512"]
     if capability.startswith("AVX512"):
-        return [*wide, "avx2", "default"]
+        found = ["avx512", "avx2", "default"]
+        if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+            found.insert(0, "avx512_bf16")
+            if getattr(torch.cpu, "_init_amx", lambda: False)():  # which asks Linux for the permission that AMX needs
+                found.insert(0, "amx_bf16")
+        return found
     return ["avx2", "default"] if capability.startswith("AVX2") else ["default"]
 
 
@@ -263,6 +270,7 @@ def _open(plan: Plan) -> Library:
     with nullcontext() if folder is None else locked(folder, None):
         if (found := _kept(folder, plan)) is not None:  # another process made it while this one waited
             return found
+        _run(*plan.compiler, *plan.isa.flags, "-E", "-x", "c++", os.devnull)  # fails if it is too old for these flags
         print("astroco_fast: compiling CPU kernels (once, a few seconds) ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="astroco_fast-") as scratch:
             made = _compile(plan, Path(scratch))

@@ -396,7 +396,28 @@ def test_a_compilers_version_is_read_in_english(sources: Path, tmp_path: Path, m
     """The same library then serves every locale. The version may contain any bytes."""
     version = "printf 'g++ \\351 12.2 %s\n' \"$LC_ALL\""
     monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
-    assert build._plan(sources, build._isa(), posing(tmp_path, version)).version == "g++ \ufffd 12.2 C"
+    assert build._plan(sources, build._isas()[0], posing(tmp_path, version)).version == "g++ \ufffd 12.2 C"
+
+
+@pytest.mark.skipif("avx512_bf16" not in build.isas(), reason="a CPU without AVX512-BF16")
+def test_a_compiler_without_amx(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An older compiler makes a library for the next instruction set, in every process without a word about AMX."""
+    (compiler, *_) = build.compilers()
+    old = tmp_path / "old"
+    refusal = 'case "$*" in *-mamx*) echo "error: unrecognized -mamx-tile" >&2; exit 1;; esac'
+    old.write_text(f'#!/bin/sh\n{refusal}\nexec {" ".join(compiler)} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setattr(build, "compilers", lambda: [(str(old),)])
+    monkeypatch.setattr(build, "isas", lambda: ["amx_bf16", "avx512_bf16", "avx512"])
+    monkeypatch.setattr(build, "wish", None)
+    for told in (1, 0):  # the second finds the library in the cache
+        assert build.library(sources).plan.isa.name == "avx512_bf16"
+        assert capfd.readouterr().err.count("compiling") == told
+    monkeypatch.setattr(build, "wish", "amx_bf16")
+    with pytest.raises(build.BuildFailed, match="unrecognized -mamx-tile"):
+        build.library(sources)
 
 
 def test_cxx_comes_first_with_its_arguments(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,30 +439,32 @@ def test_an_instruction_set_that_is_not_there(
 
 
 @pytest.mark.parametrize(
-    ("machine", "capability", "bf16", "found"),
+    ("machine", "capability", "products", "found"),
     [
-        ("x86_64", "AVX512", True, ["avx512_bf16", "avx512", "avx2", "default"]),
-        ("x86_64", "AVX512", False, ["avx512", "avx2", "default"]),
-        ("x86_64", "AVX2", True, ["avx2", "default"]),  # ATEN_CPU_CAPABILITY=avx2 counts
-        ("AMD64", "DEFAULT", False, ["default"]),
-        ("aarch64", "SVE256", False, ["neon", "default"]),
-        ("arm64", "DEFAULT", False, ["neon", "default"]),
-        ("ppc64le", "VSX", False, ["default"]),
+        ("x86_64", "AVX512", "amx", ["amx_bf16", "avx512_bf16", "avx512", "avx2", "default"]),
+        ("x86_64", "AVX512", "bf16", ["avx512_bf16", "avx512", "avx2", "default"]),
+        ("x86_64", "AVX512", "", ["avx512", "avx2", "default"]),
+        ("x86_64", "AVX2", "amx", ["avx2", "default"]),  # ATEN_CPU_CAPABILITY=avx2 counts
+        ("AMD64", "DEFAULT", "", ["default"]),
+        ("aarch64", "SVE256", "", ["neon", "default"]),
+        ("arm64", "DEFAULT", "", ["neon", "default"]),
+        ("ppc64le", "VSX", "", ["default"]),
     ],
 )
 def test_instruction_sets_of_a_cpu(
-    machine: str, capability: str, bf16: bool, found: list[str], monkeypatch: pytest.MonkeyPatch
+    machine: str, capability: str, products: str, found: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products in ("bf16", "amx"), raising=False)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: products == "amx", raising=False)
     monkeypatch.setattr(build, "wish", None)
     assert build.isas() == found
     if found == ["default"]:
         with pytest.raises(build.NoLibrary, match="needs a CPU with"):
-            build._isa()
+            build._isas()
     else:
-        assert build._isa().name == found[0]
+        assert build._isas()[0].name == found[0]
 
 
 # --- Calls --------------------------------------------------------------------------------------------------------
@@ -554,7 +577,7 @@ def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.Monke
     """The sources are only checked: all other tests use the library of the best instruction set."""
     monkeypatch.setattr(build, "wish", isa)
     (compiler, *_) = build.compilers()
-    plan = build._plan(build.SOURCES, build._isa(), compiler)
+    plan = build._plan(build.SOURCES, build._isas()[0], compiler)
     build._run(*plan.compiler, *plan.compile, "-fsyntax-only", str(plan.source))
 
 

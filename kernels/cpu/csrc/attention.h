@@ -10,8 +10,8 @@
 
 namespace astroco {
 
-constexpr int64_t ATTENTION_TILE = 16 * ROWS;  // rows of the projections
-constexpr int64_t QUERY_TILE = 4 * ROWS;       // queries whose scores lie in the fastest cache
+constexpr int64_t ATTENTION_TILE = 16 * ROWS;                   // rows of the projections
+constexpr int64_t QUERY_TILE = round_up(4 * ROWS, BLOCK_ROWS);  // queries whose scores lie in the fastest cache
 
 // What one window's threads share.
 template <class T>

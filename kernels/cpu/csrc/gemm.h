@@ -2,9 +2,11 @@
 //
 // B is packed into panels of PANEL columns, the last one narrower, each with K in steps of STEP: two for BFloat16,
 // which the CPU multiplies and adds in pairs. A panel is read front to back for every ROWS rows of A, whose products
-// stay in registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros.
+// stay in registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros. Where the CPU has AMX, `amx.h`
+// makes BFloat16 products of the same panels.
 #pragma once
 
+#include "amx.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -16,6 +18,12 @@ constexpr int64_t VECTORS = 4;  // of 32 registers 24 hold products
 constexpr int64_t VECTORS = 2;  // 12 of 16
 #endif
 constexpr int64_t ROWS = 6;
+// Rows are best multiplied in multiples of this: the rows of a block of sums.
+#ifdef __AMX_BF16__
+constexpr int64_t BLOCK_ROWS = 2 * TILE;
+#else
+constexpr int64_t BLOCK_ROWS = ROWS;
+#endif
 constexpr int64_t PANEL = VECTORS * W;
 
 template <class T>
@@ -40,7 +48,8 @@ inline Vec multiply_add(Pairs a, Pairs b, Vec sum) { return Vec(_mm512_dpbf16_ps
 #endif
 
 // Where A's element (m, k) lies, k a multiple of STEP: at values[m * row + k / STEP * step]. Row-major A has row = lda
-// and step = STEP; row = STEP and step = STEP * lda is the transpose of a matrix whose rows are interleaved by STEP.
+// and step = STEP; row = STEP and step = STEP * lda is the transpose of a matrix whose rows are interleaved by STEP;
+// AMX has no use for it.
 template <class T>
 struct Left {
   const T* values;
@@ -108,6 +117,9 @@ constexpr int64_t DEPTH = 128;
 template <class T>
 void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
   if (m <= 0) return;
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, bf16>) return tile_product(a.values, a.row, m, (k + 1) / 2, b, columns, c, ldc, add);
+#endif
   const int64_t steps = (k + STEP<T> - 1) / STEP<T>, most = STEP<T> == 1 ? DEPTH : steps;
   for (int64_t k0 = 0; k0 < steps; k0 += most, add = true)
     some_steps(Left<T>{a.values + k0 * a.step, a.row, a.step}, m, std::min(most, steps - k0),

@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "amx.h"
+
 namespace astroco {
 
 // Memory of one thread, which it keeps from call to call. A Scratch gives back what was taken from it when it ends.
@@ -83,10 +85,15 @@ template <class F>
 void parallel_for(int64_t threads, int64_t n, F&& f) {
   if (threads == 1 || n == 1) {
     for (int64_t i = 0; i < n; ++i) f(i);
+    release_tiles();
     return;
   }
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t i = 0; i < n; ++i) f(i);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t i = 0; i < n; ++i) f(i);
+    release_tiles();
+  }
 }
 
 // Threads that work on one window together. A team of one never waits.

@@ -40,14 +40,14 @@ inline std::vector<Tile> runs(const Windows& windows) {
   return found;
 }
 
-// Runs cut into tiles of at most `most` rows (a multiple of ROWS), so many that the threads can share them evenly. All
-// tiles but the last of a run have a multiple of ROWS, which is even.
+// Runs cut into tiles of at most `most` rows (a multiple of BLOCK_ROWS), so many that the threads can share them
+// evenly. All tiles but the last of a run have a multiple of BLOCK_ROWS, which is even.
 inline std::vector<Tile> cut(const std::vector<Tile>& runs, int64_t threads, int64_t most) {
   int64_t rows = 0;
   for (auto run : runs) rows += run.count;
   int64_t parts = (rows + most - 1) / most;
   if (parts < 8 * threads) parts = round_up(parts, threads);
-  const int64_t size = round_up((rows + parts - 1) / std::max<int64_t>(parts, 1), ROWS);
+  const int64_t size = round_up((rows + parts - 1) / std::max<int64_t>(parts, 1), BLOCK_ROWS);
   std::vector<Tile> found;
   for (auto run : runs)
     for (int64_t first = 0; first < run.count; first += size)

@@ -62,6 +62,7 @@ class Shares {
           team.wait();
         }
       }
+      release_tiles();
     }
   }
 
@@ -91,12 +92,14 @@ class Shares {
   std::vector<Share> shares_;
 };
 
-// f(first, count) for the tiles of n rows, at most `most` each, that are this thread's; they start at multiples of 8.
+// f(first, count) for the tiles of n rows, at most `most` each (a multiple of BLOCK_ROWS), that are this thread's; they
+// start at multiples of 8.
 template <class F>
 void for_tiles(const Team& team, int64_t n, int64_t most, F&& f) {
   const int64_t share = round_up((n + team.size - 1) / team.size, 8);
   const int64_t end = std::min(n, share * (team.rank + 1));
-  const int64_t size = round_up((share + (share + most - 1) / most - 1) / ((share + most - 1) / most), 8);
+  const int64_t size =
+      round_up((share + (share + most - 1) / most - 1) / ((share + most - 1) / most), std::max<int64_t>(BLOCK_ROWS, 8));
   for (int64_t first = share * team.rank; first < end; first += size) f(first, std::min(size, end - first));
 }
 

@@ -11,18 +11,27 @@ constexpr int64_t BLOCK_N = 16 * ROWS;
 
 // How many columns of y make one task, so that there are some tasks for each thread.
 inline int64_t block_columns(int64_t n, int64_t threads) {
-  return std::min(BLOCK_N, round_up((n + 4 * threads - 1) / (4 * threads), 2 * ROWS));
+  return std::min(BLOCK_N, round_up((n + 4 * threads - 1) / (4 * threads), 2 * BLOCK_ROWS));
 }
 
 // A block of y as the left factor's transpose.
 template <class T>
 Left<T> transposed(const T* y, int64_t ld, int64_t rows, int64_t n, Scratch& scratch) {
-  T* pairs = scratch.take<T>(round_up(rows, STEP<T>) * n);
+  const int64_t depth = round_up(rows, STEP<T>);
+  T* pairs = scratch.take<T>(depth * n);
   for (int64_t r = 0; r < rows; r += STEP<T>)
     if constexpr (STEP<T> == 1)
       std::copy_n(y + r * ld, n, pairs + r * n);
     else
       interleave(y + r * ld, r + 1 < rows ? y + (r + 1) * ld : nullptr, n, pairs + r * n);
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, bf16>) {  // tiles are loaded from row-major memory only
+    T* across = scratch.take<T>(depth * n);
+    at::vec::transpose_mxn<float>(reinterpret_cast<float*>(pairs), n, reinterpret_cast<float*>(across), depth / 2,
+                                  int(depth / 2), int(n));
+    return {across, depth};
+  }
+#endif
   return {pairs, STEP<T>, STEP<T> * n};
 }
 
