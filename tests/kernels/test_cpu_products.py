@@ -89,7 +89,6 @@ def test_beside_products_of_pytorch(isa: str, threads: None, count: int) -> None
                 assert torch.equal(one, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in harness.pairwise() if case.dtype == HALF], ids=harness.name)
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_sublayers(isa: str, op: str, case: Case) -> None:
