@@ -47,6 +47,8 @@ class ProbeConfig:
         data: labelled light curves: a table or folder that `astroco embed` reads, a store, or a folder of given splits
             as Astromer's are (fold_0/alcock_20/train ...), of tables or TFRecord files.
         model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
+        parts: parts of the model's vectors, as for `astroco embed`. Default: those of the views that it was pretrained
+            on. Rivals keep their own defaults.
         out: folder to write to: config.yaml, splits.csv, embeddings.parquet, results.json, .csv and .md, and
             confusion_N.png. Embeddings that are there already, of this model, are used again.
         against: rivals to probe on the same stars, as rows of the same tables: features (of the package light-curve,
@@ -85,6 +87,7 @@ class ProbeConfig:
     data: str
     model: str
     out: str
+    parts: list[str] | None = None
     against: list[str] = field(default_factory=list)
     labels: str | None = None
     classes: list[str] | None = None

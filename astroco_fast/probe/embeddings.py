@@ -104,7 +104,9 @@ class Embeddings:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be read ({error}); remove it, and it is made again") from error
         if (table.schema.metadata or {}).get(_DIGEST, b"").decode() != self._digest:
-            raise UserError(f"{self.path}: of another model or version; choose another --out, or remove the file")
+            raise UserError(
+                f"{self.path}: of another model, version or choice of parts; choose another --out, or remove the file"
+            )
         self.add(ids, curves, vectors)
 
 

@@ -72,9 +72,10 @@ def _names(sources: Sequence[str]) -> list[str]:
 def _of_model(source: str, name: str, config: ProbeConfig) -> Describer:
     loaded = read(source) if is_keras(source) else load(source)
     model = loaded.to(pick_device(config.device)).eval()
-    digest = model_digest(model, layout(model))
+    parts = config.parts if source == config.model else None
+    digest = model_digest(model, layout(model, parts))
     file = "embeddings.parquet" if source == config.model else f"embeddings-{digest[:12]}.parquet"
-    return Describer(name, digest, lambda curves: embed_batch(model, curves, config.batch_size), file)
+    return Describer(name, digest, lambda curves: embed_batch(model, curves, config.batch_size, parts), file)
 
 
 def _of_function(source: str, name: str) -> Describer:

@@ -96,6 +96,19 @@ def test_embeddings_are_those_of_model_embed(data: Path, model: Path, tmp_path: 
         np.testing.assert_allclose(vector, expected[star], rtol=1e-4, atol=1e-5)
 
 
+def test_parts_of_the_vectors_are_those_asked_for(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--probes", "[linear]", "--plots", "false")
+    assert run(data, model, tmp_path / "out", *quick, "--parts", "[time_spread, time_mean]") == 0
+    made = pq.read_table(tmp_path / "out" / "embeddings.parquet")["embedding"].to_pylist()
+    assert {len(vector) for vector in made} == {2 * tiny_model().config.width}
+    assert run(data, model, tmp_path / "out", *quick) == 2
+    assert "of another model, version or choice of parts" in capsys.readouterr().err
+    assert run(data, model, tmp_path / "other", *quick, "--parts", "[mean]") == 2
+    assert "parts: no part 'mean'" in capsys.readouterr().err
+
+
 def test_again_is_the_same_and_embeds_nothing(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +140,7 @@ def test_what_was_interrupted_goes_on(data: Path, model: Path, tmp_path: Path, m
     assert run(data, model, whole, *quick) == 0
     embedded: list[int] = []
 
-    def embed_batch(model: torch.nn.Module, curves: CurveBatch, batch_size: int) -> np.ndarray:
+    def embed_batch(model: torch.nn.Module, curves: CurveBatch, batch_size: int, parts: None) -> np.ndarray:
         if len(embedded) == 3:
             raise KeyboardInterrupt
         embedded.append(len(curves))
@@ -155,7 +168,7 @@ def test_embeddings_of_another_model_are_not_used(
     before = contents(tmp_path / "out")
     assert run(data, tmp_path / "other", tmp_path / "out", "--sizes", "[3]") == 2
     assert contents(tmp_path / "out") == before
-    assert "of another model or version" in capsys.readouterr().err
+    assert "of another model, version or choice of parts" in capsys.readouterr().err
 
 
 def test_a_changed_light_curve_is_embedded_again(
