@@ -64,7 +64,7 @@ def comparison_figure(entries: Sequence[Mapping[str, Any]], names: Mapping[str, 
     probes = [probe for probe in _STYLES if any(entry["probe"] == probe for entry in entries)]
     figure = plots.new_figure(2 + 3.4 * len(sizes), 1.8 + 0.55 * len(vectors))
     figure.suptitle(f"Macro-F1 on test stars, by training stars a class{simulated}")
-    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, n in zip(panels, sizes, strict=True):
         for entry in entries:
             if entry["n"] == n:

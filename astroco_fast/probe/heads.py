@@ -113,7 +113,8 @@ def fit_logistic(
     def loss(fitted: Any) -> float:
         column = {number: i for i, number in enumerate(fitted.classes_)}
         columns = [column[number] for number in validation.classes]
-        return float(-fitted.predict_log_proba(validation.vectors)[np.arange(len(columns)), columns].mean())
+        probability = fitted.predict_proba(validation.vectors)[np.arange(len(columns)), columns]
+        return float(-np.log(np.maximum(probability, np.finfo(np.float64).tiny)).mean())  # a weak penalty gives zeros
 
     if c is not None:
         return fit(c).predict, c
