@@ -1,7 +1,7 @@
 """The input embedding: LayerNorm(GELU(fuse(photometry, sines and cosines of the time))).
 
 Both directions are one pass over tiles of points (csrc/input_embed.h). Kept for backward: what `fuse` multiplies and
-its product, half rows, and LayerNorm's statistics.
+its product, half rows.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ from astroco_fast.reference.sublayers import InputEmbed
 _BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}  # of the argument `hide`
 
 
-@native_op("y features product stats")
+@native_op("y features product")
 def cpu_input_embed(
     time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, hide: int, windows: Tensor, base: float,
     w_points: Tensor, b_points: Tensor, w_fuse: Tensor, b_fuse: Tensor, gain: Tensor, shift: Tensor, eps: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x(0); then what backward needs, without rows unless `keep`. Shapes: csrc/input_embed.h."""
     rows, width, dtype = time.shape[0], b_fuse.shape[0], w_fuse.dtype
     kept = rows if keep else 0
@@ -34,14 +34,13 @@ def cpu_input_embed(
         new(time, rows, width),
         new(time, kept, pitch(width), dtype=dtype),
         new(time, kept, pitch(width), dtype=dtype),
-        new(time, kept, 2),
     )
 
 
 @native_op("d_o d_vectors")
 def cpu_input_embed_backward(
-    dy: Tensor, product: Tensor, stats: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, hide: int,
-    windows: Tensor, b_fuse: Tensor, gain: Tensor,
+    dy: Tensor, product: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, hide: int, windows: Tensor,
+    b_fuse: Tensor, gain: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of the product, at real rows only, and the sums that the vectors' gradients are made of."""
     return torch.empty_like(product), new(dy, 5, dy.shape[1])
@@ -58,16 +57,16 @@ class _InputEmbed(torch.autograd.Function):
             time, mag, err, hidden, hide, windows, base, w_points, b_points, packed, b_fuse, gain, shift, eps, keep=True
         )
         ctx.save_for_backward(*kept, mag, err, hidden, w_fuse, b_fuse, gain, windows)
-        ctx.hide = hide
+        ctx.hide, ctx.eps = hide, eps
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        features, product, stats, mag, err, hidden, w_fuse, b_fuse, gain, windows = ctx.saved_tensors
+        features, product, mag, err, hidden, w_fuse, b_fuse, gain, windows = ctx.saved_tensors
         width = gain.shape[0]
         d_o, d_vectors = cpu_input_embed_backward(
-            rows_of(dy), product, stats, mag, err, hidden, ctx.hide, windows, b_fuse, gain
+            rows_of(dy), product, mag, err, hidden, ctx.hide, windows, b_fuse, gain, ctx.eps
         )
         d_gain, d_shift, d_b_fuse, by_mag, by_err = d_vectors
         d_w_fuse = cpu_weight_gradient(d_o, features, width, width, windows)

@@ -89,7 +89,6 @@ struct InputEmbedArguments {
   float* y;                // (N, D), x(0)
   T* features;             // (N, P), where `keep`: what `fuse` multiplies, half rows
   T* product;              // (N, P), where `keep`: its product, half rows
-  float* stats;            // (N, 2), where `keep`: LayerNorm's mean and rstd
   const float* time;       // (N,), days, centred
   const float* mag;        // (N,), magnitudes, centred
   const float* err;        // (N,), their uncertainties
@@ -128,9 +127,7 @@ void input_embed(const InputEmbedArguments<T>& a) {
       float* z = o + r * p;
       if (a.keep) to_half(z, p, a.product + row * p);
       columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(a.b_fuse + j, n), gelu<T>)); });
-      const Statistics s = statistics(z, width, a.eps);
-      normalise(z, s, a.gain, a.shift, width, a.y + row * width);
-      if (a.keep) s.keep(a.stats, row);
+      normalise(z, statistics(z, width, a.eps), a.gain, a.shift, width, a.y + row * width);
     }
   });
   clear_others(all, a.y, width);
@@ -145,7 +142,6 @@ struct InputEmbedBackwardArguments {
   float* d_vectors;        // (5, D), of gain, shift and b_fuse; sums over rows of d_o times magnitude and uncertainty
   const float* dy;         // (N, D)
   const T* product;        // (N, P), what forward kept
-  const float* stats;      // (N, 2), likewise
   const float* mag;        // (N,)
   const float* err;        // (N,)
   const uint8_t* hidden;   // (N,), bool; null: no point is hidden
@@ -156,6 +152,7 @@ struct InputEmbedBackwardArguments {
   int64_t width;           // D
   const float* b_fuse;     // (D,)
   const float* gain;       // (D,), LayerNorm's
+  double eps;              // LayerNorm's
 };
 
 template <class T>
@@ -182,7 +179,9 @@ void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
         store2(z + j, value);
         store2(slope + j, steep);
       });
-      normalise_backward(a.dy + row * width, z, Statistics::of(a.stats, row), a.gain, width, d, into, into + p);
+      // The statistics are those of the rounded row. With forward's, which are of the row before rounding, the
+      // normalised row would not have mean zero, and dy's mean would add an error to the whole row's gradient.
+      normalise_backward(a.dy + row * width, z, statistics(z, width, a.eps), a.gain, width, d, into, into + p);
       const Point at = point(a, row);
       columns(width, [&](int64_t j, int64_t n) {
         const Two through = load2(d + j, n) * load2(slope + j);
