@@ -71,8 +71,7 @@ def test_input_embed(case: Case, fused: str, device: torch.device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", harness.SHAPES, ids=str)
 def test_input_embed_everywhere(shape: tuple[int, int], fused: str, device: torch.device) -> None:
-    for case in harness.of_shape(shape):
-        check(case, fused, device)
+    harness.check_shape(shape, lambda case: check(case, fused, device))
 
 
 def test_nothing_need_be_hidden(fused: str, device: torch.device) -> None:

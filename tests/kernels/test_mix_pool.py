@@ -61,8 +61,7 @@ def test_mix_pool(case: Case, fused: str, device: torch.device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", harness.SHAPES, ids=str)
 def test_mix_pool_everywhere(shape: tuple[int, int], fused: str, device: torch.device) -> None:
-    for case in harness.of_shape(shape):
-        check(case, fused, device)
+    harness.check_shape(shape, lambda case: check(case, fused, device))
 
 
 @pytest.mark.parametrize("used", [0, 1])

@@ -89,5 +89,4 @@ def test_sublayer(op: str, case: Case, fused: str, device: torch.device) -> None
 @pytest.mark.parametrize("shape", harness.SHAPES, ids=str)
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_sublayer_everywhere(op: str, shape: tuple[int, int], fused: str, device: torch.device) -> None:
-    for case in harness.of_shape(shape):
-        check(op, case, fused, device)
+    harness.check_shape(shape, lambda case: check(op, case, fused, device))
