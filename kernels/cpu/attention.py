@@ -62,11 +62,11 @@ def weights(module: Attention, dtype: torch.dtype) -> Weights:
     return prepared(module, ("cpu attention", dtype), (w_qkv, b_qkv, w_out), make)
 
 
-@native_op("y qkv attended logsumexp product stats")
+@native_op("y qkv attended logsumexp product")
 def cpu_attention(
     x: Tensor, windows: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
     heads: int, eps: float, seed: Tensor | None, salt: int, p: float, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The sublayer's output; then what backward needs, without rows unless `keep`. Shapes: csrc/attention.h."""
     (rows, width), dtype = x.shape, w_qkv.dtype
     kept = rows if keep else 0
@@ -76,15 +76,14 @@ def cpu_attention(
         new(x, kept, heads * head_size(width, heads, dtype), dtype=dtype),
         new(x, kept, heads),
         new(x, kept, pitch(width), dtype=dtype),
-        new(x, kept, 2),
     )
 
 
 @native_op("dx d_weights d_b_qkv d_vectors")
 def cpu_attention_backward(
-    dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, logsumexp: Tensor, product: Tensor, stats: Tensor,
-    windows: Tensor, w_out: Tensor, w_qkv: Tensor, b_out: Tensor, gain: Tensor, heads: int, seed: Tensor | None,
-    salt: int, p: float,
+    dy: Tensor, x: Tensor, qkv: Tensor, attended: Tensor, logsumexp: Tensor, product: Tensor, windows: Tensor,
+    w_out: Tensor, w_qkv: Tensor, b_out: Tensor, gain: Tensor, heads: int, eps: float, seed: Tensor | None, salt: int,
+    p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, of the matrices, of b_qkv, and of b_out, gain and shift. Shapes: csrc/attention_backward.h."""
     width = x.shape[1]
@@ -101,7 +100,7 @@ class _Attention(torch.autograd.Function):
         x = rows_of(x)
         y, *kept = cpu_attention(x, windows, *w, b_out, gain, shift, heads, eps, seed, salt, p, keep=True)
         ctx.save_for_backward(x, *kept, windows, w_qkv, w_out, b_out, gain, seed)
-        ctx.heads, ctx.salt, ctx.p = heads, salt, p
+        ctx.heads, ctx.eps, ctx.salt, ctx.p = heads, eps, salt, p
         return y
 
     @staticmethod
@@ -114,7 +113,7 @@ class _Attention(torch.autograd.Function):
             pack(spread_qkv(w_qkv, heads, dtype), dtype, transposed=True),
         ]
         dx, d_weights, d_b_qkv, d_vectors = cpu_attention_backward(
-            rows_of(dy), x, *kept, windows, *packed, b_out, gain, heads, seed, ctx.salt, ctx.p
+            rows_of(dy), x, *kept, windows, *packed, b_out, gain, heads, ctx.eps, seed, ctx.salt, ctx.p
         )
         # Without the columns that pad the heads.
         size = width // heads

@@ -104,19 +104,19 @@ def cpu_batch_norm_merge(
     return new(count, 1), new(partial, 4, partial.shape[2])
 
 
-@native_op("y product stats_out")
+@native_op("y product")
 def cpu_convolution_out(
     c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor, x: Tensor, windows: Tensor, w_out: Tensor,
     b_out: Tensor, gain_out: Tensor, shift_out: Tensor, eps_out: float, seed: Tensor | None, salt: int, p: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """From convolved rows to the sublayer's output, W_out's product and the last LayerNorm's statistics."""
-    return torch.empty_like(x), torch.empty_like(c), new(x, x.shape[0], 2)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """From convolved rows to the sublayer's output and W_out's product."""
+    return torch.empty_like(x), torch.empty_like(c)
 
 
 @native_op("dz d_o s dn d_vectors d_batch_norm")
 def cpu_convolution_backward_out(
-    dy: Tensor, x: Tensor, product: Tensor, stats_out: Tensor, c: Tensor, statistics: Tensor, scale: Tensor,
-    offset: Tensor, windows: Tensor, w_out: Tensor, b_out: Tensor, gain_out: Tensor, seed: Tensor | None, salt: int,
+    dy: Tensor, x: Tensor, product: Tensor, c: Tensor, statistics: Tensor, scale: Tensor, offset: Tensor,
+    windows: Tensor, w_out: Tensor, b_out: Tensor, gain_out: Tensor, eps_out: float, seed: Tensor | None, salt: int,
     p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The residual's share of dx; W_out's two factors; the gradient of BatchNorm's result; the vectors' gradients."""
@@ -149,27 +149,27 @@ class _Convolution(torch.autograd.Function):
         count, statistics = windows.new_zeros(1, dtype=torch.float32), norm.fixed
         if statistics is None:
             count, statistics = merged(cpu_batch_norm_merge, windows[1].float(), partial, norm)
-        y, product, stats_out = cpu_convolution_out(
+        y, product = cpu_convolution_out(
             c, statistics, scale, offset, x, windows, w.w_out, b_out, gain_out, shift_out, eps_out, seed, salt, p
         )
         ctx.save_for_backward(
-            x, kept, c, product, stats_in, stats_out, count, statistics, gain_in, shift_in, w_in, taps, scale, offset,
+            x, kept, c, product, stats_in, count, statistics, gain_in, shift_in, w_in, taps, scale, offset,
             w_out, b_out, gain_out, windows, seed,
         )  # fmt: skip
-        ctx.group, ctx.fixed, ctx.salt, ctx.p = norm.group, norm.fixed is not None, salt, p
+        ctx.group, ctx.fixed, ctx.eps_out, ctx.salt, ctx.p = norm.group, norm.fixed is not None, eps_out, salt, p
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (
-            x, kept, c, product, stats_in, stats_out, count, statistics, gain_in, shift_in, w_in, taps, scale, offset,
+            x, kept, c, product, stats_in, count, statistics, gain_in, shift_in, w_in, taps, scale, offset,
             w_out, b_out, gain_out, windows, seed,
         ) = ctx.saved_tensors  # fmt: skip
         (width, kernel), columns, dtype = taps.shape, c.shape[1], c.dtype
         dz, d_o, s, dn, d_end, d_batch_norm = cpu_convolution_backward_out(
-            rows_of(dy), x, product, stats_out, c, statistics, scale, offset, windows,
-            pack(w_out, dtype, transposed=True), b_out, gain_out, seed, ctx.salt, ctx.p,
+            rows_of(dy), x, product, c, statistics, scale, offset, windows,
+            pack(w_out, dtype, transposed=True), b_out, gain_out, ctx.eps_out, seed, ctx.salt, ctx.p,
         )  # fmt: skip
         d_w_out = cpu_weight_gradient(d_o, s, width, width, windows)
         del d_o, s

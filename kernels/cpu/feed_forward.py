@@ -41,12 +41,12 @@ def weights(module: FeedForward, dtype: torch.dtype) -> Weights:
     return prepared(module, ("cpu feed_forward", dtype), sources, make)
 
 
-@native_op("y kept product stats")
+@native_op("y kept product")
 def cpu_feed_forward(
     x: Tensor, windows: Tensor, w_val: Tensor, w_gate: Tensor, w_out: Tensor, b_val: Tensor, b_gate: Tensor,
     b_out: Tensor, gain: Tensor, shift: Tensor, hidden: int, eps: float, seed: Tensor | None, salt: int, p: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The sublayer's output; then what backward needs, without rows unless `keep`. Shapes: csrc/feed_forward.h."""
     (rows, width), dtype = x.shape, w_val.dtype
     kept = rows if keep else 0
@@ -54,14 +54,13 @@ def cpu_feed_forward(
         torch.empty_like(x),
         new(x, 2, b_val.shape[0], kept, dtype=dtype),
         new(x, kept, pitch(width), dtype=dtype),
-        new(x, kept, 2),
     )
 
 
 @native_op("dx d_weights d_bias d_vectors")
 def cpu_feed_forward_backward(
-    dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, stats: Tensor, windows: Tensor, w_out: Tensor, w_in: Tensor,
-    b_out: Tensor, gain: Tensor, hidden: int, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, x: Tensor, kept: Tensor, product: Tensor, windows: Tensor, w_out: Tensor, w_in: Tensor, b_out: Tensor,
+    gain: Tensor, hidden: int, eps: float, seed: Tensor | None, salt: int, p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, of the matrices, of b_val and b_gate, and of b_out, gain and shift.
 
@@ -80,7 +79,7 @@ class _FeedForward(torch.autograd.Function):
         x, hidden = rows_of(x), w_val.shape[0]
         y, *kept = cpu_feed_forward(x, windows, *w, b_out, gain, shift, hidden, eps, seed, salt, p, keep=True)
         ctx.save_for_backward(x, *kept, windows, w_val, w_gate, w_out, b_out, gain, seed)
-        ctx.salt, ctx.p = salt, p
+        ctx.eps, ctx.salt, ctx.p = eps, salt, p
         return y
 
     @staticmethod
@@ -92,7 +91,7 @@ class _FeedForward(torch.autograd.Function):
         w_in[0, :hidden], w_in[1, :hidden] = w_val, w_gate
         packed = [pack(part, dtype, transposed=True) for part in (w_out, w_in.view(-1, width))]
         dx, d_weights, d_bias, d_vectors = cpu_feed_forward_backward(
-            rows_of(dy), x, *kept, windows, *packed, b_out, gain, hidden, seed, ctx.salt, ctx.p
+            rows_of(dy), x, *kept, windows, *packed, b_out, gain, hidden, ctx.eps, seed, ctx.salt, ctx.p
         )
         d_w_out, d_w_val, d_w_gate = d_weights[:, :hidden, :width]
         d_b_val, d_b_gate = d_bias[:, :hidden]

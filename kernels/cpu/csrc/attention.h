@@ -27,7 +27,6 @@ struct AttentionArguments {
   T* attended;             // (N, F), where `keep`
   float* logsumexp;        // (N, H), where `keep`: the logarithm to base 2 of softmax's sum, for each head
   T* product;              // (N, P), where `keep`: W_out's product, half rows
-  float* stats;            // (N, 2), where `keep`: LayerNorm's mean and rstd
   const float* x;          // (N, D)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
@@ -157,8 +156,7 @@ struct Attention {
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = start + rows.first + r;
       if (a.keep) to_half(o + r * p, p, a.product + row * p);
-      const Statistics s = end.forward(o + r * p, a.x + row * a.width, row, a.y + row * a.width);
-      if (a.keep) s.keep(a.stats, row);
+      end.forward(o + r * p, a.x + row * a.width, row, a.y + row * a.width);
     }
   }
 };

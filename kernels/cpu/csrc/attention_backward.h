@@ -112,7 +112,6 @@ struct AttentionBackwardArguments {
   const T* attended;       // (N, F)
   const float* logsumexp;  // (N, H)
   const T* product;        // (N, P)
-  const float* stats;      // (N, 2)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
   int64_t rows;            // N
@@ -122,6 +121,7 @@ struct AttentionBackwardArguments {
   const float* b_out;      // (D,)
   const float* gain;       // (D,), LayerNorm's
   int64_t heads;           // H
+  double eps;              // LayerNorm's
   const int64_t* seed;     // (1,), dropout's; null: nothing was dropped
   int64_t salt;
   double p;
@@ -140,7 +140,7 @@ struct AttentionBackward {
       : a(a),
         size(round_up(a.width / a.heads, STEP<T>)),
         scale(float(1 / std::sqrt(double(a.width / a.heads)))),
-        end{a.b_out, a.gain, nullptr, 0.0, a.width, Dropout(a.seed, a.salt, a.p)} {}
+        end{a.b_out, a.gain, nullptr, a.eps, a.width, Dropout(a.seed, a.salt, a.p)} {}
 
   int64_t features() const { return a.heads * size; }
   int64_t stride() const { return pitch(3 * features()); }
@@ -159,8 +159,8 @@ struct AttentionBackward {
     T* d_o = scratch.take<T>(m * p);
     float* c = scratch.take<float>(m * pitch(f));
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
-      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, Statistics::of(a.stats, row), row,
-                   a.dx + row * width, d_o + r * p, {d_vectors, d_vectors + p, d_vectors + 2 * p});
+      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, a.dx + row * width, d_o + r * p,
+                   {d_vectors, d_vectors + p, d_vectors + 2 * p});
     gemm(Left<T>{d_o, p}, m, width, a.w_out, f, c, pitch(f));
     AttentionHead<T>::store(c, pitch(f), m, f, chunk.d_attended + at * f, f);
     pack_rows(a.x + tile.first * width, width, m, width, chunk.x, at, chunk.rows);

@@ -311,7 +311,6 @@ struct ConvolutionOutArguments {
   int64_t threads;          // that may run
   float* y;                 // (N, D), the sublayer's output
   T* product;               // (N, P), W_out's product
-  float* stats_out;         // (N, 2), the last LayerNorm's mean and rstd
   const T* c;               // (N, P), the convolved rows
   const float* statistics;  // (4, P), BatchNorm's, as from `batch_norm_merge`
   const float* scale;       // (D,), BatchNorm's
@@ -350,7 +349,7 @@ void convolution_out(const ConvolutionOutArguments<T>& a) {
     gemm(Left<T>{s, p}, m, width, a.w_out, width, o, p);
     for (int64_t r = 0, row = first; r < m; ++r, ++row) {
       to_half(o + r * p, p, a.product + row * p);
-      end.forward(o + r * p, a.x + row * width, row, a.y + row * width).keep(a.stats_out, row);
+      end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
     }
   });
   clear_others(all, a.y, width);

@@ -19,7 +19,6 @@ struct ConvolutionBackwardOutArguments {
   const float* dy;          // (N, D)
   const float* x;           // (N, D)
   const T* product;         // (N, P), what `convolution_out` gave
-  const float* stats_out;   // (N, 2), likewise
   const T* c;               // (N, P), the convolved rows
   const float* statistics;  // (4, P), BatchNorm's, as from `batch_norm_merge`
   const float* scale;       // (D,), BatchNorm's
@@ -31,7 +30,8 @@ struct ConvolutionBackwardOutArguments {
   const T* w_out;           // packed (D, D), not transposed
   const float* b_out;       // (D,)
   const float* gain_out;    // (D,), the last LayerNorm's
-  const int64_t* seed;      // (1,), dropout's; null: nothing was dropped
+  double eps_out;
+  const int64_t* seed;  // (1,), dropout's; null: nothing was dropped
   int64_t salt;
   double p;
 };
@@ -42,7 +42,7 @@ void convolution_backward_out(const ConvolutionBackwardOutArguments<T>& a) {
   Scratch shared;
   const int64_t width = a.width, p = pitch(width);
   const Norm norm(a.statistics, a.scale, a.offset, width, shared);
-  const Ending end{a.b_out, a.gain_out, nullptr, 0.0, width, Dropout(a.seed, a.salt, a.p)};
+  const Ending end{a.b_out, a.gain_out, nullptr, a.eps_out, width, Dropout(a.seed, a.salt, a.p)};
   auto work = tiles(all, a.threads, CONVOLUTION_TILE);
   Sums vectors(work.size(), 3 * p, shared), norms(work.size(), 2 * p, shared);
   parallel_for(a.threads, work.size(), [&](int64_t i) {
@@ -51,8 +51,8 @@ void convolution_backward_out(const ConvolutionBackwardOutArguments<T>& a) {
     float* ds = scratch.take<float>(m * p);
     double *sums = vectors.of(i), *norm_sums = norms.of(i);
     for (int64_t row = first; row < first + m; ++row)
-      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, Statistics::of(a.stats_out, row), row,
-                   a.dz + row * width, a.d_o + row * p, {sums, sums + p, sums + 2 * p});
+      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, a.dz + row * width, a.d_o + row * p,
+                   {sums, sums + p, sums + 2 * p});
     gemm(Left<T>{a.d_o + first * p, p}, m, width, a.w_out, width, ds, p);
     for (int64_t r0 = 0; r0 < m; r0 += 16)  // few enough for sums in float
       for (int64_t j = 0; j < p; j += 2 * W) {

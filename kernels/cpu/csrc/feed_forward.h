@@ -41,7 +41,6 @@ struct FeedForwardArguments {
   float* y;                // (N, D), the sublayer's output
   T* kept;                 // (2, pitch(F), N), where `keep`: v and g as `Kept` orders them
   T* product;              // (N, P), where `keep`: W_out's product, half rows
-  float* stats;            // (N, 2), where `keep`: LayerNorm's mean and rstd
   const float* x;          // (N, D)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
@@ -90,8 +89,7 @@ struct FeedForward {
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = tile.first + r;
       if (a.keep) to_half(o + r * p, p, a.product + row * p);
-      const Statistics s = end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
-      if (a.keep) s.keep(a.stats, row);
+      end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
     }
   }
 };

@@ -48,7 +48,6 @@ struct FeedForwardBackwardArguments {
   const float* x;          // (N, D); the arguments that follow, up to `windows`, are what forward kept
   const T* kept;           // (2, pitch(F), N)
   const T* product;        // (N, P)
-  const float* stats;      // (N, 2)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
   int64_t rows;            // N
@@ -58,6 +57,7 @@ struct FeedForwardBackwardArguments {
   const float* b_out;      // (D,)
   const float* gain;       // (D,), LayerNorm's
   int64_t hidden;          // F
+  double eps;              // LayerNorm's
   const int64_t* seed;     // (1,), dropout's; null: nothing was dropped
   int64_t salt;
   double p;
@@ -85,8 +85,8 @@ struct FeedForwardBackward {
           *back = scratch.take<float>(m * p);
     T* d_o = scratch.take<T>(m * p);
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
-      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, Statistics::of(a.stats, row), row,
-                   dz + r * width, d_o + r * p, {d_vectors, d_vectors + p, d_vectors + 2 * p});
+      end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, dz + r * width, d_o + r * p,
+                   {d_vectors, d_vectors + p, d_vectors + 2 * p});
     T* rows = chunk.hidden + (tile.first - chunk.first) * 3 * f;
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);
@@ -124,7 +124,7 @@ template <class T>
 void feed_forward_backward(const FeedForwardBackwardArguments<T>& a) {
   using Op = FeedForwardBackward<T>;
   const Windows all(a);
-  const Op op{a, {a.b_out, a.gain, nullptr, 0.0, a.width, Dropout(a.seed, a.salt, a.p)}};
+  const Op op{a, {a.b_out, a.gain, nullptr, a.eps, a.width, Dropout(a.seed, a.salt, a.p)}};
   const int64_t threads = a.threads, p = pitch(a.width), f = pitch(a.hidden), each = block_columns(3 * f, threads);
   const int64_t most = std::max(Op::CHUNK_ROWS, threads * FEED_FORWARD_TILE);
   Scratch shared;

@@ -179,8 +179,6 @@ void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
         store2(z + j, value);
         store2(slope + j, steep);
       });
-      // The statistics are those of the rounded row. With forward's, which are of the row before rounding, the
-      // normalised row would not have mean zero, and dy's mean would add an error to the whole row's gradient.
       normalise_backward(a.dy + row * width, z, statistics(z, width, a.eps), a.gain, width, d, into, into + p);
       const Point at = point(a, row);
       columns(width, [&](int64_t j, int64_t n) {

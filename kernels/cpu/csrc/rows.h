@@ -113,7 +113,11 @@ inline Left<T> as_left(const float* x, int64_t width, int64_t rows, Scratch& scr
   }
 }
 
-// LayerNorm's statistics of a row. `stats` (N, 2) holds those of all rows.
+// LayerNorm's statistics of a row.
+//
+// Where a product is kept in half precision, backward computes the statistics of the rounded row again: with those from
+// before rounding, the normalised row would not have mean zero, and dy's mean would add an error to the whole row's
+// gradient. `stats` (N, 2) holds the statistics of rows that are kept in float.
 struct Statistics {
   float mean, rstd;
 
@@ -301,23 +305,20 @@ struct Ending {
   }
 
   // o is overwritten.
-  Statistics forward(float* o, const float* x, int64_t row, float* y) const {
+  void forward(float* o, const float* x, int64_t row, float* y) const {
     Scratch scratch;
     residual(o, x, scales(row, scratch), o);
-    Statistics s = statistics(o, width, eps);
-    normalise(o, s, gain, shift, width, y);
-    return s;
+    normalise(o, statistics(o, width, eps), gain, shift, width, y);
   }
 
   // One row: from dy, o and x come d_x, the residual's share of x's gradient, and d_o, a half row.
   template <class T>
-  void backward(const float* dy, const T* o, const float* x, Statistics s, int64_t row, float* d_x, T* d_o,
-                EndingSums sums) const {
+  void backward(const float* dy, const T* o, const float* x, int64_t row, float* d_x, T* d_o, EndingSums sums) const {
     Scratch scratch;
     float *z = scratch.take<float>(pitch(width)), *d = scratch.take<float>(pitch(width));
     const float* scale = scales(row, scratch);
     residual(o, x, scale, z);
-    normalise_backward(dy, z, s, gain, width, d_x, sums.gain, sums.shift);
+    normalise_backward(dy, z, statistics(z, width, eps), gain, width, d_x, sums.gain, sums.shift);
     columns(width, [&](int64_t j, int64_t n) {
       Two through = load2(d_x + j, n);
       if (scale) through = through * load2(scale + j, n);
