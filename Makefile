@@ -85,7 +85,9 @@ demo: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node 2 -m astroco_fast.pretrain --out demo/run
 	$(BIN)/astroco embed demo/run/store demo/embeddings.parquet --model demo/run/checkpoints/best
 	$(BIN)/astroco report demo/run
-	@echo "On SIMULATED light curves. Embeddings: demo/embeddings.parquet; the run and its plots: demo/run"
+	$(BIN)/astroco embed demo/run/store demo/released.parquet
+	@echo "On SIMULATED light curves. Embeddings by the model trained here: demo/embeddings.parquet; by the best"
+	@echo "released model: demo/released.parquet; the run and its plots: demo/run"
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
