@@ -68,9 +68,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     out = Path(config.out)
     if out.exists() and Path(config.source).exists() and out.samefile(config.source):
         raise UserError(f"{out}: holds the light curves; choose another output")
-    name = config.model or next(iter(names()), None)
-    if name is None:
-        raise UserError("model: give one; this installation has no released models")
+    name = config.model or names()[0]
     if config.model is None:
         print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
     model = load(name).to(pick_device(config.device))

@@ -254,7 +254,6 @@ LINES = [
     ("pretrain --data GOOD/store --out GOOD/good.csv/x", "x: cannot be the run's folder"),
     ("pretrain --data GOOD/store --out GOOD/store", "a store of light curves is no place for a run"),
     ("pretrain --data GOOD/store --out GOOD/run --seed 3", "run holds a run with other settings"),
-    ("embed GOOD/good.csv OUT", "model: give one"),
     ("embed GOOD/good.csv OUT --model nowhere", "nowhere: no such folder"),
     ("embed GOOD/good.csv OUT --model GOOD", "config.json: no such file"),
     ("embed GOOD/good.csv OUT --model MODEL --band Z", "good.csv: no light curve in band 'Z'"),
