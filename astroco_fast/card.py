@@ -29,7 +29,7 @@ import astroco_fast as af
 
 model = af.{name}.from_pretrained("PATH TO THIS FOLDER")
 out = model(time, mag, err, mask)  # (B, T) each: days, magnitudes, uncertainties, True at real points
-out.embedding                      # (B, {config.width})
+out.embedding  # (B, {config.width})
 ```
 
 {notes or "How these weights were trained was not recorded: they may be untrained."}
