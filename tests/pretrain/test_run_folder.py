@@ -23,7 +23,8 @@ __all__ = ["unbroken"]  # a fixture
 
 def test_a_copy_without_links_goes_on(arguments, unbroken, tmp_path):
     argv = [*arguments, "--train.max_steps", "3"]
-    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    (begun,) = on_ranks(None, command, [*argv, "--out", str(tmp_path / "run")], tmp_path=tmp_path)
+    assert begun.code == 0, begun.err
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert not (tmp_path / "copy" / "checkpoints" / LAST).is_symlink()
     (ended,) = on_ranks(None, command, [*arguments, "--out", str(tmp_path / "copy")], tmp_path=tmp_path)
