@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: a manifest beside them lists the SHA-256 of each."""
+"""Checksums of a folder's files, a checkpoint's or a released model's: a manifest lists the SHA-256 of each."""
 
 import json
 from collections.abc import Collection
@@ -11,7 +11,7 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the manifest of all files in a checkpoint's folder."""
+    """Write the manifest of all files in a folder."""
     manifest = {"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from astroco_fast.errors import UserError
 if TYPE_CHECKING:
     from astroco_fast.data.curves import CurveBatch
     from astroco_fast.data.periods import Periods
-    from astroco_fast.data.store import Store
 
 
 @dataclass
@@ -98,7 +97,7 @@ def write_periods(config: PeriodsConfig) -> None:
     elif Store.is_store(config.source):
         if config.band is not None:
             raise UserError("a store keeps the periods of all its bands; name an output file to search one band")
-        _into_store(Store.open(config.source, check_periods=False), search)
+        Store.open(config.source, check_periods=False).add_periods(lambda curves: search(curves)[0], progress=True)
     else:
         raise UserError(f"{config.source}: not a store, which could keep its periods; name a Parquet file to write")
     print(f"{config.out or config.source}: {search.reasons.total():,} light curves; period {_counts(search.reasons)}")
@@ -111,19 +110,6 @@ def write_periods(config: PeriodsConfig) -> None:
 
 def _counts(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-
-
-def _into_store(store: "Store", search: _Search) -> None:
-    from tqdm import tqdm
-
-    with tqdm(desc="periods", total=store.n_curves, unit=" curves", disable=None) as progress:
-
-        def parts() -> "Iterator[Periods]":
-            for batch in store.batches():
-                yield search(batch)[0]
-                progress.update(len(batch))
-
-        store.write_periods(parts())
 
 
 def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:

@@ -153,7 +153,8 @@ class WindowBatches:
         """Points (B, T) of the windows. Padding repeats a window's last point, so that every value is finite."""
         points = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
         points += start[:, None]
-        folded = [row for row, window in enumerate(index) if window >= 0 and self._table.part[window] != NOT_DEALT]
+        taken = np.flatnonzero(index >= 0)
+        folded = taken[self._table.part[index[taken]] != NOT_DEALT]
         phases = [self._fold(points[row], int(lengths[row]), index[row], epoch) for row in folded]
         # Every index is in range: "clip" only saves numpy's check of that.
         time = self._time.take(points, mode="clip")

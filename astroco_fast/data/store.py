@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import astroco_fast
 from astroco_fast.data.curves import CurveBatch
@@ -133,6 +134,25 @@ class Store:
         if PERIODS not in self.manifest["files"]:
             return None
         return Periods.from_table(pyarrow.parquet.read_table(self.path / PERIODS))
+
+    def add_periods(self, search: Callable[[CurveBatch], Periods], progress: bool) -> None:
+        """Search the periods of all light curves, and add them to the store.
+
+        Args:
+            search: the periods of a batch of light curves.
+            progress: show a progress bar, on a terminal.
+
+        Raises:
+            UserError: as for `write_periods`.
+        """
+        with tqdm(desc="periods", total=self.n_curves, unit=" curves", disable=None if progress else True) as bar:
+
+            def parts() -> Iterator[Periods]:
+                for batch in self.batches():
+                    yield search(batch)
+                    bar.update(len(batch))
+
+            self.write_periods(parts())
 
     def write_periods(self, parts: Iterable[Periods]) -> None:
         """Add the periods of the light curves to the store, in place of those that it has.

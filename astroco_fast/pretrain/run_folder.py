@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from tqdm import tqdm
 
 import astroco_fast
 from astroco_fast import files, machine, presets, settings
-from astroco_fast.data.periods import Periods, find_periods
+from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
@@ -133,14 +132,8 @@ def _add_periods(path: Path, console: Console, stop: StopRequest) -> None:
     if store.periods is not None:
         return
     console.say(f"{path}: searching the periods of {store.n_curves:,} light curves, once; the store keeps them.")
-    with stop.immediate(), tqdm(total=store.n_curves, unit=" curves", disable=None if console.speaks else True) as bar:
-
-        def parts() -> Iterator[Periods]:
-            for batch in store.batches():
-                yield find_periods(batch)
-                bar.update(len(batch))
-
-        store.write_periods(parts())
+    with stop.immediate():
+        store.add_periods(find_periods, progress=console.speaks)
 
 
 def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
