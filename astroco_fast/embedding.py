@@ -79,7 +79,7 @@ def embed(
     chosen = choose_parts(model, parts=parts)
     tables = list(embed_tables(model, source, dropped, batch_size, min_points, chosen))
     if isinstance(source, ArraySource):
-        return _aligned(tables, len(curves), dimensions(model, chosen))
+        return _aligned(tables, len(source), dimensions(model, chosen))
     if not tables:
         raise UserError(f"no light curve left to embed{because(dropped)}")
     if dropped[SHORT_CURVES]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from astroco_fast.data import units
 from astroco_fast.errors import UserError
 
 if TYPE_CHECKING:  # the settings of every command hold `Columns`: they are parsed without Arrow
@@ -62,6 +63,7 @@ class MappedTable:
         fields: role -> place: `time`, the names in `value` and `error`, and `id`, `band`, `label` where present.
         value, error: "mag" and "err", or "flux" and "flux_err" where there is a zero point.
         zero_point: magnitude of unit flux, or None.
+        factors: what the values of a role are multiplied by, to be in days, magnitudes or the fluxes' unit.
         star_a_row: whether a row holds a light curve (lists), rather than a point.
         columns: the table's columns that have to be read.
     """
@@ -71,6 +73,7 @@ class MappedTable:
     value: str
     error: str
     zero_point: float | None
+    factors: dict[str, float]
     star_a_row: bool
     columns: tuple[str, ...]
 
@@ -79,15 +82,19 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
     """Find each role's column; see `resolve`.
 
     Raises:
-        UserError: a column is missing, or time, magnitude and error are not all lists or all plain.
+        UserError: a column is missing, time, magnitude and error are not all lists or all plain, or one has a unit that
+            cannot be converted.
     """
     known = table.fields()
     names = resolve(list(known), columns, table.name, need_id=table.star is None)
     fields = {role: known[name] for role, name in names.items()}
-    needed = tuple(dict.fromkeys(field.column for field in fields.values()))
+    needed = tuple(dict.fromkeys(name for f in fields.values() for name in (f.column, f.mask) if name is not None))
     twice = [name for name in needed if table.schema.names.count(name) > 1]
     if twice:
         raise UserError(f"{table.name}: has more than one column {twice[0]!r}; rename or remove one of them")
+    for name in needed:
+        if problem := (table.schema.field(name).metadata or {}).get(b"problem"):
+            raise UserError(f"{table.name}: column {name!r} cannot be read: {problem.decode()}")
     star_a_row = fields["time"].listed
     value, error = value_roles(columns)
     for role in (value, error):
@@ -97,7 +104,8 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
                 f"{table.name}: column {fields['time'].name!r} holds {one} but {fields[role].name!r} holds {other}; "
                 f"name the right ones by --columns.time and --columns.{role}"
             )
-    return MappedTable(table, fields, value, error, columns.zero_point, star_a_row, needed)
+    factors = units.factors(fields, value, error, table.name)
+    return MappedTable(table, fields, value, error, columns.zero_point, factors, star_a_row, needed)
 
 
 def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: bool = True) -> dict[str, str]:

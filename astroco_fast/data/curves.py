@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from astroco_fast.data.arrays import float_array
 from astroco_fast.errors import UserError
 
 
@@ -43,7 +44,7 @@ class CurveBatch:
     def __post_init__(self) -> None:
         self.ids, self.band, self.label = (np.asarray(a, dtype=object) for a in (self.ids, self.band, self.label))
         self.offsets = np.asarray(self.offsets, dtype=np.int64)
-        self.time = np.asarray(self.time, dtype=np.float64)
+        self.time = float_array(self.time)
         self.mag, self.err = to_float32(self.mag), to_float32(self.err)
         n, points = len(self.ids), len(self.time)
         if not (len(self.band) == len(self.label) == len(self.offsets) - 1 == n):
@@ -105,8 +106,8 @@ class CurveBatch:
         arrays = []
         for name, curve in zip(ids, curves, strict=True):
             try:
-                array = np.asarray(curve, dtype=np.float64)
-            except (TypeError, ValueError) as error:
+                array = float_array(curve)
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"{source}: light curve {name!r} is not an array of numbers: {error}") from error
             if array.ndim != 2 or array.shape[1] != 3:
                 wanted = "(L, 3), with columns time, magnitude, error"
@@ -133,8 +134,7 @@ def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
 
 def to_float32(values: ArrayLike) -> NDArray[np.float32]:
     """Cast to contiguous float32. Values that are too large become infinite, which the cleaning drops."""
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(values, dtype=np.float32)
+    return float_array(values, np.float32)
 
 
 def two_labels(source: str, star: str, one: str, other: str) -> str:

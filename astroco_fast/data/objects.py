@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from astroco_fast.data.tables import Table, arrow_array, is_list
+from astroco_fast.data.arrays import arrow_array
+from astroco_fast.data.tables import Table, is_list, unreadable
+from astroco_fast.data.units import text, with_stated_units, with_unit
 from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
@@ -28,7 +30,7 @@ class MemoryTable(Table):
 
     def __init__(self, table: Any, name: str, star: str | None = None) -> None:
         self.name = name
-        self.schema = table.schema
+        self.schema = with_stated_units(table.schema)
         self.rows = table.num_rows
         self.star = star
         self._table = table
@@ -65,17 +67,30 @@ def object_table(source: Any, star: str) -> Table | None:
     kind = type(source).__name__
     if isinstance(source, pa.Table):
         return MemoryTable(source, kind)
+    if hasattr(source, "columns") and (hasattr(source, "compute") or hasattr(source, "collect")):
+        raise UserError(
+            f"{kind}: the table is not in memory; call its .compute() or .collect(), or write it to Parquet and give "
+            "that folder"
+        )
     if hasattr(source, "to_parquet") and hasattr(source, "columns"):
         return MemoryTable(_of_frame(source), kind)
+    if hasattr(source, "__arrow_c_stream__"):  # polars and others
+        return MemoryTable(pa.table(source), kind)
     if hasattr(source, "colnames") and hasattr(source, "columns"):
-        columns = {str(name): partial(source.__getitem__, name) for name in source.colnames}
-    elif hasattr(source, "time") and hasattr(source, "flux"):
-        columns = {name: partial(getattr, source, name) for name in ("time", "flux", "flux_err")}
+        columns = {str(name): source[name] for name in source.colnames}
+    elif _has(source, "time") and _has(source, "flux"):
+        columns = {name: getattr(source, name) for name in ("time", "flux", "flux_err") if _has(source, name)}
     else:
         return None
-    arrays = {name: _array(get) for name, get in columns.items()}
-    table = pa.table({name: array for name, array in arrays.items() if array is not None})
+    units = {name: text(getattr(values, "unit", None)) for name, values in columns.items()}
+    table = _table(
+        {name: partial(_of_astropy, values) for name, values in columns.items() if values is not None}, units
+    )
     return MemoryTable(table, kind, star=_name(source) or star)
+
+
+def _has(source: Any, name: str) -> bool:
+    return getattr(source, name, None) is not None
 
 
 def _of_frame(frame: Any) -> Any:
@@ -83,34 +98,48 @@ def _of_frame(frame: Any) -> Any:
     if not frame.columns.is_unique:
         names = ", ".join(map(str, frame.columns[frame.columns.duplicated()].unique()))
         raise UserError(f"DataFrame: has more than one column {names}; rename or remove one of them")
+    columns = {str(name): partial(_of_series, frame[name]) for name in frame.columns}
+    for level, name in enumerate(frame.index.names):
+        if name is not None:
+            columns.setdefault(str(name), partial(_of_series, frame.index.get_level_values(level)))
+    units = frame.attrs.get("units")
+    return _table(columns, units if isinstance(units, dict) else {})
+
+
+def _table(columns: Mapping[str, Callable[[], Any]], units: Mapping[str, Any]) -> Any:
+    """An Arrow table of columns and their units. The field of a column that has no such form (coordinates, images ...)
+    says why."""
+    arrays: dict[str, Any] = {}
+    fields = []
+    for name, make in columns.items():
+        try:
+            arrays[name] = make()
+            fields.append(with_unit(pa.field(name, arrays[name].type), text(units.get(name))))
+        except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+            fields.append(unreadable(name, error))
+    rows = max((len(array) for array in arrays.values()), default=0)
+    return pa.Table.from_arrays(
+        [arrays[f.name] if f.name in arrays else pa.nulls(rows) for f in fields], schema=pa.schema(fields)
+    )
+
+
+def _of_series(series: Any) -> Any:
+    """The Arrow array of a frame's column or index."""
+    if hasattr(series, "sparse"):
+        series = series.sparse.to_dense()
+    if series.dtype == object and any(isinstance(cell, np.ndarray) for cell in series):
+        return arrow_array(series.to_numpy())
     try:
-        return pa.Table.from_pandas(frame)
+        return pa.Array.from_pandas(series)
     except (pa.ArrowException, TypeError):
-        return pa.Table.from_pandas(frame.apply(_unmixed))
+        return pa.array(series.map(str))
 
 
-def _unmixed(series: Any) -> Any:
-    try:
-        pa.Array.from_pandas(series)
-    except (pa.ArrowException, TypeError):
-        return series.map(str)
-    return series
-
-
-def _array(get: Any) -> Any:
-    """The Arrow array of a column; None if it is absent or has no such form (coordinates, images ...).
-
-    Times become MJD, quantities lose their unit, masked values become NaN.
-    """
-    try:
-        values = get()
-        values = getattr(values, "mjd", values)
-        values = getattr(values, "value", values)
-        if hasattr(values, "unmasked"):
-            values = np.where(values.mask, np.nan, values.unmasked)
-        return arrow_array(values)
-    except (pa.ArrowException, AttributeError, TypeError, ValueError):
-        return None
+def _of_astropy(values: Any) -> Any:
+    """The Arrow array of a column, in which times are MJD and spans of time are days."""
+    if hasattr(values, "mjd"):
+        return arrow_array(values.mjd)
+    return arrow_array(values.jd if hasattr(values, "jd") else getattr(values, "value", values))
 
 
 def _name(source: Any) -> str | None:

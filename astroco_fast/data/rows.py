@@ -131,7 +131,7 @@ def read_rows(
     lengths, values = _point_values(batch, first_row, mapped, rows, ids)
     row_of_point = rows if lengths is None else np.repeat(rows, lengths)
     time, value, error = (
-        to_numbers(values[role], _place(mapped, role, first_row), row_of_point)
+        to_numbers(values[role], _place(mapped, role, first_row), row_of_point) * mapped.factors.get(role, 1.0)
         for role in ("time", mapped.value, mapped.error)
     )
     mag, err = photometry(value, error, mapped.zero_point)
@@ -176,6 +176,8 @@ def _point_values(
 def _column(batch: Any, field: Field) -> Any:
     """The values of a column that holds one value a row."""
     array = batch.column(field.column)
+    if field.mask is not None:
+        array = pc.if_else(batch.column(field.mask), pa.scalar(None, array.type), array)
     return array if field.sub is None else pc.struct_field(array, [field.sub])
 
 
@@ -290,6 +292,8 @@ def to_text(array: Any, place: Place, *, required: bool = False) -> Any:
     kind = array.type
     if pa.types.is_floating(kind):
         array = _float_text(array)
+    elif pa.types.is_decimal(kind):
+        array = _decimal_text(array)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         try:
             array = pc.cast(pc.cast(array, pa.binary()), pa.string())
@@ -352,3 +356,10 @@ def _float_text(array: Any) -> Any:
     as_whole = pc.cast(pc.cast(pc.if_else(whole, values, None), pa.int64(), safe=False), pa.string())
     missing = pc.or_(pc.is_null(values), pc.fill_null(pc.is_nan(values), True))
     return pc.if_else(missing, pa.scalar(None, pa.string()), pc.coalesce(as_whole, pc.cast(values, pa.string())))
+
+
+def _decimal_text(array: Any) -> Any:
+    """Decimals as exact text, without the zeros at the end of a fraction."""
+    if array.type.scale < 0:  # text such as 1E+3
+        array = pc.cast(array, pa.decimal256(76, 0))
+    return pc.replace_substring_regex(pc.cast(array, pa.string()), r"\.0+$|(\.\d*?[1-9])0+$|E-\d\d$", r"\1")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
+from astroco_fast.data.arrays import is_array
 from astroco_fast.data.columns import Columns, MappedTable, map_table
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.metadata import METADATA, StarTable
@@ -64,9 +64,9 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
     Args:
         source: path of a table (CSV, Parquet, FITS, TFRecord; one row a point, or one row a light curve with list
             columns), of a folder of such tables, or of a folder with Astromer's `metadata.parquet`; a pattern with `*`;
-            a list of paths; the path of a store, or a `Store`; a list of (L, 3) arrays with columns time (days),
-            magnitude, error (ids "0", "1", ...); a pandas frame, Arrow or astropy table; lightkurve objects; batches of
-            curves.
+            a list of paths; the path of a store, or a `Store`; a list of (L, 3) arrays or tensors with columns time
+            (days), magnitude, error (ids "0", "1", ...), or one of them; a pandas frame, Arrow or astropy table;
+            lightkurve objects; batches of curves. Masked values become NaN, and units are converted (`units`).
         columns: the user's choice of columns; the rest is found by `columns.ALIASES`.
         band: read only this band.
 
@@ -83,7 +83,7 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return _store_source(source, band)
     if isinstance(source, CurveBatch):
         return BatchSource(lambda: iter([source]), band)
-    if isinstance(source, np.ndarray) and source.ndim == 2:
+    if is_array(source) and source.ndim == 2:
         source = [source]
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
         return _open_paths([Path(item) for item in source], columns, band)
@@ -91,7 +91,7 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
     if table is not None:
         return TableSource([map_table(table, columns)], band, table.name)
     # A sequence of arrays or tables, or an array (n, L, 3) of light curves of one length.
-    is_list = source.ndim == 3 if isinstance(source, np.ndarray) else isinstance(source, Sequence)
+    is_list = source.ndim == 3 if is_array(source) else isinstance(source, Sequence)
     if is_list:
         return _open_list(source, columns, band)
     if isinstance(source, Iterable):
@@ -183,7 +183,7 @@ class TableSource:
     ) -> None:
         self.name = name
         self.identity = identity
-        self.notes = _single_precision(tables)
+        self.notes = [*_single_precision(tables), *_conversions(tables)]
         self._tables = tables
         self._band = band
         self._complete = complete
@@ -255,6 +255,17 @@ def _single_precision(tables: Sequence[MappedTable]) -> list[str]:
     ]
 
 
+def _conversions(tables: Sequence[MappedTable]) -> list[str]:
+    """Notes on columns whose units were converted, named by the first table that has each."""
+    notes: dict[str, str] = {}
+    for mapped in tables:
+        for role, factor in mapped.factors.items():
+            field = mapped.fields[role]
+            if factor != 1.0:
+                notes.setdefault(role, f"{mapped.table.name}: {field.name!r} is in {field.unit!r} and was converted")
+    return list(notes.values())
+
+
 class BatchSource:
     """Light curves that are batches already.
 
@@ -296,6 +307,9 @@ class ArraySource(BatchSource):
     def __init__(self, items: Any) -> None:
         super().__init__(self._arrays, None)
         self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def _arrays(self) -> Iterator[CurveBatch]:
         for first in range(0, len(self._items), _ARRAYS_A_BATCH):

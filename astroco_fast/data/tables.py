@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from astroco_fast.data import tfrecord
+from astroco_fast.data import fits_columns, tfrecord
+from astroco_fast.data.units import text, unit_of, with_stated_units, with_unit
 from astroco_fast.errors import MissingExtraError, UserError
 
 _CSV_BLOCK = 8 << 20  # bytes of a CSV file that are decoded at a time
@@ -39,6 +40,9 @@ _FITS_DAMAGE = "File may have been truncated|Error validating header"
 SURVEY, _SIMULATED = "survey", "simulated"
 _SURVEY_ROWS = 1_000_000
 
+# A field's metadata say by this name why its column cannot be read.
+PROBLEM = b"problem"
+
 
 @dataclass(frozen=True)
 class Field:
@@ -50,6 +54,8 @@ class Field:
         sub: the field of a column of structs or of lists of structs; None for a plain column.
         listed: whether a row holds a list of values.
         kind: the Arrow type of the values.
+        unit: their unit, as the table states it, or None.
+        mask: the table's column that is true where a value is missing, or None.
     """
 
     name: str
@@ -57,6 +63,8 @@ class Field:
     sub: str | None
     listed: bool
     kind: Any
+    unit: str | None = None
+    mask: str | None = None
 
 
 class Table(ABC):
@@ -103,7 +111,12 @@ class Table(ABC):
 
         Fields of a nested column are known as `column.field`, and as `field` where no other column has that name.
         """
-        named = {f.name: Field(f.name, f.name, None, is_list(f.type), _value_type(f.type)) for f in self.schema}
+        # Astropy writes a masked column to Parquet as two, `name` and `name.mask`.
+        masks = {*self.schema.names} if b"table_meta_yaml" in (self.schema.metadata or {}) else set()
+        named = {}
+        for f in self.schema:
+            mask = f"{f.name}.mask" if f"{f.name}.mask" in masks else None
+            named[f.name] = Field(f.name, f.name, None, is_list(f.type), _value_type(f.type), unit_of(f), mask)
         short: dict[str, list[Field]] = {}
         for column in self.schema:
             in_list = is_list(column.type)
@@ -111,7 +124,7 @@ class Table(ABC):
             if pa.types.is_struct(structs):
                 for sub in structs:
                     name, in_lists = f"{column.name}.{sub.name}", in_list or is_list(sub.type)
-                    named[name] = Field(name, column.name, sub.name, in_lists, _value_type(sub.type))
+                    named[name] = Field(name, column.name, sub.name, in_lists, _value_type(sub.type), unit_of(sub))
                     short.setdefault(sub.name, []).append(named[name])
         for name, candidates in short.items():
             if len(candidates) == 1:
@@ -147,7 +160,7 @@ class ParquetTable(FileTable):
         super().__init__(path, root)
         # The file is opened again for reading: a catalogue may have more files than a process can hold open.
         with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
-            self.schema = file.schema_arrow
+            self.schema = with_stated_units(file.schema_arrow)
             metadata = file.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         self.rows = metadata.num_rows
@@ -243,23 +256,32 @@ class FitsTable(FileTable):
         if not data:
             raise UserError(f"{path}: there is no table in this FITS file")
         self._data = data[0]
-        names = list(tables[0].columns.names)
+        self._names = list(tables[0].columns.names)
         self.rows = len(self._data)
-        self.schema = self._slice(names, 0, 1).schema
+        if self.rows and not self._data.dtype.itemsize:
+            raise UserError(f"{path}: the table's {self.rows} rows are empty")
+        self.schema = pa.schema([self._field(column) for column in tables[0].columns])
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         for first in range(skip * rows, self.rows, rows):
             yield first, self._slice(names, first, first + rows)
 
     def points_per_row(self, column: str) -> float:
-        sample = self._data[column][:1000]
-        if not len(sample) or sample.dtype.kind in "SU":
-            return 1.0
-        return float(np.mean([np.size(cell) for cell in sample]))
+        return fits_columns.points_per_row(self._data, self._names.index(column))
+
+    def _field(self, column: Any) -> Any:
+        """The Arrow field of a column, from its first row."""
+        try:
+            kind = self._slice([column.name], 0, 1).schema.field(0).type
+        except UserError as error:
+            return unreadable(column.name, error)
+        return with_unit(pa.field(column.name, kind), text(column.unit))
 
     def _slice(self, names: Sequence[str], first: int, last: int) -> Any:
+        rows = slice(first, last)
         with _readable(self.name, Exception):
-            arrays = [arrow_array(self._data[name][first:last]) for name in names]
+            piece = self._data[rows]
+            arrays = [fits_columns.read_column(self._data, piece, rows, self._names.index(name)) for name in names]
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
@@ -388,6 +410,11 @@ def _text_only(column: Any) -> Any:
     return column.cast(pa.string()) if is_text else pa.nulls(len(column), pa.string())
 
 
+def unreadable(name: str, why: object) -> Any:
+    """The Arrow field of a column that cannot be read, to be refused if it is needed."""
+    return pa.field(name, pa.null(), metadata={PROBLEM: " ".join(str(why).split())})
+
+
 def is_list(kind: Any) -> bool:
     """Whether an Arrow type is a list of any sort."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -395,22 +422,6 @@ def is_list(kind: Any) -> bool:
 
 def _value_type(kind: Any) -> Any:
     return kind.value_type if is_list(kind) else kind
-
-
-def arrow_array(values: Any) -> Any:
-    """An Arrow array of a numpy column: of numbers, of text, or of one array a row."""
-    if isinstance(values, np.ma.MaskedArray):
-        return pa.array(np.asarray(values.data), mask=np.ma.getmaskarray(values))
-    array = np.asarray(values)
-    if array.dtype.kind not in "OSU" and array.ndim <= 2:
-        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-        return pa.array(native if native.ndim == 1 else list(native))
-    if array.dtype.kind == "S":
-        return pa.array(np.char.decode(array, "utf-8").tolist(), type=pa.string())
-    if array.dtype.kind == "U":
-        return pa.array(array.tolist(), type=pa.string())
-    cells = [np.asarray(c, dtype=c.dtype.newbyteorder("=")) if isinstance(c, np.ndarray) else c for c in array]
-    return pa.array(cells)
 
 
 def _list_array(lists: Sequence[Any]) -> Any:
