@@ -41,7 +41,8 @@ def read_text_table(path: str | Path, needed: dict[str, str | None], optional: t
     columns = {role: _column(role, names, chosen, str(path)) for role, chosen in needed.items()}
     columns |= {name: name for name in optional if name in names}
     parts: dict[str, list[Text]] = {role: [np.empty(0, dtype=object)] for role in columns}
-    for text in read_text(table, columns, required=tuple(needed)):
+    required = tuple(role for role in needed if role != "label")
+    for text in read_text(table, columns, required):
         for role, values in text.items():
             parts[role].append(np.array([value.strip() for value in to_objects(values)], dtype=object))
     return {role: np.concatenate(arrays) for role, arrays in parts.items()}

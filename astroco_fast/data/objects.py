@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from astroco_fast.data.arrays import arrow_array
 from astroco_fast.data.tables import Table, is_list, unreadable
 from astroco_fast.data.units import text, with_stated_units, with_unit
+from astroco_fast.data.words import is_no_value
 from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
@@ -132,7 +133,7 @@ def _of_series(series: Any) -> Any:
     try:
         return pa.Array.from_pandas(series)
     except (pa.ArrowException, TypeError):
-        return pa.array(series.map(str))
+        return pa.array(series.map(str, na_action="ignore"))
 
 
 def _of_astropy(values: Any) -> Any:
@@ -145,6 +146,7 @@ def _of_astropy(values: Any) -> Any:
 def _name(source: Any) -> str | None:
     meta = getattr(source, "meta", None) or {}
     for key in _NAME_KEYS:
-        if meta.get(key) not in (None, ""):
-            return str(meta[key])
+        name = str(meta.get(key, "")).strip()
+        if not is_no_value(name):
+            return name
     return None

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from astroco_fast.data.columns import MappedTable, listed
 from astroco_fast.data.curves import CurveBatch, offsets_of, to_float32
 from astroco_fast.data.tables import Field, Table
+from astroco_fast.data.words import NO_WORD, Place, plain_array, to_objects, to_text
 from astroco_fast.errors import UserError
 
 # Spellings of "no value" in number columns of text files, in lower case.
-_NO_VALUE = pa.array(["", "na", "n/a", "nan", "null", "none", "-", "--"])
+_NO_VALUE = pa.array([*NO_WORD, "na"])
 _MOST_BANDS_KEPT = 1000
 _TEXT_ROWS = 200_000
 
@@ -83,6 +84,10 @@ class BandFilter:
     seen: set[str] = field(default_factory=set)
     matched: bool = False
 
+    def __post_init__(self) -> None:
+        if self.wanted is not None:
+            self.wanted = self.wanted.strip()  # as the bands of a table
+
     def mask(self, bands: Any) -> NDArray[np.bool_] | None:
         """The mask of the wanted bands among these (an Arrow string array); None if all are wanted."""
         if self.wanted is None:
@@ -137,7 +142,7 @@ def read_rows(
     mag, err = photometry(value, error, mapped.zero_point)
     found = Rows(ids, bands, labels, lengths, time, to_float32(mag), to_float32(err))
     if band_a_point:
-        return _split_by_band(found, to_text(values["band"], _place(mapped, "band", first_row)), wanted)
+        return _split_by_band(found, to_text(values["band"], _place(mapped, "band", first_row), any_word=True), wanted)
     return found
 
 
@@ -198,7 +203,8 @@ def _star_text(role: str, batch: Any, first_row: int, mapped: MappedTable) -> An
     if role not in mapped.fields:
         constant = mapped.table.star if role == "id" else None
         return pa.repeat(pa.scalar(constant or "", pa.string()), batch.num_rows)
-    return to_text(_column(batch, mapped.fields[role]), _place(mapped, role, first_row), required=role == "id")
+    place = _place(mapped, role, first_row)
+    return to_text(_column(batch, mapped.fields[role]), place, required=role == "id", any_word=role == "band")
 
 
 def read_text(table: Table, names: Mapping[str, str], required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -217,7 +223,12 @@ def read_text(table: Table, names: Mapping[str, str], required: tuple[str, ...])
     """
     for first_row, batch in table.batches(list(dict.fromkeys(names.values())), _TEXT_ROWS):
         yield {
-            role: to_text(batch.column(name), Place(table.name, name, first_row), required=role in required)
+            role: to_text(
+                batch.column(name),
+                Place(table.name, name, first_row),
+                required=role in required,
+                any_word=role == "band",
+            )
             for role, name in names.items()
         }
 
@@ -243,19 +254,6 @@ def photometry(
     return mag, err
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a column's values, for messages. Rows count from 1, without the header."""
-
-    source: str
-    column: str
-    first_row: int = 0
-
-    def error(self, what: str, index: int | None = None) -> UserError:
-        row = "" if index is None else f", row {self.first_row + index + 1}"
-        return UserError(f"{self.source}: column {self.column!r}{row}: {what}")
-
-
 def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
     """A float64 array of an Arrow array's values; missing values become NaN. Text that spells numbers is read.
 
@@ -267,7 +265,7 @@ def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) 
     Raises:
         UserError: a value is not a number; names file, column, and the first such row and value.
     """
-    array = _plain(array)
+    array = plain_array(array)
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         array = _parse(array, place, rows)
@@ -280,49 +278,6 @@ def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) 
     if array.null_count:
         array = pc.fill_null(array, float("nan"))
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def to_text(array: Any, place: Place, *, required: bool = False) -> Any:
-    """An Arrow string array of an array's values. Whole numbers are written without a point, missing values as "".
-
-    Raises:
-        UserError: the type has no plain text form, or a value is missing where `required`.
-    """
-    array = _plain(array)
-    kind = array.type
-    if pa.types.is_floating(kind):
-        array = _float_text(array)
-    elif pa.types.is_decimal(kind):
-        array = _decimal_text(array)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        try:
-            array = pc.cast(pc.cast(array, pa.binary()), pa.string())
-        except pa.ArrowInvalid as error:
-            raise place.error("its bytes are no UTF-8 text") from error
-    elif pa.types.is_nested(kind):
-        raise place.error(f"one value a row is needed, but it holds {kind}")
-    text = pc.fill_null(pc.cast(array, pa.string()), "")
-    if required and len(text):
-        missing = pc.equal(text, "").to_numpy(zero_copy_only=False)
-        if missing.any():
-            raise place.error("no value; every row needs one", int(np.argmax(missing)))
-    return text
-
-
-def to_objects(text: Any) -> NDArray[np.object_]:
-    """An object array of str of an Arrow string array."""
-    return np.asarray(text.to_numpy(zero_copy_only=False), dtype=object)
-
-
-def _plain(array: Any) -> Any:
-    """One contiguous array, not dictionary-encoded."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # of no chunk, in some versions
-            array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return array
 
 
 def _parse(array: Any, place: Place, rows: NDArray[np.int64] | None) -> Any:
@@ -348,18 +303,3 @@ def _is_number(text: str) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _float_text(array: Any) -> Any:
-    values = pc.cast(array, pa.float64())
-    whole = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), 2.0**63))
-    as_whole = pc.cast(pc.cast(pc.if_else(whole, values, None), pa.int64(), safe=False), pa.string())
-    missing = pc.or_(pc.is_null(values), pc.fill_null(pc.is_nan(values), True))
-    return pc.if_else(missing, pa.scalar(None, pa.string()), pc.coalesce(as_whole, pc.cast(values, pa.string())))
-
-
-def _decimal_text(array: Any) -> Any:
-    """Decimals as exact text, without the zeros at the end of a fraction."""
-    if array.type.scale < 0:  # text such as 1E+3
-        array = pc.cast(array, pa.decimal256(76, 0))
-    return pc.replace_substring_regex(pc.cast(array, pa.string()), r"\.0+$|(\.\d*?[1-9])0+$|E-\d\d$", r"\1")

@@ -129,7 +129,7 @@ def extract(
     made, saved = [0] * len(describers), monotonic()
     with tqdm(total=sum(map(len, missing)), desc="embed", unit=" curves", disable=None) as progress:
         for portion in portions if any(missing) else ():
-            for batch, digests in portion.batches(min_points, Counter()):
+            for batch, digests in portion.batches(min_points, Counter(), set()):
                 for i, (describer, cache) in enumerate(describers):
                     for rows in _some(batch, missing[i]):
                         curves = batch.select(rows)

@@ -102,7 +102,9 @@ def assign(config: ProbeConfig) -> Assigned:
     portions = open_portions(config.data, config.columns, config.band)
     stars = read_stars(portions, config.min_points)
     if config.labels is not None:
-        relabel(stars, config.labels, config.columns)
+        matched = relabel(stars, config.labels, config.columns)
+        if matched:
+            print(matched, flush=True)
     splits = _splits(config, stars)
     if stars.copies:
         print(f"{config.data}: {of_copies(stars.copies)}", flush=True)

@@ -28,12 +28,18 @@ class Portion:
     source: Source
     place: tuple[int, int, str] | None = None
 
-    def batches(self, min_points: int, dropped: Counter[str]) -> Iterator[tuple[CurveBatch, list[str]]]:
-        """Clean light curves, as in `astroco embed`, and a hash of the points of each; adds to `dropped` by reason."""
+    def batches(
+        self, min_points: int, dropped: Counter[str], short: set[str]
+    ) -> Iterator[tuple[CurveBatch, list[str]]]:
+        """Clean light curves, as in `astroco embed`, and a hash of the points of each.
+
+        Adds to `dropped` by reason, and to `short` the stars that have a light curve with too few good points.
+        """
         config = CleanConfig(min_points=min_points)
         for raw in self.source.batches():
             batch, reasons = clean(raw, config)
             dropped.update(reasons)
+            short.update(set(raw.ids) - set(batch.ids))
             if len(batch):
                 yield batch, _digests(batch)
 
@@ -46,6 +52,7 @@ class Stars:
         labels: id -> class, for the stars that have one.
         curves: id -> hash of the points of the star's light curve.
         placed: (n, fold, part) -> ids, if the folders of the data are those of splits.
+        short: stars that were left out, because their light curves have too few good points.
         copies: stars that were left out, because their light curves equal another star's point by point.
         dropped: numbers of points and curves that the cleaning dropped, by reason.
         simulated: whether any light curve is simulated.
@@ -54,6 +61,7 @@ class Stars:
     labels: dict[str, str] = field(default_factory=dict)
     curves: dict[str, str] = field(default_factory=dict)
     placed: dict[tuple[int, int, str], list[str]] = field(default_factory=dict)
+    short: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
     dropped: Counter[str] = field(default_factory=Counter)
     simulated: bool = False
@@ -122,7 +130,7 @@ def read_stars(portions: Sequence[Portion], min_points: int) -> Stars:
     for portion in portions:
         seen = Seen()
         here: set[str] = set()
-        for batch, digests in portion.batches(min_points, stars.dropped):
+        for batch, digests in portion.batches(min_points, stars.dropped, stars.short):
             seen.check(batch)
             stars.simulated |= batch.simulated
             for star, band, label, digest in zip(batch.ids, batch.band, batch.label, digests, strict=True):
@@ -146,8 +154,11 @@ def _two_curves(source: str, star: str, one: str, other: str) -> str:
     return f"{start}, with other points in another fold's folder; keep one"
 
 
-def relabel(stars: Stars, path: str, columns: Columns) -> None:
+def relabel(stars: Stars, path: str, columns: Columns) -> str:
     """Replace the labels by those of a table with the columns id and label.
+
+    Returns:
+        A line that counts the stars that do not match, on either side; empty if all match.
 
     Raises:
         UserError: the table has two labels for one star, or none of its stars has a light curve.
@@ -155,11 +166,31 @@ def relabel(stars: Stars, path: str, columns: Columns) -> None:
     table = read_text_table(path, {"id": columns.id, "label": columns.label})
     labels: dict[str, str] = {}
     for star, label in zip(table["id"], table["label"], strict=True):
-        if labels.setdefault(star, label) != label:
+        if label and labels.setdefault(star, label) != label:
             raise UserError(two_labels(path, star, labels[star], label))
     stars.labels = {star: labels[star] for star in stars.curves if star in labels}
+    lost = [star for star in labels if star not in stars.curves and star not in stars.short]
     if not stars.labels:
-        raise UserError(f"{path}: none of its stars ({listed(list(labels)[:3])}) has a light curve; compare the ids")
+        raise UserError(
+            f"{path}: none of its stars ({listed(list(labels)[:3])}) has a light curve{_lost_zeros(lost, stars)}; "
+            "compare the ids"
+        )
+    told = []
+    if lost:
+        which = f"{listed(map(repr, lost[:3]))}{' ...' if len(lost) > 3 else ''}"
+        told.append(f"{len(lost):,} of {len(labels):,} stars have no light curve ({which}){_lost_zeros(lost, stars)}")
+    if len(stars.labels) < len(stars.curves):
+        told.append(f"{len(stars.curves) - len(stars.labels):,} of {len(stars.curves):,} light curves get no label")
+    return f"{path}: {'; '.join(told)}" if told else ""
+
+
+def _lost_zeros(lost: Sequence[str], stars: Stars) -> str:
+    """A remark, if the id of a label is that of a light curve but for zeros in front, which some programs drop."""
+    without = {star.lstrip("0"): star for star in stars.curves if star not in stars.labels}
+    for star in lost:
+        if star.lstrip("0") in without:
+            return f": {star!r} is not {without[star.lstrip('0')]!r}"
+    return ""
 
 
 def choose(stars: Stars, classes: Sequence[str] | None) -> tuple[Text, Text]:
