@@ -50,6 +50,7 @@ _LAZY = {
     "AstromerConfig": "astroco_fast.reference.config",
     "Layout": "astroco_fast.reference.layout",
     "backend": "astroco_fast.ops",
+    "forget": "astroco_fast.kernels.prepared",
     "load": "astroco_fast.registry",
     "set_backend": "astroco_fast.ops",
     "warmup": "astroco_fast.warming",

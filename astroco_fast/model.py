@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import ops
+from astroco_fast.kernels.prepared import recheck
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astroco import Block, ReferenceAstroCo
 from astroco_fast.reference.batchnorm import frozen_statistics
@@ -54,6 +55,12 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
         # freed as soon as it is added.
         mixed, embedding = ops.mix_pool(self.mix_pool, states(), layout)
         return self.output(mixed, embedding, layout)
+
+    def train(self, mode: bool = True) -> "AstroCo":
+        """Set the mode; the next call looks for changes of the weights that PyTorch does not count."""
+        recheck(self)
+        super().train(mode)
+        return self
 
     def features(self) -> str:
         parts = [name for name in ("convolution", "gate", "mix") if getattr(self.config, name)]

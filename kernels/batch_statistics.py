@@ -62,7 +62,7 @@ def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
         statistics[3, :width] = torch.rsqrt(variance + norm.eps)
         return statistics
 
-    return prepared(norm, "statistics", (mean, variance), make)
+    return prepared(norm, "statistics", (mean, variance), make, (norm.eps,))
 
 
 def merged(merge: Merge, count: Tensor, partial: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,23 @@
 In inference they are prepared once and cached until a parameter changes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
-_cache: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[ref[Tensor]], Any, Any]]] = WeakKeyDictionary()
+# About as many numbers of each source are compared in every call: all of them would take a third of a small batch's
+# time, these take less than one percent.
+SAMPLES = 32
+
+_cache: WeakKeyDictionary[nn.Module, dict[Any, "_Form"]] = WeakKeyDictionary()
 _steps = 0
 
 
@@ -26,42 +32,120 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-def prepared(module: nn.Module, form: Any, sources: Iterable[Tensor], make: Callable[[], T]) -> T:
-    """The result of `make()`, cached with `module` until one of `sources` changes.
+def prepared(
+    module: nn.Module, form: Any, sources: Sequence[Tensor], make: Callable[[], T], settings: tuple[Any, ...] = ()
+) -> T:
+    """The result of `make()`, cached with `module` until one of `sources` or of `settings` changes.
 
-    A change is noticed by another tensor, version counter or address, or by an optimiser's step. Writing through
-    `.data` or by replaying a CUDA graph is not noticed: call `forget` after it. Nothing is cached while gradients of
-    the sources are wanted, because an optimiser is about to change them, nor while a graph is traced or captured,
-    because the graph must contain the casts.
+    A change of a source is noticed by another tensor, version counter or address, by an optimiser's step, and on the
+    CPU by the numbers themselves: by a sample of them in each call, and by all of them after `recheck`. So a write that
+    PyTorch does not count (through `.data`, a numpy array, shared memory or a collective) goes unnoticed if it spares
+    the sample, or if it is to a GPU's memory: call `forget` after it. Nothing is cached while gradients of the sources
+    are wanted, because an optimiser is about to change them, nor while a graph is traced or captured, because the graph
+    must contain the casts.
 
     Args:
         module: the owner of the parameters.
         form: a key for one of the module's prepared forms, which contains the dtype where the form depends on it.
-        sources: the parameters and buffers that `make` reads.
+        sources: the parameters and buffers that `make` reads, contiguous.
         make: prepares them, without gradients.
+        settings: the module's other attributes that `make` reads.
     """
-    sources = list(sources)
     trained = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-    if trained or torch.compiler.is_compiling() or any(map(_untraceable, sources)):
+    state = None if trained or torch.compiler.is_compiling() else _state(sources, settings)
+    if state is None:
         with torch.no_grad():
             return make()
-    kept = _cache.setdefault(module, {})
-    key = [_steps, *((source.data_ptr(), source._version, source.device) for source in sources)]
-    found = kept.get(form)
-    # The tensors' identities count too: a new tensor may get the address of a freed one.
-    if found is None or found[1] != key or any(r() is not source for r, source in zip(found[0], sources, strict=True)):
-        found = kept[form] = ([ref(source) for source in sources], key, make())
-    return found[2]
+    forms = _cache.get(module)
+    if forms is None:
+        forms = _cache.setdefault(module, {})
+    found = forms.get(form)
+    if found is None or not found.holds(sources, state):
+        found = forms[form] = _Form(sources, state, make())
+    return found.made
 
 
-def _untraceable(source: Tensor) -> bool:
-    """Whether changes would go unnoticed: inference tensors have no version, and a captured graph keeps addresses."""
-    return source.is_inference() or (source.is_cuda and torch.cuda.is_current_stream_capturing())
+def _state(sources: Sequence[Tensor], settings: tuple[Any, ...]) -> list[Any] | None:
+    """What changes with the sources and settings; None: a change might go unnoticed."""
+    state: list[Any] = [_steps, settings]
+    for source in sources:
+        if source.is_inference():  # it has no version
+            return None
+        state += (source.data_ptr(), source._version)
+    if sources and sources[0].is_cuda and torch.cuda.is_current_stream_capturing():  # a graph keeps addresses
+        return None
+    return state
 
 
-def forget() -> None:
-    """Drop every cached form, after parameters were written in a way that is not noticed (see `prepared`)."""
-    _cache.clear()
+class _Form:
+    """A prepared form, and what its sources were like when it was made.
+
+    Attributes:
+        made: the form.
+        doubted: whether the next use compares all of the sources' numbers.
+    """
+
+    def __init__(self, sources: Sequence[Tensor], state: list[Any], made: Any) -> None:
+        self.made, self.doubted = made, False
+        # The tensors' identities count too: a new tensor may get the address of a freed one.
+        self._state, self._sources = state, [ref(source) for source in sources]
+        self._seen = all(source.is_cpu for source in sources)  # reading a GPU's memory would wait for the GPU
+        self._words = [_words(source) for source in sources] if self._seen else []
+        self._samples = [words[:: _stride(source)] for words, source in zip(self._words, sources, strict=False)]
+        self._sample, self._sums = self._sampled(), self._summed()
+
+    def holds(self, sources: Sequence[Tensor], state: list[Any]) -> bool:
+        """Whether these sources, in this state, are as they were when the form was made."""
+        if state != self._state:
+            return False  # before any memory is read, because it may have been freed
+        for known, source in zip(self._sources, sources, strict=True):
+            if known() is not source:
+                return False
+        if self._sampled() != self._sample or (self.doubted and not (self._seen and self._summed() == self._sums)):
+            return False
+        self.doubted = False
+        return True
+
+    def _sampled(self) -> list[bytes]:
+        return [sample.tobytes() for sample in self._samples]
+
+    def _summed(self) -> list[int]:
+        return [int(words.sum()) for words in self._words]
+
+
+def _words(source: Tensor) -> np.ndarray:
+    """The memory of a contiguous CPU tensor as whole numbers. It does not keep the memory from being freed."""
+    size = source.element_size()
+    memory: Any = (ctypes.c_char * (source.numel() * size)).from_address(source.data_ptr())
+    return np.frombuffer(memory, dtype=np.dtype(f"u{size}"))
+
+
+def _stride(source: Tensor) -> int:
+    """A distance between samples which spreads them over a matrix's columns, not over its rows alone."""
+    columns = source.shape[-1] if source.dim() > 1 else 1
+    return max(1, source.numel() // SAMPLES // columns * columns + int(0.618 * columns))
+
+
+def forget(model: nn.Module | None = None) -> None:
+    """Drop the prepared weights of a model, so that its next call prepares them anew.
+
+    Needed only after parameters were written in a way that goes unnoticed, see `prepared`.
+
+    Args:
+        model: an encoder, a part of one, or a module that contains one; None: all models of the process.
+    """
+    if model is None:
+        _cache.clear()
+    else:
+        for module in model.modules():
+            _cache.pop(module, None)
+
+
+def recheck(model: nn.Module) -> None:
+    """Have the model's next call compare all numbers with those that were prepared (on a GPU, prepare them anew)."""
+    for module in model.modules():
+        for form in _cache.get(module, {}).values():
+            form.doubted = True
 
 
 def cast(dtype: torch.dtype, weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[Tensor]:

@@ -59,7 +59,7 @@ def weights(module: Attention, dtype: torch.dtype) -> Weights:
             pack(spread(w_out, heads, dtype), dtype),
         )
 
-    return prepared(module, ("cpu attention", dtype), (w_qkv, b_qkv, w_out), make)
+    return prepared(module, ("cpu attention", dtype), (w_qkv, b_qkv, w_out), make, (heads,))
 
 
 @native_op("y qkv attended logsumexp product")

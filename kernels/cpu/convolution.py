@@ -66,7 +66,8 @@ def folded(module: Convolution) -> tuple[Tensor, Tensor]:
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         return grouped(module.depthwise * scale[:, None]), padded(norm.bias - mean * scale)
 
-    return prepared(module, "cpu folded", (module.depthwise, norm.weight, norm.bias, mean, variance), make)
+    sources = (module.depthwise, norm.weight, norm.bias, mean, variance)
+    return prepared(module, "cpu folded", sources, make, (norm.eps,))
 
 
 # Shapes of arguments and results: csrc/convolution.h, csrc/convolution_backward.h and csrc/batch_norm.h.

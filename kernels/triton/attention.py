@@ -55,7 +55,7 @@ def weights(module: Attention, dtype: torch.dtype) -> Weights:
             (bias,) = cast(torch.float32, [(b_qkv.view(3, heads, size), (3, heads, padded))])
         return Weights(w_qkv.view(-1, depth), bias.view(-1), w_out.view(depth, -1))
 
-    return prepared(module, ("attention", dtype), (qkv, b_qkv, out), make)
+    return prepared(module, ("attention", dtype), (qkv, b_qkv, out), make, (heads,))
 
 
 class _Attention(torch.autograd.Function):

@@ -84,7 +84,7 @@ def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         offset[:width] = norm.bias - offset[:width] * scale
         return taps, offset
 
-    return prepared(module, ("folded", dtype), sources, make)
+    return prepared(module, ("folded", dtype), sources, make, (norm.eps,))
 
 
 class _Convolution(torch.autograd.Function):

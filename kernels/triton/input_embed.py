@@ -76,7 +76,8 @@ def input_embed(
 
     shape = 2 * (pitch(weight.shape[0]),)
     fuse = prepared(module, ("fuse", dtype), (weight,), lambda: cast(dtype, [(weight, shape)])[0])
-    frequencies = prepared(module, ("frequencies", module.time_base, time.device), (), make_frequencies)
+    settings = (module.time_base, time.device)
+    frequencies = prepared(module, "frequencies", (), make_frequencies, settings)
     return _InputEmbed.apply(
         time, mag, err, hidden, module.photometry.weight, module.photometry.bias, weight, module.fuse.bias,
         module.norm.weight, module.norm.bias, fuse, frequencies, segments(layout).end,

@@ -1,12 +1,16 @@
 """Prepared weights are never stale."""
 
+import ctypes
+import functools
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from astroco_fast.kernels.prepared import cast, forget, prepared
+import astroco_fast as af
+from astroco_fast.kernels.prepared import cast, forget, prepared, recheck
+from tests.windows import make_windows
 
 
 def halved(module: nn.Linear) -> torch.Tensor:
@@ -65,13 +69,65 @@ def test_a_tensor_beside_the_old_one_is_seen() -> None:
     assert halved(module)[0, 0] == 1
 
 
-def test_what_nobody_saw_can_be_told() -> None:
+def write_data(module: nn.Linear) -> None:
+    module.weight.data.copy_(torch.randn(16, 20))
+
+
+def average(module: nn.Linear) -> None:
+    module.weight.data.mul_(0.999).add_(torch.randn(16, 20), alpha=0.001)
+
+
+def write_alias(module: nn.Linear) -> None:
+    module.weight.detach().numpy()[:] = 3
+
+
+def broadcast(module: nn.Linear) -> None:
+    """A write by C++ that raises no version, as collectives and other processes write to shared memory."""
+    address, size = module.weight.data_ptr(), module.weight.numel()
+    (ctypes.c_float * size).from_address(address)[:] = [2.0] * size
+
+
+def mask(module: nn.Linear) -> None:
+    module.weight.data[:, ::3] = 0
+
+
+UNCOUNTED = {write.__name__: write for write in (write_data, average, write_alias, broadcast, mask)}
+
+
+@pytest.mark.parametrize("write", UNCOUNTED)
+def test_a_write_that_pytorch_does_not_count_is_seen(write: str) -> None:
     module = nn.Linear(20, 16)
-    before = halved(module)
-    module.weight.data.mul_(3)
-    assert halved(module) is before
-    forget()
+    version, before = module.weight._version, halved(module)
+    UNCOUNTED[write](module)
+    assert module.weight._version == version
+    assert halved(module) is not before
     assert torch.equal(halved(module)[:16, :20], module.weight.detach().bfloat16())
+
+
+@pytest.mark.parametrize("notice", [forget, recheck, lambda _: forget()])
+def test_what_spares_the_sample_is_seen_when_told(notice: Callable[[nn.Module], None]) -> None:
+    module, other = nn.Linear(200, 160), nn.Linear(20, 16)
+    kept = halved(other)
+    with torch.no_grad():
+        halve = functools.partial(prepared, module, "half", (module.weight,), module.weight.bfloat16)
+        before = halve()
+        module.weight.data[0, 1] = 1e6
+        assert halve() is before  # one number of 32,000
+        notice(module)
+        after = halve()
+        assert torch.equal(after, module.weight.bfloat16())
+        recheck(module)
+        assert halve() is after  # nothing has changed
+    assert (halved(other) is kept) == (notice in (forget, recheck))
+
+
+def test_settings_are_compared() -> None:
+    norm, made = nn.BatchNorm1d(4), []
+    for eps in (1e-5, 1e-5, 0.1):
+        norm.eps = eps
+        with torch.no_grad():
+            prepared(norm, "scale", (norm.weight,), lambda: made.append(norm.eps), (norm.eps,))
+    assert made == [1e-5, 0.1]
 
 
 def test_padding_is_zero_and_the_rest_is_cast() -> None:
@@ -104,3 +160,41 @@ def test_inference_tensors_are_prepared_anew() -> None:
         halved(module)
         module.weight.mul_(3)  # they have no version
         assert torch.equal(halved(module)[:16, :20], module.weight.bfloat16())
+
+
+def write_all(model: af.AstroCo) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.mul_(1.1)
+
+
+def write_statistics(model: af.AstroCo) -> None:
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data.add_(0.1)
+
+
+def change_eps(model: af.AstroCo) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eps = 0.1
+
+
+def write_a_number(model: af.AstroCo) -> None:
+    model.blocks[0].feed_forward.w_val.weight.data[0, 1] = 50.0
+    model.eval()
+
+
+@pytest.mark.parametrize("change", [write_all, write_statistics, change_eps, write_a_number])
+def test_an_encoder_computes_with_its_present_weights(change: Callable[[af.AstroCo], None]) -> None:
+    torch.manual_seed(0)
+    model = af.AstroCo.from_preset("tiny", layers=1).eval()
+    w = make_windows([20, 9], 20)
+    with torch.no_grad():
+        before = model(w.time, w.mag, w.err, w.mask)
+        change(model)
+        after = model(w.time, w.mag, w.err, w.mask)
+        with af.backend("reference"):
+            expected = model(w.time, w.mag, w.err, w.mask)
+    assert (before.sequence - expected.sequence).abs().max() > 1e-3
+    torch.testing.assert_close(after.sequence, expected.sequence, rtol=1e-4, atol=1e-4)
