@@ -171,8 +171,10 @@ def embed_batch(
 
 
 def _periods(curves: CurveBatch, parts: Sequence[Part]) -> Periods | None:
-    """The light curves' periods, if a part needs them."""
-    return find_periods(curves) if any(part.startswith(("folded", "period")) for part in parts) else None
+    """The light curves' periods if a part needs them: those that their store has, or else found now."""
+    if not any(part.startswith(("folded", "period")) for part in parts):
+        return None
+    return find_periods(curves) if curves.periods is None else curves.periods
 
 
 def _vectors(

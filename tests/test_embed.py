@@ -11,6 +11,10 @@ import torch
 
 import astroco_fast as af
 from astroco_fast import embed as embed_module
+from astroco_fast import embedding as embedding_module
+from astroco_fast.data.convert import convert
+from astroco_fast.data.periods import find_periods
+from astroco_fast.data.store import Store
 from astroco_fast.embedding import PARTS, dimensions, layout
 from astroco_fast.errors import UserError
 
@@ -135,6 +139,22 @@ def test_parts_are_what_they_say(model: af.AstroCo, mixed: list[Curve]) -> None:
     np.testing.assert_allclose(vectors[:2, where["period"].start], np.log10([0.37, 2.3]), atol=1e-3)
     spread = vectors[:, where["magnitudes"].start + 3]
     np.testing.assert_allclose(10**spread, [c[:, 1].std() for c in mixed], rtol=0.1)
+
+
+def test_store_periods_are_used_again(model: af.AstroCo, mixed: list[Curve], tmp_path: Path) -> None:
+    table = tmp_path / "curves.parquet"
+    long_table(mixed).to_parquet(table)
+    convert(table, tmp_path / "store")
+    searched = model.embed(tmp_path / "store", parts=PARTS)
+    store = Store.open(tmp_path / "store")
+    store.add_periods(find_periods, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding_module, "find_periods", None)
+        again = model.embed(tmp_path / "store", parts=PARTS)
+        with pytest.warns(UserWarning, match="1 curves: too few points"):
+            longer = embedding_module.embed(model, tmp_path / "store", parts=PARTS, min_points=50)
+    pd.testing.assert_frame_equal(again, searched)
+    assert np.array_equal(longer["period"], searched["period"][searched["n_points"] >= 50], equal_nan=True)
 
 
 def test_mean_and_spread_are_over_all_points_of_a_curve(model: af.AstroCo, mixed: list[Curve]) -> None:

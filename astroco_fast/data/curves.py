@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astroco_fast.data.arrays import float_array
 from astroco_fast.errors import UserError
+
+if TYPE_CHECKING:  # that module imports this one
+    from astroco_fast.data.periods import Periods
 
 
 @dataclass
@@ -26,6 +30,7 @@ class CurveBatch:
         err: (P,) float32, magnitudes, one standard deviation.
         source: the input's name in error messages.
         simulated: whether these light curves are simulated rather than observed.
+        periods: of the n light curves, where they were searched before and stored; None: not searched.
 
     Raises:
         UserError: the arrays' lengths do not fit together.
@@ -40,6 +45,7 @@ class CurveBatch:
     err: NDArray[np.float32]
     source: str = ""
     simulated: bool = False
+    periods: Periods | None = None
 
     def __post_init__(self) -> None:
         self.ids, self.band, self.label = (np.asarray(a, dtype=object) for a in (self.ids, self.band, self.label))
@@ -81,6 +87,7 @@ class CurveBatch:
             time=self.time[points],
             mag=self.mag[points],
             err=self.err[points],
+            periods=None if self.periods is None else self.periods.select(keep),
         )
 
     def select_points(self, keep: NDArray[np.bool_]) -> CurveBatch:

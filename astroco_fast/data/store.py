@@ -187,7 +187,7 @@ class Store:
         write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=1, sort_keys=True))
 
     def batches(self) -> Iterator[CurveBatch]:
-        """The store's curves, copied into memory some at a time."""
+        """The store's curves, copied into memory some at a time, with their periods if the store has them."""
         for first in range(0, self.n_curves, _CURVES_A_BATCH):
             last = min(first + _CURVES_A_BATCH, self.n_curves)
             points = slice(int(self.offsets[first]), int(self.offsets[last]))
@@ -201,6 +201,7 @@ class Store:
                 err=np.array(self.err[points]),
                 source=str(self.path),
                 simulated=self.simulated,
+                periods=None if self.periods is None else self.periods.select(slice(first, last)),
             )
 
     def _map(self, name: str, dtype: str) -> Any:
