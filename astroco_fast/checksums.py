@@ -5,15 +5,16 @@ from collections.abc import Collection
 from pathlib import Path
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import sha256
+from astroco_fast.files import sha256, write_text
 
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the manifest of all files in a folder."""
-    manifest = {"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+def write_manifest(folder: Path, names: Collection[str] | None = None) -> None:
+    """Write the manifest of these files of a folder, or of all of them."""
+    chosen = sorted({path.name for path in folder.iterdir()} - {MANIFEST} if names is None else names)
+    manifest = {"files": {name: sha256(folder / name) for name in chosen}}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def check_files(folder: Path, names: Collection[str] | None = None) -> None:
@@ -27,11 +28,13 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
         UserError: names a file that is missing or changed, or a damaged manifest.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if names is not None and (absent := sorted({*names} - {*files})):
+            raise UserError(f"checkpoint {folder}: {MANIFEST} does not list {absent[0]}")
         for file, digest in files.items():
             if (names is None or file in names) and sha256(folder / file) != digest:
                 raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
     except OSError as error:
         raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error

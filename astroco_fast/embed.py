@@ -20,7 +20,7 @@ class EmbedConfig:
     Args:
         source: table or folder of light curves (CSV, Parquet, FITS, TFRecord), or a store.
         out: Parquet file to write, with the columns id, band, label, n_points and embedding, one row a light curve. An
-            existing file is replaced.
+            existing file is replaced, unless it is one of the source or of the model.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as
             RUN/checkpoints/best, or a Hub id. Default: the best released model.
         batch_size: windows in a forward pass.
@@ -58,19 +58,21 @@ def write_embeddings(config: EmbedConfig) -> int:
 
     from astroco_fast.data.sources import open_source
     from astroco_fast.embedding import because, choose_parts, dimensions, embed_tables
-    from astroco_fast.files import whole_file
+    from astroco_fast.files import refuse_input, whole_file
     from astroco_fast.machine import pick_device
+    from astroco_fast.pretrained import local_folder
     from astroco_fast.registry import load
     from astroco_fast.released import names
 
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {config.batch_size}")
     out = Path(config.out)
-    if out.exists() and Path(config.source).exists() and out.samefile(config.source):
-        raise UserError(f"{out}: holds the light curves; choose another output")
     name = config.model or names()[0]
     if config.model is None:
         print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
+    source = open_source(config.source, config.columns, config.band)
+    refuse_input(out, source.inputs, "the light curves")
+    refuse_input(out, [local_folder(name)], "the model")
     model = load(name).to(pick_device(config.device))
     parts = choose_parts(model, config.views, config.parts)
     dropped: Counter[str] = Counter()
@@ -78,9 +80,8 @@ def write_embeddings(config: EmbedConfig) -> int:
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
         progress = stack.enter_context(tqdm(desc="embed", unit=" curves", disable=None))
-        source = open_source(config.source, config.columns, config.band)
         for table in embed_tables(model, source, dropped, config.batch_size, config.min_points, parts):
-            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema, write_page_checksum=True))
             writer.write_batch(table)
             rows += table.num_rows
             progress.update(table.num_rows)

@@ -38,6 +38,7 @@ from astroco_fast.reference.config import ModelConfig
 
 Part = Literal["time_mean", "time_spread", "folded_mean", "folded_spread", "period", "magnitudes"]
 PARTS: tuple[Part, ...] = get_args(Part)
+NOT_FINITE = "curves: embedding not finite"
 _DEFAULT: dict[Views, tuple[Part, ...]] = {"time": ("time_mean",), "folded": PARTS[2:], "both": PARTS}
 
 
@@ -68,7 +69,8 @@ def embed(
         For a list of arrays: float32 (n, D), row i for curve i; NaN where a curve has too few good points. For
         everything else: a pandas frame with the columns id, band, label, n_points, period (days, NaN where none was
         found; only if a part needs periods) and embedding (a float32 array (D,) each), without the curves that have too
-        few good points. Either way a warning counts these curves.
+        few good points. A curve whose embedding is not finite, since its values are too large, for example, counts as
+        one of these. Either way a warning counts them.
 
     Raises:
         UserError: input that cannot be read, an (id, band) that comes twice, an unknown part, or nothing left; see
@@ -78,11 +80,11 @@ def embed(
     source = open_source(curves, columns, band)
     chosen = choose_parts(model, parts=parts)
     tables = list(embed_tables(model, source, dropped, batch_size, min_points, chosen))
-    if isinstance(source, ArraySource):
-        return _aligned(tables, len(source), dimensions(model, chosen))
-    if not tables:
+    if not tables and (dropped[NOT_FINITE] or not isinstance(source, ArraySource)):
         raise UserError(f"no light curve left to embed{because(dropped)}")
-    if dropped[SHORT_CURVES]:
+    if isinstance(source, ArraySource):
+        return _aligned(tables, len(source), dimensions(model, chosen), dropped)
+    if dropped[SHORT_CURVES] or dropped[NOT_FINITE]:
         warnings.warn(f"left out of the embeddings{because(dropped)}", stacklevel=2)
     return pa.Table.from_batches(tables).to_pandas()
 
@@ -136,7 +138,8 @@ def embed_tables(
     Args:
         model, parts: as for `embed`.
         source: the light curves.
-        dropped: is increased by the points and curves that were left out, by reason.
+        dropped: is increased by the points and curves that were left out, by reason; curves whose embedding is not
+            finite are.
         batch_size: windows in a forward pass.
         min_points: light curves with fewer good points are left out.
 
@@ -157,7 +160,14 @@ def embed_tables(
             dropped.update(reasons)
             if len(batch):
                 periods = _periods(batch, chosen)
-                yield _table(batch, _vectors(model, batch, periods, batch_size, chosen), periods, layout(model, chosen))
+                vectors = _vectors(model, batch, periods, batch_size, chosen)
+                finite = np.isfinite(vectors).all(1)
+                table = _table(batch, vectors, periods, layout(model, chosen))
+                if not finite.all():
+                    dropped[NOT_FINITE] += int(np.count_nonzero(~finite))
+                    table = table.filter(pa.array(finite))
+                if table.num_rows:
+                    yield table
     finally:
         model.train(was_training)
 
@@ -243,7 +253,7 @@ def _table(
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
 
 
-def _aligned(tables: Sequence[pa.RecordBatch], n: int, size: int) -> NDArray[np.float32]:
+def _aligned(tables: Sequence[pa.RecordBatch], n: int, size: int, dropped: Counter[str]) -> NDArray[np.float32]:
     """Embeddings (n, D = `size`) in the order of a list's n items, whose ids are their places in the list."""
     out = np.full((n, size), np.nan, dtype=np.float32)
     missing = n - sum(table.num_rows for table in tables)
@@ -251,7 +261,10 @@ def _aligned(tables: Sequence[pa.RecordBatch], n: int, size: int) -> NDArray[np.
         rows = [int(place) for place in table.column("id").to_pylist()]
         out[rows] = table.column("embedding").flatten().to_numpy().reshape(len(rows), -1)
     if missing:
-        warnings.warn(f"{missing} of {n} light curves have too few good points: their rows are NaN", stacklevel=3)
+        few, odd = missing - dropped[NOT_FINITE], dropped[NOT_FINITE]
+        reasons = [f"{few} of {n} light curves have too few good points"] * (few > 0)
+        reasons += [f"the embeddings of {odd} of {n} light curves are not finite"] * (odd > 0)
+        warnings.warn(f"{', and '.join(reasons)}: their rows are NaN", stacklevel=3)
     return out
 
 

@@ -1,21 +1,27 @@
 """Files and folders that appear whole or not at all, and a lock on a folder.
 
 Everything is written under a temporary name beside its own, flushed to disk and then renamed in one atomic call, so
-that a kill or a power cut at any moment leaves either the old content or the new.
+that a kill or a power cut at any moment leaves either the old content or the new. A temporary name ends in random
+letters, and its writer keeps it locked. So writers on other machines, in other containers and in other threads never
+share one, and what a killed writer left is known by its lock, which is free.
 """
 
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astroco_fast.errors import UserError
 
 _PARTIAL = ".partial"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_RANDOM = 4  # bytes of a temporary name, in hexadecimal
+_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM}}}{re.escape(_PARTIAL)}", re.DOTALL)
 
 
 @contextmanager
@@ -36,18 +42,11 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
         raise UserError(f"{path}: is a folder; give the name of a file to write")
     if not path.parent.is_dir():
         raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; create it")
-    partial = temporary_name(path)
-    try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    with _one_line(path, way_out), _temporary(path, is_folder=False) as partial:
         yield partial
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
-    except OSError as error:
-        raise unwritable(path, error, way_out) from error
-    finally:
-        with suppress(OSError):  # it does not exist
-            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, way_out: str = "") -> None:
@@ -61,8 +60,7 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
     """Write a folder so that `path` is created or replaced only once its new content is complete and on disk.
 
     The context's value is an empty temporary folder for the block to fill. If the block raises, `path` stays as it was.
-    When an old folder is replaced, a kill between moving it away and renaming the new one leaves no `path`. A kill may
-    also leave temporary folders: see `remove_partials`.
+    When an old folder is replaced, a kill between moving it away and renaming the new one leaves no `path`.
 
     Args:
         path: the folder to write; missing parents are created.
@@ -71,21 +69,67 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
     Raises:
         UserError: it cannot be written (an `OSError` in the block).
     """
-    partial = temporary_name(path)
     replaced: Path | None = None
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        replaced = set_aside(path) if path.is_dir() else None
-        publish(partial, path)
+    with _one_line(path, way_out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path, is_folder=True) as partial:
+            yield partial
+            try:
+                replaced = set_aside(path) if path.is_dir() else None
+                publish(partial, path)
+            except OSError:
+                if replaced is not None and not path.exists():
+                    os.rename(replaced, path)
+                raise
         if replaced is not None:
             shutil.rmtree(replaced)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder beside `path`, which is removed at the end of the context.
+
+    Raises:
+        UserError: it cannot be written (an `OSError` in the block).
+    """
+    with _one_line(path, ""), _temporary(path, is_folder=True) as partial:
+        yield partial
+
+
+@contextmanager
+def _one_line(path: Path, way_out: str) -> Iterator[None]:
+    """Turn an `OSError` into one line that names `path`, or the file that the error names, if that is another one."""
+    try:
+        yield
     except OSError as error:
-        if replaced is not None and not path.exists():
-            os.rename(replaced, path)
-        raise unwritable(path, error, way_out) from error
+        culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if culprit in (path, path.parent) or any(_is_temporary(part, path.name) for part in culprit.parts):
+            raise unwritable(path, error, way_out) from error
+        raise UserError(f"{culprit}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
+    """A new file or folder beside `path`, locked for as long as the context lasts, and then removed if it is there.
+
+    Those that killed writers of the same `path` left are removed first.
+    """
+    _remove_abandoned(path)
+    handle = None
+    while True:
+        partial = temporary_name(path)
+        partial.mkdir() if is_folder else os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        # Before it is locked, another writer may take it for one that a killed process has left, and remove it.
+        with suppress(BlockingIOError, FileNotFoundError):
+            handle = _lock(partial)
+            break
+    try:
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(partial, ignore_errors=True) if is_folder else partial.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -111,14 +155,81 @@ def set_aside(path: Path) -> Path:
 
 def temporary_name(path: Path) -> Path:
     """A unique hidden name beside `path`: it ends in random letters."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM)}{_PARTIAL}")
+
+
+def _is_temporary(name: str, of: str) -> bool:
+    """Whether a name is one that `temporary_name` gives to a file or folder of the name `of`."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found[1] == of
 
 
 def remove_partials(folder: Path) -> None:
     """Remove the temporary files and folders of killed processes. The caller must have locked the folder (`locked`)."""
     for path in folder.iterdir():
-        if path.name.startswith(".") and path.name.endswith(_PARTIAL):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files and folders of `path` whose writers have ended, which their free locks show."""
+    with suppress(OSError):  # a folder that cannot be listed, for example
+        for entry in list(path.parent.iterdir()):
+            if _is_temporary(entry.name, path.name):
+                with suppress(OSError):  # its writer lives, or it belongs to another user
+                    handle = _lock(entry)
+                    if handle is not None:
+                        _remove(entry)
+                        os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """The descriptor of a file or folder, which it locks; None where the system or the disk has no locks.
+
+    Raises:
+        BlockingIOError: it is locked already.
+        FileNotFoundError: it is not there, or another one has replaced it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), os.lstat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except OSError as error:
+        os.close(handle)
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return handle
+
+
+def refuse_input(out: Path, inputs: Iterable[Path], what: str) -> None:
+    """Refuse to replace what is read.
+
+    Args:
+        out: the file to write.
+        inputs: files that are read, and folders of such files.
+        what: what they hold, for the message.
+
+    Raises:
+        UserError: `out` is one of the files, or is in one of the folders already.
+    """
+    if not out.exists():
+        return
+    real = out.resolve()
+    for path in inputs:
+        if path.exists() and out.samefile(path):
+            raise UserError(f"{out}: holds {what}; choose another output")
+        if path.is_dir() and real.is_relative_to(path.resolve()):
+            raise UserError(f"{out}: is a file of {path}, which holds {what}; choose another output")
 
 
 def unwritable(path: Path, error: Exception, way_out: str = "") -> UserError:
@@ -152,7 +263,7 @@ def locked(folder: Path, busy: str | None) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"{folder}: {busy}") from error
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            if error.errno not in _NO_LOCKS:
                 raise
         yield
     finally:

@@ -26,7 +26,7 @@ class PeriodsConfig:
             Parquet, FITS, TFRecord).
         out: Parquet file to write, one row a light curve, with the columns id, band, label, n_points and span (days),
             and period, fold_period, epoch (days), power, log_false_alarm and others that docs/periods.md describes; NaN
-            where a light curve has no period. An existing file is replaced.
+            where a light curve has no period. An existing file is replaced, unless it is read.
         against: table with the columns id and period (days), such as the light curves' own. How many of the periods
             found are those, half or twice those, is printed by class, and written beside the output as
             NAME.recovery.csv.
@@ -104,8 +104,13 @@ def write_periods(config: PeriodsConfig) -> None:
     if config.against is not None:
         rows = search.recovery(config)
         if config.out is not None:
-            _write_csv(Path(config.out).with_suffix(".recovery.csv"), rows)
+            _write_csv(_recovery_file(Path(config.out)), rows)
         print(f"\nPeriods found, by their relation to {config.against}, in percent:\n", *markdown(rows), sep="\n")
+
+
+def _recovery_file(out: Path) -> Path:
+    """The file beside the output that says how many of the periods are the catalogue's."""
+    return out.with_suffix(".recovery.csv")
 
 
 def _counts(reasons: Counter[str]) -> str:
@@ -120,11 +125,12 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
     from astroco_fast.data.clean import CleanConfig, clean
     from astroco_fast.data.seen import Seen
     from astroco_fast.data.sources import open_source
-    from astroco_fast.files import whole_file
+    from astroco_fast.files import refuse_input, whole_file
 
-    if out.exists() and Path(config.source).exists() and out.samefile(config.source):
-        raise UserError(f"{out}: holds the light curves; choose another output")
     source, seen, cleaning = open_source(config.source, config.columns, config.band), Seen(), CleanConfig(min_points=1)
+    for path in (out, _recovery_file(out)):
+        refuse_input(path, source.inputs, "the light curves")
+        refuse_input(path, [] if config.against is None else [Path(config.against)], "the catalogue")
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
         progress = stack.enter_context(tqdm(desc="periods", unit=" curves", disable=None))
@@ -139,7 +145,7 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
             numbers |= dict(zip(found.column_names, found.columns, strict=True))
             for name, values in numbers.items():
                 table = table.append_column(name, values)
-            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema, write_page_checksum=True))
             writer.write_table(table)
             progress.update(len(curves))
         if writer is None:

@@ -1,7 +1,7 @@
 """The methods of any encoder besides its call: build it from a preset, load it, save it, embed light curves with it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from astroco_fast import presets, released
 from astroco_fast.card import model_card
-from astroco_fast.checksums import MANIFEST, check_files
+from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.views import Views
 from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.files import whole_file, write_text
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
@@ -21,6 +22,7 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 CONFIG_FORMAT = 1
 
 Model = TypeVar("Model", bound="PretrainedEncoder")
+T = TypeVar("T")
 
 
 class PretrainedEncoder(Encoder):
@@ -63,25 +65,31 @@ class PretrainedEncoder(Encoder):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, *, notes: str = "", half: bool = False) -> None:
-        """Write `config.json`, `model.safetensors` and a model card.
+        """Write `config.json`, `model.safetensors`, a model card (`README.md`), and checksums (`manifest.json`).
 
         Args:
-            folder: created if it does not exist; files of these names in it are replaced.
+            folder: created if it does not exist; a model that was saved in it before is replaced.
             notes: Markdown for the card, for instance what the model was trained on.
             half: write the parameters in float16, at half the size; running statistics stay float32.
+
+        Raises:
+            UserError: files of these names in the folder are not those of a saved model, or it cannot be written.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_others(folder)
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         if half:
             weights.update({key: weights[key].half() for key, _ in self.named_parameters()})
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        with whole_file(folder / WEIGHTS_FILE) as partial:
+            save_file(weights, partial, metadata={"format": "pt"})
         views = {} if self.views == "time" else {"views": self.views}
         config = {"model": self.name, "format": CONFIG_FORMAT, **views, **self.config.to_dict()}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         parameters = sum(p.numel() for p in self.parameters())
         card = model_card(self.name, self.paper, self.config, self.features(), parameters, notes)
-        (folder / CARD_FILE).write_text(card)
+        write_text(folder / CARD_FILE, card)
+        write_manifest(folder, (CONFIG_FILE, WEIGHTS_FILE))
 
     @classmethod
     def from_pretrained(cls: type[Model], source: str | Path) -> Model:
@@ -93,9 +101,14 @@ class PretrainedEncoder(Encoder):
 
         Raises:
             UserError: there is no such folder, a file is missing or broken (or its checksum differs, where the folder
-                has a manifest), the architecture is another one, or the weights do not fit the configuration.
+                has a manifest), the architecture is another one, or the weights do not fit the configuration or are not
+                finite.
         """
-        folder = local_folder(source)
+        return read_saved(source, cls._read)
+
+    @classmethod
+    def _read(cls: type[Model], folder: Path) -> Model:
+        """The model that is saved in a folder."""
         model = cls._from_config(folder / CONFIG_FILE)
         weights = folder / WEIGHTS_FILE
         _verify(weights)
@@ -103,8 +116,11 @@ class PretrainedEncoder(Encoder):
             raise UserError(f"{weights}: no such file; save_pretrained writes it")
         try:
             model.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, OSError) as error:
             raise UserError(f"{weights}: does not hold this model's weights: {first_reason(error)}") from error
+        for name, values in model.state_dict().items():
+            if not values.isfinite().all():
+                raise UserError(f"{weights}: {name} holds numbers that are not finite; give another model")
         return model.eval()
 
     @classmethod
@@ -146,20 +162,52 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def _refuse_others(folder: Path) -> None:
+    """Refuse to replace files that `save_pretrained` did not write."""
+    names = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, MANIFEST)
+    there = [name for name in names if (folder / name).exists()]
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if there and not (isinstance(config, dict) and {"model", "format"} <= config.keys()):
+        raise UserError(f"{folder / there[0]}: not a file of a saved model, and would be replaced; give another folder")
+
+
 def _verify(path: Path) -> None:
     """Compare a file of a run's checkpoint with its checksum there; folders without a manifest have none."""
     if (path.parent / MANIFEST).is_file():
         check_files(path.parent, (path.name,))
 
 
+def read_saved(source: str | Path, read: Callable[[Path], T]) -> T:
+    """Read a saved model.
+
+    A link, such as `best` and `last` of a run, is followed once, since a run in progress may replace it between two
+    files. If the run has also removed what it led to, it is followed again.
+
+    Args:
+        source: as for `PretrainedEncoder.from_pretrained`.
+        read: reads the folder that it is given.
+    """
+    while True:
+        folder = local_folder(source)
+        try:
+            return read(folder)
+        except UserError:
+            if local_folder(source) == folder:
+                raise
+
+
 def local_folder(source: str | Path) -> Path:
-    """The folder itself, a released model's, or a snapshot of the configuration and weights in a Hub repository.
+    """The folder itself, or the one that a link leads to; a released model's; or a snapshot of a Hub repository's
+    configuration, weights and checksums.
 
     Raises:
         UserError: there is no such folder, no released model of that name, and no such repository.
     """
     if Path(source).is_dir():
-        return Path(source)
+        return Path(source).resolve() if Path(source).is_symlink() else Path(source)
     for model in released.released():
         if str(source) == model.name:
             return model.folder
@@ -173,7 +221,7 @@ def local_folder(source: str | Path) -> Path:
             "huggingface-hub", "hub", f"{source}: no such folder; reading it from the Hub"
         ) from None
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MANIFEST]))
     except Exception as error:  # the Hub's client raises many kinds; each means the same to the user
         raise UserError(
             f"{source}: no such folder, and the Hub did not give it: {str(error).splitlines()[0]}"

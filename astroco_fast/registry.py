@@ -10,7 +10,7 @@ from astroco_fast import presets
 from astroco_fast.baselines import Astromer
 from astroco_fast.errors import UserError
 from astroco_fast.model import AstroCo
-from astroco_fast.pretrained import CONFIG_FILE, PretrainedEncoder, local_folder, read_config
+from astroco_fast.pretrained import CONFIG_FILE, PretrainedEncoder, read_config, read_saved
 
 MODELS: tuple[type[PretrainedEncoder], ...] = (AstroCo, Astromer)
 
@@ -39,7 +39,10 @@ def load(source: str | Path) -> PretrainedEncoder:
         UserError: there is no such model or folder, a file is missing or broken, or the architecture is not in the
             registry.
     """
-    folder = local_folder(source)
+    return read_saved(source, _read)
+
+
+def _read(folder: Path) -> PretrainedEncoder:
     name = read_config(folder / CONFIG_FILE).get("model")
     if not isinstance(name, str) or name not in _BY_NAME:
         raise UserError(f"{folder / CONFIG_FILE}: 'model' is {name!r}; there are: {', '.join(_BY_NAME)}")

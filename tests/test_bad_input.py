@@ -48,6 +48,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     as_long(curves()).to_csv(folder / "good.csv", index=False)
     convert(curves(), folder / "store")
+    (folder / "survey").mkdir()
+    for name, part in (("part1", slice(0, STARS)), ("part2", slice(STARS, 2 * STARS))):
+        rows = np.isin(np.arange(2 * STARS), np.arange(2 * STARS)[part])
+        as_long(curves().select(rows)).to_csv(folder / "survey" / f"{name}.csv", index=False)
     (folder / "small.yaml").write_text(SMALL)
     flags = ["--config", str(folder / "small.yaml"), "--data", str(folder / "store"), "--out", str(folder / "run")]
     assert cli.main(["pretrain", *flags]) == 0
@@ -260,6 +264,18 @@ LINES = [
     ("embed GOOD/good.csv OUT --model MODEL --batch_size 0", "batch_size must be at least 1"),
     ("embed GOOD/good.csv OUT --model MODEL --device bogus", "device 'bogus' cannot be used here"),
     ("embed GOOD/good.csv GOOD/good.csv --model MODEL", "good.csv: holds the light curves"),
+    ("embed GOOD/survey GOOD/survey/part2.csv --model MODEL", "part2.csv: is a file of"),
+    ("embed GOOD/survey/*.csv GOOD/survey/../survey/part2.csv --model MODEL", "part2.csv: holds the light curves"),
+    ("embed GOOD/store GOOD/store/curves.parquet --model MODEL", "curves.parquet: is a file of"),
+    ("embed GOOD/store GOOD/store/manifest.json --model MODEL", "manifest.json: is a file of"),
+    ("embed GOOD/good.csv MODEL/model.safetensors --model MODEL", "which holds the model"),
+    ("periods GOOD/survey GOOD/survey/part1.csv", "part1.csv: is a file of"),
+    ("periods GOOD/store GOOD/store/time.f64", "time.f64: is a file of"),
+    ("pretrain --data GOOD/store --out GOOD", "is not a folder of astroco pretrain's results"),
+    ("probe --data GOOD/store --model MODEL --out GOOD", "is not a folder of astroco probe's results"),
+    ("probe --data GOOD/store --model MODEL --out GOOD/run", "run: holds the results of astroco pretrain"),
+    ("reproduce --data GOOD/store --out GOOD", "is not a folder of astroco reproduce's results"),
+    ("reproduce --data GOOD/store --out GOOD/run", "run: holds the results of astroco pretrain"),
     ("embed GOOD/good.csv GOOD --model MODEL", "is a folder"),
     ("embed GOOD/good.csv GOOD/no/out --model MODEL", "there is no folder"),
     ("report", "required: run"),

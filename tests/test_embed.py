@@ -182,6 +182,7 @@ def test_the_views_of_pretraining_decide_the_default_parts(
     np.testing.assert_array_equal(loaded.embed(mixed), expected)
     config = tmp_path / "folded" / "config.json"
     config.write_text(config.read_text().replace('"folded"', '"sideways"'))
+    (config.parent / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"config.json: 'views' is 'sideways'; there are: time, folded, both"):
         af.load(tmp_path / "folded")
 

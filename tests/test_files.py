@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -118,6 +119,75 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (folder / "file").touch()
     files.remove_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "kept"]
+
+
+def write_and_wait(path: str) -> None:
+    with files.whole_file(Path(path)) as partial:
+        partial.write_text("half")
+        Path(path).with_name("begun").touch()
+        time.sleep(60)
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    pytest.importorskip("fcntl")
+    writer = _context.Process(target=write_and_wait, args=(str(tmp_path / "file"),))
+    writer.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    (left,) = tmp_path.glob(".file.*.partial")
+    names = (".file.partial", ".notes.file.01234567.partial", ".file.01234567.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    files.write_text(tmp_path / "file", "new")
+    assert left.read_text() == "half"  # its writer lives
+    writer.kill()
+    writer.join()
+    files.write_text(tmp_path / "file", "newer")
+    assert not left.exists()
+    assert all((tmp_path / name).exists() for name in names)
+    folder = files.temporary_name(tmp_path / "folder")
+    (folder / "inner").mkdir(parents=True)
+    with files.whole_folder(tmp_path / "folder"):
+        assert not folder.exists()
+
+
+def test_threads_that_write_one_file_write_it_whole(tmp_path):
+    """Each has a temporary file of its own, which the others leave alone."""
+    texts = [letter * 100_000 for letter in "abcd"]
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            files.write_text(tmp_path / "file", text)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, texts))
+    assert (tmp_path / "file").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unreadable_input_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'input'}: No such file"), files.whole_file(tmp_path / "out"):
+        (tmp_path / "input").read_text()
+
+
+def test_what_is_read_is_not_replaced(tmp_path):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for name in ("file", "folder/inner/file", "other"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("folder/inner/file")
+    os.link(tmp_path / "file", tmp_path / "hard")
+    inputs = [tmp_path / "file", tmp_path / "folder"]
+    for name, words in (
+        ("file", "holds the stars"),
+        ("folder/../file", "holds the stars"),
+        ("hard", "holds the stars"),
+        ("folder/inner/file", "is a file of .*folder, which holds the stars"),
+        ("link", "is a file of"),
+    ):
+        with pytest.raises(UserError, match=words):
+            files.refuse_input(tmp_path / name, inputs, "the stars")
+    for name in ("other", "folder/new", "new"):
+        files.refuse_input(tmp_path / name, inputs, "the stars")
 
 
 def hold_and_note(folder: str, seconds: float) -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import astroco_fast as af
+from astroco_fast import pretrained
 from astroco_fast.errors import UserError
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from tests.windows import make_windows
@@ -100,10 +102,61 @@ def damage_config(folder: Path, **changes: object) -> None:
 )
 def test_broken_folders_are_named(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     tiny().save_pretrained(tmp_path)
+    (tmp_path / "manifest.json").unlink()  # as folders had none once; with it, any change is found by its checksum
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         af.AstroCo.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_changed_bit_of_a_saved_model_is_found(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            af.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    af.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors: .* not finite"):
+        af.load(tmp_path)
+
+
+def test_saving_replaces_no_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(UserError, match=r"README\.md: not a file of a saved model"):
+        tiny().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for width in (16, 32):
+        tiny(width=width).save_pretrained(tmp_path / "model")
+        assert af.load(tmp_path / "model").config.width == width
+
+
+@pytest.mark.parametrize(("gone", "width"), [(False, 16), (True, 32)])
+def test_a_link_is_followed_once(gone: bool, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in progress may point `best` to another checkpoint while it is read, and remove the first."""
+    for name in ("one", "two"):
+        tiny(width=16 if name == "one" else 32).save_pretrained(tmp_path / name)
+    (tmp_path / "best").symlink_to("one")
+
+    def switch(path: Path) -> dict[str, object]:
+        values = read(path)
+        (tmp_path / "best").unlink()
+        (tmp_path / "best").symlink_to("two")
+        if gone:
+            shutil.rmtree(tmp_path / "one", ignore_errors=True)
+        return values
+
+    read = pretrained.read_config
+    monkeypatch.setattr(pretrained, "read_config", switch)
+    assert af.AstroCo.from_pretrained(tmp_path / "best").config.width == width
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/such/folder"])

@@ -41,11 +41,13 @@ class Source(Protocol):
         identity: plain data that identify the input, so that an interrupted conversion is resumed with the same input
             only; None: unknown.
         notes: remarks for the user about the input.
+        inputs: the files and folders that are read, which no output may replace.
     """
 
     name: str
     identity: Any
     notes: list[str]
+    inputs: Sequence[Path]
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
         """Read the light curves.
@@ -110,7 +112,9 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
         raise UserError(f"{metadata[1]}: only one folder with {METADATA} can be read at a time; read them one by one")
     stars = StarTable(metadata[0], tables[0].fields["id"].name, columns) if metadata else None
     identity = [_identity(file) for file in [*(file for file, _ in files), *metadata]]
-    return TableSource(tables, band, name, identity, stars.complete if stars else None)
+    source = TableSource(tables, band, name, identity, stars.complete if stars else None)
+    source.inputs = [*(path for path in paths if path.is_dir()), *(file for file, _ in files)]
+    return source
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
@@ -184,6 +188,7 @@ class TableSource:
         self.name = name
         self.identity = identity
         self.notes = [*_single_precision(tables), *_conversions(tables)]
+        self.inputs: Sequence[Path] = ()
         self._tables = tables
         self._band = band
         self._complete = complete
@@ -286,6 +291,7 @@ class BatchSource:
         self.name = name
         self.identity = identity
         self.notes: list[str] = []
+        self.inputs: Sequence[Path] = ()
         self._start = start
         self._band = band
 
@@ -319,4 +325,6 @@ class ArraySource(BatchSource):
 
 def _store_source(store: Store, band: str | None) -> BatchSource:
     identity = [{"path": str(store.path.resolve()), "digest": store.digest}]
-    return BatchSource(store.batches, band, str(store.path), identity)
+    source = BatchSource(store.batches, band, str(store.path), identity)
+    source.inputs = [store.path]
+    return source

@@ -19,6 +19,7 @@ from astroco_fast.data.store import Store
 from astroco_fast.data.training import DeviceBatch, StepBatches, TrainingData, upload
 from astroco_fast.errors import UserError
 from astroco_fast.flops import matmul_rate
+from astroco_fast.folders import ResultFolder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.checkpoint import (
     BEST,
@@ -67,10 +68,10 @@ def pretrain(
     console = Console(ranks.is_first)
     config, window = ranks.on_all_ranks(lambda: _resolve(config))
     out, train = Path(str(config.out)), config.train
-    checkpoints = CheckpointFolder(out / "checkpoints", train.keep)
+    checkpoints = CheckpointFolder(out / run_folder.CHECKPOINTS, train.keep)
     with ExitStack() as stack:
-        ranks.on_rank_zero(lambda: stack.enter_context(run_folder.held(out)))
-        is_resumed = ranks.on_rank_zero(lambda: run_folder.claim(out, config, checkpoints, console))
+        results = ranks.on_rank_zero(lambda: stack.enter_context(run_folder.held(out)))
+        is_resumed = ranks.on_rank_zero(lambda: run_folder.claim(results, config, checkpoints, console))
         store = run_folder.open_data(config, out, is_resumed, ranks, console, stop)
         data = ranks.on_all_ranks(lambda: _training_data(store, config, window, ranks))
         torch.manual_seed(config.seed)
@@ -81,6 +82,7 @@ def pretrain(
         state, saved = resume(checkpoints, trainer, store, ranks, console)
         if (reason := limit_reached(state, train)) and ranks.on_rank_zero((out / run_folder.SUMMARY).exists):
             console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
+            require_best(state, out)
             return DONE
         # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
         ranks.on_rank_zero(lambda: checkpoints.reset_best(state.best_checkpoint))
@@ -90,7 +92,7 @@ def pretrain(
         log = ranks.on_all_ranks(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
         stack.enter_context(log)
         console.start(train.total_steps(data.steps_per_epoch), state.step)
-        return Loop(config, ranks, stop, data, trainer, checkpoints, log, state, saved, rate).run()
+        return Loop(config, ranks, stop, data, trainer, results, checkpoints, log, state, saved, rate).run()
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Loop:
 
     Attributes:
         config: the run's settings, with their defaults filled in.
-        ranks, stop, data, trainer, checkpoints, log: the parts that the loop works with.
+        ranks, stop, data, trainer, results, checkpoints, log: the parts that the loop works with.
         state: the run's progress.
         saved: the checkpoint that holds exactly this state; None if there is none.
         rate: the matrix-multiply rate of all ranks together, operations per second.
@@ -110,6 +112,7 @@ class Loop:
     stop: StopRequest
     data: TrainingData
     trainer: Trainer
+    results: ResultFolder
     checkpoints: CheckpointFolder
     log: Log
     state: State
@@ -257,6 +260,7 @@ class Loop:
             )
             if is_best:
                 self.checkpoints.link(BEST, name)
+            self.results.note([run_folder.CHECKPOINTS])
 
         self.ranks.on_rank_zero(write)
         self.saved_at, self.saved = time.monotonic(), name
@@ -276,7 +280,11 @@ class Loop:
         return INTERRUPTED
 
     def finish(self, reason: str) -> int:
-        """Evaluate a last time, write summary.json and draw the plots."""
+        """Evaluate a last time, write summary.json and draw the plots.
+
+        Raises:
+            Diverged: no evaluation was finite, or no step was applied.
+        """
         state = self.state
         if state.evaluated_step != state.step:
             if self.saved is None:
@@ -284,9 +292,13 @@ class Loop:
             if not self.evaluate(is_extra=True):
                 return self.interrupted()
         self.ranks.on_rank_zero(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
-        if self.train.plots and self.ranks.is_first:
+        if self.train.plots and self.ranks.is_first and state.best is not None:
             self.draw()
-        self.log.console.say(f"Finished: {reason}. The best model is {self.out / 'checkpoints' / BEST}.")
+        require_best(state, self.out)
+        skipped = f" {state.bad_steps} of {state.step} steps were skipped, since they were not finite." * bool(
+            state.bad_steps
+        )
+        self.log.console.say(f"Finished: {reason}.{skipped} The best model is {self.out / 'checkpoints' / BEST}.")
         return DONE
 
     def draw(self) -> None:
@@ -347,6 +359,16 @@ def limit_reached(state: State, train: TrainConfig) -> str | None:
     if train.max_steps is not None and state.step >= train.max_steps:
         return f"{train.max_steps} steps"
     return None
+
+
+def require_best(state: State, out: Path) -> None:
+    """Raise `Diverged` if a finished run has learnt nothing: all steps were skipped, or no evaluation was finite."""
+    if state.best is None or state.bad_steps == state.step:
+        what = "no evaluation was finite" if state.best is None else "no step was applied"
+        raise Diverged(
+            f"{out}: {what}, and {state.bad_steps} of {state.step} steps were skipped, since they were not finite "
+            "(metrics.jsonl lists them); try a lower --train.learning_rate in another --out"
+        )
 
 
 def resume(

@@ -21,8 +21,9 @@ from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
+from astroco_fast.files import whole_file
 from astroco_fast.pretrain.checkpoint import STATE
-from astroco_fast.pretrained import PretrainedEncoder
+from astroco_fast.pretrained import PretrainedEncoder, read_saved
 from astroco_fast.registry import load
 from astroco_fast.text import rows
 
@@ -55,8 +56,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         figures = {"training": plots.training_curves(train, validation, title)}
         checkpoint = next((c for c in ("best", "last") if (folder / "checkpoints" / c).is_dir()), None)
         if checkpoint is not None:
-            _check_digest(store, folder, folder / "checkpoints" / checkpoint)
-            model = load(folder / "checkpoints" / checkpoint)
+            model = read_saved(folder / "checkpoints" / checkpoint, lambda place: _model(store, folder, place))
             windows = reconstruct(model, store, config)
             what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
             figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")
@@ -67,7 +67,8 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         try:
             (folder / "plots").mkdir(exist_ok=True)
             for path, figure in paths.items():
-                figure.savefig(path)
+                with whole_file(path) as partial:
+                    figure.savefig(partial, format="png")
         except OSError as error:
             raise UserError(f"{folder / 'plots'}: cannot be written: {error.strerror or error}") from error
     return list(paths)
@@ -223,6 +224,16 @@ def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -
         if Store.is_store(place):
             return Store.open(place)
     raise UserError(f"{places[0] if data is not None else places[-1]}: not a store; give the run's with --data STORE")
+
+
+def _model(store: Store, folder: Path, checkpoint: Path) -> PretrainedEncoder:
+    """The model of a run's checkpoint.
+
+    Raises:
+        UserError: the run was trained on other light curves, or the checkpoint cannot be read.
+    """
+    _check_digest(store, folder, checkpoint)
+    return load(checkpoint)
 
 
 def _check_digest(store: Store, folder: Path, checkpoint: Path) -> None:

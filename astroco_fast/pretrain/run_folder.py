@@ -19,41 +19,54 @@ import torch
 import yaml
 
 import astroco_fast
-from astroco_fast import files, machine, presets, settings
+from astroco_fast import machine, presets, settings
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
 from astroco_fast.files import write_text
-from astroco_fast.pretrain.checkpoint import CheckpointFolder, State
+from astroco_fast.folders import ResultFolder, result_folder
+from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder, State
 from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.ranks import Ranks, StopRequest
 from astroco_fast.pretrain.step import Trainer
 
 CONFIG, SUMMARY, ENVIRONMENT, STORE = "config.yaml", "summary.json", "environment.json", "store"
+# Noted among the folder's names once a checkpoint was saved. Without it, a run may begin anew over its metrics.
+CHECKPOINTS = "checkpoints"
+_NAMES = (CONFIG, SUMMARY, ENVIRONMENT, STORE, f"{STORE}.partial", "metrics.jsonl", "plots", "tensorboard")
 _WAY_OUT = "free some disk space, or choose another --out"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[ResultFolder]:
     """Create the folder, and hold it for this run alone (rank 0): two runs would mix their metrics and checkpoints.
 
     Raises:
-        UserError: the folder is a store, it cannot be created, or another process trains in it.
+        UserError: the folder is a store or holds anything but a run, it cannot be created, or another process trains in
+            it.
     """
     if Store.is_store(folder):
         raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
+    busy = "another process is training in it; wait for it, or choose another --out"
+    with result_folder(folder, "pretrain", busy, _unmarked, "the run's folder") as results:
+        results.claim(_NAMES)
+        yield results
+
+
+def _unmarked(folder: Path) -> tuple[set[str], set[str]] | None:
+    """What a run of an earlier version wrote in a folder; None if there was none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be the run's folder: {error.strerror}; choose another --out") from error
-    with files.locked(folder, "another process is training in it; wait for it, or choose another --out"):
-        yield
+        began = isinstance(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"], list)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        began = any((folder / CHECKPOINTS).glob(f"step-*/{STATE}"))
+    saved = {CHECKPOINTS} if (folder / SUMMARY).exists() else set()
+    return ({*_NAMES} | saved, set()) if began else None
 
 
-def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
-    """Check that the folder is new, or this run's already (rank 0). Nothing is written.
+def claim(results: ResultFolder, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
+    """Check that the folder is new, or this run's already (rank 0). None of the run's files is written.
 
     A setting that its config.yaml lacks, since an earlier version wrote it, counts as having its present default.
 
@@ -61,10 +74,17 @@ def claim(folder: Path, config: PretrainConfig, checkpoints: CheckpointFolder, c
         Whether the run has saved a checkpoint there, from which it continues.
 
     Raises:
-        UserError: the folder has a run with other settings, which the message names, or its settings cannot be read.
+        UserError: the folder has a run with other settings, which the message names, its settings cannot be read, or
+            its checkpoints are gone.
     """
-    is_resumed = bool(checkpoints.names())
+    folder, is_resumed = results.path, bool(checkpoints.names())
+    if CHECKPOINTS in results.names and not is_resumed:
+        raise UserError(
+            f"{folder}: the checkpoints of this run are gone, so it cannot go on, and a new run would replace its "
+            "metrics; put a checkpoint back, or choose another --out"
+        )
     if is_resumed:
+        results.note([CHECKPOINTS])
         preset = presets.preset(config.preset)
         defaults = PretrainConfig(config.preset, config.data).resolve(preset).to_dict()
         before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
@@ -167,7 +187,7 @@ def write_summary(folder: Path, reason: str, state: State, data: TrainingData, t
         "light_curves": data.store.n_curves,
         "training_windows": len(data.train),
         "validation_windows": len(data.validation),
-        "best_checkpoint": "checkpoints/best",
+        "best_checkpoint": None if state.best is None else "checkpoints/best",
         "best": state.best,
     }
     write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n", _WAY_OUT)

@@ -110,6 +110,14 @@ class Embeddings:
         self.add(ids, curves, vectors)
 
 
+def is_cache(path: Path) -> bool:
+    """Whether a Parquet file is one that `Embeddings` wrote."""
+    try:
+        return _DIGEST in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def extract(
     describers: Sequence[tuple[Describer, Embeddings]],
     portions: Sequence[Portion],

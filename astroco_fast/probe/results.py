@@ -2,8 +2,9 @@
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -15,12 +16,13 @@ from astroco_fast import machine
 from astroco_fast.files import write_text
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.evaluate import Outcome
-from astroco_fast.probe.figures import draw
+from astroco_fast.probe.figures import COMPARISON, draw
 from astroco_fast.probe.metrics import balanced_accuracy, f1_scores, macro_f1, mean_and_deviation, plus_minus
 from astroco_fast.probe.splits import PARTS, Split
 from astroco_fast.probe.tasks import NEIGHBOURS, Score
 
 RESULTS, TASKS = "results", "tasks.csv"
+TEXTS = (f"{RESULTS}.json", f"{RESULTS}.csv", f"{RESULTS}.md")
 _PACKAGES = ("astroco_fast", "torch", "numpy", "scikit-learn", "light-curve")
 _NAMES = {
     "linear": "linear head",
@@ -156,14 +158,14 @@ def _counts(split: Split, classes: Sequence[str], labels: Mapping[str, str]) -> 
     return {"n": split.n, "fold": split.fold, **parts}
 
 
-def write_results(out: Path, results: Mapping[str, Any], plots: bool) -> list[Path]:
+def write_results(out: Path, results: Mapping[str, Any], plots: bool) -> list[str]:
     """Write results.json, results.csv, results.md and, if asked for and matplotlib is there, the figures.
 
     Returns:
-        The paths of the files, each of which is replaced once it is whole.
+        The names of the files.
     """
-    texts = {"json": json.dumps(results, indent=1) + "\n", "csv": _csv(results), "md": _markdown(results)}
-    files = {out / f"{RESULTS}.{ending}": text for ending, text in texts.items()}
+    texts = (json.dumps(results, indent=1) + "\n", _csv(results), _markdown(results))
+    files = {out / name: text for name, text in zip(TEXTS, texts, strict=True)}
     if results["tasks"]:
         files[out / TASKS] = _tasks_csv(results["tasks"])
     for path, text in files.items():
@@ -171,7 +173,17 @@ def write_results(out: Path, results: Mapping[str, Any], plots: bool) -> list[Pa
     paths = list(files)
     if plots and find_spec("matplotlib") is not None:
         paths += draw(out, results, _NAMES)
-    return paths
+    return [path.name for path in paths]
+
+
+def result_names(sizes: Iterable[int]) -> list[str]:
+    """The names of all files that `write_results` may write, for results of these sizes."""
+    return [*TEXTS, TASKS, COMPARISON, *(f"confusion_{n}.png" for n in sizes)]
+
+
+def is_result(name: str) -> bool:
+    """Whether `write_results` may write a file of this name."""
+    return name in result_names([]) or re.fullmatch(r"confusion_\d+\.png", name) is not None
 
 
 def _csv(results: Mapping[str, Any]) -> str:

@@ -12,14 +12,14 @@ import yaml
 from astroco_fast.data.columns import listed
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import locked, write_text
+from astroco_fast.files import scratch_folder, write_text
+from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.probe.config import PAPER_SIZES, ProbeConfig
-from astroco_fast.probe.embeddings import Embeddings, extract
+from astroco_fast.probe.embeddings import Embeddings, extract, is_cache
 from astroco_fast.probe.evaluate import evaluate
-from astroco_fast.probe.figures import COMPARISON
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.metrics import plus_minus
-from astroco_fast.probe.results import TASKS, of_copies, summarise, write_results
+from astroco_fast.probe.results import RESULTS, is_result, of_copies, result_names, summarise, write_results
 from astroco_fast.probe.rivals import describers, pairs
 from astroco_fast.probe.rivals import rows as rows_of
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
@@ -55,18 +55,14 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
     if config.against or config.tasks or {*config.probes} - {"linear"}:
         require_scikit_learn()
     out = Path(config.out)
-    found = describers(config)
-    portions, stars, splits = assigned or assign(config)
-    used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
-    classes = config.classes or sorted({stars.labels[star] for star in used})
-    with _folder(out):
+    with _folder(out) as folder:
+        found = describers(config)
+        portions, stars, splits = assigned or assign(config)
+        used = np.array(sorted(set().union(*(split.stars for split in splits))), dtype=object)
+        classes = config.classes or sorted({stars.labels[star] for star in used})
         caches = [Embeddings(out / describer.file, describer.digest) for describer in found]
-        for pattern in ("results.*", TASKS, "confusion_*.png", COMPARISON):
-            for old in out.glob(pattern):  # it may be of other settings
-                old.unlink()
-        write_text(out / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
-        if config.splits is None or not _is(out / SPLITS, config.splits):
-            write_splits(out / SPLITS, splits, stars.labels)
+        sizes = {split.n for split in splits}
+        folder.claim([CONFIG, SPLITS, *result_names(sizes), *(describer.file for describer in found)])
         made = extract(list(zip(found, caches, strict=True)), portions, stars, list(used), config.min_points)
         for cache, count in zip(caches, made, strict=True):
             print(f"{cache.path}: {len(used):,} stars, {count:,} of them embedded now", flush=True)
@@ -88,7 +84,7 @@ def probe(config: ProbeConfig, assigned: Assigned | None = None) -> dict[str, An
             "copies": sorted(stars.copies),
         }
         results = summarise(outcomes, scores, pairs(compared), classes, splits, stars.labels, config, facts)
-        paths = write_results(out, results, config.plots)
+        paths = [out / name for name in _write(folder, config, splits, stars, results)]
     print("\n".join([*rows(_table(results)), "", *map(str, paths)]))
     return results
 
@@ -111,21 +107,44 @@ def assign(config: ProbeConfig) -> Assigned:
     return Assigned(portions, stars, splits)
 
 
+def _write(
+    folder: ResultFolder, config: ProbeConfig, splits: list[Split], stars: Stars, results: dict[str, Any]
+) -> list[str]:
+    """Write the settings, the splits and the results, all of them before they replace those of an earlier probe.
+
+    Returns:
+        The names of the files of results.
+    """
+    with scratch_folder(folder.path / RESULTS) as made:
+        write_text(made / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+        if config.splits is None or not _is(folder.path / SPLITS, config.splits):
+            write_splits(made / SPLITS, splits, stars.labels)
+        names = write_results(made, results, config.plots)
+        folder.replace(made, keep=[SPLITS])
+    return names
+
+
 def _is(path: Path, other: str) -> bool:
     return path.exists() and path.samefile(other)
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[None]:
+def _folder(out: Path) -> Iterator[ResultFolder]:
     """Make the folder and lock it, because two probes at once would mix their files."""
     if Store.is_store(out):
         raise UserError(f"{out}: a store of light curves is no place for results; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be the folder of results: {error.strerror}; choose another --out") from error
-    with locked(out, "another probe is writing to it; wait for it, or choose another --out"):
-        yield
+    busy = "another probe is writing to it; wait for it, or choose another --out"
+    with result_folder(out, "probe", busy, _unmarked) as folder:
+        yield folder
+
+
+def _unmarked(out: Path) -> tuple[list[str], list[str]] | None:
+    """What a probe of an earlier version wrote in a folder; None if there was none."""
+    if not (out / CONFIG).exists() or not (out / SPLITS).exists():
+        return None
+    caches = [path.name for path in out.glob("*.parquet") if is_cache(path)]
+    results = [path.name for path in out.iterdir() if is_result(path.name)]
+    return ([*caches, *results, CONFIG, SPLITS], [*results, CONFIG, SPLITS]) if caches else None
 
 
 def _splits(config: ProbeConfig, stars: Stars) -> list[Split]:

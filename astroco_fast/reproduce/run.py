@@ -3,8 +3,8 @@
 import filecmp
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from astroco_fast import presets, registry, settings
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_folder, write_text
+from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.log import Console
@@ -37,6 +38,10 @@ from astroco_fast.reproduce.report import write_report
 
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (SMALL, FULL, CHOICES)}
 CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"
+_NAMES = (
+    *(CONFIG, SPLITS, MODELS, RUNS, PROBES, run_folder.STORE, f"{run_folder.STORE}.partial"),
+    *("README.md", "results.json", "results.csv", "figure3.png", "training.png", "choices.png"),
+)
 FREE = {"out", "models"}  # settings that a later start in the same folder may change ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
 _NO_LIMIT = 1_000_000
@@ -65,7 +70,7 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         budget = replace(budget, windows=config.windows)
     out = Path(str(config.out))
     with ExitStack() as until_the_end:
-        ranks.on_rank_zero(lambda: until_the_end.enter_context(run_folder.held(out)))
+        ranks.on_rank_zero(lambda: until_the_end.enter_context(_held(out)))
         is_resumed = ranks.on_rank_zero(lambda: _claim(out, config))
         source = PretrainConfig(
             data=config.data, band=config.band, seed=config.seed, columns=config.columns, clean=config.clean
@@ -78,6 +83,28 @@ def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
         except Interrupted:
             console.say("Interrupted, everything saved: the same command continues from here.")
             return INTERRUPTED
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[ResultFolder]:
+    """Create the folder, and hold it for this comparison alone (rank 0).
+
+    Raises:
+        UserError: the folder is a store or holds anything but a comparison, it cannot be created, or is in use.
+    """
+    if Store.is_store(out):
+        raise UserError(f"{out}: a store of light curves is no place for results; choose another --out")
+    busy = "another process is writing to it; wait for it, or choose another --out"
+    with result_folder(out, "reproduce", busy, _unmarked) as results:
+        results.claim(_NAMES)
+        yield results
+
+
+def _unmarked(out: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """What a comparison of an earlier version wrote in a folder; None if there was none."""
+    rows = {row.folder for budget in BUDGETS.values() for row in budget.rows}
+    began = (out / CONFIG).exists() and any((out / RUNS / row / run_folder.ENVIRONMENT).exists() for row in rows)
+    return (_NAMES, ()) if began else None
 
 
 def _claim(out: Path, config: ReproduceConfig) -> bool:

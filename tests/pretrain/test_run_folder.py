@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from astroco_fast import presets
 from astroco_fast.errors import UserError
+from astroco_fast.folders import MARK, ResultFolder
 from astroco_fast.pretrain import PretrainConfig, checkpoint, main, run_folder
 from astroco_fast.pretrain.checkpoint import BEST, LAST, CheckpointFolder
 from astroco_fast.pretrain.log import Console, MetricsFile
@@ -60,7 +61,8 @@ def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
             assert str(tmp_path / "run") in line
             assert "another process" in line
             assert ended[-1].err == "" or world is None
-    assert list((tmp_path / "run").iterdir()) == []
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [MARK]
+    assert not (tmp_path / "run").exists()  # nothing was written to it
     assert main(argv) == 0  # and the run releases the folder
 
 
@@ -68,6 +70,36 @@ def test_without_locks_a_run_goes_without(arguments, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with run_folder.held(tmp_path / "run"), run_folder.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(arguments, tmp_path, capsys):
+    argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]
+    assert main(argv) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for unmarked in (False, True):  # an earlier version left no mark
+        if unmarked:
+            (tmp_path / "run" / MARK).unlink()
+        assert main(argv) == 2
+        assert "the checkpoints of this run are gone" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_files_of_the_user_are_not_replaced(arguments, tmp_path, capsys):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([*arguments, "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)]) == 2
+    assert "is not a folder of astroco pretrain's results" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_without_a_mark_goes_on(arguments, tmp_path, capsys):
+    argv = [*arguments, "--out", str(tmp_path / "run")]
+    assert main([*argv, "--train.max_steps", "2"]) == 0
+    (tmp_path / "run" / MARK).unlink()
+    assert main([*argv, "--train.max_steps", "3"]) == 0
+    assert "Going on from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["weights", "metrics"])
@@ -113,7 +145,7 @@ def test_settings_that_are_none_are_told(text, tmp_path):
     write(checkpoints, 1)
     (out / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
-        run_folder.claim(out, config, checkpoints, Console(speaks=True))
+        run_folder.claim(ResultFolder(out, "pretrain"), config, checkpoints, Console(speaks=True))
 
 
 def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
@@ -124,15 +156,15 @@ def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
     values = config.to_dict()
     del values["band"], values["train"]["sync_batchnorm"], values["columns"]["flux"]
     (out / "config.yaml").write_text(yaml.safe_dump(values))
-    assert run_folder.claim(out, config, checkpoints, Console(speaks=True))
+    assert run_folder.claim(ResultFolder(out, "pretrain"), config, checkpoints, Console(speaks=True))
     chosen = PretrainConfig(band="V").resolve(presets.preset("tiny"))
     with pytest.raises(UserError, match=r"other settings \(band\)"):
-        run_folder.claim(out, chosen, checkpoints, Console(speaks=True))
+        run_folder.claim(ResultFolder(out, "pretrain"), chosen, checkpoints, Console(speaks=True))
     del values["preset"]  # the default of a model's setting depends on the preset
     values["model"] = {"layers": 3}
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"other settings \(model.layers\)"):
-        run_folder.claim(out, config, checkpoints, Console(speaks=True))
+        run_folder.claim(ResultFolder(out, "pretrain"), config, checkpoints, Console(speaks=True))
 
 
 @pytest.mark.parametrize(

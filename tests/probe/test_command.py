@@ -14,6 +14,7 @@ import yaml
 from astroco_fast import plots, probe
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.folders import MARK
 from astroco_fast.probe import embeddings, rivals
 from tests.data.curve_factory import as_long
 from tests.probe.survey import CLASSES, FEW, STARS_A_CLASS, survey, table, tiny_model
@@ -64,7 +65,7 @@ def test_the_folder_holds_all_that_was_found(data: Path, model: Path, tmp_path: 
     pytest.importorskip("matplotlib")
     out = tmp_path / "deep" / "out"
     assert run(data, model, out) == 0
-    files = ["config.yaml", "confusion_4.png", "confusion_6.png", "embeddings.parquet"]
+    files = [MARK, "config.yaml", "confusion_4.png", "confusion_6.png", "embeddings.parquet"]
     files += ["results.csv", "results.json", "results.md", "splits.csv"]
     assert sorted(path.name for path in out.iterdir()) == files
     results = json.loads((out / "results.json").read_text())
