@@ -10,6 +10,7 @@ the times, magnitudes and so on is found later, by their names (`columns`).
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from astroco_fast.errors import MissingExtraError, UserError
 
 _CSV_BLOCK = 8 << 20  # bytes of a CSV file that are decoded at a time
 _PARQUET_BUFFER = 1 << 20  # bytes of a Parquet column that are read at a time
+_CSV_HEAD = 4096  # bytes by which text is told from other encodings
 _BYTES_PER_CSV_ROW = 30  # a guess, from which the number of rows is estimated
 
 # Astropy warns of a damaged table, or raises errors of many kinds.
@@ -206,16 +208,20 @@ class CsvTable(FileTable):
     def __init__(self, path: Path, root: Path) -> None:
         super().__init__(path, root)
         self._delimiter = "\t" if ".tsv" in path.name.lower() else ","
-        with _readable(self.name):
-            self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
         packed = path.name.lower().endswith(".gz")
+        with self._utf8():
+            with gzip.open(path) if packed else path.open("rb") as file:
+                if b"\0" in file.read(_CSV_HEAD):  # every other byte of UTF-16
+                    raise UnicodeError
+            self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
+            self.schema.names  # noqa: B018 - decodes them
         self.rows = path.stat().st_size * (4 if packed else 1) // _BYTES_PER_CSV_ROW
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         types = dict.fromkeys(names, pa.string())
         options = pyarrow.csv.ConvertOptions(include_columns=list(names), column_types=types)
         first = 0
-        with _readable(self.name):
+        with self._utf8():
             for index, batch in enumerate(self._open(_CSV_BLOCK, options)):
                 if index >= skip:
                     yield first, batch
@@ -223,6 +229,20 @@ class CsvTable(FileTable):
 
     def pieces(self, rows: int) -> None:
         return None
+
+    @contextmanager
+    def _utf8(self) -> Iterator[None]:
+        """Turn errors of reading into one line, which says what to do with text that is not UTF-8."""
+        with _readable(self.name, EOFError):
+            try:
+                yield
+            except (UnicodeError, pa.ArrowInvalid) as error:
+                if not isinstance(error, UnicodeError) and "UTF8" not in str(error):
+                    raise
+                raise UserError(
+                    f"{self.name}: its text is not UTF-8; convert it, by `iconv -f LATIN1 -t UTF-8`, or `-f UTF-16`, "
+                    "whichever it is"
+                ) from error
 
     def _open(self, block: int, options: Any) -> Any:
         return pyarrow.csv.open_csv(

@@ -334,6 +334,21 @@ def test_bad_csv(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv.gz"])
+@pytest.mark.parametrize(("header", "label"), [("flux(µJy)", "EW"), ("label", "Cephéide")])
+def test_text_that_is_not_utf_8(encoding, suffix, header, label, tmp_path):
+    text = f"id,mjd,mag,err,{header}\n" + f"a,1,15,0.1,{label}\n" * 3
+    path = tmp_path / f"a.{suffix}"
+    content = text.replace(",", "\t" if "tsv" in suffix else ",").encode(encoding)
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(UserError, match=r"its text is not UTF-8; convert it, by `iconv"):
+        list(read_curves(path))
+    content = text.replace(",", "\t" if "tsv" in suffix else ",").encode("utf-8-sig")
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert next(read_curves(path)).label.tolist() == [label if header == "label" else ""]
+
+
 def test_labels_missing_from_some_rows_are_no_conflict(tmp_path):
     (tmp_path / "a.csv").write_text(LONG + "a,3,15,0.1,\nb,1,15,0.1,\n")
     assert next(read_curves(tmp_path / "a.csv")).label.tolist() == ["EW", ""]
