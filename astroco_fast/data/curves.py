@@ -15,6 +15,10 @@ from astroco_fast.errors import UserError
 if TYPE_CHECKING:  # that module imports this one
     from astroco_fast.data.periods import Periods
 
+# Points of the longest light curve that is read from a file: more than any survey takes of one star. The memory for
+# reading grows with the longest light curve.
+MOST_POINTS = 10_000_000
+
 
 @dataclass
 class CurveBatch:

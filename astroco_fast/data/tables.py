@@ -160,7 +160,8 @@ class ParquetTable(FileTable):
 
     def __init__(self, path: Path, root: Path) -> None:
         super().__init__(path, root)
-        # The file is opened again for reading: a catalogue may have more files than a process can hold open.
+        # The file is opened again for reading: a catalogue may have more files than a process can hold open. It is
+        # opened once for all row groups, because opening takes time in proportion to their number.
         with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
             self.schema = with_stated_units(file.schema_arrow)
             metadata = file.metadata
@@ -174,29 +175,41 @@ class ParquetTable(FileTable):
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         first = 0
-        for group, in_group in enumerate(self._group_rows):
-            pieces = -(-in_group // rows)
-            if skip >= pieces:
-                skip -= pieces
-            else:
-                for start, batch in enumerate(self._group(group, names, rows)):
-                    if start >= skip:
-                        yield first + start * rows, batch
-                skip = 0
-            first += in_group
-
-    def pieces(self, rows: int) -> int:
-        return sum(-(-in_group // rows) for in_group in self._group_rows)
-
-    def points_per_row(self, column: str) -> float:
-        return self._values.get(column, self.rows) / max(self.rows, 1)
-
-    def _group(self, group: int, names: Sequence[str], rows: int) -> Iterator[Any]:
         with (
             _readable(self.name),
             pyarrow.parquet.ParquetFile(self._path, buffer_size=_PARQUET_BUFFER) as file,
         ):
-            yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=list(names))
+            for groups in self._together(rows):
+                in_groups = sum(self._group_rows[group] for group in groups)
+                pieces = -(-in_groups // rows)
+                if skip >= pieces:
+                    skip -= pieces
+                else:
+                    read = file.iter_batches(batch_size=rows, row_groups=groups, columns=list(names))
+                    for start, batch in enumerate(read):
+                        if start >= skip:
+                            yield first + start * rows, batch
+                    skip = 0
+                first += in_groups
+
+    def pieces(self, rows: int) -> int:
+        return sum(-(-sum(self._group_rows[i] for i in groups) // rows) for groups in self._together(rows))
+
+    def points_per_row(self, column: str) -> float:
+        return self._values.get(column, self.rows) / max(self.rows, 1)
+
+    def _together(self, rows: int) -> Iterator[list[int]]:
+        """The row groups, in runs: small ones are read together, as long as they make one piece."""
+        run: list[int] = []
+        in_run = 0
+        for group, in_group in enumerate(self._group_rows):
+            if run and in_run + in_group > rows:
+                yield run
+                run, in_run = [], 0
+            run.append(group)
+            in_run += in_group
+        if run:
+            yield run
 
 
 class CsvTable(FileTable):

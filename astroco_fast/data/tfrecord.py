@@ -10,11 +10,14 @@ are not compared.
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
+from astroco_fast.data.curves import MOST_POINTS
 from astroco_fast.errors import UserError
 
 # Context (one value each: str, int or float) and feature lists (float32 arrays).
@@ -24,6 +27,10 @@ Record = tuple[dict[str, Any], dict[str, Any]]
 POINTS = {"mjd": "dim_0", "mag": "dim_1", "errmag": "dim_2"}
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+_MOST_VARINT_BYTES, _64_BITS = 10, 2**64 - 1  # seven bits a byte
+
+# Time, magnitude and uncertainty of each point, in at most 12 bytes each, and what is known of the star.
+_MOST_BYTES = 36 * MOST_POINTS + 2**20
 
 
 def read(path: Path, skip: int = 0) -> Iterator[Record]:
@@ -32,9 +39,7 @@ def read(path: Path, skip: int = 0) -> Iterator[Record]:
     Raises:
         UserError: the file is cut short, or a record is not a `tf.train.SequenceExample`; names file and record.
     """
-    for number, data in enumerate(_records(path), start=1):
-        if number <= skip:
-            continue
+    for number, data in enumerate(_records(path, skip), start=skip + 1):
         try:
             context, lists = _sequence_example(data)
         except (ValueError, LookupError, TypeError) as error:
@@ -49,20 +54,41 @@ def read(path: Path, skip: int = 0) -> Iterator[Record]:
 
 def count(path: Path) -> int:
     """The number of records of a file."""
-    return sum(1 for _ in _records(path))
+    with _opened(path) as file:
+        return sum(1 for _ in _lengths(path, file))
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def _records(path: Path, skip: int) -> Iterator[bytes]:
+    """The records of a file, except for the first `skip`."""
+    with _opened(path) as file:
+        for number, length in enumerate(_lengths(path, file), start=1):
+            if number <= skip:
+                continue
+            if length > _MOST_BYTES:
+                raise UserError(
+                    f"{path}, record {number}: its {length} bytes are more than a light curve of {MOST_POINTS} points, "
+                    "the longest that is read, takes; cut it into shorter ones"
+                )
+            yield file.read(length)
+
+
+def _lengths(path: Path, file: BinaryIO) -> Iterator[int]:
+    """The number of bytes of each record, at the first of which the file then stands."""
+    size, at = path.stat().st_size, 0
+    while header := file.read(12):
+        length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+        at += 12 + length + 4
+        if at > size:
+            raise UserError(f"{path}: cut short, or not a TFRecord file; copy it again")
+        yield length
+        file.seek(at)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            left = path.stat().st_size
-            while header := file.read(12):
-                length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else left
-                left -= length + 16
-                if left < 0:
-                    raise UserError(f"{path}: cut short, or not a TFRecord file; copy it again")
-                yield file.read(length)
-                file.read(4)
+            yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -74,10 +100,10 @@ def _sequence_example(record: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     for number, features in _fields(memoryview(record)):
         for _, entry in _fields(features):
             parts = dict(_fields(entry))
-            name = bytes(parts[1]).decode()
+            name = _text(parts[1])
             if number == 1:
                 values = _feature(parts.get(2, b""))
-                context[name] = values[0] if len(values) else ""
+                context[name] = "" if not len(values) else values[0] if isinstance(values, list) else values[0].item()
             elif number == 2:
                 values = [_feature(feature) for _, feature in _fields(parts.get(2, b""))]
                 lists[name] = np.concatenate([np.empty(0, np.float32), *values]).astype(np.float32)
@@ -85,19 +111,26 @@ def _sequence_example(record: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _feature(feature: Any) -> Any:
-    """The values of a `tf.train.Feature`: a list of str or of int, or a float32 array."""
-    values: list[Any] = []
+    """The values of a `tf.train.Feature`: a list of str, an int64 array or a float32 array."""
+    words: list[str] = []
+    numbers: list[Any] = []
     for kind, content in _fields(feature):
         for _, value in _fields(content):
             if kind == _BYTES_LIST:
-                values.append(bytes(value).decode())
+                words.append(_text(value))
             elif kind == _FLOAT_LIST:
-                values.append(np.frombuffer(value, "<f4"))
+                numbers.append(np.frombuffer(value, "<f4"))
             elif kind == _INT64_LIST:
-                values += [value] if isinstance(value, int) else _varints(value)
-        if kind == _FLOAT_LIST:
-            return np.concatenate([np.empty(0, np.float32), *values])
-    return [value - (1 << 64) if isinstance(value, int) and value >> 63 else value for value in values]
+                numbers.append(
+                    np.array([value], np.uint64).view(np.int64) if isinstance(value, int) else _varints(value)
+                )
+    return words or np.concatenate(numbers or [np.empty(0, np.float32)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int):  # of which `bytes` would make as many zeros
+        raise ValueError("a number stands where text should")
+    return bytes(value).decode()
 
 
 def _fields(message: Any) -> Iterator[tuple[int, Any]]:
@@ -124,19 +157,25 @@ def _fields(message: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: Any, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * _MOST_VARINT_BYTES, 7):
         byte = message[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value & _64_BITS, at
+    raise ValueError(f"a number that does not end within {_MOST_VARINT_BYTES} bytes")
 
 
-def _varints(packed: Any) -> list[int]:
-    values, at = [], 0
-    while at < len(packed):
-        value, at = _varint(packed, at)
-        values.append(value)
-    return values
+def _varints(packed: Any) -> NDArray[np.int64]:
+    """The numbers of a packed list, each of which ends with its first byte below 128."""
+    data = np.frombuffer(packed, np.uint8)
+    ends = np.flatnonzero(data < 0x80) + 1
+    lengths = np.diff(ends, prepend=0)
+    if len(data) and (not len(ends) or ends[-1] < len(data) or lengths.max() > _MOST_VARINT_BYTES):
+        raise ValueError(f"a number that does not end within {_MOST_VARINT_BYTES} bytes")
+    values = np.zeros(len(ends), np.uint64)
+    for byte in range(min(_MOST_VARINT_BYTES, lengths.max(initial=0))):
+        has = lengths > byte
+        values[has] |= (data[(ends - lengths)[has] + byte] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * byte)
+    return values.view(np.int64)

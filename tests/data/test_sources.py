@@ -96,6 +96,22 @@ def test_nested_batches_can_be_skipped(number_is_known, tmp_path, monkeypatch):
         assert [b.ids.tolist() for b in rest] == [b.ids.tolist() for b in every[skip:]]
 
 
+@pytest.mark.parametrize(
+    "table", [as_nested, lambda batch: pa.Table.from_pandas(as_long(batch))], ids=["rows", "points"]
+)
+def test_many_row_groups_are_read_together(table, batch, tmp_path, monkeypatch):
+    pq.write_table(table(batch), tmp_path / "c.parquet", row_group_size=2)
+    opened = []
+    monkeypatch.setattr(
+        "pyarrow.parquet.ParquetFile",
+        lambda *given, make=pq.ParquetFile, **more: opened.append(0) or make(*given, **more),
+    )
+    read = list(read_curves(tmp_path / "c.parquet"))
+    assert len(read) == 1
+    assert len(opened) == 2  # to find the columns, and to read
+    assert_same_curves(read, [batch])
+
+
 def test_row_numbers_survive_row_groups(tmp_path):
     batch = make_batch(6)
     table = as_nested(batch)

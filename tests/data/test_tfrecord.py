@@ -145,3 +145,74 @@ def test_the_conversion_of_records_notes_the_precision_of_times_once(tmp_path: P
     (note,) = report.notes
     assert "0.record: times in 'mjd' (and in 3 more tables) are single precision" in note
     assert Store.open(tmp_path / "store").ids.tolist() == batch.ids.tolist()
+
+
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    """A protobuf message, written by hand: numbers as varints, all else with its length."""
+    return b"".join(
+        varint(number << 3) + varint(value) if isinstance(value, int) else
+        varint(number << 3 | 2) + varint(len(value)) + value
+        for number, value in fields
+    )  # fmt: skip
+
+
+def varint(value: int) -> bytes:
+    return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+
+
+def with_label(*feature: tuple[int, int | bytes]) -> bytes:
+    """A record of one point whose label is this feature."""
+    context = [(1, message((1, name), (2, message(*values)))) for name, values in
+               ((b"id", [(1, message((1, b"s")))]), (b"label", feature))]  # fmt: skip
+    point = message((1, message((2, message((1, np.ones(1, "<f4").tobytes()))))))
+    return message(
+        (1, message(*context)), (2, message(*[(1, message((1, b"dim_%d" % i), (2, point))) for i in range(3)]))
+    )
+
+
+def test_numbers_of_a_record(tmp_path: Path) -> None:
+    most = 2**63 - 1
+    for packed, label in (
+        (varint(7), "7"),
+        (b"", ""),
+        (varint(300) + b"\1" * 400_000, "300"),
+        (varint(most), str(most)),
+        (varint(2**64 - 1), "-1"),
+    ):
+        write_records(tmp_path / "a.record", [with_label((3, message((1, packed))))])
+        assert next(read_curves(tmp_path / "a.record")).label.tolist() == [label]
+    for value, label in ((7, "7"), (2**34, str(2**34)), (2**64 - 3, "-3"), (2**69 + 1, "1")):
+        write_records(tmp_path / "a.record", [with_label((3, message((1, value))))])
+        assert next(read_curves(tmp_path / "a.record")).label.tolist() == [label]
+
+
+ENDLESS = b"\xff" * 4_000_000 + b"\1"
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (ENDLESS, "within 10 bytes"),
+        (b"\x0a" + ENDLESS, "within 10 bytes"),
+        (with_label((3, message((1, ENDLESS)))), "within 10 bytes"),
+        (with_label((3, message((1, ENDLESS[:-1])))), "within 10 bytes"),
+        (with_label((1, message((1, 2**34)))), "a number stands where text should"),
+        (message((1, message((1, message((1, 2**34)))))), "a number stands where text should"),
+        (b"\x0a" + varint(2**34), "beyond the record's end"),
+    ],
+    ids=range(7),
+)
+def test_numbers_that_ask_for_memory_or_time(record: bytes, why: str, tmp_path: Path) -> None:
+    write_records(tmp_path / "a.record", [record])
+    with pytest.raises(UserError, match=rf"a\.record, record 1: not a light curve .*{why}"):
+        list(read_curves(tmp_path / "a.record"))
+
+
+def test_a_record_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.record"
+    write_records(path, [with_label((3, message((1, 1))))])
+    with path.open("ab") as file:  # a file with a hole, which takes no disk
+        file.write(struct.pack("<Q", 2**34) + bytes(4))
+        file.truncate(file.tell() + 2**34 + 4)
+    with pytest.raises(UserError, match=r"a\.record, record 2: its 17179869184 bytes are more than .* 10000000 points"):
+        list(read_curves(path))
