@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from astroco_fast import settings
 from astroco_fast.errors import UserError
+from astroco_fast.text import printable
 
 BAD_INPUT = 2
 
@@ -36,7 +37,14 @@ def run(body: Callable[[], int]) -> int:
 
 def one_line(message: str) -> str:
     """A message without line breaks and control characters, which text quoted from a file may contain."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
+    return printable(" ".join(message.split()))
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Print notes on the input, a line each, on rank 0's stderr."""
+    if is_rank_zero():
+        for note in notes:
+            print(f"note: {one_line(note)}", file=sys.stderr, flush=True)
 
 
 def parse(

@@ -87,6 +87,7 @@ def write_embeddings(config: EmbedConfig) -> int:
             progress.update(table.num_rows)
         if writer is None:
             raise UserError(f"{config.source}: no light curve left to embed{because(dropped)}")
+    commands.tell(source.notes)
     print(f"{out}: {rows} light curves, {dimensions(model, parts)} numbers each{because(dropped)}")
     return rows
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from astroco_fast.data.batches import WindowBatches
-from astroco_fast.data.clean import SHORT_CURVES, CleanConfig, clean
+from astroco_fast.data.clean import COPY, SHORT_CURVES, CleanConfig, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import Periods, find_periods
@@ -70,7 +70,7 @@ def embed(
         everything else: a pandas frame with the columns id, band, label, n_points, period (days, NaN where none was
         found; only if a part needs periods) and embedding (a float32 array (D,) each), without the curves that have too
         few good points. A curve whose embedding is not finite, since its values are too large, for example, counts as
-        one of these. Either way a warning counts them.
+        one of these. Either way a warning counts them. Notes on the input and exact duplicates are warnings, too.
 
     Raises:
         UserError: input that cannot be read, an (id, band) that comes twice, an unknown part, or nothing left; see
@@ -80,6 +80,9 @@ def embed(
     source = open_source(curves, columns, band)
     chosen = choose_parts(model, parts=parts)
     tables = list(embed_tables(model, source, dropped, batch_size, min_points, chosen))
+    copies = [f"dropped {dropped[COPY]} {COPY}"] if dropped[COPY] else []
+    for note in [*source.notes, *copies]:
+        warnings.warn(note, stacklevel=2)
     if not tables and (dropped[NOT_FINITE] or not isinstance(source, ArraySource)):
         raise UserError(f"no light curve left to embed{because(dropped)}")
     if isinstance(source, ArraySource):

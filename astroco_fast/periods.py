@@ -150,6 +150,7 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
             progress.update(len(curves))
         if writer is None:
             raise UserError(f"{config.source}: no light curves in it")
+    commands.tell(source.notes)
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -1,11 +1,21 @@
-"""Text for the terminal."""
+"""Text for the terminal and for Markdown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 
+def printable(line: str) -> str:
+    """A line with `?` for line breaks and control characters, which names from files may hold and terminals obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def cell(name: str) -> str:
+    """The text of a cell of a Markdown table."""
+    return printable(name).replace("|", "\\|")
+
+
 def rows(cells: Iterable[Sequence[str]]) -> Iterator[str]:
     """Indented lines with aligned columns, one line for each row; all rows have equally many cells."""
-    table = list(cells)
+    table = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()

@@ -225,6 +225,23 @@ def test_command_writes_parquet(tmp_path: Path, model: af.AstroCo, curves: list[
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_notes_and_duplicates_are_told(
+    tmp_path: Path, model: af.AstroCo, curves: list[Curve], capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = long_table(curves)
+    frame["mjd"] = frame["mjd"].astype(np.float32)
+    pd.concat([frame, frame[:3]]).to_parquet(tmp_path / "in.parquet")
+    assert command(tmp_path, model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 0
+    told = capsys.readouterr()
+    assert told.err.count("note: ") == told.err.count("single precision") == 1
+    assert "dropped 3 points: exact duplicates" in told.out
+    with pytest.warns(UserWarning, match="single precision|exact duplicates") as warned:
+        model.embed(pd.concat([frame, frame[:3]]))
+    assert [str(warning.message) for warning in warned][1:] == ["dropped 3 points: exact duplicates"]
+    with pytest.warns(UserWarning, match="7 points: exact duplicates"):
+        model.embed([np.concatenate([curves[2], curves[2]])])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,6 +10,8 @@ Data pass through these modules from top to bottom, and never back:
     rows        record batch -> rows in one form: numbers, text, magnitudes, the chosen band
     metadata      labels, bands and splits by star, from tables of their own
     points      rows that are points -> light curves, by (id, band), through files on disk if need be
+    notes       what the user should know of an input, told once
+    paths         the files that a path, a folder or a pattern names, each once
     sources     light curves in files or objects of any kind -> `CurveBatch`es (curves), by `open_source`
     seen        the check that no light curve occurs twice and no star has two labels
     clean       points that are not measurements, dropped and counted by reason

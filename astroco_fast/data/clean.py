@@ -15,6 +15,7 @@ NOT_FINITE = "points: not finite"
 NO_FLUX = "points: flux not positive"
 SENTINEL = "points: sentinel value"
 BAD_ERROR = "points: error not positive"
+COPY = "points: exact duplicates"
 SHORT_POINTS = "points: in curves that are too short"
 SHORT_CURVES = "curves: too few points"
 
@@ -47,7 +48,8 @@ class CleanConfig:
 def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBatch, Counter[str]]:
     """Drop bad points, sort each curve by time, and drop curves that are left with too few points.
 
-    Points with equal times are kept, in the order in which they came. A point that is bad in several ways is counted
+    Points with equal times are kept, in the order in which they came, but of points that are equal in time, magnitude
+    and error only the first: what a table holds twice was measured once. A point that is bad in several ways is counted
     once, under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
 
     Returns:
@@ -67,11 +69,14 @@ def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBa
     ):
         dropped[reason] = int(np.count_nonzero(bad & good))
         good &= ~bad
-    kept = batch.select_points(good)
+    kept = sort_by_time(batch.select_points(good))
+    first = _first_of_equals(kept)
+    dropped[COPY] = int(np.count_nonzero(~first))
+    kept = kept.select_points(first)
     short = kept.lengths < config.min_points
     dropped[SHORT_CURVES] = int(np.count_nonzero(short))
     dropped[SHORT_POINTS] = int(kept.lengths[short].sum())
-    kept = sort_by_time(kept.select(~short))
+    kept = kept.select(~short)
     _check_times(kept)
     return kept, +dropped
 
@@ -88,6 +93,20 @@ def sort_by_time(batch: CurveBatch) -> CurveBatch:
     curve = np.repeat(np.arange(len(batch)), batch.lengths)
     order = np.lexsort((batch.time, curve))  # a stable sort
     return replace(batch, time=batch.time[order], mag=batch.mag[order], err=batch.err[order])
+
+
+def _first_of_equals(batch: CurveBatch) -> NDArray[np.bool_]:
+    """(P,) False for a point that is equal to an earlier one of its curve. The curves are sorted by time."""
+    first = np.ones(batch.n_points, dtype=bool)
+    tied = np.flatnonzero(np.diff(batch.time) == 0)
+    if not len(tied):
+        return first
+    tied = np.union1d(tied, tied + 1)
+    columns = (batch.err, batch.mag, batch.time, np.repeat(np.arange(len(batch)), batch.lengths))
+    order = tied[np.lexsort([column[tied] for column in columns])]  # a stable sort
+    equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)
+    first[order[1:][equal]] = False
+    return first
 
 
 def _check_times(batch: CurveBatch) -> None:

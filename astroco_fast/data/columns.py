@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from astroco_fast.data import units
 from astroco_fast.errors import UserError
+from astroco_fast.text import printable
 
 if TYPE_CHECKING:  # the settings of every command hold `Columns`: they are parsed without Arrow
     from astroco_fast.data.tables import Field, Table
@@ -19,10 +20,20 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "err": ("err", "magerr", "errmag", "mag_err", "e_mag", "sigma", "error", "psfMagErr"),
     "flux": ("flux", "psfFlux"),
     "flux_err": ("flux_err", "fluxerr", "psfFluxErr", "e_flux", "flux_error", "err", "error", "sigma"),
-    "id": ("id", "objectid", "newID", "sourceid", "star_id", "ID", "object_id", "source_id"),
-    "band": ("band", "filter", "passband"),
+    "id": (
+        *("id", "objectid", "newID", "sourceid", "star_id", "ID", "object_id", "source_id"),
+        *("oid", "objid", "diaObjectId"),
+    ),
+    "band": (
+        *("band", "filter", "passband", "filtercode", "filterid", "fid", "filtername", "bandname", "band_name"),
+        *("filter_name", "filter_id", "bandpass", "filt", "flt"),
+    ),
     "label": ("label", "class", "Class"),
 }
+# What a row says of the star rather than of a point: text, which may also come from the names of folders.
+_TEXT = ("id", "band", "label")
+# Columns of text or whole numbers with such names are no bands.
+_NO_BANDS = ("flag", "qual", "cadence", "ccd", "field", "survey", "exp", "rcid", "num", "index", "unnamed")
 _MEANING = {"mag": "magnitude", "err": "error", "flux_err": "flux error"}
 _MOST_NAMES_SHOWN = 30
 
@@ -61,6 +72,7 @@ class MappedTable:
     Attributes:
         table: the table.
         fields: role -> place: `time`, the names in `value` and `error`, and `id`, `band`, `label` where present.
+        constants: `id`, `band`, `label` -> text, where all rows have the same and there is no column.
         value, error: "mag" and "err", or "flux" and "flux_err" where there is a zero point.
         zero_point: magnitude of unit flux, or None.
         factors: what the values of a role are multiplied by, to be in days, magnitudes or the fluxes' unit.
@@ -70,6 +82,7 @@ class MappedTable:
 
     table: Table
     fields: dict[str, Field]
+    constants: dict[str, str]
     value: str
     error: str
     zero_point: float | None
@@ -77,17 +90,44 @@ class MappedTable:
     star_a_row: bool
     columns: tuple[str, ...]
 
+    @property
+    def has_bands(self) -> bool:
+        """Whether the bands are known."""
+        return "band" in self.fields or "band" in self.constants
+
+    @property
+    def is_one_star(self) -> bool:
+        """Whether the table is of the one star that its object's name says, without a column of ids."""
+        return self.table.star is not None and self.constants.get("id") == self.table.star
+
+    def perhaps_bands(self) -> list[str]:
+        """Columns that are not read and might hold the bands of points: of text or of whole numbers, one a point."""
+        read = {field.name for field in self.fields.values()}
+        kinds = ("string", "large_string", "dictionary", "int", "uint")
+        return [
+            field.name
+            for field in self.table.fields().values()
+            if field.name.strip()
+            and field.listed == self.star_a_row
+            and field.name not in read
+            and str(field.kind).startswith(kinds)
+            and not any(word in field.name.lower() for word in _NO_BANDS)
+        ]
+
 
 def map_table(table: Table, columns: Columns) -> MappedTable:
     """Find each role's column; see `resolve`.
 
     Raises:
-        UserError: a column is missing, time, magnitude and error are not all lists or all plain, or one has a unit that
-            cannot be converted.
+        UserError: a column is missing, time, magnitude and error are not all lists or all plain, one has a unit that
+            cannot be converted, or several nested columns hold light curves.
     """
     known = table.fields()
-    names = resolve(list(known), columns, table.name, need_id=table.star is None)
-    fields = {role: known[name] for role, name in names.items()}
+    names = resolve(list(known), columns, table.name, need_id=table.star is None, folders=list(table.folders))
+    fields = {role: known[name] for role, name in names.items() if name in known}
+    constants = {role: table.folders[name] for role, name in names.items() if name not in known}
+    if "id" not in names:
+        constants["id"] = table.star or ""
     needed = tuple(dict.fromkeys(name for f in fields.values() for name in (f.column, f.mask) if name is not None))
     twice = [name for name in needed if table.schema.names.count(name) > 1]
     if twice:
@@ -104,11 +144,34 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
                 f"{table.name}: column {fields['time'].name!r} holds {one} but {fields[role].name!r} holds {other}; "
                 f"name the right ones by --columns.time and --columns.{role}"
             )
+    _check_nested(known, fields, columns, table.name)
     factors = units.factors(fields, value, error, table.name)
-    return MappedTable(table, fields, value, error, columns.zero_point, factors, star_a_row, needed)
+    return MappedTable(table, fields, constants, value, error, columns.zero_point, factors, star_a_row, needed)
 
 
-def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: bool = True) -> dict[str, str]:
+def _check_nested(known: Mapping[str, Field], fields: Mapping[str, Field], columns: Columns, source: str) -> None:
+    """Refuse a table in which several columns hold light curves, unless the user named the one to read."""
+    value, error = value_roles(columns)
+    if columns.time is not None and getattr(columns, value) is not None:
+        return
+    inside: dict[str, list[str]] = {}
+    for field in known.values():
+        if field.sub is not None:
+            inside.setdefault(field.column, []).append(field.sub)
+    whole = {column for column, names in inside.items() if all(find(role, names, None) for role in ("time", value))}
+    used = {fields[role].column if fields[role].sub is not None else "" for role in ("time", value, error)}
+    if len(used) > 1 or whole - used:
+        listed_names = listed(f"{fields[role].name!r}" for role in ("time", value, error))
+        raise UserError(
+            f"{source}: more than one column holds light curves: beside {listed_names} there are the fields of "
+            f"{listed(map(repr, sorted((whole | used) - {''})))}; name those to read by --columns.time, "
+            f"--columns.{value} and --columns.{error}"
+        )
+
+
+def resolve(
+    names: Sequence[str], columns: Columns, source: str, *, need_id: bool = True, folders: Sequence[str] = ()
+) -> dict[str, str]:
     """Find the column of each role among a table's column names.
 
     A column that the user chose comes first, then the first alias that matches exactly, then the first that matches
@@ -119,6 +182,7 @@ def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: boo
         columns: the user's choice.
         source: the table's name in messages.
         need_id: whether the table must have an id column.
+        folders: columns that the names of folders give, where the table has no such column itself.
 
     Returns:
         Role -> column name, for `time`, `mag`, `err` (`time`, `flux` and `flux_err` when `columns` has a zero point),
@@ -132,7 +196,9 @@ def resolve(names: Sequence[str], columns: Columns, source: str, *, need_id: boo
     _check_flux_choice(columns, source)
     found = {}
     for role in ("time", value, error, "id", "band", "label"):
-        name = find(role, names, getattr(columns, role), source)
+        chosen = getattr(columns, role)
+        by_folder = role in _TEXT and (chosen in folders if chosen is not None else find(role, names, None) is None)
+        name = find(role, folders if by_folder and chosen not in names else names, chosen, source)
         if name is not None:
             found[role] = name
         elif role in ("time", value, error) or (role == "id" and need_id):
@@ -168,7 +234,7 @@ def find(role: str, names: Sequence[str], chosen: str | None, source: str = "tab
 
 def listed(names: Iterable[object]) -> str:
     """Names for a message, cut short where they are many."""
-    shown = [str(name) for name in names]
+    shown = [printable(str(name)) for name in names]
     more = len(shown) - _MOST_NAMES_SHOWN
     return ", ".join(shown[:_MOST_NAMES_SHOWN]) + (f", and {more} more" if more > 0 else "") if shown else "none"
 

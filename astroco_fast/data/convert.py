@@ -24,6 +24,7 @@ from astroco_fast.data.sources import Source, open_source
 from astroco_fast.data.store import Store, read_manifest
 from astroco_fast.data.writer import StoreWriter
 from astroco_fast.errors import UserError
+from astroco_fast.text import printable
 
 _READ_CURVES, _READ_POINTS, _SIMULATED = "read curves", "read points", "simulated curves"
 _BAND = "band: "
@@ -60,7 +61,7 @@ class ConversionReport:
         lines += [f"  dropped {reason:<34}{count:>12,}" for reason, count in sorted(self.dropped.items())]
         if set(self.bands) - {""}:
             lines += [f"  band {band or '(unknown)':<37}{n:>12,} curves" for band, n in sorted(self.bands.items())]
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        return "\n".join(map(printable, lines + [f"  note: {note}" for note in self.notes]))
 
 
 def convert(
@@ -98,7 +99,7 @@ def convert(
         return _already_there(out, plan)
     try:
         with StoreWriter(out, plan).opened() as partial:
-            notes = list(opened.notes)
+            notes = []
             if partial.discarded:
                 notes.append("earlier progress was discarded: it has another input or other options, or is damaged")
             if partial.complete:
@@ -119,7 +120,7 @@ def convert(
             partial.finish(_manifest(report, plan, {"simulated": report.simulated, **(provenance or {})}))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
-    report.notes = notes
+    report.notes = [*opened.notes, *notes]
     return report
 
 

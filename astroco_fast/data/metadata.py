@@ -72,6 +72,9 @@ class StarTable:
     """
 
     def __init__(self, path: Path, id_column: str, columns: Columns) -> None:
+        self._path = path
+        self._matched = False
+        self._unknown: str | None = None
         table = open_table(path)
         names = table.schema.names
         key = id_column if id_column in names else find("id", names, None, str(path))
@@ -101,6 +104,9 @@ class StarTable:
         hashes = star_hash(stars.dictionary.to_pylist())
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         found = self._hashes[at] == hashes
+        self._matched = self._matched or bool(found.any())
+        if self._unknown is None and not found.all():
+            self._unknown = stars.dictionary[int(np.argmin(found))].as_py()
         filled: list[Any] = []
         for role, given in (("band", bands), ("label", labels)):
             if given is None:
@@ -110,6 +116,21 @@ class StarTable:
             known = self._words[role].take(codes).take(stars.indices)
             filled.append(pc.if_else(pc.equal(given, ""), known, given))
         return filled[0], filled[1]
+
+    def unmatched(self) -> str:
+        """A remark, if stars that `complete` was asked for are not in the table; else "".
+
+        Raises:
+            UserError: none of them is.
+        """
+        if self._unknown is None:
+            return ""
+        if not self._matched:
+            raise UserError(
+                f"{self._path}: none of its stars has a light curve, and none of the light curves, such as that of "
+                f"{self._unknown!r}, is of its stars; compare the ids"
+            )
+        return f"some stars are not in {METADATA}, such as {self._unknown!r}: it gives them no band and no label"
 
     def _index(self, path: Path, hashes: NDArray[np.uint64], codes: dict[str, NDArray[np.int32]]) -> None:
         order = np.argsort(hashes, kind="stable")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from astroco_fast.data.metadata import read_text_table
 from astroco_fast.errors import UserError
+from astroco_fast.text import cell
 
 KINDS = ("P", "P/2", "2P", "thirds", "day alias", "other", "none")
 _NONE = KINDS.index("none")
@@ -89,6 +90,6 @@ def recovery_table(labels: Sequence[str], kinds: NDArray[np.int64]) -> list[list
 def markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a Markdown table, its first row the heading."""
     heading, *rest = rows
-    yield f"| {' | '.join(heading)} |"
+    yield f"| {' | '.join(map(cell, heading))} |"
     yield "|---" + "|---:" * (len(heading) - 1) + "|"
-    yield from (f"| {' | '.join(row)} |" for row in rest)
+    yield from (f"| {' | '.join(map(cell, row))} |" for row in rest)

@@ -199,12 +199,12 @@ def _lists(batch: Any, field: Field) -> tuple[Any, NDArray[np.int64]]:
 
 
 def _star_text(role: str, batch: Any, first_row: int, mapped: MappedTable) -> Any:
-    """(rows,) Arrow string array of `id`, `band` or `label`; "" where the table has no such column."""
-    if role not in mapped.fields:
-        constant = mapped.table.star if role == "id" else None
-        return pa.repeat(pa.scalar(constant or "", pa.string()), batch.num_rows)
-    place = _place(mapped, role, first_row)
-    return to_text(_column(batch, mapped.fields[role]), place, required=role == "id", any_word=role == "band")
+    """(rows,) Arrow string array of `id`, `band` or `label`; "" where the table says nothing of it."""
+    options = {"required": role == "id", "any_word": role == "band"}
+    if role in mapped.fields:
+        return to_text(_column(batch, mapped.fields[role]), _place(mapped, role, first_row), **options)
+    constant = to_text(pa.array([mapped.constants.get(role, "")]), Place(mapped.table.name, role), **options)
+    return pa.repeat(constant[0], batch.num_rows)
 
 
 def read_text(table: Table, names: Mapping[str, str], required: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -8,22 +8,24 @@ arrays, stores and batches. A new kind of file is added in `tables`; a new kind 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from astroco_fast.data.arrays import is_array
-from astroco_fast.data.columns import Columns, MappedTable, map_table
+from astroco_fast.data.columns import Columns, MappedTable, listed, map_table
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.metadata import METADATA, StarTable
+from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import object_table
+from astroco_fast.data.paths import find_files, identity
 from astroco_fast.data.points import group_points, partitions
-from astroco_fast.data.rows import BandFilter, Complete, read_rows
+from astroco_fast.data.rows import BandFilter, read_rows
 from astroco_fast.data.store import Store
-from astroco_fast.data.tables import SUFFIXES, format_of, is_simulated, open_table
+from astroco_fast.data.tables import is_simulated, open_table
 from astroco_fast.errors import UserError
 
 _READ_ROWS = 250_000  # rows read at a time from a table with a point a row
@@ -40,13 +42,13 @@ class Source(Protocol):
         name: the input's name in error messages.
         identity: plain data that identify the input, so that an interrupted conversion is resumed with the same input
             only; None: unknown.
-        notes: remarks for the user about the input.
+        notes: remarks for the user about the input. All are known once it has been read.
         inputs: the files and folders that are read, which no output may replace.
     """
 
     name: str
     identity: Any
-    notes: list[str]
+    notes: Notes
     inputs: Sequence[Path]
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
@@ -105,44 +107,17 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
     if len(paths) == 1 and Store.is_store(paths[0]):
         return _store_source(Store.open(paths[0]), band)
     name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-    files = [found for path in paths for found in _expand(path)]
+    files = find_files(paths)
     metadata = [path / METADATA for path in paths if (path / METADATA).is_file()]
     tables = [map_table(open_table(file, root), columns) for file, root in files]
     if len(metadata) > 1:
         raise UserError(f"{metadata[1]}: only one folder with {METADATA} can be read at a time; read them one by one")
-    stars = StarTable(metadata[0], tables[0].fields["id"].name, columns) if metadata else None
-    identity = [_identity(file) for file in [*(file for file, _ in files), *metadata]]
-    source = TableSource(tables, band, name, identity, stars.complete if stars else None)
+    id_column = tables[0].fields["id"].name if "id" in tables[0].fields else "id"
+    stars = StarTable(metadata[0], id_column, columns) if metadata else None
+    known = [identity(file) for file in [*(file for file, _ in files), *metadata]]
+    source = TableSource(tables, band, name, known, stars)
     source.inputs = [*(path for path in paths if path.is_dir()), *(file for file, _ in files)]
     return source
-
-
-def _expand(path: Path) -> list[tuple[Path, Path]]:
-    """The files that a path names (itself, a folder's tables, a pattern's matches), always in the same order.
-
-    Each comes with the folder that it is below.
-    """
-    if path.is_dir():
-        # A HATS catalogue keeps its rows below `dataset`, beside tables about the catalogue itself.
-        root = path / "dataset" if (path / "dataset").is_dir() and list(path.glob("*properties")) else path
-        found = sorted(p for p in root.rglob("*") if p.is_file() and format_of(p))
-        hidden = [any(part[0] in "._" for part in p.relative_to(root).parts) or p.name == METADATA for p in found]
-        files = [p for p, skip in zip(found, hidden, strict=True) if not skip]
-        if not files:
-            raise UserError(f"{path}: no table in this folder; light curves are read from {', '.join(SUFFIXES)}")
-        hiding = [p for p in files if (kind := format_of(p)) and kind.hides_other_tables]
-        return [(p, root) for p in hiding or files]
-    if not path.exists() and glob.has_magic(str(path)):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        if not matches:
-            raise UserError(f"{path}: no file matches this pattern")
-        return [found for match in matches for found in (_expand(match) if match.is_dir() else [(match, match.parent)])]
-    return [(path, path.parent)]
-
-
-def _identity(file: Path) -> dict[str, Any]:
-    facts = file.stat()
-    return {"path": str(file.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 
 
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
@@ -171,7 +146,7 @@ class TableSource:
         band: read only this band.
         name: the input's name in error messages.
         identity: plain data that identify the input.
-        complete: fills in bands and labels that the tables lack.
+        stars: bands and labels by star, for those that the tables lack.
 
     Raises:
         UserError: the tables have rows of both kinds, or no band column where a band is asked for.
@@ -183,15 +158,16 @@ class TableSource:
         band: str | None,
         name: str,
         identity: Any = None,
-        complete: Complete | None = None,
+        stars: StarTable | None = None,
     ) -> None:
         self.name = name
         self.identity = identity
-        self.notes = [*_single_precision(tables), *_conversions(tables)]
+        self.notes = Notes()
         self.inputs: Sequence[Path] = ()
         self._tables = tables
         self._band = band
-        self._complete = complete
+        self._stars = stars
+        self._complete = stars.complete if stars else None
         self._star_a_row = tables[0].star_a_row
         for mapped in tables:
             if mapped.star_a_row != self._star_a_row:
@@ -200,7 +176,9 @@ class TableSource:
                     f"{one.table.name} has a light curve a row but {other.table.name} has a point a row; "
                     "convert them apart"
                 )
-            if band is not None and "band" not in mapped.fields and complete is None:
+            for remark in _remarks(mapped, has_bands=stars is not None):
+                self.notes.add(mapped.table.name, remark)
+            if band is not None and not mapped.has_bands and stars is None:
                 raise UserError(
                     f"{mapped.table.name}: band {band!r} is asked for, but there is no band column; "
                     "name it with --columns.band, or leave the band out"
@@ -239,36 +217,53 @@ class TableSource:
                 else:
                     yield rows.curves(table.name, simulated)
         if read_all:
-            wanted.check(self.name)
+            self._check_all(wanted)
 
     def _points(self, wanted: BandFilter) -> Iterator[Any]:
+        single: dict[tuple[str, str], MappedTable] = {}
         for mapped in self._tables:
             for first_row, batch in mapped.table.batches(mapped.columns, _READ_ROWS):
-                yield read_rows(batch, first_row, mapped, wanted, self._complete).points()
+                rows = read_rows(batch, first_row, mapped, wanted, self._complete)
+                if mapped.is_one_star:
+                    self._check_single(mapped, rows.bands, single)
+                yield rows.points()
+        self._check_all(wanted)
+
+    def _check_single(self, mapped: MappedTable, bands: Any, seen: dict[tuple[str, str], MappedTable]) -> None:
+        """Refuse a table of one star whose light curve another table has: they would become one."""
+        star = mapped.constants["id"]
+        for band in pc.unique(bands).to_pylist():
+            if seen.setdefault((star, band), mapped) is not mapped:
+                raise UserError(
+                    f"{self.name}: two tables are of a star {star!r}{f' in band {band!r}' if band else ''}: give each "
+                    "an id column, or a name of its own in its metadata, or join them to one table"
+                )
+
+    def _check_all(self, wanted: BandFilter) -> None:
+        """Check, after all rows have been read, what was found."""
         wanted.check(self.name)
+        if self._stars is not None and (remark := self._stars.unmatched()):
+            self.notes.add(self.name, remark)
 
 
-def _single_precision(tables: Sequence[MappedTable]) -> list[str]:
-    """A note on tables whose times are float32, named by the first of them."""
-    found = [mapped for mapped in tables if mapped.fields["time"].kind == pa.float32()]
-    if not found:
-        return []
-    more = f" (and in {len(found) - 1} more tables)" if len(found) > 1 else ""
-    return [
-        f"{found[0].table.name}: times in {found[0].fields['time'].name!r}{more} are single precision: "
-        "an MJD of 58000 is known to no better than 6 minutes; float64 is better"
-    ]
-
-
-def _conversions(tables: Sequence[MappedTable]) -> list[str]:
-    """Notes on columns whose units were converted, named by the first table that has each."""
-    notes: dict[str, str] = {}
-    for mapped in tables:
-        for role, factor in mapped.factors.items():
-            field = mapped.fields[role]
-            if factor != 1.0:
-                notes.setdefault(role, f"{mapped.table.name}: {field.name!r} is in {field.unit!r} and was converted")
-    return list(notes.values())
+def _remarks(mapped: MappedTable, has_bands: bool) -> Iterator[str]:
+    """What the user should know of a table; `has_bands`: its bands are known otherwise."""
+    yield from mapped.table.remarks
+    time = mapped.fields["time"]
+    if time.kind in (pa.float32(), pa.float16()):
+        yield (
+            f"times in {time.name!r} are single precision: an MJD of 58000 is known to 6 minutes, a JD of 2458000 to 6 "
+            "hours; float64 is better"
+        )
+    for role, factor in mapped.factors.items():
+        if factor != 1.0:
+            yield f"{mapped.fields[role].name!r} is in {mapped.fields[role].unit!r} and was converted"
+    perhaps = [] if has_bands or mapped.has_bands else mapped.perhaps_bands()
+    if perhaps:
+        yield (
+            f"no band column is known: all points of an id are one light curve; if bands are in "
+            f"{listed(map(repr, perhaps))}, give its name as --columns.band"
+        )
 
 
 class BatchSource:
@@ -290,7 +285,7 @@ class BatchSource:
     ) -> None:
         self.name = name
         self.identity = identity
-        self.notes: list[str] = []
+        self.notes = Notes()
         self.inputs: Sequence[Path] = ()
         self._start = start
         self._band = band

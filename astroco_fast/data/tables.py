@@ -13,12 +13,14 @@ from __future__ import annotations
 import gzip
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,8 @@ _BYTES_PER_CSV_ROW = 30  # a guess, from which the number of rows is estimated
 
 # Astropy warns of a damaged table, or raises errors of many kinds.
 _FITS_DAMAGE = "File may have been truncated|Error validating header"
+
+_NO_FOLDER_VALUE = "__HIVE_DEFAULT_PARTITION__"  # in a folder's name: no value
 
 # A table says that its light curves are simulated in a column of this name, or in its metadata.
 SURVEY, _SIMULATED = "survey", "simulated"
@@ -77,12 +81,16 @@ class Table(ABC):
         schema: the Arrow schema of all columns. The types of a text file's columns are guesses.
         rows: the number of rows, or an estimate of it.
         star: the id of the only star, for a table that needs no id column; None: an id column is needed.
+        folders: column -> the value of all rows, for columns that folders' names give (band=r/part-0.parquet).
+        remarks: what the user should know of the table.
     """
 
     name: str
     schema: Any
     rows: int
     star: str | None = None
+    folders: Mapping[str, str] = MappingProxyType({})
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
@@ -152,7 +160,15 @@ class FileTable(Table):
 
     def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
+        self.folders = _folder_values(path)
         self._path = path
+
+
+def _folder_values(path: Path) -> dict[str, str]:
+    """The columns that the folders above a file give, as programs of the Hadoop world write them: key=value, quoted."""
+    pairs = [part.split("=", 1) for part in path.absolute().parent.parts if "=" in part]
+    values = {unquote(key): unquote(value) for key, value in pairs}
+    return {key: "" if value == _NO_FOLDER_VALUE else value for key, value in values.items()}
 
 
 class ParquetTable(FileTable):
@@ -267,7 +283,7 @@ class CsvTable(FileTable):
 
 
 class FitsTable(FileTable):
-    """The first table of a FITS file. A column may hold one number, text, or an array a row.
+    """The first table of a FITS file; others are remarked on. A column may hold one number, text, or an array a row.
 
     Raises:
         MissingExtraError: astropy is not installed.
@@ -288,6 +304,8 @@ class FitsTable(FileTable):
             data = [hdu.data for hdu in tables[:1]]
         if not data:
             raise UserError(f"{path}: there is no table in this FITS file")
+        if len(tables) > 1:
+            self.remarks = [f"only the first of its {len(tables)} tables is read; write others to their own files"]
         self._data = data[0]
         self._names = list(tables[0].columns.names)
         self.rows = len(self._data)
@@ -429,6 +447,8 @@ def is_simulated(table: Table) -> bool:
     ("simulated").
     """
     if (table.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
+        return True
+    if table.folders.get(SURVEY) == _SIMULATED:
         return True
     if SURVEY not in table.schema.names:
         return False

@@ -20,6 +20,7 @@ from astroco_fast.probe.figures import COMPARISON, draw
 from astroco_fast.probe.metrics import balanced_accuracy, f1_scores, macro_f1, mean_and_deviation, plus_minus
 from astroco_fast.probe.splits import PARTS, Split
 from astroco_fast.probe.tasks import NEIGHBOURS, Score
+from astroco_fast.text import cell, printable
 
 RESULTS, TASKS = "results", "tasks.csv"
 TEXTS = (f"{RESULTS}.json", f"{RESULTS}.csv", f"{RESULTS}.md")
@@ -223,10 +224,10 @@ def _markdown(results: Mapping[str, Any]) -> str:
         lines += ["", "Differences in macro-F1, paired by fold (mean and sample standard deviation over folds):", ""]
         lines += _by_size(results["differences"], "macro_f1", sign=True)
     lines += _tasks(results)
-    lines += ["", "F1 by class:", "", f"| vectors | probe | n | {' | '.join(map(_cell, results['classes']))} |"]
+    lines += ["", "F1 by class:", "", f"| vectors | probe | n | {' | '.join(map(cell, results['classes']))} |"]
     lines.append("|---|---|---|" + "---|" * len(results["classes"]))
     for entry in entries:
-        place = f"{_cell(entry['vectors'])} | {_NAMES[entry['probe']]} | {entry['n']}"
+        place = f"{cell(entry['vectors'])} | {_NAMES[entry['probe']]} | {entry['n']}"
         lines.append(f"| {place} | {' | '.join(map(plus_minus, entry['f1'].values()))} |")
     lines += ["", "Stars a class (fewest to most over classes and folds):", "", "| n | train | validation | test |"]
     lines.append("|---|---|---|---|")
@@ -236,7 +237,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
         lines += ["", f"{of_copies(results['copies'])}."]
     lines += ["", *(f"{entry['name']}: sha256 {entry['sha256']}  " for entry in results["vectors"])]
     lines.append(f"Stars: sha256 {results['data_sha256']}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _tasks(results: Mapping[str, Any]) -> Iterator[str]:
@@ -250,12 +251,12 @@ def _tasks(results: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|" + "---|" * len(_FIGURES)
     names = list(dict.fromkeys(vectors for vectors, _, _ in found))
     for name in names:
-        yield f"| {_cell(name)} | {' | '.join(plus_minus(found[name, figure, '']) for figure in _FIGURES)} |"
+        yield f"| {cell(name)} | {' | '.join(plus_minus(found[name, figure, '']) for figure in _FIGURES)} |"
     yield from ("", "Novelty by the class that was held out, AUROC:", "")
-    yield f"| vectors | {' | '.join(map(_cell, classes))} |"
+    yield f"| vectors | {' | '.join(map(cell, classes))} |"
     yield "|---|" + "---|" * len(classes)
     for name in names:
-        yield f"| {_cell(name)} | {' | '.join(plus_minus(found[name, 'auroc', of]) for of in classes)} |"
+        yield f"| {cell(name)} | {' | '.join(plus_minus(found[name, 'auroc', of]) for of in classes)} |"
 
 
 def _chance(classes: int) -> str:
@@ -278,11 +279,7 @@ def _by_size(entries: Sequence[Mapping[str, Any]], figure: str, sign: bool = Fal
         plus = "+" if sign and entry[figure]["mean"] >= 0 else ""
         table.setdefault((name, entry["probe"]), {})[entry["n"]] = plus + plus_minus(entry[figure])
     for (name, probe), cells in table.items():
-        yield f"| {_cell(name)} | {_NAMES[probe]} | {' | '.join(cells.get(n, '') for n in sizes)} |"
-
-
-def _cell(name: str) -> str:
-    return name.replace("|", "\\|")
+        yield f"| {cell(name)} | {_NAMES[probe]} | {' | '.join(cells.get(n, '') for n in sizes)} |"
 
 
 def _runs(entries: Sequence[Mapping[str, Any]]) -> str:

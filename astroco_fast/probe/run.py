@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from astroco_fast.commands import tell
 from astroco_fast.data.columns import listed
+from astroco_fast.data.notes import Notes
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import scratch_folder, write_text
@@ -97,10 +99,12 @@ def assign(config: ProbeConfig) -> Assigned:
     """
     portions = open_portions(config.data, config.columns, config.band)
     stars = read_stars(portions, config.min_points)
+    notes = Notes()
+    for portion in portions:
+        notes.update(portion.source.notes)
+    tell(notes)
     if config.labels is not None:
-        matched = relabel(stars, config.labels, config.columns)
-        if matched:
-            print(matched, flush=True)
+        tell(filter(None, [relabel(stars, config.labels, config.columns)]))
     splits = _splits(config, stars)
     if stars.copies:
         print(f"{config.data}: {of_copies(stars.copies)}", flush=True)

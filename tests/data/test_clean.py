@@ -102,7 +102,7 @@ def test_empty_curves_at_the_ends_do_not_disturb_sorting():
     [
         ([1.6e9 + i for i in range(12)], "beyond"),
         ([-2e7 + i for i in range(12)], "beyond"),
-        ([55_000.0] * 6 + [2_455_001.0] * 6, "JD and MJD"),
+        ([55_000.0 + i for i in range(6)] + [2_455_001.0 + i for i in range(6)], "JD and MJD"),
     ],
 )
 def test_absurd_times_name_file_and_id(time, message):
@@ -125,3 +125,35 @@ def test_absurd_time_of_a_dropped_point_does_no_harm():
 def test_bad_config(name, value):
     with pytest.raises(UserError, match=rf"clean\.{name}"):
         CleanConfig(**{name: value})
+
+
+def test_exact_duplicates_are_dropped_and_counted():
+    """Those that came twice: also apart from each other, and among other points of the same time."""
+    time = [1, 1, 1, 1, 2, 3, 3, 4, *range(5, 15)]
+    mag = [7, 8, 7, 9, 1, 2, 2, 1, *range(10)]
+    batch = one_curve(time, mag, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, *[0.1] * 10])
+    kept, dropped = clean(batch)
+    assert dropped == {c.COPY: 1}
+    assert kept.mag.tolist() == [7, 8, 9, 1, 2, 2, 1, *range(10)]
+    order = np.random.default_rng(0).permutation(36)
+    twice = one_curve(np.tile(time, 2)[order], np.tile(mag, 2)[order], np.tile(batch.err, 2)[order])
+    kept, dropped = clean(twice)
+    assert dropped == {c.COPY: 19}
+    points = [(t, m, e) for t, m, e in zip(time, mag, batch.err, strict=True)]
+    assert {*zip(kept.time, kept.mag, kept.err, strict=True)} == {*points}
+
+
+def test_points_of_two_curves_are_no_duplicates():
+    batch = make_batch(2, lengths=[12, 12])
+    for name in ("time", "mag", "err"):
+        values = getattr(batch, name)
+        values[12:] = values[:12]
+    batch.time[12:] = batch.time[11]
+    batch.time[:12] = batch.time[11]
+    kept, dropped = clean(batch)
+    assert not dropped
+    assert kept.lengths.tolist() == [12, 12]
+
+
+def test_duplicates_make_no_curve_long_enough():
+    assert len(clean(one_curve(np.repeat(np.arange(6), 2)))[0]) == 0

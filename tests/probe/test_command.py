@@ -196,13 +196,25 @@ def test_given_splits_are_used(data: Path, model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_labels_of_a_file_count(data: Path, model: Path, tmp_path: Path) -> None:
+def test_labels_of_a_file_count(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes are told once, and names do not steer the terminal."""
     batch = survey()
-    lines = [f"{star},{'bright' if i % 2 else 'faint'}" for i, star in enumerate(batch.ids[:40])]
+    data = tmp_path / "survey.csv"
+    as_long(batch).assign(camera="x").drop(columns="band").to_csv(data, index=False)
+    names = ("bright\x1b[31m", "fa|nt")
+    lines = [f"{star},{names[i % 2]}" for i, star in enumerate([*batch.ids[:40], "other"])]
     (tmp_path / "labels.csv").write_text("\n".join(["star_id,Class", *lines]))
     assert run(data, model, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"), "--plots", "false") == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["classes"] == ["bright", "faint"]
+    assert results["classes"] == list(names)
+    told = capsys.readouterr()
+    notes = [line for line in told.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert "'camera'" in notes[0]
+    assert notes[1].endswith("1 of 41 stars have no light curve ('other'); 2 of 42 light curves get no label")
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| bright?[31m | fa\\|nt |" in text
+    assert "\x1b" not in text + told.out + told.err
 
 
 def test_classes_are_those_asked_for_in_their_order(data: Path, model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Paths: the files of light curves that a path, a folder or a pattern names, each once."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from astroco_fast.data.metadata import METADATA
+from astroco_fast.data.tables import SUFFIXES, format_of
+from astroco_fast.errors import UserError
+
+# A HATS collection holds a catalogue and tables derived from it, such as the stars near the borders of its pieces once
+# more (Caplar et al., github.com/astronomy-commons/hats).
+_COLLECTION, _MAIN = "collection.properties", "hats_primary_table_url"
+
+
+def find_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The files that paths name (themselves, a folder's tables, a pattern's matches), always in the same order.
+
+    Returns:
+        The files, each with the folder that it is below.
+
+    Raises:
+        UserError: a folder or a pattern has no files, or a file is named twice: its points would be doubled.
+    """
+    files = [found for path in paths for found in _expand(path)]
+    read: dict[Any, Path] = {}
+    for file, _ in files:
+        if file.exists():
+            facts = file.stat()
+            _add(read, (facts.st_dev, facts.st_ino), file, "the same file")
+        _add(read, (file.absolute().parent, _stem(file)), file, "one table in two formats, by their names")
+    return files
+
+
+def _add(read: dict[Any, Path], key: Any, file: Path, what: str) -> None:
+    if key in read:
+        raise UserError(f"{read[key]} and {file}: are {what}, whose points would be doubled; name one of them")
+    read[key] = file
+
+
+def identity(file: Path) -> dict[str, Any]:
+    """Plain data that identify a file and its content."""
+    facts = file.stat()
+    return {"path": str(file.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
+
+
+def _stem(file: Path) -> str:
+    """A file's name without the suffix of its format."""
+    name = file.name
+    return name[: -max((len(suffix) for suffix in SUFFIXES if name.lower().endswith(suffix)), default=0) or None]
+
+
+def _expand(path: Path) -> list[tuple[Path, Path]]:
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.exists() and glob.has_magic(str(path)):
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not matches:
+            raise UserError(f"{path}: no file matches this pattern")
+        return [
+            found for match in matches for found in (_in_folder(match) if match.is_dir() else [(match, match.parent)])
+        ]
+    return [(path, path.parent)]
+
+
+def _in_folder(path: Path) -> list[tuple[Path, Path]]:
+    if (path / _COLLECTION).is_file():
+        return _in_folder(_main_catalogue(path))
+    # A HATS catalogue keeps its rows below `dataset`, beside tables about the catalogue itself.
+    root = path / "dataset" if (path / "dataset").is_dir() and list(path.glob("*properties")) else path
+    found = sorted(p for p in root.rglob("*") if p.is_file() and format_of(p))
+    hidden = [any(part[0] in "._" for part in p.relative_to(root).parts) or p.name == METADATA for p in found]
+    files = [p for p, skip in zip(found, hidden, strict=True) if not skip]
+    if not files:
+        raise UserError(f"{path}: no table in this folder; light curves are read from {', '.join(SUFFIXES)}")
+    # Its pieces are in folders by their order on the sky; what else is there shows some of their rows again.
+    pieces = [p for p in files if any(part.startswith("Norder=") for part in p.relative_to(root).parts)]
+    hiding = [p for p in files if (kind := format_of(p)) and kind.hides_other_tables]
+    return [(p, root) for p in pieces or hiding or files]
+
+
+def _main_catalogue(path: Path) -> Path:
+    """The folder of a HATS collection's own catalogue."""
+    lines = (path / _COLLECTION).read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+    main = path / pairs.get(_MAIN, "").strip()
+    if main == path or not main.is_dir():
+        raise UserError(
+            f"{path}: {_COLLECTION} names no catalogue in this collection by {_MAIN}; name its folder instead"
+        )
+    return main

@@ -1,0 +1,160 @@
+"""Files and folders: every table is read once, and what the names of folders say counts."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from astroco_fast.data.columns import Columns
+from astroco_fast.data.paths import find_files
+from astroco_fast.data.sources import open_source
+from astroco_fast.data.tables import is_simulated, open_table
+from astroco_fast.errors import UserError
+from tests.data.curve_factory import as_long, as_nested, assert_same_curves, gather, make_batch, read_curves
+
+
+@pytest.fixture
+def batch():
+    return make_batch(6, bands=("V", "I"))
+
+
+@pytest.mark.parametrize("key", ["band", "id", "label"])
+@pytest.mark.parametrize("star_a_row", [False, True])
+def test_columns_that_became_folders(batch, tmp_path, key, star_a_row):
+    batch.label[:] = ["RRab", "RR c/d", "EW"] * 2
+    frame = as_nested(batch).to_pandas() if star_a_row else as_long(batch)
+    frame.to_parquet(tmp_path / "survey", partition_cols=[key])
+    assert_same_curves(read_curves(tmp_path / "survey"), [batch])
+    assert_same_curves(read_curves(f"{tmp_path}/survey/{key}=*/*.parquet"), [batch])
+    one = next((tmp_path / "survey").rglob("*.parquet"))
+    assert set(gather(read_curves(one))) <= {*zip(batch.ids, batch.band, strict=True)}
+    assert_same_curves(read_curves(tmp_path / "survey", band="I"), [batch.select(batch.band == "I")])
+
+
+def test_folders_of_other_names(batch, tmp_path):
+    """By the user's choice; a column of the table itself counts before a folder; numbers are no folder's name."""
+    frame = as_long(batch).rename(columns={"band": "b"})
+    frame.to_parquet(tmp_path / "survey", partition_cols=["b"])
+    assert_same_curves(read_curves(tmp_path / "survey", Columns(band="b")), [batch])
+    inside = tmp_path / "band=R" / "mag=1" / "part.parquet"
+    inside.parent.mkdir(parents=True)
+    as_long(batch).to_parquet(inside)
+    assert_same_curves(read_curves(inside), [batch])
+    as_long(batch).drop(columns="mag").to_parquet(inside)
+    with pytest.raises(UserError, match="no magnitude column"):
+        list(read_curves(inside))
+    with pytest.raises(UserError, match=r"no column 'c', asked for by --columns\.band"):
+        list(read_curves(tmp_path / "survey", Columns(band="c")))
+
+
+def test_a_folder_without_a_value(batch, tmp_path):
+    frame = as_long(batch)
+    frame["label"] = frame["label"].where(frame["label"] != "", None)
+    frame.to_parquet(tmp_path / "survey", partition_cols=["label"])
+    assert_same_curves(read_curves(tmp_path / "survey"), [batch])
+    frame["id"] = frame["id"].where(frame["id"] != "star-2", None)
+    frame.to_parquet(tmp_path / "other", partition_cols=["id"])
+    with pytest.raises(UserError, match="'id', row 1: no value"):
+        list(read_curves(tmp_path / "other"))
+
+
+def test_simulated_by_a_folder(batch, tmp_path):
+    as_long(batch).assign(survey="simulated").to_parquet(tmp_path / "s", partition_cols=["survey"])
+    assert is_simulated(open_table(next((tmp_path / "s").rglob("*.parquet"))))
+
+
+def test_bands_by_the_names_of_surveys(batch, tmp_path):
+    for name in ("fid", "filtercode", "filterid", "FILTER", "Band"):
+        assert_same_curves(read_curves(as_long(batch).rename(columns={"band": name, "id": "oid"})), [batch])
+
+
+def test_one_file_twice(batch, tmp_path):
+    path, other = tmp_path / "a.csv", tmp_path / "sub" / "b.csv"
+    as_long(batch).to_csv(path, index=False)
+    other.parent.mkdir()
+    os.link(path, other)
+    (tmp_path / "link.csv").symlink_to(path)
+    for paths in ([path, path], [path, tmp_path / "sub" / ".." / "a.csv"], [tmp_path], [other, tmp_path / "link.csv"]):
+        with pytest.raises(UserError, match="the same file"):
+            find_files(paths)
+
+
+@pytest.mark.parametrize("names", [("a.csv", "a.parquet"), ("a.csv", "a.csv.gz"), ("x.v2.fits", "x.v2.fits.gz")])
+def test_one_table_in_two_formats(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UserError, match="one table in two formats, by their names, whose points would be doubled"):
+        find_files([tmp_path])
+
+
+def test_tables_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in ("r/part-0.csv", "g/part-0.csv", "g/part-1.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert len(find_files([tmp_path])) == 3
+
+
+def write_catalogue(folder, batch):
+    piece = folder / "dataset" / "Norder=0" / "Dir=0"
+    piece.mkdir(parents=True)
+    as_long(batch).to_parquet(piece / "Npix=1.parquet")
+    as_long(batch).head(5).to_parquet(folder / "dataset" / "data_thumbnail.parquet")
+    (folder / "hats.properties").write_text("obs_collection=x")
+    (folder / "partition_info.csv").write_text("Norder,Npix\n0,1\n")
+
+
+def test_hats_collection(batch, tmp_path):
+    """Its margin has stars of the catalogue once more."""
+    write_catalogue(tmp_path / "x", batch)
+    write_catalogue(tmp_path / "x_5arcs", batch.select(np.arange(6) < 2))
+    (tmp_path / "collection.properties").write_text(
+        "all_margins=x_5arcs\nhats_primary_table_url = x\n".replace(" ", "")
+    )
+    assert_same_curves(read_curves(tmp_path), [batch])
+    (tmp_path / "collection.properties").write_text("all_margins=x_5arcs\n")
+    with pytest.raises(UserError, match=r"collection\.properties names no catalogue"):
+        open_source(tmp_path)
+
+
+def test_two_nested_columns():
+    g, r = ([[1.0, 2.0]], [[15.0, 16.0]], [[0.1, 0.1]]), ([[3.0]], [[17.0]], [[0.2]])
+    structs = [
+        {"g": {"mjd": t, "mag": m, "err": e}, "r": {"hjd": u, "magnitude": n, "sigma": f}}
+        for t, m, e, u, n, f in zip(*g, *r, strict=True)
+    ]
+    frame = pd.DataFrame({"id": ["a"], "g": [s["g"] for s in structs], "r": [s["r"] for s in structs]})
+    with pytest.raises(UserError, match="more than one column holds light curves"):
+        open_source(frame)
+    for names in (("g.mjd", "g.mag", "g.err"), ("r.hjd", "r.magnitude", "r.sigma")):
+        (batch,) = read_curves(frame, Columns(**dict(zip(("time", "mag", "err"), names, strict=True))))
+        assert batch.n_points == len(frame[names[0][0]][0][names[0][2:]])
+
+
+def test_lists_beside_a_nested_column():
+    lists = {"mjd": [[1.0]], "mag": [[15.0]], "err": [[0.1]]}
+    frame = pd.DataFrame({"id": ["a"], **lists, "forced": [{"time": [1.0, 2.0], "m": [1.0, 2.0], "sigma": [1.0, 2.0]}]})
+    with pytest.raises(UserError, match="the fields of 'forced'"):
+        open_source(frame)
+    assert next(read_curves(frame, Columns(time="mjd", mag="mag"))).n_points == 1
+    frame["forced"] = [{"ra": [1.0], "dec": [2.0]}]
+    assert next(read_curves(frame)).n_points == 1
+
+
+def test_two_tables_of_one_star():
+    from astropy.table import Table
+
+    def table(**columns):
+        return Table({"mjd": [1.0], "mag": [2.0], "err": [0.1], **columns}, meta={"OBJECT": "M67"})
+
+    with pytest.raises(UserError, match="two tables are of a star 'M67': give each"):
+        list(read_curves([table(), table()]))
+    with pytest.raises(UserError, match="two tables are of a star 'M67' in band 'g'"):
+        list(read_curves([table(band=["g"]), table(band=["r"]), table(band=["g"])]))
+    assert {*gather(read_curves([table(band=["g"]), table(band=["r"])]))} == {("M67", "g"), ("M67", "r")}
+    assert [*gather(read_curves([table(id=["a"]), table(id=["b"])]))] == [("a", ""), ("b", "")]
+    unnamed = Table({"mjd": [1.0], "mag": [2.0], "err": [0.1]})
+    named = table()
+    named.meta["OBJECT"] = "1"  # the place of the other in the list
+    with pytest.raises(UserError, match="two tables are of a star '1'"):
+        list(read_curves([named, unnamed]))
