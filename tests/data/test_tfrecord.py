@@ -143,7 +143,7 @@ def test_the_conversion_of_records_notes_the_precision_of_times_once(tmp_path: P
         write_records(tmp_path / "in" / f"{i}.record", [new_style(batch, i)])
     report = convert(tmp_path / "in", tmp_path / "store")
     (note,) = report.notes
-    assert "0.record: times in 'mjd' (and in 3 more tables) are single precision" in note
+    assert "0.record and 3 more: times in 'mjd' are single precision" in note
     assert Store.open(tmp_path / "store").ids.tolist() == batch.ids.tolist()
 
 
