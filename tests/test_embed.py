@@ -1,5 +1,6 @@
 """Embeddings: one row for each light curve, from every kind of input."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -270,6 +271,27 @@ def test_bad_input_is_one_line_and_exit_2(
     assert error.count("\n") == 1
     assert not Path("out.parquet").exists()
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, model: af.AstroCo) -> None:
+    arrays = [curve(20), curve(20), curve(3)]
+    broken = copy.deepcopy(model)
+    plain = broken.forward
+
+    def forward(*args: object, **keywords: object) -> object:
+        out = plain(*args, **keywords)
+        out.embedding[0] = float("nan")
+        return out
+
+    broken.forward = forward  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="the embeddings of 1 of 3 light curves are not finite"):
+        vectors = broken.embed(arrays)
+    assert np.isnan(vectors[0]).all()
+    assert np.isfinite(vectors[1:]).all()
+    with pytest.warns(UserWarning, match="dropped 1 curves: embedding not finite"):
+        assert len(broken.embed(long_table(arrays))) == 2
+    with pytest.raises(UserError, match="no light curve left to embed; dropped 1 curves: embedding not finite"):
+        broken.embed(arrays[:1])
 
 
 def test_nothing_to_embed_is_an_error(model: af.AstroCo) -> None:

@@ -18,7 +18,7 @@ from astroco_fast.data.curves import CurveBatch, two_labels
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
-from astroco_fast.files import write_text
+from astroco_fast.files import flush, sha256, write_text
 
 # Up to BUFFER_POINTS are grouped in memory. More are first cut, by the hash of the id, into files of about
 # PARTITION_POINTS each, so that all points of a star are in one of them.
@@ -48,18 +48,30 @@ def partitions(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
         done = folder / _DONE
-        if done.exists():
-            files = _files(folder, json.loads(done.read_text())["partitions"])
-        else:
+        files = _whole(folder, done)
+        if files is None:
+            done.unlink(missing_ok=True)
             waiting, files = _cut(points, expected, folder, progress)
             if waiting and not skip:
                 yield pa.Table.from_batches(waiting)
             if files:
-                write_text(done, json.dumps({"partitions": len(files)}))
+                for file in files:
+                    flush(file)
+                write_text(done, json.dumps({"files": {file.name: sha256(file) for file in files}}))
         for file in files[skip:]:
             with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
                 table = stream.read_all()
             yield table
+
+
+def _whole(folder: Path, done: Path) -> list[Path] | None:
+    """The files of an earlier cut, if all of them are as they were written; else None, and the points are cut again."""
+    try:
+        digests = json.loads(done.read_text(encoding="utf-8"))["files"]
+        files = _files(folder, len(digests))
+        return files if all(sha256(file) == digests[file.name] for file in files) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _cut(points: Iterable[Any], expected: int, folder: Path, progress: bool) -> tuple[list[Any], list[Path]]:

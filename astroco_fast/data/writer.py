@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -25,15 +26,20 @@ from astroco_fast.data.store import (
     OFFSETS,
     POINT_FILES,
     SCHEMA_VERSION,
+    Store,
     curve_schema,
     describe_file,
 )
-from astroco_fast.files import flush, locked, publish, write_text
+from astroco_fast.errors import UserError
+from astroco_fast.files import flush, locked, publish, remove_partials, write_text
 
 # Progress is recorded after this many points (16 bytes each, so that a kill loses some dozen MB of work), or after this
 # many curves, which may have no points.
 STEP_POINTS = 1_000_000
 STEP_CURVES = 100_000
+
+_GROWING = (*(name for name, _ in POINT_FILES.values()), OFFSETS[0])
+_NAMES = (*FILES, MANIFEST, "work")
 
 
 class StoreWriter:
@@ -41,7 +47,9 @@ class StoreWriter:
 
     Files of points and offsets grow by appending. After each step they are flushed to disk, the step's rows of
     `curves.parquet` are put aside, and `work/progress.json` is replaced. It says how long each file is, so that what a
-    killed process wrote after that is cut off. `work` holds what is not part of the finished store.
+    killed process wrote after that is cut off, and its checksum, so that what the disk has changed is noticed. The
+    checksums in the manifest are of what was written, too, rather than of what the disk holds. `work` holds what is not
+    part of the finished store.
 
     Args:
         out: folder of the store to be.
@@ -66,12 +74,24 @@ class StoreWriter:
         self._waiting = {"points": 0, "curves": 0}
         self.batches = self.curves = self.points = self.steps = 0
         self.counts: Counter[str] = Counter()
+        self._digests = {name: hashlib.sha256() for name in _GROWING}
+        self._step_digests: list[str] = []
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[StoreWriter]:
-        """Lock the folder, and take up earlier progress or discard it."""
+        """Lock the folder, and take up earlier progress or discard it.
+
+        Raises:
+            UserError: the folder holds anything but a conversion, or another process is converting into it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path, "another process is converting into it; wait for it, or choose another output"):
+            remove_partials(self.path)
+            if others := sorted({entry.name for entry in self.path.iterdir()} - {*_NAMES}):
+                raise UserError(
+                    f"{self.path}: holds {others[0]!r}, but the conversion would go on there; move it away, or choose "
+                    "another output"
+                )
             if not self._take_up():
                 self.discarded = self.complete or (self._work / "plan.json").exists()
                 self._start()
@@ -106,20 +126,30 @@ class StoreWriter:
 
     def record(self) -> None:
         """End a step: what was appended so far survives a kill."""
-        pyarrow.parquet.write_table(self._table(), self._step_file(self.steps))
+        content = pa.BufferOutputStream()
+        pyarrow.parquet.write_table(self._table(), content)
+        rows = content.getvalue().to_pybytes()
+        self._step_file(self.steps).write_bytes(rows)
         flush(self._step_file(self.steps))
-        for name in (*(name for name, _ in POINT_FILES.values()), OFFSETS[0]):
+        for name in _GROWING:
             flush(self.path / name)
         self.steps += 1
-        progress = {"batches": self.batches, "curves": self.curves, "points": self.points, "steps": self.steps}
-        _write_json(self._work / "progress.json", {**progress, "counts": dict(self.counts)})
+        self._step_digests.append(hashlib.sha256(rows).hexdigest())
+        self._write_progress()
         self._rows, self._hashes = [], []
         self._waiting = {"points": 0, "curves": 0}
 
     def recorded_rows(self) -> Iterator[Any]:
-        """The rows of `curves.parquet` recorded so far, as an Arrow table for each step."""
-        for step in range(self.steps):
-            yield pyarrow.parquet.read_table(self._step_file(step))
+        """The rows of `curves.parquet` recorded so far, as an Arrow table for each step.
+
+        Raises:
+            UserError: they are not as they were written.
+        """
+        for step, digest in enumerate(self._step_digests):
+            rows = self._step_file(step).read_bytes()
+            if hashlib.sha256(rows).hexdigest() != digest:
+                raise UserError(f"{self._step_file(step)}: not as it was written; remove {self.path} and convert again")
+            yield pyarrow.parquet.read_table(pa.BufferReader(rows))
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Record the last step, write `curves.parquet` and the manifest (whose `files` are filled in), and publish."""
@@ -129,9 +159,20 @@ class StoreWriter:
             for table in self.recorded_rows():
                 writer.write_table(table)
         flush(self.path / CURVES)
-        manifest["files"] = {name: describe_file(self.path / name) for name in FILES}
+        manifest["files"] = {name: self._describe(name) for name in FILES}
         _write_json(self.path / MANIFEST, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest})
         self.publish()
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        """The size and checksum of a finished file.
+
+        Raises:
+            UserError: the disk holds something else than what was written.
+        """
+        told = describe_file(self.path / name)
+        if name in self._digests and told["sha256"] != self._digests[name].hexdigest():
+            raise UserError(f"{self.path / name}: not as it was written; remove {self.path} and convert again")
+        return told
 
     def publish(self) -> None:
         """The last step: the folder gets its name."""
@@ -148,39 +189,69 @@ class StoreWriter:
             return False
         try:
             if self.complete:
-                return bool(json.loads((self.path / MANIFEST).read_text())["provenance"]["plan"] == self._plan)
-            if json.loads((self._work / "plan.json").read_text()) != self._plan:
+                return Store.open(self.path).manifest["provenance"]["plan"] == self._plan
+            if json.loads((self._work / "plan.json").read_text(encoding="utf-8")) != self._plan:
                 return False
-            progress = json.loads((self._work / "progress.json").read_text())
-            self.counts = Counter(progress.pop("counts"))
-            for name, value in progress.items():
-                setattr(self, name, value)
-            for name, dtype in POINT_FILES.values():
-                _cut(self.path / name, self.points * np.dtype(dtype).itemsize)
-            _cut(self.path / OFFSETS[0], (self.curves + 1) * np.dtype(OFFSETS[1]).itemsize)
-        except (OSError, ValueError, KeyError):
+            saved = json.loads((self._work / "progress.json").read_text(encoding="utf-8"))
+            progress = saved["progress"]
+            if saved["sha256"] != _digest_of(progress):
+                return False
+            for name, itemsize, count in self._growing(progress["points"], progress["curves"] + 1):
+                self._digests[name] = _digest_up_to(self.path / name, itemsize * count)
+                if self._digests[name].hexdigest() != progress["digests"][name]:
+                    return False
+            self.batches, self.curves, self.points, self.steps = (
+                progress[name] for name in ("batches", "curves", "points", "steps")
+            )
+            self.counts, self._step_digests = Counter(progress["counts"]), progress["step_digests"]
+            for name, itemsize, count in self._growing(self.points, self.curves + 1):
+                os.truncate(self.path / name, itemsize * count)
+            for _ in self.recorded_rows():
+                pass
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             return False
-        return all(self._step_file(step).exists() for step in range(self.steps))
+        return True
 
     def _start(self) -> None:
         for entry in self.path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.batches = self.curves = self.points = self.steps = 0
         self.counts = Counter()
+        self._digests, self._step_digests = {name: hashlib.sha256() for name in _GROWING}, []
         self.spill.mkdir(parents=True)
-        for name, _ in POINT_FILES.values():
+        for name in _GROWING:
             (self.path / name).touch()
-        (self.path / OFFSETS[0]).write_bytes(np.zeros(1, OFFSETS[1]).tobytes())
+        self._extend(OFFSETS[0], np.zeros(1, OFFSETS[1]))
         _write_json(self._work / "plan.json", self._plan)
-        progress = {"batches": 0, "curves": 0, "points": 0, "steps": 0, "counts": {}}
-        _write_json(self._work / "progress.json", progress)
+        self._write_progress()
+
+    def _write_progress(self) -> None:
+        progress = {
+            "batches": self.batches,
+            "curves": self.curves,
+            "points": self.points,
+            "steps": self.steps,
+            "counts": dict(self.counts),
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
+            "step_digests": self._step_digests,
+        }
+        _write_json(self._work / "progress.json", {"progress": progress, "sha256": _digest_of(progress)})
+
+    @staticmethod
+    def _growing(points: int, offsets: int) -> Iterator[tuple[str, int, int]]:
+        """Name, bytes of an item, and number of items of each file that grows."""
+        for name, dtype in POINT_FILES.values():
+            yield name, np.dtype(dtype).itemsize, points
+        yield OFFSETS[0], np.dtype(OFFSETS[1]).itemsize, offsets
 
     def _step_file(self, step: int) -> Path:
         return self._work / f"curves-{step:06d}.parquet"
 
     def _extend(self, name: str, values: NDArray[Any]) -> None:
+        content = np.ascontiguousarray(values).data
         with (self.path / name).open("ab") as file:
-            file.write(np.ascontiguousarray(values).data)
+            file.write(content)
+        self._digests[name].update(content)
 
     def _table(self) -> Any:
         columns = {
@@ -193,10 +264,20 @@ class StoreWriter:
         return pa.table(columns, schema=curve_schema())
 
 
-def _cut(path: Path, size: int) -> None:
-    if path.stat().st_size < size:
+def _digest_up_to(path: Path, size: int) -> Any:
+    """The SHA-256 object of the first `size` bytes of a file."""
+    digest, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    if left:
         raise ValueError(f"{path} is shorter than recorded")
-    os.truncate(path, size)
+    return digest
+
+
+def _digest_of(progress: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

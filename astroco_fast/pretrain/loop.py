@@ -82,7 +82,7 @@ def pretrain(
         state, saved = resume(checkpoints, trainer, store, ranks, console)
         if (reason := limit_reached(state, train)) and ranks.on_rank_zero((out / run_folder.SUMMARY).exists):
             console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
-            require_best(state, out)
+            require_best(ranks.on_rank_zero(lambda: run_folder.read_best(out)), state, out)
             return DONE
         # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
         ranks.on_rank_zero(lambda: checkpoints.reset_best(state.best_checkpoint))
@@ -294,7 +294,7 @@ class Loop:
         self.ranks.on_rank_zero(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
         if self.train.plots and self.ranks.is_first and state.best is not None:
             self.draw()
-        require_best(state, self.out)
+        require_best(state.best, state, self.out)
         skipped = f" {state.bad_steps} of {state.step} steps were skipped, since they were not finite." * bool(
             state.bad_steps
         )
@@ -361,10 +361,10 @@ def limit_reached(state: State, train: TrainConfig) -> str | None:
     return None
 
 
-def require_best(state: State, out: Path) -> None:
+def require_best(best: dict[str, Any] | None, state: State, out: Path) -> None:
     """Raise `Diverged` if a finished run has learnt nothing: all steps were skipped, or no evaluation was finite."""
-    if state.best is None or state.bad_steps == state.step:
-        what = "no evaluation was finite" if state.best is None else "no step was applied"
+    if best is None or state.bad_steps == state.step:
+        what = "no evaluation was finite" if best is None else "no step was applied"
         raise Diverged(
             f"{out}: {what}, and {state.bad_steps} of {state.step} steps were skipped, since they were not finite "
             "(metrics.jsonl lists them); try a lower --train.learning_rate in another --out"

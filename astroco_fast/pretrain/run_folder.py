@@ -193,6 +193,20 @@ def write_summary(folder: Path, reason: str, state: State, data: TrainingData, t
     write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n", _WAY_OUT)
 
 
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """The best evaluation of a finished run, by its summary.json; None if there was none.
+
+    Raises:
+        UserError: the summary cannot be read.
+    """
+    path = folder / SUMMARY
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))["best"]
+        return None if best is None else dict(best)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read; remove it, and the same command writes it again") from error
+
+
 def card_notes(state: State, data: TrainingData) -> str:
     """Text for a checkpoint's model card: what the model was trained on, how far, and the run's best evaluation."""
     kind = "SIMULATED light curves, not observed ones" if data.store.simulated else "light curves"

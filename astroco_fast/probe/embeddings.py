@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -22,7 +24,7 @@ from astroco_fast.probe.stars import Portion, Stars
 
 _SAVE_SECONDS = 60.0
 _CURVES_AT_ONCE = 256
-_DIGEST = b"model_sha256"
+_DIGEST, _CONTENT = b"model_sha256", b"content_sha256"
 
 
 def model_digest(model: PretrainedEncoder, parts: Iterable[str]) -> str:
@@ -55,12 +57,14 @@ class Describer:
 class Embeddings:
     """One describer's vectors, in a Parquet file with the columns id, curve (a hash of the points) and embedding.
 
+    The file's metadata have the describer's digest and a hash of the columns.
+
     Args:
         path: the file, which is read if it exists.
         digest: the describer's digest.
 
     Raises:
-        UserError: the file holds other vectors, or cannot be read.
+        UserError: the file holds other vectors, cannot be read, or is not as it was written.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
@@ -91,23 +95,36 @@ class Embeddings:
             "curve": pa.array(curves, pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
         }
-        table = pa.table(columns).replace_schema_metadata({_DIGEST: self._digest.encode()})
+        told = {_DIGEST: self._digest.encode(), _CONTENT: _content(columns["id"], columns["curve"], vectors)}
         with whole_file(self.path) as partial:
-            pq.write_table(table, partial)
+            pq.write_table(pa.table(columns).replace_schema_metadata(told), partial, write_page_checksum=True)
 
     def _load(self) -> None:
+        remade = "remove it, and it is made again"
         try:
-            table = pq.read_table(self.path)
-            ids, curves = table["id"].to_pylist(), table["curve"].to_pylist()
-            flat = table["embedding"].combine_chunks().flatten().to_numpy()
+            table = pq.read_table(self.path, page_checksum_verification=True)
+            told = table.schema.metadata or {}
+            ids, curves = (pc.cast(table[name], pa.string()).combine_chunks() for name in ("id", "curve"))
+            flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             vectors = flat.reshape(len(ids), -1).astype(np.float32)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); remove it, and it is made again") from error
-        if (table.schema.metadata or {}).get(_DIGEST, b"").decode() != self._digest:
+            if ids.null_count or curves.null_count or len(set(curves.to_pylist())) < len(curves):
+                raise ValueError("an id or a curve is missing or comes twice")
+        except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); {remade}") from error
+        if _CONTENT in told and told[_CONTENT] != _content(ids, curves, vectors):
+            raise UserError(f"{self.path}: not as it was written (its checksum differs); {remade}")
+        if told.get(_DIGEST, b"") != self._digest.encode():
             raise UserError(
                 f"{self.path}: of another model, version or choice of parts; choose another --out, or remove the file"
             )
-        self.add(ids, curves, vectors)
+        self.add(ids.to_pylist(), curves.to_pylist(), vectors)
+
+
+def _content(ids: Any, curves: Any, vectors: NDArray[np.float32]) -> bytes:
+    """A hash of a file's columns: two Arrow string arrays, and the vectors (n, D)."""
+    digest = hashlib.sha256(repr((vectors.shape, ids.to_pylist(), curves.to_pylist())).encode())
+    digest.update(np.ascontiguousarray(vectors).data)
+    return digest.hexdigest().encode()
 
 
 def is_cache(path: Path) -> bool:

@@ -3,7 +3,7 @@
 import filecmp
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,10 @@ import torch
 import yaml
 
 from astroco_fast import presets, registry, settings
+from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import whole_folder, write_text
+from astroco_fast.files import remove_partials, set_aside, whole_folder, write_text
 from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
@@ -27,6 +28,7 @@ from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
+from astroco_fast.probe.results import TEXTS
 from astroco_fast.probe.run import Assigned, assign, probe
 from astroco_fast.probe.splits import write_splits
 from astroco_fast.reproduce.choices import CHOICES
@@ -44,6 +46,7 @@ _NAMES = (
 )
 FREE = {"out", "models"}  # settings that a later start in the same folder may change ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
+_MODEL = (CONFIG_FILE, WEIGHTS_FILE)
 _NO_LIMIT = 1_000_000
 _FULL = "free some disk space, or choose another --out"  # the advice where the disk is full
 
@@ -137,13 +140,17 @@ class Experiment:
         self.config, self.budget, self.out, self.store = config, budget, out, store
         self.ranks, self.stop, self.console = ranks, stop, console
         self._assigned: Assigned | None = None
+        self._damaged: set[Path] = set()  # kept models that are not as they were written; on rank 0
         self._runs = {row.name: out / RUNS / row.folder for row in budget.rows}
 
     def prepare(self) -> None:
         """Check for errors that would occur later, draw the probes' stars, and claim the folder. Called on rank 0."""
-        for row, stage in ((row, stage) for row in self.budget.rows for stage in self.budget.stages):
-            kept = self.place(row, stage)
-            if kept.exists() and read_summary(kept)["store"] != self.store.digest:
+        for folder in (self.out / MODELS, self.out / PROBES):
+            if folder.is_dir():
+                remove_partials(folder)
+        for kept in (self.place(row, stage) for row in BUDGETS[self.config.budget].rows for stage in STAGES):
+            self._check(kept)
+            if self._is_kept(kept) and read_summary(kept)["store"] != self.store.digest:
                 raise UserError(
                     f"{self.store.path}: not the light curves that {self.out} compares models on; choose another --out"
                 )
@@ -183,6 +190,26 @@ class Experiment:
             self.console.say(str(path))
         return DIVERGED if diverged else DONE
 
+    def _check(self, kept: Path, names: Sequence[str] = (*_MODEL, run_folder.SUMMARY)) -> None:
+        """Compare a kept model's files with their checksums, and note it if one is damaged. Called on rank 0."""
+        if not kept.exists():
+            return
+        try:
+            if (kept / MANIFEST).exists():
+                check_files(kept, names)
+            for name in names:
+                if not (kept / name).exists():
+                    raise UserError(f"{kept / name}: missing")
+            if run_folder.SUMMARY in names:
+                read_summary(kept)
+        except UserError as error:
+            self._damaged.add(kept)
+            self.console.say(f"{error}: this model is kept anew.")
+
+    def _is_kept(self, kept: Path) -> bool:
+        """Whether a model is kept, and whole. Called on rank 0."""
+        return kept.exists() and kept not in self._damaged
+
     def place(self, row: Row, stage: str) -> Path:
         """The folder of the model as it was at the end of a stage."""
         return self.out / MODELS / f"{row.folder}-{stage.replace(' ', '-')}"
@@ -191,14 +218,15 @@ class Experiment:
         """Train a model to the end of a stage and keep it there, unless that was done."""
         kept, run = self.place(row, stage), self._runs[row.name]
         seconds = self.ranks.on_rank_zero(lambda: self._seconds(stage))
-        if self.ranks.on_rank_zero(lambda: kept.exists() and read_summary(kept)["seconds_asked"] == seconds):
+        if self.ranks.on_rank_zero(lambda: self._is_kept(kept) and read_summary(kept)["seconds_asked"] == seconds):
             return DONE
         steps, there = self.ranks.on_rank_zero(lambda: self._steps(row, stage, seconds))
         if not there:
             self.console.say(f"\n{row.name}, {stage}")
             if pretrain(self._training(row, steps), self.ranks, self.stop, row.initialise) == INTERRUPTED:
                 return INTERRUPTED
-        self.ranks.on_rank_zero(lambda: self._keep(self.place(row, WINDOWS) if there else run, kept, seconds))
+        source = self.place(row, WINDOWS) if there else run
+        self.ranks.on_rank_zero(lambda: self._keep(source, kept, seconds, steps))
         return DONE
 
     def _seconds(self, stage: str) -> float | None:
@@ -209,7 +237,7 @@ class Experiment:
         if stage == WINDOWS:
             return None
         kept = (self.place(row, WINDOWS) for row in BUDGETS[self.config.budget].rows)
-        return max(float(read_summary(place)["training_seconds"]) for place in kept if place.exists())
+        return max(float(read_summary(place)["training_seconds"]) for place in kept if self._is_kept(place))
 
     def _steps(self, row: Row, stage: str, seconds: float | None) -> tuple[int | None, bool]:
         """The last step of a model's training (None: the budget's epochs), and whether the first stage reached it."""
@@ -240,28 +268,43 @@ class Experiment:
             seed=config.seed + row.seed, model=dict(row.model), train=TrainConfig(**train),
         )  # fmt: skip
 
-    def _keep(self, source: Path, kept: Path, seconds: float | None) -> None:
+    def _keep(self, source: Path, kept: Path, seconds: float | None, steps: int | None) -> None:
         """Copy the best model and the summary of a run, which will continue, or of the model kept for the first stage.
 
         Args:
             source: folder of the run, or of the kept model.
             kept: folder to copy to.
             seconds: the training time of the stage (None: the stage has no such limit), for the copy's summary.
+            steps: the stage's last step; None: the end of the budget's epochs.
+
+        Raises:
+            UserError: the run has no model, or has gone on beyond the stage.
         """
-        summary = json.loads((source / run_folder.SUMMARY).read_text())
+        summary = read_summary(source)
+        is_run = source.parent.name == RUNS
+        if is_run and (summary["step"] > steps if steps is not None else summary["epochs"] > self.budget.epochs):
+            raise UserError(
+                f"{kept}: this model has to be kept anew, but its run has gone on beyond it; remove {kept} and "
+                f"{source}, and it is trained again"
+            )
         if summary["best"] is None:
             raise UserError(f"{source}: no evaluation has a finite RMSE; see its metrics.jsonl")
         model = source
-        if source.parent.name == RUNS:
+        if is_run:
             model = source / "checkpoints" / "best"
             summary["training_seconds"] = training_seconds(source, summary)
             summary["store"] = self.store.digest
-        shutil.rmtree(self.out / PROBES / kept.name, ignore_errors=True)  # those of an earlier model of this stage
+        if (probes := self.out / PROBES / kept.name).exists():  # those of an earlier model of this stage
+            shutil.rmtree(set_aside(probes))
+        if (model / MANIFEST).exists():
+            check_files(model)
         with whole_folder(kept, _FULL) as new:
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
                 shutil.copyfile(model / name, new / name)
             text = json.dumps({**summary, "seconds_asked": seconds}, indent=1)
             (new / run_folder.SUMMARY).write_text(text + "\n")
+            write_manifest(new)
+        self._damaged.discard(kept)
 
     def _probe_config(self, model: Path, out: Path) -> ProbeConfig:
         config, splits = self.config, self.out / SPLITS
@@ -277,7 +320,7 @@ class Experiment:
     def _probe(self, kept: Path, first: Path) -> None:
         """Probe a kept model; if it is still the `first` stage's model, as the slowest is, copy that one's probes."""
         out = self.out / PROBES / kept.name
-        if (out / "results.json").exists():
+        if all((out / name).exists() for name in TEXTS):
             return
         if kept != first and filecmp.cmp(kept / WEIGHTS_FILE, first / WEIGHTS_FILE, shallow=False):
             with whole_folder(out, _FULL) as new:
@@ -292,10 +335,12 @@ class Experiment:
         if like is None:
             return
         kept = self._untrained()
-        if not kept.exists():
+        self._check(kept, _MODEL)
+        if not self._is_kept(kept):
             torch.manual_seed(self.config.seed)
             with whole_folder(kept, _FULL) as new:
                 registry.build(like.preset, **like.model).save_pretrained(new)
+            self._damaged.discard(kept)
         self._probe(kept, kept)
 
     def _untrained(self) -> Path:
@@ -330,20 +375,30 @@ class Experiment:
         }
         for stage in STAGES:
             kept = self.place(row, stage)
-            if kept.exists():
+            if self._is_kept(kept):
                 facts["stages"][stage] = {**read_summary(kept), "probes": self._probed(kept)}
         return facts
 
     def _probed(self, kept: Path) -> list[dict[str, Any]]:
         """The probes' results for a kept model, an entry for each probe and size; empty if there are none yet."""
-        path = self.out / PROBES / kept.name / "results.json"
+        path = self.out / PROBES / kept.name / TEXTS[0]
         entries: list[dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else []
         return entries
 
 
 def read_summary(kept: Path) -> dict[str, Any]:
-    """The summary of a kept model: its run's summary.json, with the fields that `_keep` adds."""
-    summary: dict[str, Any] = json.loads((kept / run_folder.SUMMARY).read_text())
+    """The summary of a run, or of a kept model, to which `_keep` adds fields.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = kept / run_folder.SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or "best" not in summary:
+            raise ValueError("not a summary")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read; put it back, or remove {kept}") from error
     return summary
 
 

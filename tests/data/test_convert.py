@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,65 @@ def test_damaged_progress_is_discarded(tmp_path, small_steps, monkeypatch):
     assert "discarded" in convert(path, tmp_path / "store").notes[0]
     convert(path, tmp_path / "whole")
     assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["nested", "long"])
+def test_a_changed_bit_of_a_stopped_conversion_is_noticed(kind, tmp_path, small_steps, monkeypatch):
+    batch, path = make_batch(40), tmp_path / f"in.{kind}.parquet"
+    write_nested(batch, path) if kind == "nested" else as_long(batch).to_parquet(path)
+    convert(path, tmp_path / "whole")
+    stop_after(monkeypatch, 2, path, tmp_path / "stopped")
+    files = sorted(p.relative_to(tmp_path / "stopped.partial") for p in (tmp_path / "stopped.partial").rglob("*.*"))
+    assert any(file.suffix == ".arrow" for file in files) == (kind == "long")
+    for i, file in enumerate(file for file in files if file.suffix != ".partial"):
+        partial = shutil.copytree(tmp_path / "stopped.partial", tmp_path / f"{i}.partial")
+        written = bytearray((partial / file).read_bytes())
+        written[len(written) // 2 - 3] ^= 1
+        (partial / file).write_bytes(written)
+        report = convert(path, tmp_path / f"{i}")
+        assert content(tmp_path / f"{i}") == content(tmp_path / "whole"), file
+        if "spill" in file.parts:
+            assert "resumed after" in report.notes[0]  # the points are cut again
+        else:
+            assert "discarded" in report.notes[0], file
+
+
+def test_a_finished_conversion_is_compared_with_its_checksums(tmp_path, small_steps, monkeypatch):
+    path = write_nested(make_batch(40), tmp_path / "in.parquet")
+    convert(path, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(path, tmp_path / "store")
+    partial = tmp_path / "store.partial" / "mag.f32"
+    partial.write_bytes(partial.read_bytes()[:-1] + b"\x00")
+    assert "discarded" in convert(path, tmp_path / "store").notes[0]
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_what_the_disk_changes_while_it_is_written_is_noticed(tmp_path, small_steps, monkeypatch):
+    real = writer.flush
+
+    def flipping(path):
+        real(path)
+        if path.name == "mag.f32":
+            path.write_bytes(b"\x00" + path.read_bytes()[1:])
+
+    monkeypatch.setattr(writer, "flush", flipping)
+    with pytest.raises(UserError, match=r"mag\.f32: not as it was written"):
+        convert(make_batch(40), tmp_path / "store")
+
+
+def test_a_folder_of_the_user_is_not_written_over(tmp_path):
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"store\.partial: holds 'thesis\.tex'"):
+        convert(make_batch(5), tmp_path / "store")
+    assert content(tmp_path) == {Path("store.partial/thesis.tex"): b"x"}
 
 
 def test_two_conversions_into_one_place(tmp_path):

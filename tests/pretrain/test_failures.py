@@ -12,7 +12,7 @@ from astroco_fast import ops
 from astroco_fast.data.convert import convert
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.step import Trainer
-from tests.pretrain.patches import command, not_finite_at, pretend_gpus, this_rank
+from tests.pretrain.patches import command, evaluations, not_finite_at, pretend_gpus, this_rank
 from tests.pretrain.processes import Ended, on_ranks
 from tests.pretrain.test_resume import expected, outcome, unbroken
 
@@ -227,6 +227,30 @@ def test_many_in_a_row_are_a_divergence(world, arguments, tmp_path):
     last = [line for line in lines if line["split"] == "skipped"][-1]
     assert f"windows {last['windows'][0]} ({last['curves'][0]})" in line
     assert f"not finite by themselves: windows {last['suspects'][0]} " in line
+
+
+def test_a_run_that_learnt_nothing_is_not_finished(arguments, tmp_path):
+    """Neither by its exit status nor by what it says, whether it ends or is started again."""
+    argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]
+    for steps in ((0, 1), ()):
+        (ended,) = on_ranks(None, command, argv, (not_finite_at, (steps, 0)), tmp_path=tmp_path)
+        assert ended.code == 3, ended.err
+        assert "no step was applied, and 2 of 2 steps were skipped" in ended.err
+        assert "Finished" not in ended.out
+    (partly,) = on_ranks(
+        None, command, [*argv, "--out", str(tmp_path / "partly")], (not_finite_at, ((1,), 0)), tmp_path=tmp_path
+    )
+    assert partly.code == 0, partly.err
+    assert "1 of 2 steps were skipped, since they were not finite" in partly.out
+
+
+def test_a_run_without_a_finite_evaluation_names_no_best_model(arguments, tmp_path):
+    argv = [*arguments, "--out", str(tmp_path / "run"), "--train.max_steps", "2"]
+    (ended,) = on_ranks(None, command, argv, (evaluations, ([float("nan")],)), tmp_path=tmp_path)
+    assert ended.code == 3, ended.err
+    assert "no evaluation was finite" in ended.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["best"], summary["best_checkpoint"]) == (None, None)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

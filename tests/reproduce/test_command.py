@@ -170,6 +170,29 @@ def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch:
             assert parts[name]["stages"][stage]["best"] == found["best"]
 
 
+def test_what_is_damaged_is_made_anew(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kept model with a changed bit, one that is half removed, and a probe without some of its results."""
+    out, flags = tmp_path / "out", ("--models", f"[{paper.NO_CONV}]", "--sizes", "[4]")
+    assert start(data, out, *flags) == 0
+    before = (out / "results.csv").read_bytes()
+    models, probes = (sorted(path for path in (out / name).iterdir()) for name in ("models", "probes"))
+    (last,) = (path for path in models if path.name.endswith(TIME.replace(" ", "-")))
+    (last / "summary.json").unlink()
+    (probes[0] / "results.csv").unlink()
+    assert start(data, out, *flags) == 0
+    assert "kept anew" in capsys.readouterr().out
+    assert (out / "results.csv").read_bytes() == before
+    assert (probes[0] / "results.csv").exists()
+    (first,) = (path for path in models if path.name.endswith(WINDOWS.replace(" ", "-")))
+    weights = bytearray((first / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (first / "model.safetensors").write_bytes(weights)
+    run_of_it = json.loads((out / "runs" / first.name.removesuffix("-equal-windows") / "summary.json").read_text())
+    went_on = run_of_it["step"] > json.loads((first / "summary.json").read_text())["step"]
+    assert start(data, out, *flags) == (2 if went_on else 0)
+    assert (out / "results.csv").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
