@@ -37,7 +37,7 @@ class CurveBatch:
         periods: of the n light curves, where they were searched before and stored; None: not searched.
 
     Raises:
-        UserError: the arrays' lengths do not fit together.
+        UserError: the arrays' lengths do not fit together, or an id, band or label is no text.
     """
 
     ids: NDArray[np.object_]
@@ -63,6 +63,10 @@ class CurveBatch:
             raise UserError(f"{self.source or 'curves'}: time, mag, err and offsets disagree on the number of points")
         if n and self.lengths.min() < 0:
             raise UserError(f"{self.source or 'curves'}: offsets must not fall")
+        for name, words in (("id", self.ids), ("band", self.band), ("label", self.label)):
+            if not all(issubclass(kind, str) for kind in {*map(type, words)}):
+                i, word = next((i, word) for i, word in enumerate(words) if not isinstance(word, str))
+                raise UserError(f"{self.source or 'curves'}: {name} {i + 1} is {word!r}; it must be text (str)")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,6 +9,7 @@ arrays, stores and batches. A new kind of file is added in `tables`; a new kind 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, read_rows
 from astroco_fast.data.store import Store
 from astroco_fast.data.tables import is_simulated, open_table
+from astroco_fast.data.words import Place, to_objects, to_text
 from astroco_fast.errors import UserError
 
 _READ_ROWS = 250_000  # rows read at a time from a table with a point a row
@@ -296,10 +298,23 @@ class BatchSource:
             if not isinstance(batch, CurveBatch):
                 raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
             if index >= skip:
+                batch = _tidy(batch)
                 mask = None if wanted is None else wanted.mask(pa.array(batch.band, type=pa.string()))
                 yield batch if mask is None else batch.select(mask)
         if wanted is not None and not skip:
             wanted.check(self.name)
+
+
+def _tidy(batch: CurveBatch) -> CurveBatch:
+    """A batch with its ids, bands and labels in the form that those of tables get (`words`)."""
+    source = batch.source or "light curves"
+    ids, band, label = (pa.array(words, pa.string()) for words in (batch.ids, batch.band, batch.label))
+    return replace(
+        batch,
+        ids=to_objects(to_text(ids, Place(source, "ids"), required=True)),
+        band=to_objects(to_text(band, Place(source, "band"), any_word=True)),
+        label=to_objects(to_text(label, Place(source, "label"))),
+    )
 
 
 class ArraySource(BatchSource):

@@ -79,9 +79,12 @@ class Store:
         if check_periods and PERIODS in manifest["files"]:
             _check_file(path / PERIODS, manifest["files"][PERIODS], verify, _SEARCH_AGAIN.format(path))
         store = cls(path, manifest)
-        counts = manifest["counts"]
-        if len(store.offsets) != counts["curves"] + 1 or len(store.time) != counts["points"]:
+        counts, points = manifest["counts"], len(store.time)
+        if not len(store.offsets) or len(store.offsets) != counts["curves"] + 1 or points != counts["points"]:
             raise UserError(f"{path / MANIFEST}: its counts are not those of the files; {_AGAIN}")
+        whole = store.offsets[0] == 0 and store.offsets[-1] == points == len(store.mag) == len(store.err)
+        if not whole or np.diff(store.offsets).min(initial=0) < 0:
+            raise UserError(f"{path / OFFSETS[0]}: it does not divide the points into light curves; {_AGAIN}")
         return store
 
     @staticmethod
@@ -133,7 +136,13 @@ class Store:
         """The periods of the n light curves; None if they were not searched (`astroco periods`)."""
         if PERIODS not in self.manifest["files"]:
             return None
-        return Periods.from_table(pyarrow.parquet.read_table(self.path / PERIODS))
+        try:
+            periods = Periods.from_table(pyarrow.parquet.read_table(self.path / PERIODS))
+        except (pa.ArrowException, OSError, LookupError, ValueError) as error:
+            raise UserError(f"{self.path / PERIODS}: cannot be read; {_SEARCH_AGAIN.format(self.path)}") from error
+        if len(periods) != self.n_curves:
+            raise UserError(f"{self.path / PERIODS}: of other light curves; {_SEARCH_AGAIN.format(self.path)}")
+        return periods
 
     def add_periods(self, search: Callable[[CurveBatch], Periods], progress: bool) -> None:
         """Search the periods of all light curves, and add them to the store.
@@ -205,10 +214,21 @@ class Store:
             )
 
     def _map(self, name: str, dtype: str) -> Any:
-        return np.memmap(self.path / name, dtype=dtype, mode="r")
+        size, width = (self.path / name).stat().st_size, np.dtype(dtype).itemsize
+        if size % width:
+            raise UserError(f"{self.path / name}: {size} bytes are no whole number of values of {width}; {_AGAIN}")
+        # An empty file cannot be mapped.
+        return np.memmap(self.path / name, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
     def _column(self, name: str) -> Any:
-        return pyarrow.parquet.read_table(self.path / CURVES, columns=[name])[name]
+        file, kind = self.path / CURVES, curve_schema().field(name).type
+        try:
+            column = pyarrow.parquet.read_table(file, columns=[name])[name]
+        except (pa.ArrowException, OSError, LookupError) as error:
+            raise UserError(f"{file}: column {name!r} cannot be read; {_AGAIN}") from error
+        if column.type != kind or len(column) != self.n_curves or column.null_count:
+            raise UserError(f"{file}: column {name!r} does not hold {self.n_curves} values of {kind}; {_AGAIN}")
+        return column
 
     def _text(self, name: str) -> NDArray[np.object_]:
         return np.asarray(self._column(name).to_numpy(), dtype=object)

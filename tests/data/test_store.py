@@ -3,12 +3,15 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from astroco_fast.data import store as module
 from astroco_fast.data.convert import convert
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.periods import Periods, find_periods
+from astroco_fast.data.sources import open_source
 from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import assert_same_curves, make_batch, write_nested
@@ -212,3 +215,70 @@ def test_two_searches_for_one_store(path):
         yield Periods.empty(7)
 
     Store.open(path).write_periods(other())
+
+
+def sealed(path, name, content, **counts):
+    """Replace a file of a store, so that its checksum does not tell."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = module.describe_file(path / name)
+    manifest["counts"].update(counts)
+    edit(path, **manifest)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "curves.parquet"])
+def test_arrays_that_are_cut_are_refused_although_sealed(path, name):
+    content = (path / name).read_bytes()
+    for cut, what in (
+        (content[:-3], "no whole number of values"),
+        (b"", "counts|divide"),
+        (content[:-8], "counts|divide"),
+    ):
+        sealed(path, name, cut)
+        with pytest.raises(UserError, match=what):
+            Store.open(path)
+
+
+def test_offsets_that_lie_are_refused(path):
+    offsets = np.fromfile(path / "offsets.i64", "<i8")
+    for change in (np.s_[0], np.s_[-1], np.s_[3]):
+        wrong = offsets.copy()
+        wrong[change] = 2**60
+        sealed(path, "offsets.i64", wrong.tobytes())
+        with pytest.raises(UserError, match=r"offsets\.i64: it does not divide the points"):
+            Store.open(path)
+    sealed(path, "offsets.i64", b"", curves=-1)
+    with pytest.raises(UserError, match="counts"):
+        Store.open(path)
+
+
+def as_bytes(table):
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_table_of_curves_that_lies_is_refused(path):
+    table = pq.read_table(path / "curves.parquet")
+    nulls = pa.array([None, *table["id"].to_pylist()[1:]], pa.string())
+    for wrong in (
+        table.set_column(0, "id", nulls),
+        table.set_column(0, "id", pa.array(range(7))),
+        table.slice(1),
+        table.drop_columns("id"),
+    ):
+        sealed(path, "curves.parquet", as_bytes(wrong))
+        with pytest.raises(UserError, match=r"curves\.parquet: column 'id' .*convert again"):
+            list(open_source(path).batches())
+    sealed(path, "curves.parquet", b"PAR1 and nonsense")
+    with pytest.raises(UserError, match=r"curves\.parquet: column 'id' cannot be read"):
+        list(open_source(path).batches())
+
+
+def test_a_table_of_periods_that_lies_is_refused(path, batch):
+    Store.open(path).write_periods([find_periods(batch)])
+    table = pq.read_table(path / "periods.parquet")
+    for wrong in (table.slice(1), table.drop_columns("period"), pa.table({})):
+        sealed(path, "periods.parquet", as_bytes(wrong))
+        with pytest.raises(UserError, match=r"periods\.parquet: .*astroco periods"):
+            list(open_source(path).batches())

@@ -1,5 +1,7 @@
 """Ids, bands and labels have one form of text, in tables of every kind, or are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -10,7 +12,7 @@ from astroco_fast.data.metadata import read_text_table
 from astroco_fast.data.sources import open_source
 from astroco_fast.data.words import Place, to_text
 from astroco_fast.errors import UserError
-from tests.data.curve_factory import read_curves
+from tests.data.curve_factory import make_batch, read_curves
 
 fits = pytest.importorskip("astropy.io.fits")
 
@@ -144,3 +146,24 @@ def test_tables_about_stars(tmp_path):
     pq.write_table(pa.table({"id": ["a ", "a "], **POINTS}), folder / "part.parquet")
     frame.to_parquet(folder / "metadata.parquet")
     assert next(open_source(folder).batches()).label.tolist() == ["EW"]
+
+
+def test_batches_from_outside():
+    batch = make_batch(3)
+    batch.ids[:] = ["a ", "b", "c"]
+    batch.band[:] = ["V ", "nan", ""]
+    batch.label[:] = [" EW", "nan", "RRc"]
+    (read,) = read_curves(iter([batch]))
+    assert (read.ids.tolist(), read.band.tolist(), read.label.tolist()) == (
+        ["a", "b", "c"],
+        ["V", "nan", ""],
+        ["EW", "", "RRc"],
+    )
+    batch.ids[1] = "None"
+    with pytest.raises(UserError, match=r"test: column 'ids', row 2: no value \('None'\)"):
+        list(read_curves([batch]))
+    for odd in (None, 7, b"a", np.nan):
+        with pytest.raises(UserError, match=r"test: id 2 is .*; it must be text"):
+            replace(batch, ids=np.array(["a", odd, "c"], dtype=object))
+        with pytest.raises(UserError, match=r"test: label 1 is .*; it must be text"):
+            replace(batch, label=np.array([odd, "b", "c"], dtype=object))
