@@ -19,6 +19,7 @@ Matrix = NDArray[np.float32]
 Classes = NDArray[np.int64]
 
 C_GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the logistic regression
+TREES = 300  # of the forest
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def fit_forest(train: Sample, seed: int) -> Callable[[Matrix], Classes]:
     require_scikit_learn()
     from sklearn.ensemble import ExtraTreesClassifier
 
-    trees = ExtraTreesClassifier(300, max_features=0.3, class_weight="balanced", random_state=seed % 2**32)
+    trees = ExtraTreesClassifier(TREES, max_features=0.3, class_weight="balanced", random_state=seed % 2**32)
     return _fit(trees, train)
 
 

@@ -16,7 +16,7 @@ from astroco_fast.probe.heads import Matrix, Sample, head_seed, require_scikit_l
 from astroco_fast.probe.splits import Split
 
 NEIGHBOURS = 10
-_STARTS, _TREES = 10, 100
+STARTS, TREES = 10, 100  # of k-means, and of an isolation forest
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def clustering(stars: Sample, classes: int, seed: int) -> dict[str, float]:
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, homogeneity_score, normalized_mutual_info_score
 
-    found = KMeans(classes, n_init=_STARTS, random_state=seed).fit_predict(stars.vectors)
+    found = KMeans(classes, n_init=STARTS, random_state=seed).fit_predict(stars.vectors)
     return {
         "ari": float(adjusted_rand_score(stars.classes, found)),
         "nmi": float(normalized_mutual_info_score(stars.classes, found)),
@@ -103,7 +103,7 @@ def novelty(train: Sample, test: Sample, classes: int, seed: int) -> list[float]
     values = []
     for held_out in range(classes):
         known = train.vectors[train.classes != held_out]
-        forest = IsolationForest(n_estimators=_TREES, random_state=seed).fit(known)
+        forest = IsolationForest(n_estimators=TREES, random_state=seed).fit(known)
         values.append(float(roc_auc_score(test.classes == held_out, -forest.score_samples(test.vectors))))
     return values
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
@@ -20,6 +18,7 @@ import astroco_fast.kernels.triton as backend
 from astroco_fast import presets
 from astroco_fast.kernels.library import functions
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
+from bench.roofline.__main__ import main
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import PAIRWISE, PRODUCTS, counter
 from bench.roofline.model import DEVICES, INFERENCE, OURS, STEP, Device, bars, rows
@@ -144,16 +143,15 @@ def test_bars():
     assert not [bar for bar in bars(found) if not bar.met]
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, monkeypatch, capsys):
     """The command prints Markdown and writes JSON."""
     out = tmp_path / "roofline.json"
-    command = [sys.executable, "-m", "bench.roofline", "--preset", "tiny", "--batch", "4", "--ops"]
-    done = subprocess.run(
-        [*command, "--devices", "H100", "--json", str(out)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "*Modelled*" in done.stdout
-    assert "| astroco_fast | inference |" in done.stdout
+    words = ["--preset", "tiny", "--batch", "4", "--ops", "--devices", "H100", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["roofline", *words])
+    main()
+    told = capsys.readouterr().out
+    assert "*Modelled*" in told
+    assert "| astroco_fast | inference |" in told
     found = json.loads(out.read_text())
     assert found["modelled"]
     step = next(r for r in found["rows"] if (r["implementation"], r["batch"], r["name"]) == (OURS, "full", STEP))

@@ -27,9 +27,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=harness.name)
-@pytest.mark.parametrize("keep", [False, True])
-def test_forms(keep: bool, case: Case, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sublayer, "KEEP", keep)
+def test_form_that_keeps(case: Case, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_sublayer` has the default form."""
+    monkeypatch.setattr(sublayer, "KEEP", True)
     check("feed_forward", case, triton, device)
 
 
@@ -47,14 +47,21 @@ def test_what_is_kept(keep: bool, triton: str, device: torch.device, monkeypatch
     assert kept == 2 * width + (8 * width if keep else 0)
 
 
-@pytest.mark.parametrize(("value", "keep"), [("1", True), ("0", False), (None, False)])
-def test_environment(value: str | None, keep: bool) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "ASTROCO_TRITON_KEEP"}
-    if value is not None:
-        environment["ASTROCO_TRITON_KEEP"] = value
-    script = "from astroco_fast.kernels.triton.feed_forward import KEEP; print(KEEP)"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(keep)]
+def test_environment() -> None:
+    """The variable is read on import: in children of one process that has imported PyTorch."""
+    script = """
+import os, torch
+for value in (None, "0", "1"):
+    if os.fork() == 0:
+        os.environ.pop("ASTROCO_TRITON_KEEP", None)
+        os.environ.update({} if value is None else {"ASTROCO_TRITON_KEEP": value})
+        from astroco_fast.kernels.triton.feed_forward import KEEP
+        print(KEEP, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
 
 
 @pytest.mark.slow

@@ -12,10 +12,18 @@ import pytest
 import torch
 
 from astroco_fast import plots, probe
+from astroco_fast.probe import heads
 from tests.probe.survey import FEW, table, tiny_model
 
 pytest.importorskip("light_curve")
 pytest.importorskip("sklearn")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
+    monkeypatch.setattr(heads, "TREES", 5)
+    monkeypatch.setattr(heads, "C_GRID", (0.1, 1.0))
 
 
 @pytest.fixture
@@ -49,10 +57,9 @@ def results_of(out: Path) -> dict:
 
 
 def test_rivals_are_rows_of_the_same_table(
-    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
     out, run_folder = tmp_path / "out", tmp_path / "runs" / "S" / "checkpoints" / "best"
     against = f"[features, statistics, {other_model(run_folder)}]"
     assert run(data, model, out, against) == 0

@@ -2,8 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,8 @@ from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
 from astroco_fast.pretrain.ranks import Diverged
+from astroco_fast.probe.config import ProbeConfig
+from astroco_fast.probe.run import probe
 from astroco_fast.reproduce import paper, run
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import PAPER_F1, PAPER_RMSE
@@ -29,10 +33,17 @@ _ROWS = (
 )
 
 
+def quick_probe(config: ProbeConfig, assigned: Mapping[str, str]) -> dict[str, Any]:
+    """The probe with fewer folds and epochs."""
+    return probe(replace(config, folds=2, head=replace(config.head, epochs=5)), assigned)
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
-    tiny = Budget("small", _ROWS, windows=96, epochs=1, global_batch=16, warmup_steps=2, validation_windows=6, gpus=0)
+    sizes = {"windows": 96, "global_batch": 16, "warmup_steps": 2, "validation_windows": 6}
+    tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
+    monkeypatch.setattr(run, "probe", quick_probe)
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
