@@ -152,6 +152,15 @@ def to_float32(values: ArrayLike) -> NDArray[np.float32]:
     return float_array(values, np.float32)
 
 
+def too_long(source: str, star: str | None) -> UserError:
+    """The error of a light curve that has too many points."""
+    which = "a light curve" if star is None else f"the light curve of id {star!r}"
+    return UserError(
+        f"{source}: {which} has more than {MOST_POINTS} points, the most that are read; cut or bin it, and if it is of "
+        "several stars, name the column of their ids by --columns.id"
+    )
+
+
 def two_labels(source: str, star: str, one: str, other: str) -> str:
     """The error message for a star with two labels."""
     return (

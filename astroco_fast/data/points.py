@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from astroco_fast.data.curves import CurveBatch, two_labels
+from astroco_fast.data.curves import MOST_POINTS, CurveBatch, too_long, two_labels
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
@@ -29,7 +30,7 @@ _DONE = "done.json"
 
 
 def partitions(
-    points: Iterable[Any], expected: int, folder: Path | None, skip: int = 0, progress: bool = False
+    points: Iterable[Any], expected: int, source: str, folder: Path | None, skip: int = 0, progress: bool = False
 ) -> Iterator[Any]:
     """Cut points into tables that hold all points of their stars.
 
@@ -37,12 +38,16 @@ def partitions(
         points: Arrow record batches with the columns id, band, label, time, mag, err (`rows.Rows.points`). They are not
             read where an earlier cut into `folder` is whole.
         expected: how many points there are, about.
+        source: the input's name in error messages.
         folder: the folder for the files of the cut; None: a temporary one.
         skip: leave out this many tables at the start.
         progress: show a progress bar, on a terminal.
 
     Yields:
         Arrow tables with the same columns.
+
+    Raises:
+        UserError: a light curve is too long to be held in memory.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -59,9 +64,25 @@ def partitions(
                     flush(file)
                 write_text(done, json.dumps({"files": {file.name: sha256(file) for file in files}}))
         for file in files[skip:]:
-            with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
-                table = stream.read_all()
-            yield table
+            yield _read(file, source)
+
+
+def _read(file: Path, source: str) -> Any:
+    """The points of a file, unless most of them are of one light curve that is too long."""
+    batches: list[Any] = []
+    read, checked = 0, MOST_POINTS
+    with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
+        for batch in stream:
+            batches.append(batch)
+            read += batch.num_rows
+            if read > checked:
+                keys = pa.Table.from_batches(batches).select(["id", "band"])
+                counts = keys.group_by(["id", "band"]).aggregate([([], "count_all")])
+                longest = pc.index(counts["count_all"], pc.max(counts["count_all"])).as_py()
+                if counts["count_all"][longest].as_py() > MOST_POINTS:
+                    raise too_long(source, counts["id"][longest].as_py())
+                checked = 2 * read
+    return pa.Table.from_batches(batches, schema=stream.schema)
 
 
 def _whole(folder: Path, done: Path) -> list[Path] | None:

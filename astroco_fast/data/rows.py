@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from astroco_fast.data.columns import MappedTable, listed
-from astroco_fast.data.curves import CurveBatch, offsets_of, to_float32
+from astroco_fast.data.curves import MOST_POINTS, CurveBatch, offsets_of, to_float32, too_long
 from astroco_fast.data.tables import Field, Table
 from astroco_fast.data.words import NO_WORD, Place, plain_array, to_objects, to_text
 from astroco_fast.errors import UserError
@@ -168,6 +168,8 @@ def _point_values(
         roles.append("band")
     lists = {role: _lists(batch, mapped.fields[role]) for role in roles}
     lengths = lists["time"][1]
+    if lengths.max(initial=0) > MOST_POINTS:
+        raise too_long(mapped.table.name, ids[int(lengths.argmax())].as_py())
     for role, (_, other) in lists.items():
         if (lengths != other).any():
             i = int(np.argmax(lengths != other))

@@ -365,6 +365,27 @@ def test_text_that_is_not_utf_8(encoding, suffix, header, label, tmp_path):
     assert next(read_curves(path)).label.tolist() == [label if header == "label" else ""]
 
 
+@pytest.mark.parametrize("star_a_row", [False, True])
+def test_a_light_curve_that_is_too_long(star_a_row, tmp_path, monkeypatch):
+    for module in ("curves", "points", "rows", "sources"):
+        monkeypatch.setattr(f"astroco_fast.data.{module}.MOST_POINTS", 50)
+    monkeypatch.setattr(points, "BUFFER_POINTS", 20)
+    monkeypatch.setattr(sources, "_READ_ROWS", 16)
+    for lengths, message in (
+        ([30, 50, 50, 2], None),
+        ([30, 20, 51, 2], r"c\.parquet: the light curve of id 'star-2' has more than 50 points"),
+        ([51], r"c\.parquet: (a light curve|the light curve of id 'star-0') has more than 50 points.*--columns\.id"),
+    ):
+        batch = make_batch(len(lengths), lengths=lengths)
+        table = as_nested(batch) if star_a_row else pa.Table.from_pandas(as_long(batch))
+        pq.write_table(table, tmp_path / "c.parquet")
+        if message is None:
+            assert_same_curves(read_curves(tmp_path / "c.parquet"), [batch])
+            continue
+        with pytest.raises(UserError, match=message):
+            list(read_curves(tmp_path / "c.parquet"))
+
+
 def test_labels_missing_from_some_rows_are_no_conflict(tmp_path):
     (tmp_path / "a.csv").write_text(LONG + "a,3,15,0.1,\nb,1,15,0.1,\n")
     assert next(read_curves(tmp_path / "a.csv")).label.tolist() == ["EW", ""]
