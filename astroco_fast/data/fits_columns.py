@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,21 @@ from numpy.typing import NDArray
 from astroco_fast.data.arrays import arrow_array
 
 _SAMPLE = 1000  # rows from which the mean length of a column's arrays is taken
+
+
+def hdus(file: Any) -> Iterator[Any]:
+    """The header-and-data units of an open FITS file.
+
+    Raises:
+        ValueError: the sizes in a header lead backwards, so that the units would never end.
+    """
+    last = -1
+    for hdu in file:
+        place = hdu.fileinfo()
+        if place["hdrLoc"] <= last or hdu.size < 0 or place["datSpan"] < 0:
+            raise ValueError("the header gives a negative size")
+        last = place["hdrLoc"]
+        yield hdu
 
 
 def read_column(data: Any, piece: Any, rows: slice, index: int) -> Any:
@@ -30,6 +46,8 @@ def read_column(data: Any, piece: Any, rows: slice, index: int) -> Any:
         _check_lists(raw, column, data._heapsize)
         cells = np.empty(len(raw), dtype=object)
         for row, cell in enumerate(piece.field(index)):
+            if np.size(cell) != raw[row, 0]:
+                raise ValueError(f"the arrays of column {column.name!r} lie outside the file")
             cells[row] = cell if column.null is None else np.ma.array(cell, mask=cell == _scaled_null(column))
         return arrow_array(cells)
     values = piece.field(index)
@@ -43,8 +61,9 @@ def read_column(data: Any, piece: Any, rows: slice, index: int) -> Any:
 
 def points_per_row(data: Any, index: int) -> float:
     """The mean number of values in a row of a column, about."""
-    raw = _raw(data, index)
-    if _has_lists(data.columns[index]):
+    column, raw = data.columns[index], _raw(data, index)
+    if _has_lists(column):
+        _check_lists(raw[:_SAMPLE], column, data._heapsize)
         return float(np.mean(raw[:_SAMPLE, 0])) if len(raw) else 1.0
     return float(np.prod(raw.shape[1:]))
 

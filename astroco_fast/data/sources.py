@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from astroco_fast.data.arrays import is_array
 from astroco_fast.data.columns import Columns, MappedTable, listed, map_table
-from astroco_fast.data.curves import MOST_POINTS, CurveBatch, too_long
+from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.metadata import METADATA, StarTable
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import object_table
@@ -201,8 +201,6 @@ class TableSource:
         for mapped in self._tables:
             table = mapped.table
             per_row = max(table.points_per_row(mapped.fields["time"].column), 1.0)
-            if per_row > MOST_POINTS:
-                raise too_long(table.name, None)
             n_rows = int(min(max(BATCH_POINTS / per_row, 1), _MOST_ROWS))
             # If only reading the table tells how many pieces it has, its pieces are read and counted off `skip`.
             pieces = table.pieces(n_rows)

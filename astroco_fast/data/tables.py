@@ -29,6 +29,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from astroco_fast.data import fits_columns, tfrecord
+from astroco_fast.data.curves import MOST_POINTS, too_long
 from astroco_fast.data.units import text, unit_of, with_stated_units, with_unit
 from astroco_fast.errors import MissingExtraError, UserError
 
@@ -212,7 +213,10 @@ class ParquetTable(FileTable):
         return sum(-(-sum(self._group_rows[i] for i in groups) // rows) for groups in self._together(rows))
 
     def points_per_row(self, column: str) -> float:
-        return self._values.get(column, self.rows) / max(self.rows, 1)
+        mean = self._values.get(column, self.rows) / max(self.rows, 1)
+        if mean > MOST_POINTS:
+            raise too_long(self.name, None)
+        return mean
 
     def _together(self, rows: int) -> Iterator[list[int]]:
         """The row groups, in runs: small ones are read together, as long as they make one piece."""
@@ -300,7 +304,7 @@ class FitsTable(FileTable):
             warnings.filterwarnings("error", message=_FITS_DAMAGE)
             # The file stays open: rows are mapped into memory and read when they are needed.
             self._file = fits.open(path, memmap=True)
-            tables = [hdu for hdu in self._file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+            tables = [hdu for hdu in fits_columns.hdus(self._file) if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
             data = [hdu.data for hdu in tables[:1]]
         if not data:
             raise UserError(f"{path}: there is no table in this FITS file")
@@ -318,15 +322,17 @@ class FitsTable(FileTable):
             yield first, self._slice(names, first, first + rows)
 
     def points_per_row(self, column: str) -> float:
-        return fits_columns.points_per_row(self._data, self._names.index(column))
+        with _readable(self.name, Exception):
+            return fits_columns.points_per_row(self._data, self._names.index(column))
 
     def _field(self, column: Any) -> Any:
         """The Arrow field of a column, from its first row."""
+        rows = slice(0, 1)
         try:
-            kind = self._slice([column.name], 0, 1).schema.field(0).type
-        except UserError as error:
+            array = fits_columns.read_column(self._data, self._data[rows], rows, self._names.index(column.name))
+        except Exception as error:  # astropy's, of many kinds
             return unreadable(column.name, error)
-        return with_unit(pa.field(column.name, kind), text(column.unit))
+        return with_unit(pa.field(column.name, array.type), text(column.unit))
 
     def _slice(self, names: Sequence[str], first: int, last: int) -> Any:
         rows = slice(first, last)

@@ -1,6 +1,7 @@
 """Sources: light curves from every kind of file, folder and object, and the errors of bad ones."""
 
 import gzip
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -311,6 +312,45 @@ def test_fits_with_arrays_in_cells(tmp_path, batch):
     assert_same_curves(read_curves(tmp_path / "a.fits"), [batch])
 
 
+def with_card(content, key, value):
+    """A FITS file with another value of the last card of a key."""
+    at = content.rindex(f"{key:8}=".encode())
+    return content[:at] + f"{key:8}= {value:>20}".ljust(80).encode() + content[at + 80 :]
+
+
+def test_fits_files_that_ask_for_memory_or_time(tmp_path, batch):
+    lists = as_nested(batch).to_pandas()
+    columns = [fits.Column("id", "20A", array=batch.ids)]
+    for name in ("mjd", "mag", "err"):
+        columns.append(fits.Column(name, "PD()", array=np.array(list(lists[name]), dtype=object)))
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "good.fits")
+    good = (tmp_path / "good.fits").read_bytes()
+    rows = good.index(b"star-0")
+
+    def places(*found):
+        """The file with other (length, offset) of the first rows' times."""
+        content = bytearray(good)
+        for row, place in enumerate(found):
+            struct.pack_into(">ii", content, rows + 44 * row + 20, *place)
+        return bytes(content)
+
+    heap = int(batch.n_points) * 24
+    for content, message in (
+        (with_card(good, "NAXIS1", -(heap + 4000) // 6), "negative size"),
+        (with_card(good, "NAXIS2", -6), "cannot be read"),
+        (with_card(good, "PCOUNT", -10_000), "cannot be read"),
+        (with_card(good, "TFIELDS", 0), "rows are empty"),
+        (places((2**31 - 1, 0)), "'mjd' lie outside"),
+        (places((-1, 0)), "'mjd' lie outside"),
+        (places((3, -800)), "'mjd' lie outside"),
+        (places((3, heap - 16)), "'mjd' lie outside"),
+        (places(*[(heap // 8, 0)] * 6), "'mjd' overlap"),
+    ):
+        (tmp_path / "bad.fits").write_bytes(content)
+        with pytest.raises(UserError, match=rf"bad\.fits: .*{message}"):
+            list(read_curves(tmp_path / "bad.fits"))
+
+
 def test_band_selects_and_lists_what_there_is(batch, tmp_path, monkeypatch):
     monkeypatch.setattr(points, "BUFFER_POINTS", 20)
     as_long(batch).to_csv(tmp_path / "long.csv", index=False)
@@ -367,7 +407,7 @@ def test_text_that_is_not_utf_8(encoding, suffix, header, label, tmp_path):
 
 @pytest.mark.parametrize("star_a_row", [False, True])
 def test_a_light_curve_that_is_too_long(star_a_row, tmp_path, monkeypatch):
-    for module in ("curves", "points", "rows", "sources"):
+    for module in ("curves", "points", "rows", "tables"):
         monkeypatch.setattr(f"astroco_fast.data.{module}.MOST_POINTS", 50)
     monkeypatch.setattr(points, "BUFFER_POINTS", 20)
     monkeypatch.setattr(sources, "_READ_ROWS", 16)
