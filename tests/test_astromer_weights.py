@@ -150,7 +150,7 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         read(path)
 
 
-def test_a_file_of_something_else_says_so(tmp_path: Path) -> None:
+def test_file_that_is_not_hdf5(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(UserError, match=r"text.h5: not an HDF5 file of Keras weights"):

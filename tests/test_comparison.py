@@ -140,7 +140,7 @@ def test_a_fault_of_one_draw_is_not_forgotten() -> None:
     assert comparison.off().keys() == {BIAS}
 
 
-def test_outputs_are_told_first() -> None:
+def test_outputs_precede_gradients_in_the_report() -> None:
     exact, plain, fused = runs()
     wrong = {name: 2 * value for name, value in fused.items() if name != WEIGHT}
     assert next(iter(off(exact, plain, wrong))) == "output 0"

@@ -107,7 +107,7 @@ def test_an_absent_extra_comes_with_the_way_to_it(monkeypatch: pytest.MonkeyPatc
     assert any("pip install 'astroco_fast[plots]'" in line for line in diagnosis.report())
 
 
-def test_what_the_cpus_kernels_were_compiled_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_of_the_cpu_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> list[str]:
         return [line.split("kernels: ")[1] for line in diagnosis.rows(diagnosis._devices()) if "kernels: " in line]
 

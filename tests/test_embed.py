@@ -121,7 +121,7 @@ def mixed() -> list[Curve]:
     return [periodic(70, 0.37, 1), periodic(45, 2.3, 2), curve(61, 3)]
 
 
-def test_parts_are_what_they_say(model: af.AstroCo, mixed: list[Curve]) -> None:
+def test_vector_parts_hold_their_named_values(model: af.AstroCo, mixed: list[Curve]) -> None:
     vectors = model.embed(mixed, parts=PARTS)
     where = layout(model, PARTS)
     assert list(where) == list(PARTS)

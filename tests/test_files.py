@@ -88,7 +88,7 @@ def test_publishing_does_not_replace_a_folder(tmp_path):
     assert content(tmp_path) == {"new/file": "new", "old/file": "old"}
 
 
-def test_two_writers_do_not_meet(tmp_path):
+def test_concurrent_writers_use_separate_files(tmp_path):
     with files.whole_file(tmp_path / "file") as first, files.whole_file(tmp_path / "file") as second:
         assert first != second
         first.write_text("first")
@@ -109,7 +109,7 @@ def test_a_place_that_cannot_be_written_is_named(place, words, tmp_path):
         files.write_text(tmp_path / place, "")
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / ".hidden").touch()
     files.temporary_name(tmp_path / "file").touch()
@@ -170,7 +170,7 @@ def test_an_unreadable_input_is_not_blamed_on_the_output(tmp_path):
         (tmp_path / "input").read_text()
 
 
-def test_what_is_read_is_not_replaced(tmp_path):
+def test_inputs_are_not_overwritten_by_outputs(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     for name in ("file", "folder/inner/file", "other"):
         (tmp_path / name).touch()

@@ -58,7 +58,7 @@ def test_a_folder_to_which_nothing_was_written_stays_empty(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == [".gitkeep"]
 
 
-def test_what_an_earlier_version_wrote_is_known(tmp_path: Path) -> None:
+def test_unmarked_folder_of_an_earlier_version(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("1")
     with opened(tmp_path, unmarked=lambda path: (["old"], ["old"])), scratch_folder(tmp_path / "new"):
         pass
@@ -67,7 +67,7 @@ def test_what_an_earlier_version_wrote_is_known(tmp_path: Path) -> None:
     assert content(tmp_path) == {"a": "1"}
 
 
-def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+def test_output_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(UserError, match="cannot be the folder of results"), opened(place):

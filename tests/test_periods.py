@@ -33,7 +33,7 @@ def test_a_store_keeps_its_periods(survey, tmp_path, capsys):
     np.testing.assert_array_equal(table["period"], found.period)
 
 
-def test_a_table_and_its_recovery(survey, tmp_path, capsys):
+def test_periods_command_reports_recovery(survey, tmp_path, capsys):
     out = tmp_path / "periods.parquet"
     assert command.main([str(survey), str(out), "--against", str(survey)]) == 0
     table = pq.read_table(out)

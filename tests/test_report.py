@@ -262,7 +262,7 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.Mo
         ("checkpoints/best/model.safetensors", "{", r"best/model\.safetensors: does not hold this model's weights"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_one_line(
+def test_bad_run_folder_is_one_line(
     run: Path, file: str, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / file).unlink()

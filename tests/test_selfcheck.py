@@ -276,7 +276,7 @@ def test_without_a_folder_to_write_to_nothing_is_kept(
     assert len(checks) == 2
 
 
-def test_where_verdicts_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_location_of_the_verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ASTROCO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert verdicts.cache_file() == tmp_path / "astroco_fast" / "selfcheck.json"
@@ -330,7 +330,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_what_passes_is_not_kept_on_disk(
+def test_transient_errors_are_not_cached(
     error: Exception, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attention(*arguments: Any) -> Any:

@@ -90,7 +90,7 @@ class FeedForwardAlone(triton_backend.Triton):
     ops = ("feed_forward",)
 
 
-def test_with_the_kernels_themselves(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warmup_runs_real_kernels(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter runs one op only, because the others are too slow in it."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():

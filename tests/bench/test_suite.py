@@ -46,7 +46,7 @@ def test_ragged_windows_are_half_padding(batch):
     assert 1 <= lengths.min() <= lengths.max() <= 200
 
 
-def test_default_leaves_out_what_takes_long():
+def test_default_suite_omits_slow_cases():
     large = Case("L", TRAIN, 256, "full")
     assert not any(in_default(large, kind) for kind in ("eager", "compiled", "ours"))
     assert [case for case in cases() if in_default(case, "compiled")] == [Case("S", ENCODE, 32, "full")]
@@ -92,7 +92,7 @@ def test_right_provider_passes(provider):
     check_embeddings(provider, case, batch, provider.make(case, batch).call())
 
 
-def test_ours_is_run_where_it_can():
+def test_providers_of_ours_on_this_machine():
     here = [p for p in providers() if isinstance(p, Ours) and p.unavailable(CPU) is None]
     assert {p.backend for p in here} == {
         name
@@ -174,7 +174,7 @@ def test_rounds_alternate(monkeypatch):
     assert timing.beside_ratio is None
 
 
-def test_a_third_has_rounds_of_its_own(monkeypatch):
+def test_rivals_rounds_alternate_with_ours(monkeypatch):
     """Each rival's round has one of ours beside it, since a quotient of two ratios varies with the machine's speed."""
     monkeypatch.setattr("bench.measuring.READING", 0.0)
     calls = []

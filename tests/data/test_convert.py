@@ -98,7 +98,7 @@ def with_single_times(table):
     return table.set_column(place, "mjd", table["mjd"].cast(pa.list_(pa.float32()), safe=False))
 
 
-def test_nothing_left_prints_the_counts_and_leaves_nothing(tmp_path):
+def test_conversion_that_drops_every_curve(tmp_path):
     batch = make_batch(3, lengths=[20, 5, 5])
     batch.mag[:20] = -99
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_converting_again_says_that_it_is_there(tmp_path):
     assert content(tmp_path / "store") == before
 
 
-def test_out_that_is_in_the_way(tmp_path):
+def test_conversion_into_an_occupied_path(tmp_path):
     path = write_nested(make_batch(5), tmp_path / "in.parquet")
     convert(path, tmp_path / "store")
     for change in ({"band": "V"}, {"clean": CleanConfig(min_points=3)}):
@@ -307,7 +307,7 @@ def interrupt(*args):
     raise KeyboardInterrupt
 
 
-def test_what_the_disk_changes_while_it_is_written_is_noticed(tmp_path, small_steps, monkeypatch):
+def test_corruption_during_conversion_is_noticed(tmp_path, small_steps, monkeypatch):
     real = writer.flush
 
     def flipping(path):

@@ -99,7 +99,7 @@ def test_every_position_is_as_likely_for_each_role(n):
     assert np.abs(found[1:] - expected).max() < 5.5 * np.sqrt(expected)
 
 
-def test_nothing_to_draw():
+def test_masks_of_no_points():
     assert draw_masks(np.zeros(3, int), np.full(3, -1), 20, 0, 1)[0].sum() == 0
     assert draw_masks(np.zeros(0, int), np.zeros(0, int), 20, 0, 1)[0].shape == (0, 20)
     assert draw_masks(np.zeros(2, int), np.zeros(2, int), 0, 0, 1)[0].shape == (2, 0)

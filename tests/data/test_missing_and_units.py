@@ -252,7 +252,7 @@ def test_flux_errors_are_brought_to_the_flux_s_unit(flux_unit, err_unit, factor,
 
 
 @pytest.mark.parametrize(("flux_unit", "err_unit"), [("mag", "mag"), ("mag(AB)", "mag"), ("Jy", "mag"), ("e-/s", "Jy")])
-def test_fluxes_that_are_none(flux_unit, err_unit, tmp_path):
+def test_units_that_are_not_fluxes_are_refused(flux_unit, err_unit, tmp_path):
     values = {"mjd": TIME, "flux": np.arange(10.0, 18.0), "flux_err": np.full(8, 0.1)}
     for source in sources_with_units(tmp_path, {"flux": flux_unit, "flux_err": err_unit}, values).values():
         with pytest.raises(UserError, match=r"column 'flux.*' has the unit"):

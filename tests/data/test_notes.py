@@ -37,7 +37,7 @@ def test_a_remark_is_told_once_without_control_characters():
     assert list(notes) == ["a and 2 more: odd", "c?[31m: even"]
 
 
-def test_ordinary_tables_need_none(frame):
+def test_ordinary_tables_have_no_notes(frame):
     assert not notes_on(frame)
     assert not notes_on(frame.drop(columns="band"))
     assert not notes_on(as_nested(make_batch(3)))

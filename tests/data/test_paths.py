@@ -69,7 +69,7 @@ def test_bands_by_the_names_of_surveys(batch, tmp_path):
         assert_same_curves(read_curves(as_long(batch).rename(columns={"band": name, "id": "oid"})), [batch])
 
 
-def test_one_file_twice(batch, tmp_path):
+def test_input_file_given_twice(batch, tmp_path):
     path, other = tmp_path / "a.csv", tmp_path / "sub" / "b.csv"
     as_long(batch).to_csv(path, index=False)
     other.parent.mkdir()

@@ -275,7 +275,7 @@ def test_narrow_eclipses_are_no_chance():
     assert find(points).found[0]
 
 
-def test_the_rule_can_be_changed():
+def test_period_rule_settings():
     points = curve(sine, 0.05)
     assert find(points, rule=PeriodRule(highest=25.0)).period[0] == pytest.approx(0.05, rel=1e-4)
     strict = replace(PeriodRule(), min_points=200)

@@ -38,13 +38,13 @@ def test_a_table_made_by_the_command(table: Path, tmp_path: Path) -> None:
     assert again.simulated, "already there"
 
 
-def test_the_metadata_are_enough(table: Path, tmp_path: Path) -> None:
+def test_metadata_mark_simulated_data(table: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(table).drop_columns(["survey"]), tmp_path / "in.parquet")
     assert convert(tmp_path / "in.parquet", tmp_path / "store").simulated
 
 
 @pytest.mark.parametrize("kind", ["nested.parquet", "long.parquet", "long.csv", "long.fits", "frame", "astropy"])
-def test_the_column_is_enough(kind: str, table: Path, tmp_path: Path) -> None:
+def test_survey_column_marks_simulated_data(kind: str, table: Path, tmp_path: Path) -> None:
     frame = pd.read_parquet(table) if kind == "nested.parquet" else long_table(table)
     if kind.endswith((".fits", "astropy")):
         frame = pytest.importorskip("astropy.table").Table.from_pandas(frame)
@@ -102,7 +102,7 @@ def test_observed_light_curves_have_no_such_label(tmp_path: Path) -> None:
         assert Store.open(tmp_path / str(i)).manifest["provenance"]["simulated"] is False
 
 
-def test_embeddings_say_so(table: Path, tmp_path: Path) -> None:
+def test_embeddings_are_labelled_simulated(table: Path, tmp_path: Path) -> None:
     AstroCo.from_preset("tiny", width=16, heads=2, layers=1, window=50, kernel=4).save_pretrained(tmp_path / "model")
     observed = write_nested(make_batch(5), tmp_path / "observed.parquet")
     for source, metadata in ((table, b"true"), (observed, None)):

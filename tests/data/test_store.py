@@ -126,7 +126,7 @@ def test_manifest_that_does_not_fit(path):
         Store.open(path)
 
 
-def test_what_is_no_store(path, tmp_path):
+def test_opening_what_is_not_a_store(path, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     for place, message in (

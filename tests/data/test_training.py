@@ -18,7 +18,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("n", [1, 5, 40, 41])
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [None, 1, 4, 100])
-def test_shares_are_complete_and_alike(n, world, size):
+def test_micro_batches_partition_the_windows_evenly(n, world, size):
     windows = np.arange(100, 100 + n)
     shares = [micro_batches(windows, rank, world, size) for rank in range(world)]
     assert len({tuple(map(len, share)) for share in shares}) == 1  # passes of the same lengths on all ranks

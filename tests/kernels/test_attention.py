@@ -260,7 +260,9 @@ def test_op_by_fused_kernels(case: Case, triton: str, device: torch.device, imit
 
 
 @pytest.mark.parametrize(("kind", "dtype"), KERNELS)
-def test_without_data(kind: str, dtype: torch.dtype, triton: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_on_tensors_without_data(
+    kind: str, dtype: torch.dtype, triton: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU's kernels take tensors without data, forward and backward, with 69 channels in heads of 72."""
     monkeypatch.setattr(tensors, "modelled", True)
     half = dtype != torch.float32

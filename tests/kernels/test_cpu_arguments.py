@@ -57,7 +57,7 @@ def test_sizes_offsets_and_types_are_those_of_cpp(tmp_path: Path, monkeypatch: p
     build._run(*plan.compiler, *plan.compile, "-fsyntax-only", str(source))
 
 
-def test_what_a_kernel_cannot_read_is_refused(cpu: str) -> None:
+def test_kernels_refuse_tensors_that_they_cannot_read(cpu: str) -> None:
     from astroco_fast.kernels.cpu.weights import cpu_pack, cpu_weight_gradient
 
     with pytest.raises(ValueError, match=r"pack: weight must be torch\.float32, contiguous, got torch\.float64"):

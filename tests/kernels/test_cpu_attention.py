@@ -84,7 +84,7 @@ def test_widths_and_lengths_at_the_limits(
 
 
 @pytest.mark.parametrize("op", SUBLAYERS)
-def test_the_same_bits_twice(cpu: str, threads: None, op: str) -> None:
+def test_results_are_bitwise_reproducible(cpu: str, threads: None, op: str) -> None:
     """The result does not depend on which thread computes which part."""
     torch.manual_seed(0)
     module, layout = SUBLAYERS[op](), Layout.packed(torch.tensor([150, 7, 0, 33, 101]), 150)
@@ -97,7 +97,7 @@ def test_the_same_bits_twice(cpu: str, threads: None, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", SUBLAYERS)
-def test_callers_at_once(cpu: str, threads: None, op: str) -> None:
+def test_concurrent_callers(cpu: str, threads: None, op: str) -> None:
     """Each caller has its own threads, and batches of another size."""
     torch.manual_seed(0)
     module = SUBLAYERS[op]().eval()

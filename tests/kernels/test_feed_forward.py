@@ -34,7 +34,9 @@ def test_form_that_keeps(case: Case, triton: str, device: torch.device, monkeypa
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_what_is_kept(keep: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_saved_for_backward(
+    keep: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Backward keeps rows of x and of W_out's product, two numbers a row, and with `KEEP` both up-projections."""
     monkeypatch.setattr(sublayer, "KEEP", keep)
     rows, width = 7, 64

@@ -52,7 +52,7 @@ def test_nothing_waits_for_the_device(training: bool, triton: str) -> None:
     assert not ops.waits()
 
 
-def test_the_check_above_can_fail() -> None:
+def test_waits_for_the_device_are_recognised() -> None:
     with Ops("cpu") as ops:
         torch.ones(3).nonzero()
         torch.ones(1).item()

@@ -74,7 +74,7 @@ def test_input_embed_everywhere(shape: tuple[int, int], fused: str, device: torc
     harness.check_shape(shape, lambda case: check(case, fused, device))
 
 
-def test_nothing_need_be_hidden(fused: str, device: torch.device) -> None:
+def test_input_embed_without_hidden_points(fused: str, device: torch.device) -> None:
     layout = Layout.packed(torch.tensor([7, 3]), 7, device)
     module, (time, mag, err, _) = embed(64, FIELDS, device), points(layout, device)
     with af.backend("reference"):

@@ -77,7 +77,7 @@ def test_predictions_in_half_precision(
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
-def test_nothing_to_compare(shape: tuple[int, int], fused: str, device: torch.device) -> None:
+def test_masked_loss_of_an_empty_batch(shape: tuple[int, int], fused: str, device: torch.device) -> None:
     nothing = torch.zeros(shape, device=device)
     with af.backend(fused):
         squared, count = ops.masked_loss(nothing, nothing, nothing.long())

@@ -138,7 +138,7 @@ def test_compiled_once_and_kept(
     assert [path.name for path in first.path.parent.iterdir()] == [first.path.name]
 
 
-def test_whatever_could_change_it_compiles_it_anew(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_is_compiled_anew_when_an_input_changes(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [build.library(sources).path]
     (sources / "part.h").write_text("// a header")
     made.append(build.library(sources).path)
@@ -289,7 +289,7 @@ def load_and_tell(folder: Path, told: "multiprocessing.Queue[list[int] | str]") 
     told.put(reason if reason is not None else numbers(1, 2))
 
 
-def test_of_many_processes_one_compiles(
+def test_concurrent_processes_compile_once(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = counting(tmp_path, monkeypatch)
@@ -305,9 +305,7 @@ def test_of_many_processes_one_compiles(
     assert capfd.readouterr().err.count("compiling") == 1
 
 
-def test_one_that_is_killed_while_it_compiles_holds_up_nobody(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_compilation_releases_its_lock(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = counting(tmp_path, monkeypatch, before=f"echo $$ > {tmp_path / 'pid'}; exec sleep 600")
     context = multiprocessing.get_context("fork")
     stuck = context.Process(target=load_and_tell, args=(sources, context.Queue()))
@@ -354,7 +352,7 @@ def test_sources_that_do_not_compile(sources: Path) -> None:
     assert_reference("error:")
 
 
-def test_what_is_not_there_is_found_when_it_is_linked(sources: Path) -> None:
+def test_undefined_symbol_is_a_link_error(sources: Path) -> None:
     (sources / "main.cpp").write_text("void absent();\nvoid here() { absent(); }\n")
     assert_reference("absent")
 
@@ -509,7 +507,7 @@ def test_declarations_that_are_no_argument(tmp_path: Path, declaration: str) -> 
         structs(tmp_path)
 
 
-def test_other_threads_go_on(sources: Path) -> None:
+def test_native_calls_release_the_gil(sources: Path) -> None:
     """A call can wait for a value that another thread writes."""
     flag = torch.zeros(2, dtype=torch.int64)
     native.library()

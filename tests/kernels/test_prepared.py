@@ -42,7 +42,7 @@ CHANGES: dict[str, Callable[[nn.Linear], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen(change: str) -> None:
+def test_changed_weights_are_prepared_anew(change: str) -> None:
     module = nn.Linear(20, 16)
     before = halved(module)
     assert halved(module) is before  # cached
@@ -61,7 +61,7 @@ def test_another_tensor_in_the_same_place_is_seen() -> None:
         assert made[0, 0] == value
 
 
-def test_a_tensor_beside_the_old_one_is_seen() -> None:
+def test_replaced_parameter_is_seen() -> None:
     module, old = nn.Linear(20, 16), nn.Parameter(torch.zeros(16, 20))
     module.weight = old
     halved(module)
@@ -105,7 +105,7 @@ def test_a_write_that_pytorch_does_not_count_is_seen(write: str) -> None:
 
 
 @pytest.mark.parametrize("notice", [forget, recheck, lambda _: forget()])
-def test_what_spares_the_sample_is_seen_when_told(notice: Callable[[nn.Module], None]) -> None:
+def test_announced_change_outside_the_sample_is_seen(notice: Callable[[nn.Module], None]) -> None:
     module, other = nn.Linear(200, 160), nn.Linear(20, 16)
     kept = halved(other)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_nothing_is_kept_while_gradients_are_wanted() -> None:
     assert made == [False, False]
 
 
-def test_what_is_frozen_is_kept_beside_what_is_trained() -> None:
+def test_prepared_weights_of_frozen_and_trained_modules() -> None:
     module = nn.Linear(20, 16).requires_grad_(False)
     made = [prepared(module, "copy", (module.weight,), module.weight.clone) for _ in range(2)]
     assert made[0] is made[1]

@@ -100,5 +100,5 @@ def test_damage_is_found_and_an_older_one_taken(file, damage, tmp_path, capsys):
         checkpoints.to_resume()
 
 
-def test_nothing_yet(tmp_path):
+def test_no_checkpoint_to_resume_from(tmp_path):
     assert CheckpointFolder(tmp_path / "absent", keep=1).to_resume() is None

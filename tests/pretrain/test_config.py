@@ -70,6 +70,6 @@ def test_differences():
     assert differences(old, {"a": 1, "b": {"c": 2, "d": 4}, "f": None}) == ["b.d", "e", "f"]
 
 
-def test_what_may_change_exists():
+def test_settings_that_may_change_exist():
     known = differences({}, PretrainConfig().to_dict(), "")
     assert {*known, *(f"train.{name}" for name in PretrainConfig().to_dict()["train"])} >= FREE | MACHINE

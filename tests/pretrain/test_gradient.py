@@ -110,7 +110,7 @@ def test_gradient_is_that_of_the_whole_batch(loss, world, convolution, micro, wi
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-10 * scale, err_msg=name)
 
 
-def test_the_test_can_fail(store):
+def test_averaging_the_ranks_losses_is_wrong(store):
     """The usual mistake, averaging the ranks' own losses, is far off."""
     model = build(False).train()
     batches, losses = assembler(store), []

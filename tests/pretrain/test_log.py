@@ -40,7 +40,7 @@ def test_metrics_are_strict_json(tmp_path):
     assert json.loads(text, parse_constant=refuse) == {"loss": None, "rmse": None, "step": 1}
 
 
-def test_other_ranks_keep_quiet(tmp_path, capsys):
+def test_only_rank_0_logs(tmp_path, capsys):
     with Log(tmp_path, Console(speaks=False), 0, 0, tensorboard=True) as log:
         log.write(TRAIN)
         log.console.say("hello")

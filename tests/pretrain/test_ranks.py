@@ -47,7 +47,7 @@ def fail_on(rank: int, kind: str, first: bool) -> tuple[str, str]:
         (0, True, "interrupted", ""),
     ],
 )
-def test_what_one_rank_meets_all_raise(rank, first, kind, text, tmp_path):
+def test_error_of_one_rank_is_raised_on_all(rank, first, kind, text, tmp_path):
     for ended in on_ranks(2, fail_on, rank, kind, first, tmp_path=tmp_path):
         name, message = ended.value
         assert name == ("Interrupted" if kind == "interrupted" else "SharedError")
@@ -90,7 +90,7 @@ def test_collectives(world, tmp_path):
         assert ended.value == ([0, 10][: world or 1], "from 0", True, False)
 
 
-def test_alone_there_is_no_process_group():
+def test_single_process_has_no_process_group():
     import torch.distributed
 
     assert "RANK" not in os.environ

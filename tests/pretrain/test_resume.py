@@ -84,7 +84,7 @@ def test_stopped_by_a_signal(world, flags, accident, arguments, unbroken, tmp_pa
     assert outcome(tmp_path / "stopped") == expected(unbroken, world, argv, tmp_path)
 
 
-def test_stopped_while_it_converts(arguments, tmp_path):
+def test_signal_during_conversion(arguments, tmp_path):
     curves = "id,mjd,mag,err\n" + "".join(f"s{i // 20},{i},1{i % 7},0.1\n" for i in range(2000))
     (tmp_path / "survey.csv").write_text(curves)
     argv = [*arguments, "--data", str(tmp_path / "survey.csv"), "--out", str(tmp_path / "run")]

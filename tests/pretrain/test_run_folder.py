@@ -139,7 +139,7 @@ def test_plots_that_fail_do_not_fail_the_run(error, arguments, monkeypatch, caps
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "train: 3\n", "preset: [\n"])
-def test_settings_that_are_none_are_told(text, tmp_path):
+def test_unreadable_settings_of_a_run_are_told(text, tmp_path):
     out, config = tmp_path / "run", PretrainConfig().resolve(presets.preset("tiny"))
     checkpoints = CheckpointFolder(out / "checkpoints", keep=1)
     write(checkpoints, 1)

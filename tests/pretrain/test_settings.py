@@ -164,7 +164,7 @@ def test_a_checkpoint_is_saved_when_its_time_has_come(arguments, monkeypatch, tm
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_so_many_checkpoints_are_kept_besides_the_best(keep, arguments, tmp_path):
+def test_keep_sets_the_number_of_checkpoints(keep, arguments, tmp_path):
     flags = ["--train.checkpoint_every", "1", "--train.evaluate_every", "2", "--train.max_steps", "8"]
     argv = [*arguments, *flags, "--train.epochs", "9", "--train.keep", str(keep), "--out", str(tmp_path / "run")]
     errors = [0.5, 0.7, 0.7, 0.7]  # the best one is the evaluation at step 2

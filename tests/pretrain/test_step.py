@@ -44,7 +44,7 @@ def test_a_perfect_fit_and_no_points_have_no_gradient(loss):
 
 @pytest.mark.parametrize("loss", ["batch", "curve"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(loss, bad):
+def test_loss_is_not_finite_where_an_error_is_not(loss, bad):
     squared = SQUARED.clone()
     squared[1, 1] = bad
     value, _ = loss_and_factor(loss, sums(squared, COUNT))

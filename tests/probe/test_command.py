@@ -110,7 +110,7 @@ def test_parts_of_the_vectors_are_those_asked_for(
     assert "parts: no part 'mean'" in capsys.readouterr().err
 
 
-def test_again_is_the_same_and_embeds_nothing(
+def test_second_probe_reuses_the_embeddings(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -134,7 +134,7 @@ def test_other_order_of_rows_gives_the_same_splits(data: Path, model: Path, tmp_
     assert digests[0] == digests[1]
 
 
-def test_what_was_interrupted_goes_on(data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_probe_goes_on(data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out, quick = tmp_path / "whole", tmp_path / "out", ("--probes", "[knn]", "--plots", "false")
     monkeypatch.setattr(embeddings, "_CURVES_AT_ONCE", 5)
     monkeypatch.setattr(embeddings, "_SAVE_SECONDS", 0.0)

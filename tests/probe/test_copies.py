@@ -57,7 +57,7 @@ def test_copies_are_left_out_of_drawn_splits_and_counted(
     assert "3 stars left out" in (out / "results.md").read_text()
 
 
-def test_without_copies_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_message_about_copies_without_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pq.write_table(table(), tmp_path / "survey.parquet")
     assert run(tmp_path / "survey.parquet", tmp_path / "out") == 0
     assert "left out" not in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_shuffled_labels_give_chance() -> None:
     assert max(figures) < 0.45
 
 
-def test_the_same_again_and_other_seeds_differ() -> None:
+def test_probes_repeat_and_differ_by_seed() -> None:
     def confusions(outcomes: list[Outcome]) -> list[list[list[int]]]:
         return [outcome.confusion.tolist() for outcome in outcomes]
 

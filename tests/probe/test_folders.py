@@ -62,13 +62,13 @@ def test_the_other_order_of_folders_is_read_too(tmp_path: Path) -> None:
     assert found(tmp_path) == [(20, 3, "test"), (20, 3, "train")]
 
 
-def test_an_ordinary_folder_is_none_of_splits(tmp_path: Path) -> None:
+def test_folder_of_tables_has_no_splits(tmp_path: Path) -> None:
     as_tables(tmp_path, survey(), "train")
     (one,) = open_portions(str(tmp_path), Columns(), None)
     assert one.place is None
 
 
-def test_the_command_takes_them(tmp_path: Path) -> None:
+def test_probe_command_reads_folders_of_splits(tmp_path: Path) -> None:
     root = tree(tmp_path / "alcock")
     tiny_model().save_pretrained(tmp_path / "model")
     flags = ["--data", str(root), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]

@@ -26,7 +26,7 @@ def test_windows_survive_the_way_in_and_out(layout: Layout) -> None:
     assert torch.equal(layout.leave(layout.enter(windows)), expected)
 
 
-def test_what_is_not_real_never_reaches_a_window(layout: Layout) -> None:
+def test_filler_rows_never_reach_a_window(layout: Layout) -> None:
     rows = torch.full((layout.rows, 2), float("nan"))
     valid = torch.ones(layout.rows, dtype=torch.bool) if layout.valid is None else layout.valid
     rows[valid] = 1.0

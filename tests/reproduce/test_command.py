@@ -121,7 +121,7 @@ def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypat
     assert not (out / "figure3.png").exists()  # it does not show ablations
 
 
-def test_a_slower_model_later(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_a_slower_model_extends_equal_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal time is the time of the slowest of all rows, so rows of an earlier start train on."""
     seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
     monkeypatch.setattr(run, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
@@ -181,7 +181,7 @@ def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch:
             assert parts[name]["stages"][stage]["best"] == found["best"]
 
 
-def test_what_is_damaged_is_made_anew(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_results_are_made_anew(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A kept model with a changed bit, one that is half removed, and a probe without some of its results."""
     out, flags = tmp_path / "out", ("--models", f"[{paper.NO_CONV}]", "--sizes", "[4]")
     assert start(data, out, *flags) == 0
@@ -220,7 +220,9 @@ def test_bad_input_is_found_before_any_training(
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_another_comparison_keeps_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_another_comparison_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     flags = ("--probe", "false", "--models", f"[{paper.S}]")
     assert start(data, out, *flags) == 0
