@@ -1,7 +1,7 @@
 """AstroCo as users import it: the reference's parameters, with each op run by the best backend."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from astroco_fast.reference.batchnorm import frozen_statistics
 from astroco_fast.reference.config import AstroCoConfig
 from astroco_fast.reference.encoder import AstroCoOutput
 from astroco_fast.reference.layout import Layout
+
+
+class FusedBlock(Block):
+    """A block whose sublayers are run by the best backends; parameters and call are those of `Block`."""
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Rows (N, D) to rows (N, D)."""
+        x = ops.attention(self.attention, x, layout)
+        if self.convolution is not None:
+            x = ops.convolution(self.convolution, x, layout)
+        return ops.feed_forward(self.feed_forward, x, layout)
 
 
 class AstroCo(PretrainedEncoder, ReferenceAstroCo):
@@ -33,6 +44,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     config: AstroCoConfig
     config_class = AstroCoConfig
     paper = "arXiv 2509.24134"
+    block = FusedBlock
     recompute = False
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
@@ -44,11 +56,10 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
             x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
             yield x
             for block in self.blocks:
-                assert isinstance(block, Block)
                 if recompute:
-                    x = checkpoint(_run_block, block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
+                    x = checkpoint(block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
                 else:
-                    x = _run_block(block, x, layout)
+                    x = block(x, layout)
                 yield x
 
         # `mix_pool` drives the generator: the blocks run inside this call, and without gradients each layer's output is
@@ -67,14 +78,23 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
         return ", ".join(parts) or "attention and a plain feed-forward only"
 
 
-def _run_block(block: Block, x: Tensor, layout: Layout) -> Tensor:
-    """Run one block on rows (N, D), each sublayer by the best backend."""
-    x = ops.attention(block.attention, x, layout)
-    if block.convolution is not None:
-        x = ops.convolution(block.convolution, x, layout)
-    return ops.feed_forward(block.feed_forward, x, layout)
+class _Repetition:
+    """The context in which backward repeats a block: on the same backends, and without an update of BatchNorm.
+
+    Backward may repeat a block in another thread, and more than once.
+    """
+
+    def __init__(self) -> None:
+        self._choice, self._entered = ops.choice(), ExitStack()
+
+    def __enter__(self) -> None:
+        self._entered.enter_context(frozen_statistics())
+        self._entered.enter_context(ops.backend(self._choice))
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
 
 def _recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a block's first pass and of its repetition, which must not update BatchNorm again."""
-    return nullcontext(), frozen_statistics()
+    """The contexts of a block's first pass and of its repetition."""
+    return nullcontext(), _Repetition()

@@ -9,6 +9,7 @@ reference. `astroco doctor` shows which backend runs each op, and why.
 import contextlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -21,10 +22,19 @@ from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
 from astroco_fast.kernels.backend import OPS, Backend, Reference, constant_while_tracing
 from astroco_fast.kernels.cpu import Cpu
+from astroco_fast.kernels.fitness import replaced, transformed
 from astroco_fast.kernels.triton import Triton
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.layout import Layout
-from astroco_fast.reference.sublayers import Convolution, LayerMix
+from astroco_fast.reference.sublayers import (
+    Attention,
+    Convolution,
+    FeedForward,
+    InputEmbed,
+    LayerMix,
+    LayerNorm,
+    PlainFeedForward,
+)
 
 __all__ = [
     "BACKENDS",
@@ -33,6 +43,7 @@ __all__ = [
     "attention",
     "backend",
     "candidates",
+    "choice",
     "convolution",
     "feed_forward",
     "input_embed",
@@ -45,8 +56,24 @@ __all__ = [
 # The backends by name, best first.
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Triton(), Cpu(), Reference())}
 
-# The caller's choice; a plain global, so that torch.compile recompiles when it changes.
+# The choice of `set_backend`; a plain global, so that torch.compile recompiles when it changes.
 _choice: str | None = os.environ.get("ASTROCO_BACKEND") or None
+
+
+class _Here(threading.local):
+    """What holds in one thread: the choice of its innermost `with backend(...)`.
+
+    An attribute of the instance, which torch.compile watches; a context variable it could not trace.
+    """
+
+    def __init__(self) -> None:
+        self.choice: str | None = None
+
+
+_here = _Here()
+
+# The reference's sublayers that end in a LayerNorm.
+SUBLAYERS = (InputEmbed, Attention, Convolution, FeedForward, PlainFeedForward)
 
 # Whether every rank of a group can run a convolution, by process group, convolution, and backend with dtype.
 _agreements: WeakKeyDictionary[Any, WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], bool]]]
@@ -61,7 +88,7 @@ class Selection(NamedTuple):
 
 
 def set_backend(name: str | None) -> None:
-    """Choose the backend for this process.
+    """Choose the backend for all threads of this process.
 
     Args:
         name: a key of `BACKENDS`; None: the best available, op by op.
@@ -74,21 +101,26 @@ def set_backend(name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Choose the backend, for all threads of the process, until the `with` block ends.
+def backend(name: str | None) -> Iterator[None]:
+    """Choose the backend for this thread, until the `with` block ends.
 
     Args:
-        name: a key of `BACKENDS`.
+        name: a key of `BACKENDS`; None: as `set_backend` says.
 
     Raises:
         UserError: there is no backend of this name.
     """
-    global _choice
-    before, _choice = _choice, _known(name, "backend")
+    before = _here.choice
+    _here.choice = None if name is None else _known(name, "backend")
     try:
         yield
     finally:
-        _choice = before
+        _here.choice = before
+
+
+def choice() -> str | None:
+    """The caller's choice in this thread; None: the best available backend, op by op."""
+    return _here.choice or _choice
 
 
 def candidates() -> list[str]:
@@ -97,7 +129,8 @@ def candidates() -> list[str]:
     Raises:
         UserError: `ASTROCO_BACKEND` names no backend.
     """
-    return list(BACKENDS) if _choice is None else [_known(_choice, "ASTROCO_BACKEND")]
+    chosen = choice()
+    return list(BACKENDS) if chosen is None else [_known(chosen, "ASTROCO_BACKEND")]
 
 
 def select(
@@ -143,8 +176,9 @@ def input_embed(
     module: nn.Module, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
 ) -> Tensor:
     """Embed points (N,), zero-mean in their window, to x(0), rows (N, D); see `reference.sublayers.InputEmbed`."""
-    norm: Any = module.norm
-    like: Tensor = norm.weight
+    like = _weight(module, "norm")
+    if like is None:
+        return module(time, mag, err, hidden, layout)
     for name, values in (("time", time), ("mag", mag), ("err", err)):
         _check("input_embed", name, values, "(N,)", (layout.rows,), like.dtype, like.device)
     if hidden is not None:
@@ -155,14 +189,20 @@ def input_embed(
 
 def attention(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer a, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
-    width = _check_rows("attention", x, layout, module.norm)
-    return _function("attention", x, module, width)(module, x, layout)
+    like = _weight(module, "norm")
+    if like is None:
+        return module(x, layout)
+    _check_rows("attention", x, layout, like)
+    return _function("attention", x, module, like.shape[0])(module, x, layout)
 
 
 def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer b, both LayerNorms and the residual included: rows (N, D) to rows (N, D)."""
-    width = _check_rows("convolution", x, layout, module.norm_out)
-    taps = cast(Tensor, module.depthwise).shape
+    like = _weight(module, "norm_out")
+    if like is None:
+        return module(x, layout)
+    _check_rows("convolution", x, layout, like)
+    taps, width = cast(Tensor, module.depthwise).shape, like.shape[0]
     if len(taps) != 2 or taps[0] != width or taps[1] < 1:
         raise ValueError(f"convolution: depthwise must be (D, K) = ({width}, K), K at least 1, got {tuple(taps)}")
     return _function("convolution", x, module, width)(module, x, layout)
@@ -170,8 +210,11 @@ def convolution(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
 
 def feed_forward(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     """Sublayer c, residual and LayerNorm included: rows (N, D) to rows (N, D)."""
-    width = _check_rows("feed_forward", x, layout, module.norm)
-    return _function("feed_forward", x, module, width)(module, x, layout)
+    like = _weight(module, "norm")
+    if like is None:
+        return module(x, layout)
+    _check_rows("feed_forward", x, layout, like)
+    return _function("feed_forward", x, module, like.shape[0])(module, x, layout)
 
 
 def mix_pool(module: nn.Module, states: Iterable[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
@@ -212,6 +255,8 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
         module: the op's module; None for `masked_loss`, which has none.
         width: D.
     """
+    if transformed():
+        return BACKENDS["reference"].function(op)
     device, dtype = like.device, like.dtype
     # Autocast leaves float64 as it is, and `is_autocast_enabled` raises for tensors without data.
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
@@ -241,13 +286,20 @@ def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Modu
     return reason if reason is not None or known[name, dtype] else "another rank of BatchNorm's group can't run it"
 
 
-def _check_rows(op: str, x: Tensor, layout: Layout, norm: Any) -> int:
-    """Raise unless `x` is rows (N, D) with the D, dtype and device of the op's LayerNorm `norm`; return D."""
-    like: Tensor = norm.weight
-    width = like.shape[0]
-    _check(op, "x", x, "(N, D)", (layout.rows, width), like.dtype, like.device)
+def _weight(module: nn.Module, norm: str) -> Tensor | None:
+    """The weight of a sublayer's LayerNorm, which tells the D, dtype and device of the sublayer's rows.
+
+    None: the module is another than the reference's, or its parameters come and go with its calls (offloading). It is
+    then called as it is, with whatever it takes.
+    """
+    part = module._modules.get(norm) if type(module) in SUBLAYERS else None
+    return part._parameters.get("weight") if type(part) is LayerNorm and not replaced(part) else None
+
+
+def _check_rows(op: str, x: Tensor, layout: Layout, like: Tensor) -> None:
+    """Raise unless `x` is rows (N, D) with the D, dtype and device of the LayerNorm's weight."""
+    _check(op, "x", x, "(N, D)", (layout.rows, like.shape[0]), like.dtype, like.device)
     _check_layout(op, layout, like.device)
-    return width
 
 
 def _check_layout(op: str, layout: Layout, device: torch.device) -> None:

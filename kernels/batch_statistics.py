@@ -6,7 +6,7 @@ three and 1 / standard deviation.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -42,18 +42,21 @@ class Norm(NamedTuple):
 
 def norm_of(module: MaskedBatchNorm1d) -> Norm:
     """The module's `Norm` in its present mode."""
-    assert module.momentum is not None
-    tracked = module.training and not statistics_frozen()
+    tracked = module.training and module.track_running_stats and not statistics_frozen()
     running = (module.running_mean, module.running_var, module.num_batches_tracked) if tracked else (None, None, None)
     fixed = None if module.training else fixed_statistics(module)
-    return Norm(*running, module.momentum, module.eps, module.group, fixed)
+    momentum = 0.0 if module.momentum is None else module.momentum  # in evaluation, which has no use for it
+    return Norm(*running, momentum, module.eps, module.group, fixed)
+
+
+def running_statistics(norm: MaskedBatchNorm1d) -> tuple[Tensor, Tensor]:
+    """The running mean and variance (D,), which a module that kernels run has."""
+    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
 
 
 def fixed_statistics(norm: MaskedBatchNorm1d) -> Tensor:
     """The running statistics as `merge` returns them, (4, P); the two rows that evaluation does not read are zero."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
+    mean, variance = running_statistics(norm)
 
     def make() -> Tensor:
         width = mean.shape[0]

@@ -1,28 +1,34 @@
 """Whether kernels can run a module: the conditions that all backends share.
 
-Kernels compute the same as the reference's modules, from these modules' parameters. A subclass, or a part that was
-replaced (as low-rank adapters do), may compute something else, and kernels call no hooks. They read as many numbers as
-width, heads, expansion and taps imply, so they would read past the end of a smaller tensor (pruned heads).
+Kernels compute the same as the reference's modules, from these modules' parameters. A subclass, a part that was
+replaced (as low-rank adapters do) or another `forward` may compute something else, and kernels call no hooks. They read
+as many numbers as width, heads, expansion and taps imply, so they would read past the end of a smaller tensor (pruned
+heads).
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules import module as all_modules
 
+from astroco_fast.kernels.backend import constant_while_tracing
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.dropout import Dropout
 from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward, InputEmbed, LayerMix, LayerNorm
 
-_MODULES = {
+_MODULES: dict[str, type[nn.Module]] = {
     "input_embed": InputEmbed,
     "attention": Attention,
     "convolution": Convolution,
     "feed_forward": FeedForward,
     "mix_pool": LayerMix,
 }
-_PARTS = (nn.Linear, Dropout, LayerNorm, MaskedBatchNorm1d)
+_PARTS: tuple[type[nn.Module], ...] = (nn.Linear, Dropout, LayerNorm, MaskedBatchNorm1d)
+_FORWARDS = {kind: kind.forward for kind in (*_MODULES.values(), *_PARTS)}
 _COUNT = "num_batches_tracked"  # BatchNorm's, a scalar
 # Tensors of other types may be quantised, or one device's shard of a tensor.
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
@@ -51,6 +57,8 @@ def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> s
         return None
     if type(module) is not _MODULES[op]:
         return f"no kernels for {type(module).__name__}"
+    if all_modules._has_any_global_hook() and _watched():
+        return "no kernels while hooks are registered for all modules"
     parts = module._modules
     for part in parts.values():
         if type(part) not in _PARTS:
@@ -69,6 +77,8 @@ def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> s
         reason = reason or _altered(part, place, shapes.get(name))  # type: ignore[arg-type]
     if reason is not None or isinstance(module, LayerMix):
         return reason
+    if isinstance(module, Convolution) and module.batch_norm.training and module.batch_norm.momentum is None:
+        return "no kernels for BatchNorm's average over all batches"
     return _beyond(module, like.shape[0], limits)  # type: ignore[union-attr]
 
 
@@ -116,6 +126,8 @@ def _altered(part: nn.Module, place: torch.device, shape: tuple[int, ...] | None
     """
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         return f"no kernels for a {type(part).__name__} with hooks"
+    if replaced(part):
+        return f"no kernels for a {type(part).__name__} with another forward"
     if shape is not None and "weight" not in part._parameters:  # a wrapper may keep it under another name
         return f"no kernels for a {type(part).__name__} without weight"
     for kind, tensors in (("parameters", part._parameters), ("buffers", part._buffers)):
@@ -133,6 +145,30 @@ def _altered(part: nn.Module, place: torch.device, shape: tuple[int, ...] | None
             if shape is not None and tensor.shape != (shape if name == "weight" else shape[:1]) and name != _COUNT:
                 return f"no kernels for a {type(part).__name__} with {name} of shape {tuple(tensor.shape)}"
     return None
+
+
+def replaced(part: nn.Module) -> bool:
+    """Whether a call of the module runs another function than its class had at first."""
+    kind = type(part)
+    return "forward" in part.__dict__ or part._compiled_call_impl is not None or kind.forward is not _FORWARDS[kind]
+
+
+@constant_while_tracing
+def transformed() -> bool:
+    """Whether a transformation is in force that wants PyTorch's own ops.
+
+    These are `torch.func`'s, forward-mode derivatives, and a trace by `torch.jit`, which would keep prepared weights as
+    constants.
+    """
+    functorch, forward = torch._C._are_functorch_transforms_active(), forward_ad._current_level >= 0
+    return functorch or forward or torch._C._is_tracing()
+
+
+def _watched() -> bool:
+    """Whether hooks wait for the calls of all modules, other than those with which PyTorch tracks modules' names."""
+    hooks = chain(all_modules._global_forward_pre_hooks.values(), all_modules._global_forward_hooks.values())
+    trackers = all(type(getattr(hook, "__self__", None)).__name__ == "ModuleTracker" for hook in hooks)
+    return not trackers or bool(all_modules._global_backward_pre_hooks or all_modules._global_backward_hooks)
 
 
 def short(dtype: torch.dtype) -> str:

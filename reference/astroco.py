@@ -1,6 +1,7 @@
 """The whole encoder in plain PyTorch: it is read against the paper, and every kernel is compared with it."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -38,15 +39,20 @@ class Block(nn.Module):
 
 
 class ReferenceAstroCo(Encoder):
-    """AstroCo (arXiv 2509.24134, section 3): embedding, L blocks, layer mix, mean pooling, reconstruction head."""
+    """AstroCo (arXiv 2509.24134, section 3): embedding, L blocks, layer mix, mean pooling, reconstruction head.
+
+    Attributes:
+        block: the class of its blocks.
+    """
 
     name = "AstroCo"
+    block: ClassVar[type[Block]] = Block
 
     def __init__(self, config: AstroCoConfig) -> None:
         super().__init__()
         self.config = config
         self.input_embed = InputEmbed(config.width, config.time_base, config.hide)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self.block(config) for _ in range(config.layers))
         self.mix_pool = LayerMix(config.layers) if config.mix else LastLayer()
         self.head = nn.Linear(config.width, 1)
         number_salts(self)

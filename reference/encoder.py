@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from astroco_fast.reference.layout import Layout
+from astroco_fast.reference.layout import Layout, in_graph
 
 
 class AstroCoOutput(NamedTuple):
@@ -27,11 +27,11 @@ class Encoder(nn.Module):
 
     Attributes:
         name: the architecture's name in messages and saved configurations.
-        head: the layer that gives a magnitude; its weight's dtype is the model's.
+        head: the layer that gives a magnitude.
     """
 
     name: ClassVar[str]
-    head: nn.Linear
+    head: nn.Module
 
     def forward(
         self,
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
             ValueError: a tensor's shape differs from time's, mask or hidden is not bool, both mask and lengths are
                 given, or the parameters were cast to half precision.
         """
-        dtype = self.head.weight.dtype
+        dtype = self._dtype()
         if dtype not in (torch.float32, torch.float64):  # BatchNorm, times and magnitudes would not survive it
             raise ValueError(
                 f"{self.name}: parameters must stay float32, got {dtype}; for half precision use torch.autocast"
@@ -84,12 +84,17 @@ class Encoder(nn.Module):
         # Autocast is off, because bfloat16 would round the magnitudes: by 0.01 where a star is 3 from its mean.
         device = sequence.device.type if sequence.device.type != "meta" else "cpu"  # autocast knows no meta device
         with torch.autocast(device, enabled=False):
-            reconstruction = self.reconstruct(sequence.to(self.head.weight.dtype)).squeeze(-1)
+            reconstruction = self.reconstruct(sequence.to(self._dtype())).squeeze(-1)
         return AstroCoOutput(layout.leave(sequence), embedding, layout.leave(reconstruction))
 
     def reconstruct(self, sequence: Tensor) -> Tensor:
         """Rows (N, D) to magnitudes (N, 1)."""
         return self.head(sequence)
+
+    def _dtype(self) -> torch.dtype:
+        """The parameters' dtype: the head's weight's, unless the head was replaced by something without one."""
+        weight = getattr(self.head, "weight", None)
+        return weight.dtype if isinstance(weight, Tensor) else next(self.parameters()).dtype
 
     def _layout(
         self, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor | None, hidden: Tensor | None, lengths: Tensor | None
@@ -114,7 +119,7 @@ class Encoder(nn.Module):
             lengths = torch.full((batch,), length)
         elif lengths.shape != (batch,):
             raise ValueError(f"{self.name}: lengths must be ({batch},), got {tuple(lengths.shape)}")
-        if torch.compiler.is_compiling():  # shapes cannot depend on data there
+        if in_graph():
             return Layout.padded(lengths.to(time.device), length)
         return Layout.packed(lengths, length, time.device)
 

@@ -19,29 +19,13 @@ import torch
 from torch import Tensor
 
 
-class _Scatter(torch.autograd.Function):
-    """Scatter (n, ...) to (size, ...): row i goes to `index[i]`, the other rows are zero. Indices are distinct."""
-
-    @staticmethod
-    def forward(rows: Tensor, index: Tensor, size: int) -> Tensor:
-        return rows.new_zeros((size, *rows.shape[1:])).index_copy_(0, index, rows)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(inputs[1])
-        ctx.size = inputs[2]
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (index,) = ctx.saved_tensors
-        return _Gather.apply(grad, index), None, None
-
-
 class _Gather(torch.autograd.Function):
     """Gather (size, ...) to (n, ...): row i comes from `index[i]`.
 
     The gradient is a copy, because indices are distinct; plain indexing would accumulate, which is slow.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, index: Tensor) -> Tensor:
@@ -50,20 +34,31 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
         ctx.size = inputs[0].shape[0]
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (index,) = ctx.saved_tensors
-        return _Scatter.apply(grad, index, ctx.size), None
+        return _scatter(grad, index, ctx.size), None
 
-
-def _scatter(rows: Tensor, index: Tensor, size: int) -> Tensor:
-    return _Scatter.apply(rows, index, size)
+    @staticmethod
+    def jvp(ctx, rows, _):  # type: ignore[no-untyped-def]
+        (index,) = ctx.saved_tensors
+        return rows.index_select(0, index)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    if torch.jit.is_tracing():  # which cannot record such a function
+        return rows.index_select(0, index)
     return _Gather.apply(rows, index)
+
+
+def _scatter(rows: Tensor, index: Tensor, size: int) -> Tensor:
+    """Scatter (n, ...) to (size, ...): row i goes to `index[i]`, the other rows are zero. Indices are distinct."""
+    zeros = rows.new_zeros((size, *rows.shape[1:]))
+    # A compiler allocates once either way. In eager mode the copy of the zeros would cost a percent of a forward pass.
+    return zeros.index_copy(0, index, rows) if in_graph() else zeros.index_copy_(0, index, rows)
 
 
 # A packed N is rounded up to a multiple of this, at the price of about 1 % more rows, so that shapes repeat. Libraries
@@ -149,11 +144,10 @@ class Layout:
     def from_mask(mask: Tensor) -> "Layout":
         """The layout of a (B, T) bool mask, True at real points.
 
-        It is packed, for which the mask is copied to the host once. Inside `torch.compile` it is padded, because shapes
-        cannot depend on data there.
+        It is packed, for which the mask is copied to the host once. In a graph it is padded.
         """
         batch, length = mask.shape
-        if torch.compiler.is_compiling():
+        if in_graph():
             order = torch.argsort(~mask, dim=1, stable=True)  # real points first
             source = (order + length * torch.arange(batch, device=mask.device)[:, None]).flatten()
             return replace(Layout.padded(mask.sum(1), length), source=source)
@@ -207,6 +201,11 @@ class Layout:
     def _fill(self, rows: Tensor) -> Tensor:
         missing = self.rows - rows.shape[0]
         return rows if missing == 0 else torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
+
+
+def in_graph() -> bool:
+    """Whether this call becomes a graph for other calls, whose rows cannot depend on this call's data."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _upload(values: Tensor, device: torch.device | str | None) -> Tensor:

@@ -124,8 +124,26 @@ class Convolution(nn.Module):
         """Rows (N, D) to rows (N, D)."""
         gated = F.glu(self.pointwise_in(self.norm_in(x)), dim=-1)  # value half * sigmoid(gate half)
         convolved = layout.unpad(self.convolve(layout.pad(gated)))
-        activated = F.silu(self.batch_norm(convolved, layout.valid))
+        activated = F.silu(self.normalise(convolved, layout))
         return self.norm_out(x + self.dropout(self.pointwise_out(activated)))
+
+    def normalise(self, rows: Tensor, layout: Layout) -> Tensor:
+        """BatchNorm of rows (N, D).
+
+        Raises:
+            ValueError: in training, another kind of BatchNorm, which would count padding.
+        """
+        norm: nn.Module = self.batch_norm
+        if isinstance(norm, (nn.Identity, nn.LayerNorm)):
+            return norm(rows)
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, MaskedBatchNorm1d):
+            if norm.training:
+                raise ValueError(
+                    f"{type(norm).__name__} would count padding as points; keep MaskedBatchNorm1d, and set its `group` "
+                    "to a process group to synchronise it"
+                )
+            return norm(rows)
+        return norm(rows, layout.valid)
 
     def convolve(self, windows: Tensor) -> Tensor:
         """The depthwise convolution of (B, T, D) along T."""

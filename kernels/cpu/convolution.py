@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from astroco_fast.kernels.batch_statistics import Norm, merged, norm_of
+from astroco_fast.kernels.batch_statistics import Norm, merged, norm_of, running_statistics
 from astroco_fast.kernels.cpu.arguments import native_op
 from astroco_fast.kernels.cpu.weights import cpu_weight_gradient, pack, padded
 from astroco_fast.kernels.cpu.windows import windows_of
@@ -58,9 +58,7 @@ def grouped(taps: Tensor) -> Tensor:
 def folded(module: Convolution) -> tuple[Tensor, Tensor]:
     """Taps, `grouped`, with BatchNorm's scale in them, and the offset (P,) that is left of BatchNorm."""
     norm = module.batch_norm
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance = norm.running_mean, norm.running_var
+    mean, variance = running_statistics(norm)
 
     def make() -> tuple[Tensor, Tensor]:
         scale = norm.weight * torch.rsqrt(variance + norm.eps)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from astroco_fast.kernels.batch_statistics import Norm, fixed_statistics, merged, norm_of
+from astroco_fast.kernels.batch_statistics import Norm, fixed_statistics, merged, norm_of, running_statistics
 from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, rows_of, wants_gradient
 from astroco_fast.kernels.triton.batch_norm import (
@@ -72,9 +72,7 @@ def weights(module: Convolution, dtype: torch.dtype) -> Weights:
 def folded(module: Convolution, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Taps (K, P) with BatchNorm's scale folded in, and the offset (P,), which is the rest of BatchNorm."""
     norm = module.batch_norm
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    sources = (module.depthwise, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    sources = (module.depthwise, norm.weight, norm.bias, *running_statistics(norm))
 
     def make() -> tuple[Tensor, Tensor]:
         taps, offset = weights(module, dtype).taps.clone(), fixed_statistics(norm)[0].clone()
