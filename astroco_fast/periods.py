@@ -67,6 +67,11 @@ class _Search:
                     self._compared.append((label, period, self._catalogue[star], span))
         return periods, spans
 
+    @property
+    def compared(self) -> int:
+        """The number of light curves that have a period in the catalogue."""
+        return len(self._compared)
+
     def recovery(self, config: PeriodsConfig) -> list[list[str]]:
         """The table of how many periods are the catalogue's, by class."""
         import numpy as np
@@ -103,6 +108,10 @@ def write_periods(config: PeriodsConfig) -> None:
     print(f"{config.out or config.source}: {search.reasons.total():,} light curves; period {_counts(search.reasons)}")
     if config.against is not None:
         rows = search.recovery(config)
+        searched = search.reasons.total()
+        if search.compared < searched:
+            missing = f"{searched - search.compared:,} of {searched:,} light curves"
+            commands.tell([f"{config.against}: {missing} have no period there"])
         if config.out is not None:
             _write_csv(_recovery_file(Path(config.out)), rows)
         print(f"\nPeriods found, by their relation to {config.against}, in percent:\n", *markdown(rows), sep="\n")

@@ -1,4 +1,4 @@
-"""Text for the terminal and for Markdown."""
+"""Text for the terminal, for Markdown and for figures."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,6 +11,11 @@ def printable(line: str) -> str:
 def cell(name: str) -> str:
     """The text of a cell of a Markdown table."""
     return printable(name).replace("|", "\\|")
+
+
+def figure_text(name: str) -> str:
+    """Text in a figure, where a dollar sign would begin a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def rows(cells: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -28,7 +28,10 @@ def test_a_store_keeps_its_periods(survey, tmp_path, capsys):
     found = Store.open(tmp_path / "store").periods
     assert len(found) == 24
     assert f"24 light curves; period found {found.found.sum()}" in out
-    assert command.main([str(tmp_path / "store"), str(tmp_path / "table.parquet"), "--against", str(survey)]) == 0
+    some = tmp_path / "catalogue.parquet"
+    pq.write_table(pq.read_table(survey).slice(4), some)
+    assert command.main([str(tmp_path / "store"), str(tmp_path / "table.parquet"), "--against", str(some)]) == 0
+    assert "catalogue.parquet: 4 of 24 light curves have no period there" in capsys.readouterr().err
     table = pq.read_table(tmp_path / "table.parquet")
     np.testing.assert_array_equal(table["period"], found.period)
 

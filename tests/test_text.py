@@ -6,7 +6,7 @@ from astroco_fast.data.columns import listed
 from astroco_fast.data.convert import ConversionReport
 from astroco_fast.data.recovery import markdown
 from astroco_fast.probe.figures import confusion_figure
-from astroco_fast.text import cell, printable, rows
+from astroco_fast.text import cell, figure_text, printable, rows
 
 NAME = "\x1b]0;x\x07V|\n\x9b2J\u202e"
 SHOWN = "?]0;x?V|??2J?"
@@ -29,6 +29,7 @@ def test_report_of_a_conversion() -> None:
 
 
 def test_a_figure_of_classes_with_formula_signs() -> None:
+    assert figure_text("a$b\n") == "a\\$b?"
     figure = confusion_figure(np.eye(2), ["$\\frac", NAME], "title")
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["\\$\\frac", SHOWN]

@@ -123,7 +123,10 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
             cannot be converted, or several nested columns hold light curves.
     """
     known = table.fields()
-    names = resolve(list(known), columns, table.name, need_id=table.star is None, folders=list(table.folders))
+    try:
+        names = resolve(list(known), columns, table.name, need_id=table.star is None, folders=list(table.folders))
+    except UserError as missing:
+        raise UserError("; ".join([str(missing), *table.remarks])) from missing
     fields = {role: known[name] for role, name in names.items() if name in known}
     constants = {role: table.folders[name] for role, name in names.items() if name not in known}
     if "id" not in names:

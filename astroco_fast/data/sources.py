@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,6 +32,7 @@ from astroco_fast.data.words import Place, to_objects, to_text
 from astroco_fast.errors import UserError
 
 _READ_ROWS = 250_000  # rows read at a time from a table with a point a row
+_BLURRED = 2.0**14  # days: from here on, float32 times are 0.001 days apart or more
 _ARRAYS_A_BATCH = 2048  # arrays of a list that make one batch
 # Points in a batch of a table with a light curve a row. Each takes 16 bytes, times a few for copies and decoding.
 BATCH_POINTS = 500_000
@@ -248,15 +250,17 @@ class TableSource:
             self.notes.add(self.name, remark)
 
 
+_SINGLE_PRECISION = (
+    "single precision: an MJD of 58000 is known to 6 minutes, a JD of 2458000 to 6 hours; float64 is better"
+)
+
+
 def _remarks(mapped: MappedTable, has_bands: bool) -> Iterator[str]:
     """What the user should know of a table; `has_bands`: its bands are known otherwise."""
     yield from mapped.table.remarks
     time = mapped.fields["time"]
     if time.kind in (pa.float32(), pa.float16()):
-        yield (
-            f"times in {time.name!r} are single precision: an MJD of 58000 is known to 6 minutes, a JD of 2458000 to 6 "
-            "hours; float64 is better"
-        )
+        yield f"times in {time.name!r} are {_SINGLE_PRECISION}"
     for role, factor in mapped.factors.items():
         if factor != 1.0:
             yield f"{mapped.fields[role].name!r} is in {mapped.fields[role].unit!r} and was converted"
@@ -330,7 +334,16 @@ class ArraySource(BatchSource):
     def _arrays(self) -> Iterator[CurveBatch]:
         for first in range(0, len(self._items), _ARRAYS_A_BATCH):
             items = self._items[first : first + _ARRAYS_A_BATCH]
-            yield CurveBatch.from_arrays(items, [str(first + i) for i in range(len(items))], source="list of arrays")
+            batch = CurveBatch.from_arrays(items, [str(first + i) for i in range(len(items))], source="list of arrays")
+            single = np.repeat([_is_single(item) for item in items], batch.lengths)
+            if (np.abs(batch.time[single]) >= _BLURRED).any():
+                self.notes.add("list of arrays", f"times are {_SINGLE_PRECISION}")
+            yield batch
+
+
+def _is_single(array: Any) -> bool:
+    """Whether an array or a tensor holds floats of less than 64 bits."""
+    return str(getattr(array, "dtype", "")).endswith(("float32", "float16"))
 
 
 def _store_source(store: Store, band: str | None) -> BatchSource:

@@ -357,7 +357,7 @@ class TFRecordTable(FileTable):
     def __init__(self, path: Path, root: Path) -> None:
         super().__init__(path, root)
         is_class = path.parent != root and path.parent.name.lower() not in PART_NAMES
-        self._folder = path.parent.name if is_class else None
+        self._folder = path.parent.name.rpartition("=")[2] if is_class else None
         context, lists = next(tfrecord.read(path), ({"id": ""}, dict.fromkeys(tfrecord.POINTS)))
         text = [(name, pa.string()) for name in context]
         self.schema = pa.schema([*text, *((name, pa.list_(pa.float32())) for name in lists)])

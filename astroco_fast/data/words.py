@@ -76,6 +76,8 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
     try:
         given = pc.fill_null(pc.cast(array, pa.string()), "")
         text = _tidy(given, place, any_word)
+    except pa.ArrowNotImplementedError as error:
+        raise place.error(f"text or numbers are needed, but it holds {kind}") from error
     except pa.ArrowInvalid as error:  # text that was never checked
         raise place.error(_NO_TEXT) from error
     if required and len(text):
@@ -123,13 +125,15 @@ def to_objects(text: Any) -> NDArray[np.object_]:
 
 
 def plain_array(array: Any) -> Any:
-    """One contiguous array, not dictionary-encoded."""
+    """One contiguous array of the values themselves, neither dictionary- nor run-end-encoded."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
         if isinstance(array, pa.ChunkedArray):  # of no chunk, in some versions
             array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    elif pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     return array
 
 

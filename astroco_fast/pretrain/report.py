@@ -25,7 +25,7 @@ from astroco_fast.files import whole_file
 from astroco_fast.pretrain.checkpoint import STATE
 from astroco_fast.pretrained import PretrainedEncoder, read_saved
 from astroco_fast.registry import load
-from astroco_fast.text import rows
+from astroco_fast.text import figure_text, rows
 
 # The windows that are shown: each is reconstructed better than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
@@ -177,7 +177,8 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
         row = int(order[round(rank * (len(order) - 1))])
         points = slice(0, min(SHOWN_POINTS, int(batch.lengths[row])))
         curve = int(data.table.curve[batch.index[row]])
-        name = "  ".join(filter(None, (store.ids[curve], store.labels[curve], store.bands[curve])))
+        words = (store.ids[curve], store.labels[curve], store.bands[curve])
+        name = "  ".join(figure_text(word) for word in words if word)
         score = f"$R^2$ = ${quality[row]:.2f}$"
         windows.append(
             plots.Reconstruction(

@@ -9,7 +9,7 @@ import numpy as np
 from astroco_fast import plots
 from astroco_fast.files import whole_file
 from astroco_fast.probe.metrics import plus_minus
-from astroco_fast.text import printable
+from astroco_fast.text import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def confusion_figure(confusion: Any, classes: Sequence[str], title: str) -> "Fig
     for (i, j), value in np.ndenumerate(share):
         colour = "white" if value > 55 else plots.BLACK
         axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
-    names = [printable(name).replace("$", r"\$") for name in classes]  # "$" would begin a formula
+    names = [figure_text(name) for name in classes]
     axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("predicted class")

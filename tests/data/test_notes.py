@@ -82,6 +82,10 @@ def test_a_fits_file_of_several_tables(frame, tmp_path):
     table = fits.BinTableHDU(Table.from_pandas(frame))
     fits.HDUList([fits.PrimaryHDU(), table, table]).writeto(tmp_path / "a.fits")
     assert "only the first of its 2 tables is read" in notes_on(tmp_path / "a.fits")[0]
+    other = fits.BinTableHDU(Table({"x": [1.0]}))
+    fits.HDUList([fits.PrimaryHDU(), other, table]).writeto(tmp_path / "b.fits")
+    with pytest.raises(UserError, match=r"no time column; found: x; .*only the first of its 2 tables"):
+        open_source(tmp_path / "b.fits")
 
 
 @pytest.mark.parametrize("star_a_row", [False, True])
@@ -99,3 +103,12 @@ def test_metadata_that_match_in_part_or_not_at_all(tmp_path, star_a_row):
     metadata.assign(id=[f"0{i}" for i in range(4)]).to_parquet(tmp_path / "metadata.parquet")
     with pytest.raises(UserError, match=r"metadata\.parquet: none of its stars has a light curve.*'star-0'"):
         notes_on(tmp_path)
+
+
+def test_arrays_of_single_precision():
+    torch = pytest.importorskip("torch")
+    array = np.array([[58000.0, 15, 0.1], [58001.0, 15, 0.1]])
+    for single in (array.astype(np.float32), torch.tensor(array, dtype=torch.float32, requires_grad=True)):
+        assert "times are single precision" in notes_on([array, single])[0]
+        assert not notes_on([single - 58000])
+    assert not notes_on([array, np.empty((0, 3), np.float32), array.tolist()])

@@ -80,6 +80,13 @@ def test_numbers_that_are_whole_are_ids(values):
     assert len(words(values)) == 1
 
 
+def test_other_arrow_types():
+    assert words(pa.RunEndEncodedArray.from_arrays([2, 3], ["a ", "b"])) == ["a", "a", "b"]
+    assert words(pa.array(["a "], pa.string_view())) == ["a"]
+    for kind, value in ((pa.month_day_nano_interval(), (1, 2, 3)), (pa.list_(pa.string()), ["a"])):
+        assert str(kind) in refused(pa.array([value], kind))
+
+
 def test_bytes_that_are_no_text():
     unchecked = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     assert "no UTF-8 text" in refused(unchecked)
