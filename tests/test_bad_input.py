@@ -164,7 +164,7 @@ INPUTS: list[tuple[str, Make | None, str]] = [
     ("notes.txt", lambda path, good: path.write_text("x"), "unknown kind of file"),
     ("text.parquet", lambda path, good: path.write_text("no table" * 99), "cannot be read"),
     ("text.fits", lambda path, good: path.write_text("no table" * 99), "cannot be read"),
-    ("bytes.csv", lambda path, good: path.write_bytes(bytes(range(256)) * 9), "cannot be read"),
+    ("bytes.csv", lambda path, good: path.write_bytes(bytes(range(256)) * 9), "not UTF-8"),
     ("cut.parquet", cut_parquet, "cannot be read"),
     ("cut.fits", cut_fits, "cannot be read"),
     ("text.record", lambda path, good: path.write_text("no record" * 99), "cut short, or not a TFRecord file"),
