@@ -60,8 +60,9 @@ class Encoder(nn.Module):
             `AstroCoOutput`.
 
         Raises:
-            ValueError: a tensor's shape differs from time's, mask or hidden is not bool, both mask and lengths are
-                given, or the parameters were cast to half precision.
+            ValueError: an argument is no tensor, its shape or device differs from time's, it holds something else than
+                it should (mask or hidden not bool, lengths not integers), both mask and lengths are given, or the
+                parameters were cast to half precision.
         """
         dtype = self._dtype()
         if dtype not in (torch.float32, torch.float64):  # BatchNorm, times and magnitudes would not survive it
@@ -99,17 +100,26 @@ class Encoder(nn.Module):
     def _layout(
         self, time: Tensor, mag: Tensor, err: Tensor, mask: Tensor | None, hidden: Tensor | None, lengths: Tensor | None
     ) -> Layout:
-        """The batch's layout, packed; checks the shapes."""
-        if time.dim() != 2:
+        """The batch's layout, packed; checks the arguments."""
+        if isinstance(time, Tensor) and time.dim() != 2:
             raise ValueError(f"{self.name}: time must be (B, T), got {tuple(time.shape)}")
-        for name, value in (("mag", mag), ("err", err), ("mask", mask), ("hidden", hidden)):
-            if value is not None and value.shape != time.shape:
+        given = {"time": time, "mag": mag, "err": err, "mask": mask, "hidden": hidden}
+        for name, value in given.items():
+            flag = name in ("mask", "hidden")
+            if flag and value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{self.name}: {name} must be a tensor (B, T), got {type(value).__name__}")
+            if value.shape != time.shape:
                 raise ValueError(
                     f"{self.name}: {name} must have time's shape {tuple(time.shape)}, got {tuple(value.shape)}"
                 )
-        for name, value in (("mask", mask), ("hidden", hidden)):
-            if value is not None and value.dtype != torch.bool:
+            if value.device != time.device:
+                raise ValueError(f"{self.name}: {name} must be on time's device {time.device}, got {value.device}")
+            if flag and value.dtype != torch.bool:
                 raise ValueError(f"{self.name}: {name} must be bool, got {value.dtype}")
+            if not flag and (value.is_complex() or value.dtype == torch.bool):
+                raise ValueError(f"{self.name}: {name} must hold real numbers, got {value.dtype}")
         if mask is not None and lengths is not None:
             raise ValueError(f"{self.name}: give mask or lengths, not both")
         if mask is not None:
@@ -117,8 +127,9 @@ class Encoder(nn.Module):
         batch, length = time.shape
         if lengths is None:
             lengths = torch.full((batch,), length)
-        elif lengths.shape != (batch,):
-            raise ValueError(f"{self.name}: lengths must be ({batch},), got {tuple(lengths.shape)}")
+        elif not isinstance(lengths, Tensor) or lengths.shape != (batch,):
+            found = tuple(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise ValueError(f"{self.name}: lengths must be a tensor ({batch},), got {found}")
         if in_graph():
             return Layout.padded(lengths.to(time.device), length)
         return Layout.packed(lengths, length, time.device)

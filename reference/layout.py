@@ -102,7 +102,11 @@ class Layout:
         Args:
             lengths: (B,) integers, the real points of each window, on the activations' device.
             length: T.
+
+        Raises:
+            ValueError: the lengths are no integers.
         """
+        _check_whole("padded", lengths)
         batch, positions = lengths.shape[0], _prefix_mask(lengths, length)
         return Layout(batch, length, lengths.to(torch.int64), positions, batch * length, positions.flatten())
 
@@ -121,9 +125,10 @@ class Layout:
                 of `ROW_MULTIPLE`, at most B*T.
 
         Raises:
-            ValueError: a length is negative or above T, or the capacity is too small.
+            ValueError: a length is no integer, negative or above T, or the capacity is too small.
             RuntimeError: a CUDA graph is being captured, and not every window is full.
         """
+        _check_whole("packed", lengths)
         lengths = lengths.to("cpu", torch.int64)
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
             raise ValueError(f"Layout.packed: lengths must lie in 0..{length}, got {lengths.tolist()}")
@@ -201,6 +206,11 @@ class Layout:
     def _fill(self, rows: Tensor) -> Tensor:
         missing = self.rows - rows.shape[0]
         return rows if missing == 0 else torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
+
+
+def _check_whole(kind: str, lengths: Tensor) -> None:
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"Layout.{kind}: lengths must be integers, got {lengths.dtype}")
 
 
 def in_graph() -> bool:

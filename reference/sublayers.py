@@ -147,6 +147,8 @@ class Convolution(nn.Module):
 
     def convolve(self, windows: Tensor) -> Tensor:
         """The depthwise convolution of (B, T, D) along T."""
+        if windows.shape[1] == 0:  # which PyTorch's convolution refuses
+            return windows
         width, kernel = self.depthwise.shape
         channels = F.pad(windows.transpose(1, 2), (kernel // 2, kernel - 1 - kernel // 2))
         return F.conv1d(channels, self.depthwise[:, None].to(windows.dtype), groups=width).transpose(1, 2)

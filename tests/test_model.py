@@ -188,6 +188,25 @@ def test_compiles_as_one_graph() -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_training_step_has_every_gradient() -> None:
+    model, w = tiny(layers=1).train(), make_windows([12, 7], 12)
+    compiled = copy.deepcopy(model)
+    holes = w.mask & (torch.arange(12) % 3 > 0)
+    arguments = (w.time, w.mag, w.err, holes)
+    with af.backend("reference"):
+        for candidate, call in (
+            (model, model),
+            (compiled, torch.compile(compiled, fullgraph=True, backend="aot_eager")),
+        ):
+            out = call(*arguments, hidden=w.hidden)
+            (out.sequence.square().sum() + out.embedding.sum() + out.reconstruction.square().sum()).backward()
+            assert all(parameter.grad is not None for parameter in candidate.parameters())
+    for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert a.grad.abs().max() > 0, name
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=name)
+
+
 def test_autocast_does_not_round_magnitudes() -> None:
     """Magnitudes that are equal in bfloat16 stay different in the input, and the output has no steps."""
     model = tiny().eval()

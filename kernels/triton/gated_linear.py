@@ -24,6 +24,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, architecture, launch
 from astroco_fast.kernels.triton.tensors import dot_precision
 
@@ -59,7 +60,7 @@ def _statistics(
         delta = chunk_mean - means
         means += delta * (n / (start + n))
         squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
-    return means, 1.0 / tl.sqrt_rn(squares / D + eps)
+    return means, reciprocal_deviations(squares, D, eps)
 
 
 @triton.jit

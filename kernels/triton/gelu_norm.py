@@ -16,6 +16,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.gated_linear import gelu
 from astroco_fast.kernels.triton.launch import Config, launch
 from astroco_fast.kernels.triton.point_features import field, hides
@@ -54,7 +55,7 @@ def _forward_kernel(
         delta = chunk_mean - means
         means += delta * (n / (start + n))
         squares += tl.sum(deviation * deviation, 1) + delta * delta * (start * n / (start + n))
-    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    rstds = reciprocal_deviations(squares, D, eps)
     tl.store(mean + row, means, mask=inside)
     tl.store(rstd + row, rstds, mask=inside)
     for start in tl.static_range(0, P, BLOCK_C):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, architecture, launch
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 
@@ -86,7 +87,7 @@ def _kernel(
     squares = squares_about(z, means, column, D)
     if TAIL:
         squares += squares_about(z_tail, means, last, D)
-    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    rstds = reciprocal_deviations(squares, D, eps)
     store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
     if TAIL:
         store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)

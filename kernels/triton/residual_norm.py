@@ -18,6 +18,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.launch import Config, launch
 from astroco_fast.kernels.triton.tensors import split
@@ -75,7 +76,7 @@ def _forward_kernel(
     squares = _squares(z, means, 0, D, MAIN)
     if TAIL:
         squares += _squares(z_tail, means, MAIN, D, TAIL)
-    rstds = 1.0 / tl.sqrt_rn(squares / D + eps)
+    rstds = reciprocal_deviations(squares, D, eps)
     tl.store(mean + row, means, mask=inside)
     tl.store(rstd + row, rstds, mask=inside)
     _store(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)

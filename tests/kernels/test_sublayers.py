@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from astroco_fast import ops
+import astroco_fast as af
+from astroco_fast import Layout, ops
 from astroco_fast.comparison import GivenDropout
 from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward
 from tests.kernels import harness
@@ -90,3 +91,21 @@ def test_sublayer(op: str, case: Case, fused: str, device: torch.device) -> None
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_sublayer_everywhere(op: str, shape: tuple[int, int], fused: str, device: torch.device) -> None:
     harness.check_shape(shape, lambda case: check(op, case, fused, device))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("op", SUBLAYERS)
+def test_rows_whose_squares_overflow_are_not_finite(op: str, training: bool, fused: str, device: torch.device) -> None:
+    call, make = SUBLAYERS[op]
+    module, layout = (
+        make(64, 0.0).to(device).train(training),
+        Layout.packed(torch.tensor([3, 2]), 3, device, capacity=7),
+    )
+    x = torch.randn(7, 64, device=device)
+    x[:3] *= 1e25  # the first window
+    with af.backend(fused), torch.set_grad_enabled(training):
+        y = call(module, x, layout)
+    assert y[:3].isnan().all()
+    assert y[3:5].isfinite().all() or (op == "convolution" and training)  # BatchNorm joins the windows
+    assert y[5:].eq(0).all()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,17 +157,32 @@ def test_ablations_drop_what_they_say() -> None:
     [
         ({"mag": torch.zeros(2, 5)}, r"mag must have time's shape \(2, 4\)"),
         ({"mask": torch.ones(2, 5, dtype=torch.bool)}, "mask must have"),
-        ({"lengths": torch.tensor([1])}, r"lengths must be \(2,\)"),
+        ({"lengths": torch.tensor([1])}, r"lengths must be a tensor \(2,\)"),
         ({"lengths": torch.tensor([1, 5])}, "lengths must lie in 0..4"),
         ({"time": torch.zeros(8)}, r"time must be \(B, T\)"),
         ({"hidden": torch.zeros(2, 4)}, "hidden must be bool, got torch.float32"),
         ({"mask": torch.ones(2, 4, dtype=torch.uint8)}, "mask must be bool"),
+        ({"mask": [[True] * 4] * 2}, r"mask must be a tensor \(B, T\), got list"),
+        ({"time": np.zeros((2, 4))}, r"time must be a tensor \(B, T\), got ndarray"),
+        ({"err": torch.zeros(2, 4, device="meta")}, "err must be on time's device cpu, got meta"),
+        ({"mag": torch.zeros(2, 4, dtype=torch.complex64)}, "mag must hold real numbers, got torch.complex64"),
+        ({"lengths": [2, 4]}, r"lengths must be a tensor \(2,\), got list"),
+        ({"lengths": torch.tensor([2.7, 4.0])}, "lengths must be integers, got torch.float32"),
+        ({"lengths": torch.tensor([True, True])}, "lengths must be integers, got torch.bool"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
     arguments = {name: torch.zeros(2, 4) for name in ("time", "mag", "err")}
     with pytest.raises(ValueError, match=message):
         model()(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_positions_and_no_windows(training: bool) -> None:
+    for batch, length in ((2, 0), (0, 0), (0, 4)):
+        out = model(train=training)(*(torch.zeros(batch, length) for _ in range(3)))
+        assert [x.shape[:2] for x in (out.sequence, out.reconstruction)] == [(batch, length)] * 2
+        assert out.embedding.abs().sum() == 0
 
 
 def test_half_precision_parameters_are_refused() -> None:

@@ -1,5 +1,8 @@
 """Layouts: windows to rows and back."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -102,3 +105,10 @@ def test_a_full_batch_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPat
     layout = Layout.packed(torch.tensor([7, 7]), 7, "meta")
     assert layout.full
     assert (layout.lengths.device.type, layout.lengths.dtype) == ("meta", torch.int64)
+
+
+@pytest.mark.parametrize("lengths", [[2.7, 1.0], [True, False], [2 + 0j, 1]])
+@pytest.mark.parametrize("make", [Layout.packed, Layout.padded])
+def test_lengths_that_are_no_integers_are_refused(make: Callable[..., Layout], lengths: list[Any]) -> None:
+    with pytest.raises(ValueError, match="lengths must be integers"):
+        make(torch.tensor(lengths), 5)

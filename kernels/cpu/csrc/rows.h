@@ -144,7 +144,9 @@ inline Statistics statistics(const float* z, int64_t width, double eps) {
     }
     squares = map(d, squares, [](Vec v, Vec s) { return at::vec::fmadd(v, v, s); });
   });
-  return {mean, 1.0f / std::sqrt(sum(squares) / width + float(eps))};
+  const float variance = sum(squares) / width;
+  // The last term is zero, or NaN where the squares overflow: 1 / sqrt(inf) = 0 would give finite, wrong rows.
+  return {mean, 1.0f / std::sqrt(variance + float(eps)) + (variance - variance)};
 }
 
 // y = (z - mean) rstd gain + shift; y may be z.
