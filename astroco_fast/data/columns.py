@@ -140,7 +140,8 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
             raise UserError(f"{table.name}: column {name!r} cannot be read: {problem.decode()}")
     star_a_row = fields["time"].listed
     value, error = value_roles(columns)
-    for role in (value, error):
+    bands = [role for role in ("band",) if role in fields and fields[role].listed]  # else they are one a row
+    for role in (value, error, *bands):
         if fields[role].listed != star_a_row:
             one, other = ("lists", "single values") if star_a_row else ("single values", "lists")
             raise UserError(

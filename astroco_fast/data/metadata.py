@@ -44,7 +44,7 @@ def read_text_table(path: str | Path, needed: dict[str, str | None], optional: t
     required = tuple(role for role in needed if role != "label")
     for text in read_text(table, columns, required):
         for role, values in text.items():
-            parts[role].append(np.array([value.strip() for value in to_objects(values)], dtype=object))
+            parts[role].append(to_objects(values))
     return {role: np.concatenate(arrays) for role, arrays in parts.items()}
 
 

@@ -53,17 +53,19 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
     Args:
         array: Arrow array or chunked array of numbers or text.
         place: the place of the values, for error messages.
-        required: whether every row needs a value.
+        required: whether every row needs a value, which names the row: an id.
         any_word: whether such words are values too, as for bands, which have names of every kind.
 
     Raises:
-        UserError: the type has no plain text form, a value is missing where `required`, or numbers were rounded, so
-            that they may be several ids.
+        UserError: the type has no plain text form; or, where `required`, a value is missing, or a number was rounded,
+            so that it may be several ids.
     """
     array = plain_array(array)
     kind = array.type
     if pa.types.is_floating(kind):
-        array = _float_text(array, place)
+        if required:
+            _refuse_rounded_floats(array, place)
+        array = _float_text(array)
     elif pa.types.is_decimal(kind):
         array = _decimal_text(array)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
@@ -75,7 +77,7 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
         raise place.error(f"one value a row is needed, but it holds {kind}")
     try:
         given = pc.fill_null(pc.cast(array, pa.string()), "")
-        text = _tidy(given, place, any_word)
+        text = _tidy(given, any_word, place if required else None)
     except pa.ArrowNotImplementedError as error:
         raise place.error(f"text or numbers are needed, but it holds {kind}") from error
     except pa.ArrowInvalid as error:  # text that was never checked
@@ -89,11 +91,11 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
     return text
 
 
-def _tidy(text: Any, place: Place, any_word: bool) -> Any:
+def _tidy(text: Any, any_word: bool, ids: Place | None) -> Any:
     """Text without blanks around it, and "" for words that spell "no value", unless any word is a value.
 
     Raises:
-        UserError: the text is that of a number that was rounded.
+        UserError: one of the ids at this place is the text of a number that was rounded.
     """
     coded = text.dictionary_encode()  # many rows have few words
     words = coded.dictionary
@@ -101,10 +103,9 @@ def _tidy(text: Any, place: Place, any_word: bool) -> Any:
     if not any_word:
         none = pc.is_in(pc.utf8_lower(tidy), value_set=pa.array(NO_WORD))
         tidy = pc.if_else(none, pa.scalar(""), tidy)
-    for word in tidy.filter(pc.match_substring_regex(tidy, _ROUNDED)).to_pylist():
-        if _is_rounded(word):
-            row = pc.index(coded.indices, pc.index(tidy, word)).as_py()
-            raise place.error(f"{word!r} {_MERGED}", row)
+    if ids is not None:
+        for word in filter(_is_rounded, tidy.filter(pc.match_substring_regex(tidy, _ROUNDED)).to_pylist()):
+            raise ids.error(f"{word!r} {_MERGED}", pc.index(coded.indices, pc.index(tidy, word)).as_py())
     return text if tidy.equals(words) else tidy.take(coded.indices)
 
 
@@ -137,13 +138,17 @@ def plain_array(array: Any) -> Any:
     return array
 
 
-def _float_text(array: Any, place: Place) -> Any:
-    values = pc.cast(array, pa.float64())
-    rounded = pc.fill_null(pc.greater_equal(pc.abs(values), _LARGEST_WHOLE[array.type.bit_width]), False)
+def _refuse_rounded_floats(ids: Any, place: Place) -> None:
+    values = pc.cast(ids, pa.float64())
+    rounded = pc.fill_null(pc.greater_equal(pc.abs(values), _LARGEST_WHOLE[ids.type.bit_width]), False)
     if pc.any(rounded).as_py():
         row = pc.index(rounded, True).as_py()
         raise place.error(f"{values[row].as_py():.0f} {_MERGED}", row)
-    whole = pc.equal(values, pc.round(values))
+
+
+def _float_text(array: Any) -> Any:
+    values = pc.cast(array, pa.float64())
+    whole = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), 2.0**63))
     as_whole = pc.cast(pc.cast(pc.if_else(whole, values, None), pa.int64(), safe=False), pa.string())
     missing = pc.or_(pc.is_null(values), pc.fill_null(pc.is_nan(values), True))
     return pc.if_else(missing, pa.scalar(None, pa.string()), pc.coalesce(as_whole, pc.cast(values, pa.string())))

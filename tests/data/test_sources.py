@@ -446,6 +446,8 @@ def frame_with(**columns):
         (frame_with(id=[b"a", b"\xff"]), r"column 'id': its bytes are no UTF-8 text"),
         (frame_with().rename(columns={"err": "mag"}), r"more than one column mag"),
         (frame_with(mjd=[[1.0, 2.0], [1.0]]), r"column 'mjd' holds lists but 'mag' holds single values"),
+        (frame_with(band=[["g"], ["r"]]), r"column 'mjd' holds single values but 'band' holds lists"),
+        (frame_with(label=[["g"], ["r"]]), r"column 'label': one value a row is needed"),
     ],
 )
 def test_bad_frames(frame, message):
