@@ -29,6 +29,9 @@ def float_array(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
     if unit := units.text(getattr(values, "unit", None)):
         raise TypeError(f"it has the unit {unit!r}; take its values in days and magnitudes")
     data, mask = _without_mask(values)
+    data = np.asarray(data)
+    if data.dtype.kind == "c":
+        raise TypeError("its numbers are complex")
     with np.errstate(over="ignore", under="ignore"):
         numbers = np.ascontiguousarray(data, dtype=dtype)
     return numbers if mask is None else np.where(mask, dtype(np.nan), numbers)
@@ -63,7 +66,7 @@ def is_array(values: Any) -> bool:
 
 
 def _is_tensor(values: Any) -> bool:
-    return hasattr(values, "detach") and hasattr(values, "ndim")
+    return hasattr(values, "detach") and not getattr(values, "is_nested", False)
 
 
 def _without_mask(values: Any) -> tuple[Any, Mask | None]:
@@ -81,6 +84,11 @@ def _without_mask(values: Any) -> tuple[Any, Mask | None]:
     return values, None
 
 
+def holds_values(cell: Any) -> bool:
+    """Whether a cell of a table is an array, rather than one value or a list."""
+    return is_array(cell) or _has_mask(cell)
+
+
 def _has_mask(values: Any) -> bool:
     return isinstance(values, np.ma.MaskedArray) or hasattr(values, "unmasked")
 
@@ -92,7 +100,7 @@ def _of_cells(cells: NDArray[np.object_], mask: Mask | None) -> Any:
         missing |= mask
     cells = cells.copy()
     cells[missing] = None
-    if not any(isinstance(cell, np.ndarray) or _has_mask(cell) for cell in cells):
+    if not any(holds_values(cell) for cell in cells):
         return pa.array(cells.tolist(), from_pandas=True)
     parts = [_cell([] if gone else cell) for cell, gone in zip(cells, missing, strict=True)]
     filled = [part for part in parts if len(part)] or [np.ma.empty(0)]

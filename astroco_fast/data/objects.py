@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from astroco_fast.data.arrays import arrow_array
+from astroco_fast.data.arrays import arrow_array, holds_values
 from astroco_fast.data.tables import Table, is_list, unreadable
 from astroco_fast.data.units import text, with_stated_units, with_unit
 from astroco_fast.data.words import is_no_value
@@ -76,7 +75,10 @@ def object_table(source: Any, star: str) -> Table | None:
     if hasattr(source, "to_parquet") and hasattr(source, "columns"):
         return MemoryTable(_of_frame(source), kind)
     if hasattr(source, "__arrow_c_stream__"):  # polars and others
-        return MemoryTable(pa.table(source), kind)
+        try:
+            return MemoryTable(pa.table(source), kind)
+        except pa.ArrowInvalid:  # a single column
+            return None
     if hasattr(source, "colnames") and hasattr(source, "columns"):
         columns = {str(name): source[name] for name in source.colnames}
     elif _has(source, "time") and _has(source, "flux"):
@@ -128,7 +130,7 @@ def _of_series(series: Any) -> Any:
     """The Arrow array of a frame's column or index."""
     if hasattr(series, "sparse"):
         series = series.sparse.to_dense()
-    if series.dtype == object and any(isinstance(cell, np.ndarray) for cell in series):
+    if series.dtype == object and any(map(holds_values, series)):
         return arrow_array(series.to_numpy())
     try:
         return pa.Array.from_pandas(series)

@@ -91,16 +91,14 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return _store_source(source, band)
     if isinstance(source, CurveBatch):
         return BatchSource(lambda: iter([source]), band)
-    if is_array(source) and source.ndim == 2:
-        source = [source]
+    if is_array(source):
+        return _open_list(_curves_of(source), columns, band)
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
         return _open_paths([Path(item) for item in source], columns, band)
     table = object_table(source, star="0")
     if table is not None:
         return TableSource([map_table(table, columns)], band, table.name)
-    # A sequence of arrays or tables, or an array (n, L, 3) of light curves of one length.
-    is_list = source.ndim == 3 if is_array(source) else isinstance(source, Sequence)
-    if is_list:
+    if isinstance(source, Sequence):
         return _open_list(source, columns, band)
     if isinstance(source, Iterable):
         return BatchSource(lambda: iter(source), band)
@@ -122,6 +120,18 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
     source = TableSource(tables, band, name, known, stars)
     source.inputs = [*(path for path in paths if path.is_dir()), *(file for file, _ in files)]
     return source
+
+
+def _curves_of(array: Any) -> Any:
+    """The light curves of an array: one of shape (L, 3), n of one length (n, L, 3), or n that are objects (n,)."""
+    if array.ndim == 2:
+        return [array]
+    if array.ndim == 3 or (array.ndim == 1 and getattr(array.dtype, "kind", "") == "O"):
+        return array
+    raise UserError(
+        f"an array of shape {tuple(array.shape)} holds no light curves; give it the shape (L, 3), with columns time, "
+        "magnitude, error, or (n, L, 3)"
+    )
 
 
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:

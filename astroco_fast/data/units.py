@@ -1,9 +1,9 @@
 """Units of columns: how a table states them, and the factors that bring times to days and errors to magnitudes.
 
 Every table states its units in one way, in the metadata `unit` of its Arrow fields: astropy's columns and FITS headers
-are brought to it (`with_unit`), and Arrow and Parquet files may have it themselves. `stated` finds the units that
-astropy and pandas write beside a Parquet file's schema. No unit is guessed from a column's name or values: a column
-without one holds days, magnitudes or fluxes, as its role says.
+are brought to it (`with_unit`), and Arrow and Parquet files may have it themselves. `with_stated_units` finds the units
+that astropy, pandas and the Virtual Observatory's VOTables write beside a Parquet file's schema. No unit is guessed
+from a column's name or values: a column without one holds days, magnitudes or fluxes, as its role says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,14 @@ def with_unit(field: Any, unit: str | None) -> Any:
 
 
 def unit_of(field: Any) -> str | None:
-    """The unit that an Arrow field states, or None."""
-    metadata = field.metadata or {}
+    """The unit that an Arrow field states, or the values of its lists, or None."""
+    metadata = field.metadata or getattr(field.type, "value_field", field).metadata or {}
     text = metadata.get(b"unit", metadata.get(b"units", b""))
     return str(text.decode(errors="replace")).strip() or None
 
 
 def with_stated_units(schema: Any) -> Any:
-    """A schema with the units that astropy (`table_meta_yaml`) or pandas (`attrs["units"]`) wrote to its metadata."""
+    """A schema with the units that its metadata state: astropy's, those of a VOTable, pandas' `attrs["units"]`."""
     import pyarrow as pa  # here, because every command imports this module, with the names of columns
 
     metadata = schema.metadata or {}
@@ -72,8 +73,10 @@ def with_stated_units(schema: Any) -> Any:
         # This loader makes text of everything and ignores tags, so that nothing but text comes of a file's YAML.
         columns = yaml.load(metadata.get(b"table_meta_yaml", b"{}"), Loader=yaml.BaseLoader).get("datatype", [])
         units |= {column["name"]: column.get("unit") for column in columns}
+        votable = ElementTree.fromstring(metadata.get(b"IVOA.VOTable-Parquet.content", b"<none/>"))
+        units |= {field.get("name", ""): field.get("unit") for field in votable.iter() if field.tag.endswith("FIELD")}
         units |= json.loads(metadata.get(b"pandas", b"{}")).get("attributes", {}).get("units", {})
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+    except (yaml.YAMLError, ElementTree.ParseError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return schema  # metadata of another form
     return pa.schema([f if unit_of(f) else with_unit(f, text(units.get(f.name))) for f in schema], metadata)
 

@@ -69,6 +69,10 @@ def masked_columns(role):
             {"id": ["0"], **{k: [np.ma.array(v, mask=HIDDEN if k == role else False)] for k, v in
              {**POINTS, role: values}.items()}}
         ),
+        "tensors in cells": pd.DataFrame(
+            {"id": ["0"], **{k: [torch.tensor(np.where(HIDDEN & (k == role), np.nan, v), requires_grad=True)]
+                             for k, v in POINTS.items()}}
+        ),
         "(L, 3)": [np.ma.array([{**POINTS, role: values}[k] for k in POINTS],
                                mask=[HIDDEN if k == role else HIDDEN & False for k in POINTS]).T],
         "rows": [[np.ma.array(row, mask=[gone and k == role for k in POINTS]) for row, gone in
@@ -186,10 +190,25 @@ def sources_with_units(folder, units, values):
     table = Table({"id": ["s"] * 8, **values})
     for name, unit in units.items():
         table[name].unit = u.Unit(unit, parse_strict="silent")
+    field = "<FIELD name='{}' unit='{}'/>"
+    votable = "<V xmlns='ivo'>" + "".join(field.format(*of) for of in units.items()) + "</V>"
+    plain = pa.schema([f.remove_metadata() for f in schema], {"IVOA.VOTable-Parquet.content": votable})
+    pq.write_table(arrow.cast(plain).replace_schema_metadata(plain.metadata), folder / "votable.parquet")
     null = dict.fromkeys(values, None)
     return {
+        "votable's parquet": folder / "votable.parquet",
         "arrow": arrow,
         "nested": nested,
+        "nested, the lists' values": nested.cast(
+            pa.schema(
+                [
+                    f
+                    if f.name == "id"
+                    else pa.field(f.name, pa.list_(pa.field("item", pa.float64(), metadata=f.metadata)))
+                    for f in nested.schema
+                ]
+            )
+        ),
         "parquet": folder / "a.parquet",
         "frame": frame,
         "frame's parquet": folder / "pandas.parquet",
@@ -312,9 +331,32 @@ def test_one_array_is_one_light_curve():
     wanted = model.embed([curve])
     assert wanted.shape == (1, 64)
     tensor = torch.tensor(curve, requires_grad=True)
-    for source in (curve, tensor, [tensor], np.ma.array(curve), curve[None], tensor[None], (curve,)):
+    objects = np.empty(1, dtype=object)
+    objects[0] = curve
+    for source in (curve, tensor, [tensor], np.ma.array(curve), curve[None], tensor[None], (curve,), objects):
         np.testing.assert_array_equal(model.embed(source), wanted)
     assert model.embed(torch.stack([tensor, tensor])).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros(3), r"shape \(3,\) holds no light curves; give it the shape \(L, 3\)"),
+        (torch.zeros(2, 2, 5, 3), r"shape \(2, 2, 5, 3\) holds no light curves"),
+        (np.array(3.0), r"shape \(\) holds no light curves"),
+        (np.zeros(3, dtype=[("mjd", "f8"), ("mag", "f8")]), r"shape \(3,\) holds no light curves"),
+        (np.zeros((5, 3), complex), "its numbers are complex"),
+        ([torch.zeros(5, 3, dtype=torch.complex64)], "its numbers are complex"),
+        ([torch.zeros(5, 3).to_sparse()], "not an array of numbers: .*to_dense"),
+        (torch.zeros(5, 3, device="meta"), "not an array of numbers: .*meta"),
+        (torch.nested.nested_tensor([torch.zeros(5, 3)], layout=torch.jagged), "iterable of Tensor"),
+        (pd.Series([1.0]), "iterable of float"),
+    ],
+    ids=range(10),
+)
+def test_arrays_of_other_forms(source, message):
+    with pytest.raises(UserError, match=message):
+        list(open_source(source).batches())
 
 
 def test_ids_of_frames():
