@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import sha256, write_text
+from astroco_fast.files import read_json, sha256, write_text
 
 MANIFEST = "manifest.json"
 
@@ -28,7 +28,7 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
         UserError: names a file that is missing or changed, or a damaged manifest.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         if names is not None and (absent := sorted({*names} - {*files})):
             raise UserError(f"checkpoint {folder}: {MANIFEST} does not list {absent[0]}")
         for file, digest in files.items():
@@ -36,5 +36,5 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
                 raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
     except OSError as error:
         raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {folder}: {MANIFEST} is damaged") from error

@@ -4,8 +4,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docstring_parser
@@ -15,7 +17,11 @@ from astroco_fast import settings
 from astroco_fast.errors import UserError
 from astroco_fast.text import printable
 
+# This process, and its parent when it began: noted early, because torchrun may end while a rank still imports PyTorch.
+_BEGAN = os.getpid(), os.getppid()
+
 BAD_INPUT = 2
+INTERRUPTED_BY_USER = 130  # as a shell says of a process that SIGINT ended
 
 Config = TypeVar("Config")
 
@@ -25,14 +31,56 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def launcher() -> int | None:
+    """The process id of torchrun, which started this process; 0: it has ended already; None: there is no torchrun.
+
+    Only torchrun is of interest: other parents, such as a shell or nohup, may well end before their children.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = _BEGAN[1] if os.getpid() == _BEGAN[0] else os.getppid()
+    with suppress(OSError):  # where /proc tells: a process whose parent has ended is given another one, such as init
+        if not Path(os.readlink(f"/proc/{parent}/exe")).name.startswith("python"):
+            return 0
+    return parent
+
+
 def run(body: Callable[[], int]) -> int:
-    """Run a command's body; a `UserError` becomes one line on rank 0's stderr and exit status 2."""
+    """Run a command's body; errors that a user can mend become one line on rank 0's stderr and a status.
+
+    Returns:
+        The body's status; 2 for a `UserError`, for what the system refuses and for too little memory; 130 after Ctrl-C.
+    """
     try:
         return body()
     except UserError as error:
-        if is_rank_zero():
-            print(f"astroco: error: {one_line(str(error))}", file=sys.stderr)
-        return BAD_INPUT
+        _say(f"error: {error}")
+    except BrokenPipeError:  # the reader of the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _say(f"error: {system_error(error)}")
+    except MemoryError as error:
+        _say(f"error: too little memory{f': {error}' * bool(str(error))}; use a machine with more, or a smaller input")
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # PyTorch's word for it
+            raise
+        _say("error: too little memory; use a machine with more, or a smaller model or batch")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED_BY_USER
+    return BAD_INPUT
+
+
+def system_error(error: OSError) -> str:
+    """What the system refused, with the file's name if there is one."""
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{name}{error.strerror or error}"
+
+
+def _say(text: str) -> None:
+    if is_rank_zero():
+        print(f"astroco: {one_line(text)}", file=sys.stderr)
 
 
 def one_line(message: str) -> str:
@@ -76,6 +124,8 @@ def parse(
         parsed = parser.parse_args(words)
     except ArgumentError as error:
         raise UserError(f"{_explain(str(error), config_class, files)} (see {prog} --help)") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # numbers of 5,000 digits, nested brackets
+        raise UserError(f"a setting cannot be read: {str(error)[:200]} (see {prog} --help)") from error
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)

@@ -8,6 +8,7 @@ share one, and what a killed writer left is known by its lock, which is free.
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from astroco_fast.errors import UserError
 
@@ -209,6 +211,19 @@ def _lock(path: Path) -> int | None:
             return None
         raise
     return handle
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file (UTF-8).
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def refuse_input(out: Path, inputs: Iterable[Path], what: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, locked, remove_partials, write_text
+from astroco_fast.files import flush, locked, read_json, remove_partials, write_text
 
 MARK = ".astroco.json"
 _WAY_OUT = "choose another --out"
@@ -135,10 +135,10 @@ def result_folder(
 def _read_mark(path: Path) -> dict[str, Any] | None:
     """The mark of a folder; None if it has none."""
     try:
-        content = json.loads((path / MARK).read_text(encoding="utf-8"))
+        content = read_json(path / MARK)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         content = None
     lists = [content.get(key) for key in ("names", "results")] if isinstance(content, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):

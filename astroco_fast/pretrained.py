@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from astroco_fast import presets, released
@@ -13,7 +14,7 @@ from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.views import Views
 from astroco_fast.errors import MissingExtraError, UserError
-from astroco_fast.files import whole_file, write_text
+from astroco_fast.files import read_json, whole_file, write_text
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
@@ -109,23 +110,26 @@ class PretrainedEncoder(Encoder):
     @classmethod
     def _read(cls: type[Model], folder: Path) -> Model:
         """The model that is saved in a folder."""
-        model = cls._from_config(folder / CONFIG_FILE)
+        config, views = cls._saved_config(folder / CONFIG_FILE)
         weights = folder / WEIGHTS_FILE
         _verify(weights)
         if not weights.is_file():
             raise UserError(f"{weights}: no such file; save_pretrained writes it")
         try:
+            _check_shapes(cls, config, weights)
+            model = cls(config)
             model.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
             raise UserError(f"{weights}: does not hold this model's weights: {first_reason(error)}") from error
+        model.views = views
         for name, values in model.state_dict().items():
             if not values.isfinite().all():
                 raise UserError(f"{weights}: {name} holds numbers that are not finite; give another model")
         return model.eval()
 
     @classmethod
-    def _from_config(cls: type[Model], path: Path) -> Model:
-        """A model with the hyperparameters and views of a `config.json`, and random weights."""
+    def _saved_config(cls, path: Path) -> tuple[ModelConfig, Views]:
+        """The hyperparameters and views in a `config.json`."""
         values = read_config(path)
         name, version, views = values.pop("model", None), values.pop("format", None), values.pop("views", "time")
         if name != cls.name:
@@ -137,11 +141,26 @@ class PretrainedEncoder(Encoder):
         if views not in get_args(Views):
             raise UserError(f"{path}: 'views' is {views!r}; there are: {', '.join(get_args(Views))}")
         try:
-            model = cls(cls.config_class.from_dict(values))
+            return cls.config_class.from_dict(values), views
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        model.views = views
-        return model
+
+
+def _check_shapes(model_class: Callable[[ModelConfig], Encoder], config: ModelConfig, weights: Path) -> None:
+    """Compare the shapes of saved weights with those of a configuration, which may ask for any amount of memory.
+
+    Raises:
+        ValueError: they differ.
+    """
+    with safe_open(weights, framework="pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if config.layers > len(there):
+        raise ValueError(f"{len(there)} tensors for {config.layers} layers")
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in model_class(config).state_dict().items()}
+    for name in sorted({*there, *wanted}):
+        if there.get(name) != wanted.get(name):
+            raise ValueError(f"{name} has the shape {there.get(name)}, {wanted.get(name)} is needed")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -152,9 +171,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     _verify(path)
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a folder that save_pretrained wrote") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict):
@@ -167,8 +188,8 @@ def _refuse_others(folder: Path) -> None:
     names = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, MANIFEST)
     there = [name for name in names if (folder / name).exists()]
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG_FILE)
+    except (OSError, ValueError):
         config = None
     if there and not (isinstance(config, dict) and {"model", "format"} <= config.keys()):
         raise UserError(f"{folder / there[0]}: not a file of a saved model, and would be replaced; give another folder")

@@ -45,11 +45,17 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
         UserError: the file cannot be read, is not YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        # Aliases can nest without end, and no setting needs them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{path}: has YAML aliases (*name), which settings cannot have; {way_out}")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {way_out}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = getattr(error, "problem", None) or "not text"
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply; {way_out}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a number of 5,000 digits, a 13th month, or no text
+        why = getattr(error, "problem", None) or ("not text" if isinstance(error, UnicodeError) else str(error)[:200])
         raise UserError(f"{path}{_line(error)}: not YAML: {why}; {way_out}") from error
     if content is None and may_be_empty:
         return {}

@@ -11,7 +11,7 @@ import torch
 import astroco_fast
 from astroco_fast import kernels, machine, reference
 from astroco_fast.errors import UserError
-from astroco_fast.files import cache_folder, sha256, whole_file
+from astroco_fast.files import cache_folder, read_json, sha256, whole_file
 from astroco_fast.kernels.backend import Backend
 
 # The properties of an op's module on which a backend's code may depend: pairs of a name and a value.
@@ -96,7 +96,7 @@ def _sources(backend: Backend) -> str:
 def _read(path: Path) -> dict[str, dict[str, str]]:
     """The file's verdicts by environment and name, without entries of any other form."""
     try:
-        told = json.loads(path.read_text())
+        told = read_json(path)
     except (OSError, ValueError):
         return {}
     if not isinstance(told, dict):

@@ -10,6 +10,17 @@ from astroco_fast.errors import UserError
 HIDEABLE = ("magnitude", "time", "uncertainty")
 HIDDEN_MAGNITUDES = ("token", "zero", "shown")
 
+# Far beyond any sensible model: a mistyped or hostile configuration must not fill memory, or take hours to build.
+MOST = {
+    "width": 2**16,
+    "heads": 2**10,
+    "layers": 2**10,
+    "window": 2**20,
+    "kernel": 2**12,
+    "expansion": 2**7,
+    "feed_forward": 2**18,
+}
+
 Config = TypeVar("Config", bound="ModelConfig")
 
 
@@ -62,6 +73,8 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"model.{name} must be a positive whole number, got {value!r}")
+            if value > MOST[name]:
+                raise UserError(f"model.{name} must be at most {MOST[name]:,}, got {_short(value)}")
 
     def _flags(self, *names: str) -> None:
         for name in names:
@@ -73,6 +86,11 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise UserError(f"model.{name} must be a number, got {value!r}")
+
+
+def _short(value: int) -> str:
+    """A number for a message, without its digits where they are many."""
+    return f"{value:,}" if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
 
 
 @dataclass(frozen=True)

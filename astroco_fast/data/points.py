@@ -19,7 +19,7 @@ from astroco_fast.data.curves import MOST_POINTS, CurveBatch, too_long, two_labe
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, sha256, write_text
+from astroco_fast.files import flush, read_json, sha256, write_text
 
 # Up to BUFFER_POINTS are grouped in memory. More are first cut, by the hash of the id, into files of about
 # PARTITION_POINTS each, so that all points of a star are in one of them.
@@ -88,10 +88,10 @@ def _read(file: Path, source: str) -> Any:
 def _whole(folder: Path, done: Path) -> list[Path] | None:
     """The files of an earlier cut, if all of them are as they were written; else None, and the points are cut again."""
     try:
-        digests = json.loads(done.read_text(encoding="utf-8"))["files"]
+        digests = read_json(done)["files"]
         files = _files(folder, len(digests))
         return files if all(sha256(file) == digests[file.name] for file in files) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -19,7 +19,7 @@ import astroco_fast
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import Periods
 from astroco_fast.errors import UserError
-from astroco_fast.files import locked, remove_partials, sha256, whole_file, write_text
+from astroco_fast.files import locked, read_json, remove_partials, sha256, whole_file, write_text
 
 FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
@@ -92,7 +92,7 @@ class Store:
         """Whether a folder is a store (of any version, whole or not), by its manifest, or else by its file of times."""
         path = Path(path)
         try:
-            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            content = read_json(path / MANIFEST)
         except (OSError, ValueError):
             content = None
         points = path / POINT_FILES["time"][0]
@@ -245,7 +245,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: no such store; make one with: astroco convert INPUT {path}")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         if Store.is_store(path):
             raise UserError(f"{file}: missing, so this store is not whole; {_AGAIN}") from None

@@ -31,7 +31,7 @@ from astroco_fast.data.store import (
     describe_file,
 )
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, locked, publish, remove_partials, write_text
+from astroco_fast.files import flush, locked, publish, read_json, remove_partials, write_text
 
 # Progress is recorded after this many points (16 bytes each, so that a kill loses some dozen MB of work), or after this
 # many curves, which may have no points.
@@ -190,9 +190,9 @@ class StoreWriter:
         try:
             if self.complete:
                 return Store.open(self.path).manifest["provenance"]["plan"] == self._plan
-            if json.loads((self._work / "plan.json").read_text(encoding="utf-8")) != self._plan:
+            if read_json(self._work / "plan.json") != self._plan:
                 return False
-            saved = json.loads((self._work / "progress.json").read_text(encoding="utf-8"))
+            saved = read_json(self._work / "progress.json")
             progress = saved["progress"]
             if saved["sha256"] != _digest_of(progress):
                 return False
@@ -208,7 +208,7 @@ class StoreWriter:
                 os.truncate(self.path / name, itemsize * count)
             for _ in self.recorded_rows():
                 pass
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        except (OSError, ValueError, KeyError, TypeError, UserError):
             return False
         return True
 

@@ -8,7 +8,7 @@ To see how it works, begin with `loop.py`.
 
 from collections.abc import Sequence
 
-from astroco_fast.commands import parse
+from astroco_fast.commands import parse, run
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 
@@ -30,14 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
-    try:
-        config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
-    except UserError as error:
-        from astroco_fast.pretrain.ranks import refuse
 
-        return refuse(error)
-    # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
-    from astroco_fast.pretrain.loop import pretrain
-    from astroco_fast.pretrain.ranks import on_ranks
+    def body() -> int:
+        try:
+            config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
+        except UserError as error:
+            from astroco_fast.pretrain.ranks import refuse
 
-    return on_ranks(pretrain, config, config.train.device)
+            return refuse(error)
+        # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
+        from astroco_fast.pretrain.loop import pretrain
+        from astroco_fast.pretrain.ranks import on_ranks
+
+        return on_ranks(pretrain, config, config.train.device)
+
+    return run(body)

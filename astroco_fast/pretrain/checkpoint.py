@@ -29,7 +29,7 @@ from torch import Tensor
 
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, remove_partials, set_aside, temporary_name, unwritable, whole_folder
+from astroco_fast.files import flush, read_json, remove_partials, set_aside, temporary_name, unwritable, whole_folder
 from astroco_fast.pretrain.step import SumIndex, Trainer
 from astroco_fast.pretrained import WEIGHTS_FILE
 from astroco_fast.text import first_reason
@@ -106,8 +106,24 @@ class State:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "State":
-        """The state that `to_dict` was called on."""
-        return cls(**{**values, "interval": Interval(**values["interval"])})
+        """The state that `to_dict` was called on.
+
+        Raises:
+            UserError: a value is missing, unknown, or of another type.
+        """
+        try:
+            state = cls(**{**values, "interval": Interval(**values["interval"])})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{STATE}: not the state of a run ({error})") from error
+        fresh = cls()
+        for told, usual in ((state, fresh), (state.interval, fresh.interval)):
+            for name, value in vars(usual).items():
+                kinds = (
+                    (dict, str, type(None)) if value is None else (int, float) if type(value) is float else type(value)
+                )
+                if not isinstance(getattr(told, name), kinds):
+                    raise UserError(f"{STATE}: {name} is {getattr(told, name)!r}; it cannot be")
+        return state
 
 
 class CheckpointFolder:
@@ -233,7 +249,7 @@ class CheckpointFolder:
         folder = self.folder / name
         check_files(folder)
         try:
-            return dict(json.loads((folder / STATE).read_text()))
+            return dict(read_json(folder / STATE))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"checkpoint {folder}: {STATE} cannot be read") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -124,6 +124,10 @@ class Loop:
         self.watch = Stopwatch()
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.state.seconds
+        # Where the main thread may wait for other ranks while `state` and weights fit together, or nearly.
+        self.waits_in: Literal["step", "evaluation"] | None = None
+        if self.ranks.watch is not None and self.ranks.is_first:
+            self.ranks.watch.rescue = self.rescue
 
     def run(self) -> int:
         """Take steps and evaluate until a limit is reached (`DONE`) or a signal asks to stop (`INTERRUPTED`).
@@ -144,7 +148,10 @@ class Loop:
                 micro_batches = [upload(micro, self.ranks.device) for micro in batches.micro]
                 watch.lap("data")
                 requests = Requests(stop=self.stop.requested, save=self.save_is_due())
+                self.ranks.now(f"step {state.step + 1}")
+                self.waits_in = "step"
                 outcome = accumulate(trainer, micro_batches, state.step, requests, lambda: self.stop.requested)
+                self.waits_in = None
                 if outcome is None:
                     return self.interrupted()
                 watch.lap("model")
@@ -218,7 +225,10 @@ class Loop:
         limits are raised later, the run goes on as if it had never ended.
         """
         state, start = self.state, time.monotonic()
+        self.ranks.now(f"the evaluation after step {state.step}")
+        self.waits_in = "evaluation"
         found = evaluate(self.trainer, self.data, lambda: self.stop.requested)
+        self.waits_in = None
         if found is None:
             return False
         rmse = found["rmse"] if found["rmse"] is not None else math.nan
@@ -241,30 +251,43 @@ class Loop:
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint; all ranks wait until it is safe on disk."""
         state = self.state
+        self.ranks.now(f"the checkpoint of step {state.step}")
         name = self.ranks.on_rank_zero(lambda: self.checkpoints.next_name(state.step))
         if is_best:
             state.best_checkpoint = name
         state.seconds = self.seconds()
-
-        def write() -> None:
-            state.metrics_bytes = self.log.flushed_size()
-            saved = {
-                "format": STATE_FORMAT,
-                "store": self.data.store.digest,
-                "ranks": self.ranks.world,
-                "state": state.to_dict(),
-            }
-            notes = run_folder.card_notes(state, self.data)
-            self.checkpoints.write(
-                name, saved, lambda folder: save_weights(self.trainer, folder, notes), needed=state.best_checkpoint
-            )
-            if is_best:
-                self.checkpoints.link(BEST, name)
-            self.results.note([run_folder.CHECKPOINTS])
-
-        self.ranks.on_rank_zero(write)
+        self.ranks.on_rank_zero(lambda: self.write(name, is_best))
         self.saved_at, self.saved = time.monotonic(), name
         self.watch.skip()
+
+    def write(self, name: str, is_best: bool) -> None:
+        """Write a checkpoint of the present state (rank 0)."""
+        self.state.metrics_bytes = self.log.flushed_size()
+        saved = {
+            "format": STATE_FORMAT,
+            "store": self.data.store.digest,
+            "ranks": self.ranks.world,
+            "state": self.state.to_dict(),
+        }
+        notes = run_folder.card_notes(self.state, self.data)
+        needed = self.state.best_checkpoint
+        self.checkpoints.write(name, saved, lambda folder: save_weights(self.trainer, folder, notes), needed=needed)
+        if is_best:
+            self.checkpoints.link(BEST, name)
+        self.results.note([run_folder.CHECKPOINTS])
+
+    def rescue(self) -> bool:
+        """Save without the other ranks (rank 0), from the watch's thread, while the main one waits for a rank that does
+        not answer. Returns whether the state is saved.
+        """
+        if self.waits_in is None:
+            return False
+        if self.saved is None:
+            if self.waits_in == "step":
+                self.trainer.undo()
+            self.state.seconds = self.seconds()
+            self.write(self.checkpoints.next_name(self.state.step), is_best=False)
+        return True
 
     def seconds(self) -> float:
         """The time spent in this run, over all its starts."""
@@ -388,7 +411,7 @@ def resume(
     name, saved = found
 
     def load() -> None:
-        if saved.get("format") != STATE_FORMAT:
+        if saved.get("format") != STATE_FORMAT or not {"store", "ranks", "state"} <= saved.keys():
             raise UserError(
                 f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out"
             )
@@ -399,7 +422,7 @@ def resume(
         load_weights(trainer, checkpoints.folder / name)
 
     ranks.on_all_ranks(load)
-    state = State.from_dict(saved["state"])
+    state = ranks.on_all_ranks(lambda: State.from_dict(saved["state"]))
     if saved["ranks"] != ranks.world:
         console.say(
             f"Note: {saved['ranks']} ranks before, {ranks.world} now: the global batches are the same, "

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,9 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from astroco_fast.commands import is_rank_zero, one_line
+from astroco_fast.commands import is_rank_zero, launcher, one_line, system_error
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
+from astroco_fast.pretrain.watch import JOIN, Watch
 
 T = TypeVar("T")
 Config = TypeVar("Config")
@@ -61,12 +63,14 @@ def on_ranks(work: Callable[[Config, "Ranks", "StopRequest"], int], config: Conf
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
-    with StopRequest() as stop:
-        try:
-            ranks = Ranks.start(device)
-        except UserError as error:
-            status = refuse(error)
-        else:
+    try:
+        ranks = Ranks.start(device)
+    except UserError as error:
+        status = refuse(error)
+    else:
+        with StopRequest() as stop:
+            if ranks.watch is not None:
+                ranks.watch.asked_to_stop = lambda: stop.requested
             try:
                 status = work(config, ranks, stop)
             except Diverged as error:
@@ -75,11 +79,11 @@ def on_ranks(work: Callable[[Config, "Ranks", "StopRequest"], int], config: Conf
             except Interrupted:
                 status = INTERRUPTED
                 _say("interrupted before training began: the same command goes on")
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if ranks.world > 1 and not isinstance(error, SharedError):
                     _leave_alone(ranks, error)
                 status = BAD_INPUT
-                _say(f"error: {error}")
+                _say(f"error: {system_error(error) if isinstance(error, OSError) else error}")
             ranks.close()  # but not after any other exception, of which the other ranks know nothing
     if status:
         _ignore_torchrun()
@@ -100,11 +104,52 @@ def refuse(error: UserError) -> int:
     if "RANK" in os.environ:
         # A fast rank may close its connections before a slower rank has opened all of them, which then raises.
         with contextlib.suppress(RuntimeError):
-            dist.init_process_group("gloo", timeout=USUAL_WAIT)
+            if not dist.is_initialized():
+                _join("gloo", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).end()
             dist.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
     return BAD_INPUT
+
+
+def _join(backend: str, rank: int, world: int) -> Watch:
+    """Connect the ranks, and watch over this one from now on.
+
+    Until they are connected, signals end the process: the wait for the other ranks is in C++ code, where Python could
+    not handle them, and nothing has to be saved yet.
+    """
+    watch = Watch(rank, world)
+    with _default_signals():
+        # As init_process_group makes it from these variables, but without waiting for the others unseen.
+        has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        wait = timedelta(seconds=JOIN)
+        shared = dist.TCPStore(address, port, world, has_store, wait, wait_for_workers=False, multi_tenant=True)
+        store = dist.PrefixStore(f"astroco/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        store.set(f"joined/{rank}", "")
+        while True:
+            watch.missing = [other for other in range(world) if not store.check([f"joined/{other}"])]
+            if not watch.missing:
+                break
+            time.sleep(0.05)
+        store.set_timeout(USUAL_WAIT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=USUAL_WAIT)
+    watch.joined()
+    return watch
+
+
+@contextlib.contextmanager
+def _default_signals() -> Iterator[None]:
+    """Let the stop signals end the process at once, except those that are ignored."""
+    old = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:
@@ -118,7 +163,7 @@ def _ignore_torchrun() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _leave_alone(ranks: "Ranks", error: UserError) -> NoReturn:
+def _leave_alone(ranks: "Ranks", error: UserError | OSError) -> NoReturn:
     """Exit at once, without waiting for the other ranks, which do not know of the error and may be in any collective.
 
     This rank's connections close, so the others fail, and torchrun ends the remaining ones. The process also skips the
@@ -139,12 +184,14 @@ class Ranks:
         device: where this rank computes.
         long_wait_group: the process group in which ranks wait up to `LONG_WAIT` for one of them; None if there is no
             process group.
+        watch: the watch over this rank; None if there is no process group.
     """
 
     rank: int
     world: int
     device: torch.device
     long_wait_group: Any = None
+    watch: Watch | None = None
 
     @classmethod
     def start(cls, device: str) -> "Ranks":
@@ -169,21 +216,30 @@ class Ranks:
             torch.cuda.set_device(local_rank)
             # So that a run can be repeated to the bit; not tried on a GPU yet.
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        long_wait_group = None
+        long_wait_group = watch = None
         if "RANK" in os.environ:
             # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=USUAL_WAIT)
+            watch = _join("cpu:gloo,cuda:nccl" if use_gpu else "gloo", rank, world)
             long_wait_group = dist.new_group(backend="gloo", timeout=LONG_WAIT)
-        return cls(rank, world, torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), long_wait_group)
+        place = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+        return cls(rank, world, place, long_wait_group, watch)
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which writes the files and the messages."""
         return self.rank == 0
 
+    def now(self, doing: str) -> None:
+        """Note what this rank does, for messages about ranks that do not answer."""
+        if self.watch is not None:
+            self.watch.doing = doing
+            self.watch.move()
+
     def close(self) -> None:
         """Leave the process group, once every rank has come here (rank 0 may still be drawing plots)."""
         self._wait_long()
+        if self.watch is not None:
+            self.watch.end()
         if dist.is_initialized():
             # A model under DDP is in a cycle of references that holds the group, whose threads must not outlive Python.
             gc.collect()
@@ -197,6 +253,7 @@ class Ranks:
         """The sum over ranks, in place. The result has the same bits on every rank."""
         if self.world > 1:
             dist.all_reduce(values)
+            self._move()
         return values
 
     def any(self, flag: bool) -> bool:
@@ -208,8 +265,14 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
+        self._move()
         dist.all_gather_object(values, value)
+        self._move()
         return values
+
+    def _move(self) -> None:
+        if self.watch is not None:
+            self.watch.move()
 
     def on_all_ranks(self, body: Callable[[], T], *, is_long: bool = False) -> T:
         """Run `body` on all ranks, and wait for all of them. If it fails on one rank, all ranks raise.
@@ -262,26 +325,40 @@ class StopRequest:
 
     Use it as a context manager, which restores the old signal handlers at its end.
     A second signal changes nothing: Ctrl-C reaches a rank twice, from the terminal and from torchrun.
+
+    Python runs a handler only when the main thread comes back from C++ code, so signals are also read from a pipe, to
+    which they are written at once: another thread learns of them while the main one waits.
     """
 
     def __init__(self) -> None:
         self._signalled = False
-        # Only torchrun is watched: other parents, such as a shell or nohup, may well end before their children.
-        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._pipe: tuple[int, int] | None = None
+        self._parent = launcher()
         self._immediate = False
 
     @property
     def requested(self) -> bool:
         """Whether to stop."""
+        if not self._signalled and self._pipe is not None:
+            with contextlib.suppress(BlockingIOError):
+                self._signalled = any(number in STOP_SIGNALS for number in os.read(self._pipe[0], 64))
         return self._signalled or (self._parent is not None and os.getppid() != self._parent)
 
     def __enter__(self) -> "StopRequest":
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._old = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_pipe)
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            os.close(end)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

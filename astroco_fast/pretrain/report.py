@@ -21,7 +21,7 @@ from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.errors import UserError
-from astroco_fast.files import whole_file
+from astroco_fast.files import read_json, whole_file
 from astroco_fast.pretrain.checkpoint import STATE
 from astroco_fast.pretrained import PretrainedEncoder, read_saved
 from astroco_fast.registry import load
@@ -53,7 +53,10 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
     title = f"preset {config['preset']} on {_name(store, config)}"
     train, validation = ([line for line in metrics if line["split"] == split] for split in ("train", "validation"))
     with plots.drawing():
-        figures = {"training": plots.training_curves(train, validation, title)}
+        try:
+            figures = {"training": plots.training_curves(train, validation, title)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'metrics.jsonl'}: a line lacks a figure ({error}); remove the line") from error
         checkpoint = next((c for c in ("best", "last") if (folder / "checkpoints" / c).is_dir()), None)
         if checkpoint is not None:
             model = read_saved(folder / "checkpoints" / checkpoint, lambda place: _model(store, folder, place))
@@ -103,7 +106,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
             raise UserError(f"{path}, line {number}: not a line of metrics; remove it")
@@ -244,7 +247,7 @@ def _check_digest(store: Store, folder: Path, checkpoint: Path) -> None:
         UserError: the store is another one, or the checkpoint cannot be read.
     """
     try:
-        trained_on = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["store"]
+        trained_on = read_json(checkpoint / STATE)["store"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint / STATE}: cannot be read; put it back, or remove {checkpoint}") from error
     if trained_on != store.digest:

@@ -24,7 +24,7 @@ from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
-from astroco_fast.files import write_text
+from astroco_fast.files import read_json, write_text
 from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder, State
 from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
@@ -58,8 +58,8 @@ def held(folder: Path) -> Iterator[ResultFolder]:
 def _unmarked(folder: Path) -> tuple[set[str], set[str]] | None:
     """What a run of an earlier version wrote in a folder; None if there was none."""
     try:
-        began = isinstance(json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"], list)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        began = isinstance(read_json(folder / ENVIRONMENT)["starts"], list)
+    except (OSError, ValueError, KeyError, TypeError):
         began = any((folder / CHECKPOINTS).glob(f"step-*/{STATE}"))
     saved = {CHECKPOINTS} if (folder / SUMMARY).exists() else set()
     return ({*_NAMES} | saved, set()) if began else None
@@ -166,7 +166,7 @@ def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
     (folder / SUMMARY).unlink(missing_ok=True)
     path = folder / ENVIRONMENT
     try:
-        starts = json.loads(path.read_text())["starts"]
+        starts = [*read_json(path)["starts"]]
     except (OSError, ValueError, KeyError, TypeError):
         starts = []
     starts.append(environment(ranks))
@@ -201,9 +201,9 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / SUMMARY
     try:
-        best = json.loads(path.read_text(encoding="utf-8"))["best"]
+        best = read_json(path)["best"]
         return None if best is None else dict(best)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read; remove it, and the same command writes it again") from error
 
 

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 -m astroco_fast.reproduce --data macho.store --budge
 
 from collections.abc import Sequence
 
-from astroco_fast.commands import parse
+from astroco_fast.commands import parse, run
 from astroco_fast.errors import UserError
 from astroco_fast.reproduce.config import ReproduceConfig
 
@@ -29,14 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
-    try:
-        config = parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
-    except UserError as error:
-        from astroco_fast.pretrain.ranks import refuse
 
-        return refuse(error)
-    # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
-    from astroco_fast.pretrain.ranks import on_ranks
-    from astroco_fast.reproduce.run import reproduce
+    def body() -> int:
+        try:
+            config = parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
+        except UserError as error:
+            from astroco_fast.pretrain.ranks import refuse
 
-    return on_ranks(reproduce, config, config.device)
+            return refuse(error)
+        # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
+        from astroco_fast.pretrain.ranks import on_ranks
+        from astroco_fast.reproduce.run import reproduce
+
+        return on_ranks(reproduce, config, config.device)
+
+    return run(body)

@@ -17,7 +17,7 @@ from astroco_fast import presets, registry, settings
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import remove_partials, set_aside, whole_folder, write_text
+from astroco_fast.files import read_json, remove_partials, set_aside, whole_folder, write_text
 from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
@@ -382,7 +382,7 @@ class Experiment:
     def _probed(self, kept: Path) -> list[dict[str, Any]]:
         """The probes' results for a kept model, an entry for each probe and size; empty if there are none yet."""
         path = self.out / PROBES / kept.name / TEXTS[0]
-        entries: list[dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else []
+        entries: list[dict[str, Any]] = read_json(path)["results"] if path.exists() else []
         return entries
 
 
@@ -394,10 +394,10 @@ def read_summary(kept: Path) -> dict[str, Any]:
     """
     path = kept / run_folder.SUMMARY
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = read_json(path)
         if not isinstance(summary, dict) or "best" not in summary:
             raise ValueError("not a summary")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read; put it back, or remove {kept}") from error
     return summary
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from astroco_fast import ops
 from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.data.writer import StoreWriter
-from astroco_fast.pretrain import loop, main
+from astroco_fast.pretrain import loop, main, watch
 from astroco_fast.pretrain.step import Outcome, Trainer
 
 Accident = Callable[[], None]
@@ -38,6 +39,16 @@ def signal_at(place: str, count: int, rank: int = 0, number: int = signal.SIGTER
     }
     owner, name = places[place]
     _before(owner, name, count, lambda: os.kill(os.getpid(), number) if this_rank() == rank else None)
+
+
+def stop_one_and_ask_the_other(stopped: int) -> None:
+    """Stop a rank (SIGSTOP) before its third step, as one of two ranks of a torchrun, and ask the other to stop."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    watch.BEAT, watch.SPEAK, watch.GRACE = 0.1, 1.5, 1.0
+    if this_rank() == stopped:
+        _before(Trainer, "begin", 3, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    else:
+        _before(Trainer, "begin", 3, threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM)).start)
 
 
 def kill_at(call: str, count: int) -> None:
