@@ -134,9 +134,11 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
     from astroco_fast.data.clean import CleanConfig, clean
     from astroco_fast.data.seen import Seen
     from astroco_fast.data.sources import open_source
+    from astroco_fast.embedding import because
     from astroco_fast.files import refuse_input, whole_file
 
     source, seen, cleaning = open_source(config.source, config.columns, config.band), Seen(), CleanConfig(min_points=1)
+    dropped: Counter[str] = Counter()
     for path in (out, _recovery_file(out)):
         refuse_input(path, source.inputs, "the light curves")
         refuse_input(path, [] if config.against is None else [Path(config.against)], "the catalogue")
@@ -145,7 +147,8 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
         progress = stack.enter_context(tqdm(desc="periods", unit=" curves", disable=None))
         for raw in source.batches():
             seen.check(raw)
-            curves, _ = clean(raw, cleaning)
+            curves, reasons = clean(raw, cleaning)
+            dropped.update(reasons)
             periods, spans = search(curves)
             named = {"id": curves.ids, "band": curves.band, "label": curves.label}
             table = pa.table({name: pa.array(text, pa.string()) for name, text in named.items()})
@@ -160,6 +163,8 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
         if writer is None:
             raise UserError(f"{config.source}: no light curves in it")
     commands.tell(source.notes)
+    if dropped:
+        commands.tell([f"{config.source}{because(dropped)}"])
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -75,12 +75,13 @@ def test_mistakes_are_one_line(survey, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
-def test_stars_without_a_period_are_in_the_table(tmp_path):
+def test_stars_without_a_period_are_in_the_table(tmp_path, capsys):
     rng = np.random.default_rng(0)
     points = pd.DataFrame({"id": "flat", "mjd": np.arange(50.0), "mag": rng.normal(15, 0.1, 50), "err": 0.1})
     points.loc[50] = ["alone", 1.0, 15.0, 0.1]
-    points.to_csv(tmp_path / "in.csv", index=False)
+    pd.concat([points, points[:3]]).to_csv(tmp_path / "in.csv", index=False)
     assert command.main([str(tmp_path / "in.csv"), str(tmp_path / "out.parquet")]) == 0
+    assert capsys.readouterr().err.endswith("in.csv; dropped 3 points: exact duplicates\n")
     table = pq.read_table(tmp_path / "out.parquet").to_pandas().set_index("id")
     assert table.period.isna().all()
     assert table.loc["alone", "n_points"] == 1

@@ -60,9 +60,11 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         if not matches:
             raise UserError(f"{path}: no file matches this pattern")
-        return [
-            found for match in matches for found in (_in_folder(match) if match.is_dir() else [(match, match.parent)])
-        ]
+        found: dict[Path, Path] = {}  # `**` matches folders and what is in them
+        for match in matches:
+            for file, root in _in_folder(match) if match.is_dir() else [(match, match.parent)]:
+                found.setdefault(file, root)
+        return list(found.items())
     return [(path, path.parent)]
 
 

@@ -13,6 +13,7 @@ from astroco_fast.commands import tell
 from astroco_fast.data.columns import listed
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.store import Store
+from astroco_fast.embedding import because
 from astroco_fast.errors import UserError
 from astroco_fast.files import scratch_folder, write_text
 from astroco_fast.folders import ResultFolder, result_folder
@@ -103,6 +104,8 @@ def assign(config: ProbeConfig) -> Assigned:
     for portion in portions:
         notes.update(portion.source.notes)
     tell(notes)
+    if stars.dropped:
+        tell([f"{config.data}{because(stars.dropped)}"])
     if config.labels is not None:
         tell(filter(None, [relabel(stars, config.labels, config.columns)]))
     splits = _splits(config, stars)

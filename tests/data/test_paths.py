@@ -92,7 +92,7 @@ def test_tables_of_one_name_in_two_folders_are_two(tmp_path):
     for name in ("r/part-0.csv", "g/part-0.csv", "g/part-1.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert len(find_files([tmp_path])) == 3
+    assert len(find_files([tmp_path])) == len(find_files([tmp_path / "**"])) == 3
 
 
 def write_catalogue(folder, batch):

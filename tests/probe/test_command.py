@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -199,7 +200,8 @@ def test_labels_of_a_file_count(model: Path, tmp_path: Path, capsys: pytest.Capt
     """Notes are told once, and names do not steer the terminal."""
     batch = survey()
     data = tmp_path / "survey.csv"
-    as_long(batch).assign(camera="x").drop(columns="band").to_csv(data, index=False)
+    frame = as_long(batch).assign(camera="x").drop(columns="band")
+    pd.concat([frame, frame[:5]]).to_csv(data, index=False)
     names = ("bright\x1b[31m", "fa|nt")
     lines = [f"{star},{names[i % 2]}" for i, star in enumerate([*batch.ids[:40], "other"])]
     (tmp_path / "labels.csv").write_text("\n".join(["star_id,Class", *lines]))
@@ -208,9 +210,10 @@ def test_labels_of_a_file_count(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert results["classes"] == list(names)
     told = capsys.readouterr()
     notes = [line for line in told.err.splitlines() if line.startswith("note: ")]
-    assert len(notes) == 2
+    assert len(notes) == 3
     assert "'camera'" in notes[0]
-    assert notes[1].endswith("1 of 41 stars have no light curve ('other'); 2 of 42 light curves get no label")
+    assert notes[1] == f"note: {data}; dropped 5 points: exact duplicates"
+    assert notes[2].endswith("1 of 41 stars have no light curve ('other'); 2 of 42 light curves get no label")
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| bright?[31m | fa\\|nt |" in text
     assert "\x1b" not in text + told.out + told.err
