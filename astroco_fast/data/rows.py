@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from astroco_fast.data.columns import MappedTable, listed
 from astroco_fast.data.curves import MOST_POINTS, CurveBatch, offsets_of, to_float32, too_long
 from astroco_fast.data.tables import Field, Table
-from astroco_fast.data.words import NO_WORD, Place, plain_array, to_objects, to_text
+from astroco_fast.data.words import NO_WORD, Place, check_text, plain_array, to_objects, to_text
 from astroco_fast.errors import UserError
 
 # Spellings of "no value" in number columns of text files, in lower case.
@@ -286,6 +286,7 @@ def _parse(array: Any, place: Place, rows: NDArray[np.int64] | None) -> Any:
     try:
         return pc.cast(array, pa.float64())
     except pa.ArrowInvalid:
+        check_text(array, place)
         trimmed = pc.utf8_trim_whitespace(array)
         no_value = pc.is_in(pc.utf8_lower(trimmed), value_set=_NO_VALUE.cast(trimmed.type))
         trimmed = pc.if_else(no_value, pa.scalar(None, trimmed.type), trimmed)

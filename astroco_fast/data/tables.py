@@ -494,5 +494,5 @@ def _readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
     """Turn errors of reading, and `complaints`, into one line that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, *complaints) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints) as error:
         raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error

@@ -77,11 +77,10 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
         raise place.error(f"one value a row is needed, but it holds {kind}")
     try:
         given = pc.fill_null(pc.cast(array, pa.string()), "")
+        check_text(given, place)
         text = _tidy(given, any_word, place if required else None)
     except pa.ArrowNotImplementedError as error:
         raise place.error(f"text or numbers are needed, but it holds {kind}") from error
-    except pa.ArrowInvalid as error:  # text that was never checked
-        raise place.error(_NO_TEXT) from error
     if required and len(text):
         missing = pc.equal(text, "").to_numpy(zero_copy_only=False)
         if missing.any():
@@ -89,6 +88,14 @@ def to_text(array: Any, place: Place, *, required: bool = False, any_word: bool 
             word = given[row].as_py().strip()
             raise place.error(f"no value{word and f' ({word!r})'}; every row needs one", row)
     return text
+
+
+def check_text(text: Any, place: Place) -> None:
+    """Refuse an Arrow string array whose bytes are no text, which the file or program it comes from never checked."""
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise place.error(_NO_TEXT) from error
 
 
 def _tidy(text: Any, any_word: bool, ids: Place | None) -> Any:

@@ -426,6 +426,22 @@ def test_a_light_curve_that_is_too_long(star_a_row, tmp_path, monkeypatch):
             list(read_curves(tmp_path / "c.parquet"))
 
 
+@pytest.mark.parametrize("column", ["id", "label", "band", "mag"])
+def test_text_of_tables_that_is_not_utf_8(column, tmp_path):
+    raw = "Cephéide".encode("latin-1")
+    offsets = np.arange(0, 3 * len(raw), len(raw), dtype=np.int32)
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(offsets), pa.py_buffer(2 * raw))  # nothing checks it
+    table = pa.table({"id": ["s", "s"], "mjd": [1.0, 2.0], "mag": [1.0, 2.0], "err": [0.1, 0.1], column: text})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for source in (table, tmp_path / "a.parquet"):
+        with pytest.raises(UserError, match=f"column '{column}': its bytes are no UTF-8 text"):
+            list(read_curves(source))
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content.replace(b"mjd", b"m\xe9d"))
+    with pytest.raises(UserError, match=r"b\.parquet: cannot be read: 'utf-8' codec"):
+        list(read_curves(tmp_path / "b.parquet"))
+
+
 def test_labels_missing_from_some_rows_are_no_conflict(tmp_path):
     (tmp_path / "a.csv").write_text(LONG + "a,3,15,0.1,\nb,1,15,0.1,\n")
     assert next(read_curves(tmp_path / "a.csv")).label.tolist() == ["EW", ""]
