@@ -156,20 +156,20 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
 def _check_nested(known: Mapping[str, Field], fields: Mapping[str, Field], columns: Columns, source: str) -> None:
     """Refuse a table in which several columns hold light curves, unless the user named the one to read."""
     value, error = value_roles(columns)
-    if columns.time is not None and getattr(columns, value) is not None:
+    used = {fields[role].column if fields[role].sub is not None else "" for role in ("time", value, error)}
+    if columns.time is not None and (len(used) == 1 or getattr(columns, value) is not None):
         return
     inside: dict[str, list[str]] = {}
     for field in known.values():
         if field.sub is not None:
             inside.setdefault(field.column, []).append(field.sub)
     whole = {column for column, names in inside.items() if all(find(role, names, None) for role in ("time", value))}
-    used = {fields[role].column if fields[role].sub is not None else "" for role in ("time", value, error)}
     if len(used) > 1 or whole - used:
-        listed_names = listed(f"{fields[role].name!r}" for role in ("time", value, error))
+        found = listed(f"{fields[role].name!r}" for role in ("time", value, error))
+        others = listed(map(repr, sorted((whole - used) or used - {""})))
         raise UserError(
-            f"{source}: more than one column holds light curves: beside {listed_names} there are the fields of "
-            f"{listed(map(repr, sorted((whole | used) - {''})))}; name those to read by --columns.time, "
-            f"--columns.{value} and --columns.{error}"
+            f"{source}: more than one column holds light curves: beside {found} there are the fields of {others}; name "
+            f"those to read by --columns.time, --columns.{value} and --columns.{error}"
         )
 
 

@@ -136,7 +136,9 @@ def test_lists_beside_a_nested_column():
     frame = pd.DataFrame({"id": ["a"], **lists, "forced": [{"time": [1.0, 2.0], "m": [1.0, 2.0], "sigma": [1.0, 2.0]}]})
     with pytest.raises(UserError, match="the fields of 'forced'"):
         open_source(frame)
-    assert next(read_curves(frame, Columns(time="mjd", mag="mag"))).n_points == 1
+    assert next(read_curves(frame, Columns(time="mjd"))).n_points == 1
+    with pytest.raises(UserError, match="more than one column"):
+        open_source(frame.drop(columns="mag"), Columns(time="mjd"))
     frame["forced"] = [{"ra": [1.0], "dec": [2.0]}]
     assert next(read_curves(frame)).n_points == 1
 
