@@ -1,1 +1,1 @@
-"""Who is how fast, on this machine: `pytest bench --benchmark-only`, then `python -m bench.report`."""
+"""Benchmark suite for speed and memory: `pytest bench --benchmark-only`, then `python -m bench.report`."""

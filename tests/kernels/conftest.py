@@ -80,6 +80,29 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def quick_interpreter() -> None:
+    """Look through `triton.language` once a module: Triton's interpreter does so in every call of a device function.
+
+    Every launch has replaced the functions of `triton.language` by the interpreter's; those of `triton.language.core`,
+    which Triton's own device functions use, stay replaced from the first call on.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    pytest.importorskip("triton")
+    from triton.runtime.interpreter import InterpretedFunction
+
+    call, seen = InterpretedFunction.__call__, set()
+
+    def quick(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if self.fn.__module__ in seen:
+            return self.rewrite()(*args, **kwargs)
+        seen.add(self.fn.__module__)
+        return call(self, *args, **kwargs)
+
+    InterpretedFunction.__call__ = quick
+
+
+@pytest.fixture(autouse=True, scope="session")
 def interpreted_bfloat16() -> None:
     """Make Triton's interpreter compute bfloat16 as GPUs do.
 
