@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -157,8 +158,7 @@ def _where(
     presets: dict[selfcheck.Configuration, list[str]] = {}
     for preset, model in models.items():
         configuration = selfcheck.configuration(op, _module(model, op), model.config.width)
-        assert configuration is not None
-        presets.setdefault(configuration, []).append(preset)
+        presets.setdefault(cast(selfcheck.Configuration, configuration), []).append(preset)
     wrong = 0
     for configuration, names in presets.items():
         if (reason := selfcheck.rerun(ops.BACKENDS[backend], op, device, dtype, configuration)) is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from astroco_fast.errors import UserError
 from astroco_fast.files import flush, locked, read_json, remove_partials, write_text
@@ -143,5 +143,4 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
     lists = [content.get(key) for key in ("names", "results")] if isinstance(content, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise UserError(f"{path / MARK}: damaged, so it does not say whose results the folder holds; {_WAY_OUT}")
-    assert isinstance(content, dict)
-    return content
+    return cast(dict[str, Any], content)

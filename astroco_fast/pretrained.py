@@ -63,7 +63,7 @@ class PretrainedEncoder(Encoder):
 
     def features(self) -> str:
         """The features that set this model apart from others of its architecture and size, for the model card."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no features()")
 
     def save_pretrained(self, folder: str | Path, *, notes: str = "", half: bool = False) -> None:
         """Write `config.json`, `model.safetensors`, a model card (`README.md`), and checksums (`manifest.json`).

@@ -78,7 +78,7 @@ class Encoder(nn.Module):
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
         """Encode centred rows (N,); the values of rows that are not real points are undefined."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no encode()")
 
     def output(self, sequence: Tensor, embedding: Tensor, layout: Layout) -> AstroCoOutput:
         """Reconstruct from rows (N, D), and bring rows back to the caller's (B, T)."""

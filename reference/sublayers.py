@@ -7,6 +7,7 @@ real point.
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -200,8 +201,7 @@ class LayerMix(nn.Module):
         mixed: Tensor | float = 0.0
         for weight, x in zip(self.logits.softmax(0), states, strict=True):
             mixed = mixed + weight * x
-        assert isinstance(mixed, Tensor)
-        return mixed, masked_mean(mixed, layout)
+        return cast(Tensor, mixed), masked_mean(cast(Tensor, mixed), layout)
 
 
 class LastLayer(nn.Module):

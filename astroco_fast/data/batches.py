@@ -167,8 +167,12 @@ class WindowBatches:
 
         Returns:
             The phases (T,), from 0 to 1, counted from minimum light.
+
+        Raises:
+            ValueError: there are no periods.
         """
-        assert self._periods is not None
+        if self._periods is None:
+            raise ValueError("WindowBatches: a table with folded windows needs the light curves' periods")
         curve, first = self._table.curve[window], self._table.start[window]
         n = int(self._offsets[curve + 1] - first)
         dealt = first + deal(n, int(self._table.part[window]), self._size, self._seed, epoch or EVALUATION_EPOCH)

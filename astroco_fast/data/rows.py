@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -58,12 +58,11 @@ class Rows:
 
     def curves(self, source: str, simulated: bool) -> CurveBatch:
         """Rows that are light curves, as a batch."""
-        assert self.lengths is not None
         return CurveBatch(
             ids=to_objects(self.ids),
             band=to_objects(self.bands),
             label=to_objects(self.labels),
-            offsets=offsets_of(self.lengths),
+            offsets=offsets_of(cast(NDArray[np.int64], self.lengths)),
             time=self.time,
             mag=self.mag,
             err=self.err,
@@ -148,8 +147,8 @@ def read_rows(
 
 def _split_by_band(rows: Rows, bands: Any, wanted: BandFilter) -> Rows:
     """A row for each point of light curves, given the band of each point."""
-    assert rows.lengths is not None
-    row = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+    lengths = cast(NDArray[np.int64], rows.lengths)
+    row = np.repeat(np.arange(len(lengths)), lengths)
     mask = wanted.mask(bands)
     kept = np.arange(len(row)) if mask is None else np.flatnonzero(mask)
     star = pa.array(row[kept])

@@ -245,7 +245,7 @@ class CsvTable(FileTable):
         with self._utf8():
             with gzip.open(path) if packed else path.open("rb") as file:
                 if b"\0" in file.read(_CSV_HEAD):  # every other byte of UTF-16
-                    raise UnicodeError
+                    raise UnicodeError("zeros between the characters")
             self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
             self.schema.names  # noqa: B018 - decodes them
         self.rows = path.stat().st_size * (4 if packed else 1) // _BYTES_PER_CSV_ROW

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -440,12 +440,11 @@ def _resolve(config: PretrainConfig) -> tuple[PretrainConfig, int]:
 
 def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ranks) -> TrainingData:
     train = config.train
-    assert train.global_batch is not None
     return TrainingData(
         store,
         size=window,
         seed=config.seed,
-        global_batch=train.global_batch,
+        global_batch=cast(int, train.global_batch),
         micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
         band=config.band,
         views=config.views or "time",

@@ -311,8 +311,7 @@ class Ranks:
         elif isinstance(error, Interrupted):
             told = error
         for rank, other in enumerate(self.gather(told)):
-            if rank == self.rank and isinstance(other, str):
-                assert error is not None
+            if rank == self.rank and isinstance(other, str) and error is not None:
                 raise error
             if isinstance(other, Exception):
                 raise other from error

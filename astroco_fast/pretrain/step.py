@@ -16,7 +16,7 @@ import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -169,11 +169,8 @@ class Trainer:
         if ranks.world > 1:
             self._forward = _data_parallel(model)
             self._settle_buckets()
-        assert config.learning_rate is not None
-        assert config.warmup_steps is not None
-        assert config.loss is not None
-        self.loss = config.loss
-        self.learning_rate, self.warmup_steps = config.learning_rate, config.warmup_steps
+        self.loss = cast(str, config.loss)
+        self.learning_rate, self.warmup_steps = cast(float, config.learning_rate), cast(int, config.warmup_steps)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -254,9 +251,8 @@ class Trainer:
         """Move the average of weights and buffers, if there is one, towards the model's."""
         if self.average is None:
             return
-        assert self.config.ema_decay is not None
         # Early on the random start would dominate the average, so it follows faster then.
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        decay = min(cast(float, self.config.ema_decay), (1 + step) / (10 + step))
         pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
         means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(means, values, 1 - decay)

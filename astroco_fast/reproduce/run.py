@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -308,10 +308,9 @@ class Experiment:
 
     def _probe_config(self, model: Path, out: Path) -> ProbeConfig:
         config, splits = self.config, self.out / SPLITS
-        assert config.test is not None
         return ProbeConfig(
             data=str(self.store.path), model=str(model), out=str(out), labels=config.labels, classes=config.classes,
-            sizes=config.sizes, test=config.test, seeds=self.budget.head_seeds, seed=config.seed,
+            sizes=config.sizes, test=cast(int, config.test), seeds=self.budget.head_seeds, seed=config.seed,
             allow_fewer=config.allow_fewer, band=config.band, splits=str(splits) if splits.exists() else None,
             columns=config.columns, probes=["linear", "logistic"], logistic_c=1.0, device=config.device,
             plots=False,

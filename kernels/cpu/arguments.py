@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -157,8 +157,7 @@ class Kernel:
             raise ValueError(f"{self._name}: there is no kernel that computes in {dtype}")
         symbol = self._name if dtype is None else self._name + _SUFFIXES[dtype]
         address = ctypes.c_void_p.in_dll(native.library().handle, symbol).value
-        assert address is not None
-        function = ctypes.CFUNCTYPE(None, ctypes.POINTER(self.structure))(address)
+        function = ctypes.CFUNCTYPE(None, ctypes.POINTER(self.structure))(cast(int, address))
         take = operator.itemgetter(*map(self._values.index, self._sources))
         conversions = [
             (place, convert)

@@ -6,7 +6,7 @@ states, which the blocks keep for their own backward anyway, are held until the 
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -104,6 +104,4 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
         added += 1
     if kept:
         total, pooled = _Mix.apply(logits, total, windows, *kept)
-    assert total is not None
-    assert pooled is not None
-    return total, pooled
+    return cast(Tensor, total), cast(Tensor, pooled)

@@ -5,7 +5,7 @@ states, which the blocks' backward keeps anyway, are held until the last one is 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ class _Mix(torch.autograd.Function):
             total, pooled = mix(
                 states[at : at + GROUP], total, logits, before + at, start, lengths, at + GROUP >= len(states)
             )
-        assert total is not None
-        return total, pooled
+        return cast(Tensor, total), pooled
 
     @staticmethod
     @once_differentiable
@@ -78,6 +77,4 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
             total, pooled = mix([rows_of(x)], total, logits, added - 1, where.start, where.lengths, added == layers)
     if kept:
         total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *kept)
-    assert total is not None
-    assert pooled is not None
-    return total, pooled
+    return cast(Tensor, total), cast(Tensor, pooled)

@@ -1,6 +1,6 @@
 """A batch's `Layout` in the form that kernels read; it is made once a batch, without waiting for the device."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -52,12 +52,12 @@ def _padded(layout: Layout) -> Segments:
 
 
 def _packed(layout: Layout) -> Segments:
-    assert layout.index is not None
+    index = cast(Tensor, layout.index)
     lengths = layout.lengths.to(torch.int32)
     ends = lengths.cumsum(0, dtype=torch.int32)
     start = ends - lengths
-    window = layout.index // layout.length
-    filler = layout.rows - layout.index.shape[0]
+    window = index // layout.length
+    filler = layout.rows - index.shape[0]
     first = torch.cat([start[window], start.new_zeros(filler)])
     end = torch.cat([ends[window], start.new_zeros(filler)])
     offsets = torch.cat([start.new_zeros(1), ends, start.new_full((1,), layout.rows)])
