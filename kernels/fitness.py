@@ -6,14 +6,13 @@ as many numbers as width, heads, expansion and taps imply, so they would read pa
 heads).
 """
 
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.nn.modules import module as all_modules
+from torch.nn.modules.module import _has_any_global_hook
 
 from astroco_fast.kernels.backend import constant_while_tracing
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
@@ -57,7 +56,7 @@ def unfit(op: str, module: nn.Module, device: torch.device, limits: Limits) -> s
         return None
     if type(module) is not _MODULES[op]:
         return f"no kernels for {type(module).__name__}"
-    if all_modules._has_any_global_hook() and _watched():
+    if _has_any_global_hook():  # PyTorch's FlopCounterMode has some, and knows no kernel's operations either
         return "no kernels while hooks are registered for all modules"
     parts = module._modules
     for part in parts.values():
@@ -162,13 +161,6 @@ def transformed() -> bool:
     """
     functorch, forward = torch._C._are_functorch_transforms_active(), forward_ad._current_level >= 0
     return functorch or forward or torch._C._is_tracing()
-
-
-def _watched() -> bool:
-    """Whether hooks wait for the calls of all modules, other than those with which PyTorch tracks modules' names."""
-    hooks = chain(all_modules._global_forward_pre_hooks.values(), all_modules._global_forward_hooks.values())
-    trackers = all(type(getattr(hook, "__self__", None)).__name__ == "ModuleTracker" for hook in hooks)
-    return not trackers or bool(all_modules._global_backward_pre_hooks or all_modules._global_backward_hooks)
 
 
 def short(dtype: torch.dtype) -> str:

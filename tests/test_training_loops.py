@@ -13,6 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.modules import module as all_modules
 from torch.optim.swa_utils import update_bn
+from torch.utils.flop_counter import FlopCounterMode
 
 import astroco_fast as af
 from astroco_fast import ops
@@ -182,6 +183,16 @@ def test_hooks_of_all_modules_fire(register: str, batch: tuple[Tensor, ...]) -> 
     finally:
         handle.remove()
     assert {model.blocks[0], model.blocks[1].attention, model.blocks[0].feed_forward.w_val} <= set(seen)
+
+
+def test_operations_are_counted(batch: tuple[Tensor, ...]) -> None:
+    counted = []
+    for backend in (None, "reference"):
+        with af.backend(backend), FlopCounterMode(display=False) as counter:
+            loss_of(tiny(), batch).backward()
+        counted.append(counter.get_flop_counts())
+    assert counted[0] == counted[1]
+    assert counter.get_total_flops() > 100_000
 
 
 def test_another_class_of_blocks_is_called(batch: tuple[Tensor, ...]) -> None:
