@@ -22,7 +22,7 @@ class EmbedConfig:
         out: Parquet file to write, with the columns id, band, label, n_points and embedding, one row a light curve. An
             existing file is replaced, unless it is one of the source or of the model.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as
-            RUN/checkpoints/best, or a Hub id. Default: the best released model.
+            RUN/checkpoints/best, or hub:NAME/REPOSITORY. Default: the best released model.
         batch_size: windows in a forward pass.
         band: embed only this band.
         columns: names of columns that are not found by themselves.
@@ -60,7 +60,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     from astroco_fast.embedding import because, choose_parts, dimensions, embed_tables
     from astroco_fast.files import refuse_input, whole_file
     from astroco_fast.machine import pick_device
-    from astroco_fast.pretrained import local_folder
+    from astroco_fast.pretrained import local_folder, require_local
     from astroco_fast.registry import load
     from astroco_fast.released import names
 
@@ -72,6 +72,7 @@ def write_embeddings(config: EmbedConfig) -> int:
         print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
     source = open_source(config.source, config.columns, config.band)
     refuse_input(out, source.inputs, "the light curves")
+    require_local(name)
     refuse_input(out, [local_folder(name)], "the model")
     model = load(name).to(pick_device(config.device))
     parts = choose_parts(model, config.views, config.parts)

@@ -21,6 +21,7 @@ from astroco_fast.text import first_reason
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 CONFIG_FORMAT = 1
+HUB = "hub:"  # before the name of a repository of the Hugging Face Hub
 
 Model = TypeVar("Model", bound="PretrainedEncoder")
 T = TypeVar("T")
@@ -98,7 +99,8 @@ class PretrainedEncoder(Encoder):
 
         Args:
             source: the name of a released model (`astroco models` lists them), a folder (a run's `checkpoints/best` is
-                one), or a Hugging Face Hub id such as "name/repository".
+                one), or a repository of the Hugging Face Hub, such as "hub:name/repository" or, where there is no
+                folder "name", just "name/repository".
 
         Raises:
             UserError: there is no such folder, a file is missing or broken (or its checksum differs, where the folder
@@ -233,7 +235,7 @@ def local_folder(source: str | Path) -> Path:
         if str(source) == model.name:
             return model.folder
     source = str(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not _may_be_on_the_hub(source):
         raise UserError(f"{source}: no such folder, and no released model (astroco models lists those)")
     try:
         from huggingface_hub import snapshot_download
@@ -242,8 +244,30 @@ def local_folder(source: str | Path) -> Path:
             "huggingface-hub", "hub", f"{source}: no such folder; reading it from the Hub"
         ) from None
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MANIFEST]))
+        name = source.removeprefix(HUB)
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MANIFEST]))
     except Exception as error:  # the Hub's client raises many kinds; each means the same to the user
-        raise UserError(
-            f"{source}: no such folder, and the Hub did not give it: {str(error).splitlines()[0]}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no such folder, and the Hub did not give it: {reason}") from error
+
+
+def _may_be_on_the_hub(source: str) -> bool:
+    """Whether a model that is neither a folder nor a released one may be asked for from the Hub.
+
+    A path in an existing folder is rather a mistyped one.
+    """
+    name = source.removeprefix(HUB)
+    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return is_id and (source != name or not Path(name).parent.exists())
+
+
+def require_local(source: str) -> None:
+    """Refuse a model of the command line that is not here, unless the Hub is named: a mistyped path looks like an id.
+
+    Raises:
+        UserError: there is no such folder, and no released model of that name.
+    """
+    known = Path(source).is_dir() or source in released.names() or source.startswith(HUB)
+    if not known:
+        hint = f"; a repository of the Hub is {HUB}{source}" if _may_be_on_the_hub(source) else ""
+        raise UserError(f"{source}: no such folder, and no released model (astroco models lists those){hint}")

@@ -33,7 +33,8 @@ def load(source: str | Path) -> PretrainedEncoder:
 
     Args:
         source: the name of a released model (`astroco models` lists them), a folder that `save_pretrained` wrote (a
-            run's `checkpoints/best` is one), or a Hugging Face Hub id.
+            run's `checkpoints/best` is one), or a repository of the Hugging Face Hub
+            (`PretrainedEncoder.from_pretrained` says how it is named).
 
     Raises:
         UserError: there is no such model or folder, a file is missing or broken, or the architecture is not in the

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import torch
 import astroco_fast
 from astroco_fast import kernels, machine, reference
 from astroco_fast.errors import UserError
-from astroco_fast.files import cache_folder, read_json, sha256, whole_file
+from astroco_fast.files import cache_folder, sha256, whole_file
 from astroco_fast.kernels.backend import Backend
+from astroco_fast.private import open_private, private_folder
 
 # The properties of an op's module on which a backend's code may depend: pairs of a name and a value.
 Configuration = tuple[tuple[str, Any], ...]
@@ -65,7 +67,7 @@ def store(key: Key, backend: Backend, reason: str | None) -> None:
     if (path := cache_file()) is None:
         return
     with suppress(OSError, UserError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = private_folder(path.parent) / path.name
         content = _read(path)  # a verdict that another process writes after this is lost, and checked again later
         content.setdefault(environment(key, backend), {})[key.name] = reason or ""
         with whole_file(path) as partial:
@@ -94,10 +96,11 @@ def _sources(backend: Backend) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
-    """The file's verdicts by environment and name, without entries of any other form."""
+    """The verdicts by environment and name, without entries of any other form, from a file that is the user's own."""
     try:
-        told = read_json(path)
-    except (OSError, ValueError):
+        with os.fdopen(open_private(path), "rb") as file:
+            told = json.load(file)
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(told, dict):
         return {}

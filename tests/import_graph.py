@@ -101,7 +101,7 @@ def _known(name: str, files: dict[str, Path]) -> str | None:
 
 # The nodes of the picture, by the beginning of the modules' names; the first that fits a module has it.
 GROUPS = {
-    "errors, files": ("errors", "files", "folders", "text", "checksums", "machine"),
+    "errors, files": ("errors", "files", "folders", "private", "text", "checksums", "machine"),
     "reference": ("reference", "layout", "config"),
     "kernels.cpu": ("kernels.cpu",),
     "kernels.triton": ("kernels.triton",),

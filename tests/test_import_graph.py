@@ -9,7 +9,7 @@ import pytest
 from tests.import_graph import ROOT, cycles, draw, grouped, import_graph
 
 # The bottom of the graph: modules without tensors and without parts of the model.
-BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "text", "checksums", "machine")}
+BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "private", "text", "checksums", "machine")}
 LAYERS = ("bottom", "reference", "kernels", "package")
 
 

@@ -3,13 +3,15 @@
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import astroco_fast as af
-from astroco_fast import pretrained
+from astroco_fast import cli, pretrained
 from astroco_fast.errors import UserError
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from tests.windows import make_windows
@@ -157,6 +159,31 @@ def test_a_link_is_followed_once(gone: bool, width: int, tmp_path: Path, monkeyp
     read = pretrained.read_config
     monkeypatch.setattr(pretrained, "read_config", switch)
     assert af.AstroCo.from_pretrained(tmp_path / "best").config.width == width
+
+
+def test_the_network_is_asked_only_where_the_hub_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        return str(tmp_path / "model")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    monkeypatch.chdir(tmp_path)
+    tiny().save_pretrained("model")
+    Path("runs").mkdir()
+    with pytest.raises(UserError, match="runs/bset: no such folder"):
+        af.load("runs/bset")
+    for command in (["embed", "in.csv", "out.parquet"], ["probe", "--data", "in.csv", "--out", "out"]):
+        Path("in.csv").write_text("id,mjd,mag,err,label\na,1,2,3,b\n")
+        assert cli.main([*command, "--model", "rusn/best"]) == 2
+        assert "rusn/best: no such folder, and no released model" in capsys.readouterr().err
+    assert asked == []
+    af.load("somebody/model")
+    af.load("hub:somebody/other")
+    assert asked == ["somebody/model", "somebody/other"]
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/such/folder"])

@@ -46,7 +46,7 @@ class ProbeConfig:
     Args:
         data: labelled light curves: a table or folder that `astroco embed` reads, a store, or a folder of given splits
             as Astromer's are (fold_0/alcock_20/train ...), of tables or TFRecord files.
-        model: folder of saved weights, such as RUN/checkpoints/best, or a Hub id.
+        model: folder of saved weights, such as RUN/checkpoints/best, or hub:NAME/REPOSITORY.
         parts: parts of the model's vectors, as for `astroco embed`. Default: those of the views that it was pretrained
             on. Rivals keep their own defaults.
         out: folder to write to: config.yaml, splits.csv, embeddings.parquet, results.json, .csv and .md, and

@@ -16,6 +16,7 @@ from astroco_fast.data.periods import PeriodRule, find_periods
 from astroco_fast.embedding import embed_batch, layout
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
+from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.probe import features
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.embeddings import Describer, model_digest
@@ -70,12 +71,18 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _of_model(source: str, name: str, config: ProbeConfig) -> Describer:
-    loaded = read(source) if is_keras(source) else load(source)
-    model = loaded.to(pick_device(config.device)).eval()
+    model = _loaded(source).to(pick_device(config.device)).eval()
     parts = config.parts if source == config.model else None
     digest = model_digest(model, layout(model, parts))
     file = "embeddings.parquet" if source == config.model else f"embeddings-{digest[:12]}.parquet"
     return Describer(name, digest, lambda curves: embed_batch(model, curves, config.batch_size, parts), file)
+
+
+def _loaded(source: str) -> PretrainedEncoder:
+    if is_keras(source):
+        return read(source)
+    require_local(source)
+    return load(source)
 
 
 def _of_function(source: str, name: str) -> Describer:

@@ -2,9 +2,9 @@
 
 The cached file is keyed by everything that could change the library: sources, compiler, flags, torch and instruction
 set. Its name also ends in a hash of its content, because loading a file that a full disk or a killed copy cut short
-would crash the process. A user who can write to the folder can make every process that loads from it run any code, so
-the folder belongs to the user alone, and files to which other users can write are not loaded. Where many processes need
-the library at the same time, one compiles and the others wait.
+would crash the process. A user who can write to the folder, or replace it, can make every process that loads from it
+run any code, so nobody else may be able to (`astroco_fast.private`). Where many processes need the library at the same
+time, one compiles and the others wait.
 """
 
 import ctypes
@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import cache_folder, locked, sha256, whole_file
+from astroco_fast.files import cache_folder, locked, sha256, sha256_of, whole_file
+from astroco_fast.private import open_private, private_folder
 
 SOURCES = Path(__file__).parent / "csrc"
 
@@ -276,8 +277,7 @@ def _open(plan: Plan) -> Library:
             made = _compile(plan, Path(scratch))
             if folder is not None:
                 try:
-                    path = _keep(made, folder, plan)
-                    return Library(ctypes.CDLL(str(path)), path, plan)
+                    return _load(_keep(made, folder, plan), plan)
                 except (UserError, OSError) as error:  # nothing can be written there, or nothing loaded from there
                     unkept = str(error)
             return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # once loaded, it needs no file
@@ -290,31 +290,36 @@ def _folder() -> Path | None:
         OSError: it cannot be created, or somebody else could put a library there.
     """
     cache = cache_folder()
-    if cache is None:
-        return None
-    folder = cache / "native"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(OSError):
-        if folder.stat().st_uid == os.geteuid() and not _ours(folder):
-            folder.chmod(0o700)  # made under a umask that lets the group write
-    if not _ours(folder):
-        raise PermissionError(f"{folder} belongs to another user, or others can write to it")
-    return folder
-
-
-def _ours(path: Path) -> bool:
-    """Whether only this user can have written the file or folder, because loaded code can do all that the user can."""
-    status = path.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    return None if cache is None else private_folder(cache / "native")
 
 
 def _kept(folder: Path | None, plan: Plan) -> Library | None:
     """The library from the cache folder, where it is there, whole, the user's own, and can be loaded."""
     for path in sorted(folder.glob(f"{plan.key}-*.so")) if folder is not None else ():
         with suppress(OSError):
-            if _ours(path) and path.name == _name(path, plan):
-                return Library(ctypes.CDLL(str(path)), path, plan)
+            return _load(path, plan)
     return None
+
+
+def _load(path: Path, plan: Plan) -> Library:
+    """Load a library of the cache folder, from the same open file whose owner and hash were checked.
+
+    Raises:
+        OSError: it cannot be loaded, or should not be.
+    """
+    handle = open_private(path)
+    try:
+        with os.fdopen(os.dup(handle), "rb") as file:
+            digest = sha256_of(file)
+        if path.name != _name(digest, plan):
+            raise OSError(f"{path}: not what its name says")
+        # The descriptor stays open: the dynamic linker takes another file of the same name for this one.
+        opened = Path(f"/proc/self/fd/{handle}")
+        loaded = ctypes.CDLL(str(opened if opened.exists() else path))
+    except OSError:
+        os.close(handle)
+        raise
+    return Library(loaded, path, plan)
 
 
 def _keep(made: Path, folder: Path, plan: Plan) -> Path:
@@ -323,15 +328,15 @@ def _keep(made: Path, folder: Path, plan: Plan) -> Path:
     Raises:
         UserError: it cannot be written there, so the next process compiles again.
     """
-    path = folder / _name(made, plan)
+    path = folder / _name(sha256(made), plan)
     with whole_file(path) as partial:
         shutil.copyfile(made, partial)
         partial.chmod(0o700)
     return path
 
 
-def _name(path: Path, plan: Plan) -> str:
-    return f"{plan.key}-{sha256(path)[:24]}.so"
+def _name(digest: str, plan: Plan) -> str:
+    return f"{plan.key}-{digest[:24]}.so"
 
 
 def _compile(plan: Plan, scratch: Path) -> Path:

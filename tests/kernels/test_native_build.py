@@ -14,6 +14,7 @@ import time
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 
 import astroco_fast as af
 from astroco_fast import kernels, ops, verdicts
+from astroco_fast.files import sha256
 from astroco_fast.kernels import cpu as backend
 from astroco_fast.kernels.cpu import build, native
 from astroco_fast.kernels.cpu.arguments import Kernel, structs
@@ -180,22 +182,18 @@ def test_a_file_that_cannot_be_loaded_does_not_hide_another(sources: Path, monke
     for number in range(10000):
         other = first.path.with_name("other")
         other.write_text(f"not a library {number}")
-        if (name := build._name(other, first.plan)) < first.path.name:
+        if (name := build._name(sha256(other), first.plan)) < first.path.name:
             other.chmod(0o700)
             other.rename(first.path.with_name(name))
             break
     assert build.library(sources).path == first.path
 
 
-def belonging_to(user: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `stat` say that this path belongs to another user."""
-    stat = Path.stat
-
-    def pretended(self: Path, **options: bool) -> os.stat_result:
-        status = stat(self, **options)
-        return os.stat_result((*status[:4], user, *status[5:])) if self == path else status
-
-    monkeypatch.setattr(Path, "stat", pretended)
+def given_away(path: Path) -> None:
+    """Give a file or folder to another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(path, 12345, -1)
 
 
 @pytest.mark.parametrize("whose", ["group", "others", "another user"])
@@ -207,14 +205,13 @@ def test_a_library_that_somebody_else_may_have_written_is_not_loaded(
     path = build.library(sources).path
     assert path is not None
     if whose == "another user":
-        belonging_to(os.geteuid() + 1, path, monkeypatch)
+        given_away(path)
     else:
         path.chmod(0o720 if whose == "group" else 0o702)
     build.library(sources)
     assert log.read_text().split() == ["one", "one"]
-    if whose != "another user":  # it was replaced
-        build.library(sources)
-        assert log.read_text().split() == ["one", "one"]
+    build.library(sources)  # it was replaced
+    assert log.read_text().split() == ["one", "one"]
 
 
 def test_the_cache_folder_is_the_users_own(sources: Path, tmp_path: Path) -> None:
@@ -232,22 +229,74 @@ def test_the_cache_folder_is_the_users_own(sources: Path, tmp_path: Path) -> Non
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_another_users_cache_folder_is_not_used(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_cache_folder_is_not_used(sources: Path) -> None:
     path = build.library(sources).path
     assert path is not None
-    belonging_to(os.geteuid() + 1, path.parent, monkeypatch)
+    given_away(path.parent)
     found = build.library(sources)
     assert found.path is None
     assert "belongs to another user" in found.unkept
     assert [kept.name for kept in path.parent.iterdir()] == [path.name]
 
 
+def test_a_folder_below_one_that_others_can_write_to_is_not_used(sources: Path, tmp_path: Path) -> None:
+    """Another user could put another folder in its place, unless the folder above is sticky, as /tmp is."""
+    path = build.library(sources).path
+    assert path is not None
+    above = tmp_path / "cache"
+    above.chmod(0o777)
+    found = build.library(sources)
+    assert found.path is None
+    assert f"other users can write to {above}" in found.unkept
+    above.chmod(0o1777)
+    assert build.library(sources).path == path
+    given_away(above)
+    assert build.library(sources).path is None
+
+
+def test_a_folder_that_is_swapped_after_the_check_is_not_loaded_from(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded is the file that was opened and hashed, not the one that has its name by then."""
+    library = build.library(sources)
+    path = library.path
+    assert path is not None
+    content, digest = path.read_bytes(), build.sha256_of
+    loaded: list[bytes] = []
+
+    def swapped(file: IO[bytes]) -> str:
+        told = digest(file)
+        path.parent.rename(tmp_path / "aside")
+        path.parent.mkdir(mode=0o700)
+        path.write_bytes(b"another library")
+        return told
+
+    def noting(name: str) -> object:
+        loaded.append(Path(name).read_bytes())
+        return object()
+
+    monkeypatch.setattr(build, "sha256_of", swapped)
+    monkeypatch.setattr(ctypes, "CDLL", noting)
+    build._load(path, library.plan)
+    assert loaded == [content]
+
+
+def test_a_link_is_not_loaded(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build.library(sources).path
+    assert path is not None
+    path.rename(tmp_path / "library")
+    path.symlink_to(tmp_path / "library")
+    no_compiling(monkeypatch)
+    with pytest.raises(AssertionError, match="compiled again"):
+        build.library(sources)
+
+
 def test_a_folder_that_nothing_can_be_loaded_from(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder on a disk mounted noexec is an example."""
-    load, cache = ctypes.CDLL, os.environ["ASTROCO_CACHE"]
+    load, kept = ctypes.CDLL, ("/proc/self/fd/", os.environ["ASTROCO_CACHE"])
 
     def refusing(name: str | None) -> ctypes.CDLL:
-        if name is not None and name.startswith(cache):
+        if name is not None and name.startswith(kept):
             raise OSError(f"{name}: failed to map segment from shared object")
         return load(name)
 
