@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from astroco_fast.data.arrays import arrow_array, holds_values
-from astroco_fast.data.tables import Table, is_list, unreadable
+from astroco_fast.data.tables import Table, mean_length, unreadable
 from astroco_fast.data.units import text, with_stated_units, with_unit
 from astroco_fast.data.words import is_no_value
 from astroco_fast.errors import UserError
@@ -42,13 +41,7 @@ class MemoryTable(Table):
             yield first, pa.RecordBatch.from_arrays(arrays, names=chosen.schema.names)
 
     def points_per_row(self, column: str) -> float:
-        kind = self.schema.field(column).type
-        cells = self._table[column]
-        if pa.types.is_struct(kind):
-            cells = pc.struct_field(cells, [0])
-        if not is_list(cells.type) or not self.rows:
-            return 1.0
-        return (pc.sum(pc.list_value_length(cells)).as_py() or 0) / self.rows
+        return mean_length(self._table[column])
 
 
 def object_table(source: Any, star: str) -> Table | None:

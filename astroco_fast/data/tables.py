@@ -182,13 +182,9 @@ class ParquetTable(FileTable):
         with _readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
             self.schema = with_stated_units(file.schema_arrow)
             metadata = file.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         self.rows = metadata.num_rows
-        self._group_rows = [group.num_rows for group in groups]
-        self._values: dict[str, int] = {}
-        for i in range(metadata.num_columns):
-            top = metadata.schema.column(i).path.split(".", 1)[0]
-            self._values.setdefault(top, sum(group.column(i).num_values for group in groups))
+        self._group_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._leaves = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         first = 0
@@ -213,7 +209,12 @@ class ParquetTable(FileTable):
         return sum(-(-sum(self._group_rows[i] for i in groups) // rows) for groups in self._together(rows))
 
     def points_per_row(self, column: str) -> float:
-        mean = self._values.get(column, self.rows) / max(self.rows, 1)
+        leaf, path = next((i, p) for i, p in enumerate(self._leaves) if f"{p}.".startswith(f"{column}."))
+        with _readable(self.name), pyarrow.parquet.ParquetFile(self._path) as file:
+            # Decodes the column in little memory, and finds damage, of which the metadata below would end the process.
+            file.scan_contents(columns=[path])
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            mean = sum(group.column(leaf).num_values for group in groups) / max(self.rows, 1)
         if mean > MOST_POINTS:
             raise too_long(self.name, None)
         return mean
@@ -472,6 +473,15 @@ def _text_only(column: Any) -> Any:
 def unreadable(name: str, why: object) -> Any:
     """The Arrow field of a column that cannot be read, to be refused if it is needed."""
     return pa.field(name, pa.null(), metadata={PROBLEM: " ".join(str(why).split())})
+
+
+def mean_length(column: Any) -> float:
+    """The mean number of values in a row of an Arrow column of lists; 1 for a column of single values."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, [0])
+    if not is_list(column.type) or not len(column):
+        return 1.0
+    return (pc.sum(pc.list_value_length(column)).as_py() or 0) / len(column)
 
 
 def is_list(kind: Any) -> bool:

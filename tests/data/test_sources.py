@@ -109,8 +109,26 @@ def test_many_row_groups_are_read_together(table, batch, tmp_path, monkeypatch):
     )
     read = list(read_curves(tmp_path / "c.parquet"))
     assert len(read) == 1
-    assert len(opened) == 2  # to find the columns, and to read
+    assert len(opened) == (3 if table is as_nested else 2)  # to find the columns, to count their values, and to read
     assert_same_curves(read, [batch])
+
+
+def test_damaged_metadata_of_a_column(batch, tmp_path):
+    """Pyarrow 26 ends the process when it is asked for the metadata of a column that does not fit the schema."""
+    content = write_nested(batch, tmp_path / "good.parquet").read_bytes()
+    optional, required = b"\x25\x02\x18\x07element", b"\x25\x00\x18\x07element"
+    assert content.count(optional) == 3
+    (tmp_path / "bad.parquet").write_bytes(content.replace(optional, required, 1))
+    with pytest.raises(UserError, match=r"bad\.parquet: cannot be read: .*size mismatch"):
+        list(read_curves(tmp_path / "bad.parquet"))
+
+
+def test_names_with_points(tmp_path):
+    table = as_nested(make_batch(3)).rename_columns(["id", "band", "label", "lc.mjd", "lc.mag", "lc"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert_same_curves(
+        read_curves(tmp_path / "a.parquet", Columns(time="lc.mjd", mag="lc.mag", err="lc")), [make_batch(3)]
+    )
 
 
 def test_row_numbers_survive_row_groups(tmp_path):
