@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 -m astroco_fast.reproduce --data macho.store --budge
 
 from collections.abc import Sequence
 
-from astroco_fast.commands import parse, run
+from astroco_fast import commands
 from astroco_fast.errors import UserError
 from astroco_fast.reproduce.config import ReproduceConfig
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         try:
-            config = parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
+            config = commands.parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
         except UserError as error:
             from astroco_fast.pretrain.ranks import refuse
 
@@ -43,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return on_ranks(reproduce, config, config.device)
 
-    return run(body)
+    return commands.run(body)
