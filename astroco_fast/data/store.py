@@ -35,6 +35,7 @@ _AGAIN = "remove the folder and convert again"
 _SEARCH_AGAIN = "find the periods again with: astroco periods {}"
 _SECTIONS = ("counts", "files", "provenance", "report")
 _CURVES_A_BATCH = 2048
+_TEXT = {"ids": "id", "band": "band", "label": "label"}  # fields of a batch, and the columns of curves.parquet
 
 
 class Store:
@@ -59,6 +60,7 @@ class Store:
         self.mag: NDArray[np.float32] = self._map(*POINT_FILES["mag"])
         self.err: NDArray[np.float32] = self._map(*POINT_FILES["err"])
         self.offsets: NDArray[np.int64] = self._map(*OFFSETS)
+        self._text: dict[str, Any] = {}  # the columns of text that were read, in Arrow's form: a tenth of objects'
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True, check_periods: bool = True) -> Store:
@@ -111,20 +113,33 @@ class Store:
         """Whether any of the curves are simulated rather than observed."""
         return bool(self.manifest["provenance"].get("simulated", False))
 
-    @cached_property
+    @property
     def ids(self) -> NDArray[np.object_]:
-        """(n,) object array of str."""
-        return self._text("id")
+        """(n,) object array of str, made anew each time: 100 bytes a curve. `words` gives those of some curves."""
+        return self.words("id")
 
-    @cached_property
+    @property
     def bands(self) -> NDArray[np.object_]:
-        """(n,) object array of str, "" where unknown."""
-        return self._text("band")
+        """(n,) object array of str, "" where unknown; made anew each time."""
+        return self.words("band")
 
-    @cached_property
+    @property
     def labels(self) -> NDArray[np.object_]:
-        """(n,) object array of str, "" where unknown."""
-        return self._text("label")
+        """(n,) object array of str, "" where unknown; made anew each time."""
+        return self.words("label")
+
+    def words(self, column: str, curves: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.object_]:
+        """The text of some curves, as an object array of str.
+
+        Args:
+            column: "id", "band" or "label".
+            curves: a slice of the curves, or their (k,) places.
+        """
+        if column not in self._text:
+            self._text[column] = self._column(column).combine_chunks()
+        text = self._text[column]
+        chosen = text[curves] if isinstance(curves, slice) else text.take(pa.array(curves))
+        return np.asarray(chosen.to_numpy(zero_copy_only=False), dtype=object)
 
     @cached_property
     def star_hash(self) -> NDArray[np.uint64]:
@@ -199,15 +214,11 @@ class Store:
         """The store's curves, copied into memory some at a time, with their periods if the store has them."""
         for first in range(0, self.n_curves, _CURVES_A_BATCH):
             last = min(first + _CURVES_A_BATCH, self.n_curves)
-            points = slice(int(self.offsets[first]), int(self.offsets[last]))
+            points = int(self.offsets[first]), int(self.offsets[last])
             yield CurveBatch(
-                ids=self.ids[first:last],
-                band=self.bands[first:last],
-                label=self.labels[first:last],
+                **{role: self.words(column, slice(first, last)) for role, column in _TEXT.items()},
+                **{role: self._points(role, *points) for role in POINT_FILES},
                 offsets=self.offsets[first : last + 1] - self.offsets[first],
-                time=np.array(self.time[points]),
-                mag=np.array(self.mag[points]),
-                err=np.array(self.err[points]),
                 source=str(self.path),
                 simulated=self.simulated,
                 periods=None if self.periods is None else self.periods.select(slice(first, last)),
@@ -220,6 +231,12 @@ class Store:
         # An empty file cannot be mapped.
         return np.memmap(self.path / name, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
+    def _points(self, role: str, first: int, last: int) -> NDArray[Any]:
+        """Values of consecutive points. They are read rather than mapped, so that they do not stay in memory."""
+        name, dtype = POINT_FILES[role]
+        kind = np.dtype(dtype)
+        return np.fromfile(self.path / name, kind, count=last - first, offset=first * kind.itemsize)
+
     def _column(self, name: str) -> Any:
         file, kind = self.path / CURVES, curve_schema().field(name).type
         try:
@@ -229,9 +246,6 @@ class Store:
         if column.type != kind or len(column) != self.n_curves or column.null_count:
             raise UserError(f"{file}: column {name!r} does not hold {self.n_curves} values of {kind}; {_AGAIN}")
         return column
-
-    def _text(self, name: str) -> NDArray[np.object_]:
-        return np.asarray(self._column(name).to_numpy(), dtype=object)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class TrainingData:
 
     def curves_of(self, windows: Indices | list[int]) -> list[str]:
         """The ids of the light curves that these windows come from."""
-        return [str(self.store.ids[curve]) for curve in self.table.curve[np.asarray(windows, dtype=np.int64)]]
+        curves = self.table.curve[np.asarray(windows, dtype=np.int64)].astype(np.int64)
+        return [str(star) for star in self.store.words("id", curves)]
 
     def _of_band(self, band: str | None) -> NDArray[np.bool_]:
         if band is None:

@@ -8,7 +8,7 @@ To see how it works, begin with `loop.py`.
 
 from collections.abc import Sequence
 
-from astroco_fast.commands import parse, run
+from astroco_fast import commands
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         try:
-            config = parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
+            config = commands.parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
         except UserError as error:
             from astroco_fast.pretrain.ranks import refuse
 
@@ -44,4 +44,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return on_ranks(pretrain, config, config.train.device)
 
-    return run(body)
+    return commands.run(body)

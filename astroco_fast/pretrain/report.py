@@ -180,7 +180,7 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
         row = int(order[round(rank * (len(order) - 1))])
         points = slice(0, min(SHOWN_POINTS, int(batch.lengths[row])))
         curve = int(data.table.curve[batch.index[row]])
-        words = (store.ids[curve], store.labels[curve], store.bands[curve])
+        words = (store.words(column, np.array([curve]))[0] for column in ("id", "label", "band"))
         name = "  ".join(figure_text(word) for word in words if word)
         score = f"$R^2$ = ${quality[row]:.2f}$"
         windows.append(
