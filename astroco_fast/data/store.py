@@ -35,7 +35,6 @@ _AGAIN = "remove the folder and convert again"
 _SEARCH_AGAIN = "find the periods again with: astroco periods {}"
 _SECTIONS = ("counts", "files", "provenance", "report")
 _CURVES_A_BATCH = 2048
-_TEXT = {"ids": "id", "band": "band", "label": "label"}  # fields of a batch, and the columns of curves.parquet
 
 
 class Store:
@@ -214,10 +213,14 @@ class Store:
         """The store's curves, copied into memory some at a time, with their periods if the store has them."""
         for first in range(0, self.n_curves, _CURVES_A_BATCH):
             last = min(first + _CURVES_A_BATCH, self.n_curves)
-            points = int(self.offsets[first]), int(self.offsets[last])
+            curves, points = slice(first, last), (int(self.offsets[first]), int(self.offsets[last]))
             yield CurveBatch(
-                **{role: self.words(column, slice(first, last)) for role, column in _TEXT.items()},
-                **{role: self._points(role, *points) for role in POINT_FILES},
+                ids=self.words("id", curves),
+                band=self.words("band", curves),
+                label=self.words("label", curves),
+                time=self._points("time", *points),
+                mag=self._points("mag", *points),
+                err=self._points("err", *points),
                 offsets=self.offsets[first : last + 1] - self.offsets[first],
                 source=str(self.path),
                 simulated=self.simulated,
