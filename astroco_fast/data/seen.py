@@ -1,4 +1,4 @@
-"""A check that no two light curves have the same (id, band), and that no star has two labels."""
+"""Checks of what comes twice: light curves of one (id, band), stars with two labels, stars in several tables."""
 
 from __future__ import annotations
 
@@ -58,6 +58,25 @@ class Seen:
         names, which = np.unique(labels.astype(str), return_inverse=True)
         known = [self._words.setdefault(name, len(self._words)) for name in names.tolist()]
         return np.array(known, dtype=np.int32)[which]
+
+
+class SharedStars:
+    """The stars of each of several tables, as hashes; about 12 bytes each.
+
+    Attributes:
+        shared: a star that is in two of them; None: there is none.
+    """
+
+    def __init__(self) -> None:
+        self.shared: str | None = None
+        self._stars = _Keys()
+
+    def add(self, ids: NDArray[np.object_], table: int) -> None:
+        """Add ids of the table of this number, until a star is in two of them."""
+        if self.shared is None:
+            names = np.array(list(dict.fromkeys(ids)), dtype=object)
+            other = self._stars.add(star_hash(names), np.full(len(names), table, dtype=np.int32))
+            self.shared = None if other is None else names[other[0]]
 
 
 class _Keys:

@@ -26,6 +26,7 @@ from astroco_fast.data.objects import object_table
 from astroco_fast.data.paths import find_files, identity
 from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, read_rows
+from astroco_fast.data.seen import SharedStars
 from astroco_fast.data.store import Store
 from astroco_fast.data.tables import is_simulated, open_table
 from astroco_fast.data.words import Place, to_objects, to_text
@@ -235,12 +236,21 @@ class TableSource:
 
     def _points(self, wanted: BandFilter) -> Iterator[Any]:
         single: dict[tuple[str, str], MappedTable] = {}
-        for mapped in self._tables:
+        stars = SharedStars()
+        for number, mapped in enumerate(self._tables):
             for first_row, batch in mapped.table.batches(mapped.columns, _READ_ROWS):
                 rows = read_rows(batch, first_row, mapped, wanted, self._complete)
+                if len(self._tables) > 1 and not mapped.has_bands and self._stars is None:
+                    stars.add(to_objects(pc.unique(rows.ids)), number)
                 if mapped.is_one_star:
                     self._check_single(mapped, rows.bands, single)
                 yield rows.points()
+        if stars.shared is not None:
+            self.notes.add(
+                self.name,
+                f"no band is known, and stars, such as {stars.shared!r}, have points in several tables, which are "
+                "joined to one light curve; if the tables are of several bands, give each a band column",
+            )
         self._check_all(wanted)
 
     def _check_single(self, mapped: MappedTable, bands: Any, seen: dict[tuple[str, str], MappedTable]) -> None:

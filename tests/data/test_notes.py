@@ -67,7 +67,7 @@ def test_columns_that_might_be_bands(frame, tmp_path):
     assert not notes_on(frame)
     frame[::2].to_csv(tmp_path / "a.csv")  # with the frame's index
     frame[::2].to_parquet(tmp_path / "b.parquet")
-    assert not notes_on([tmp_path / "a.csv", tmp_path / "b.parquet"])
+    assert not [*notes_on(tmp_path / "a.csv"), *notes_on(tmp_path / "b.parquet")]
 
 
 def test_lists_that_might_be_bands():
@@ -112,3 +112,15 @@ def test_arrays_of_single_precision():
         assert "times are single precision" in notes_on([array, single])[0]
         assert not notes_on([single - 58000])
     assert not notes_on([array, np.empty((0, 3), np.float32), array.tolist()])
+
+
+def test_stars_in_several_tables_without_bands(tmp_path):
+    batch = make_batch(4)
+    for name, some in (("g", batch), ("r", batch), ("late", make_batch(4, first=10))):
+        as_long(some).drop(columns="band").to_csv(tmp_path / f"{name}.csv", index=False)
+    assert not notes_on([tmp_path / "g.csv", tmp_path / "late.csv"])
+    (note,) = notes_on(tmp_path)
+    assert "no band is known, and stars, such as 'star-" in note
+    frame = as_long(batch)
+    assert not notes_on([frame.assign(band="g"), frame.assign(band="r")])
+    assert "have points in several tables" in notes_on([frame.drop(columns="band")] * 2)[0]
