@@ -6,6 +6,7 @@
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
 #   make docs        the documentation site: build/site
+#   make reliability fuzz every reader with 100,000 inputs, in hours, and write docs/reliability.md: INPUTS=2000 SEED=1
 #   make bench       the benchmark suite on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
 #   make env         only set up .venv
 #   make clean       remove what was made here, .venv and demo/ included
@@ -34,7 +35,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env test test-slow lint audit docs bench demo clean
+.PHONY: help env test test-slow lint audit docs bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -79,6 +80,12 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=.benchmarks/latest.json \
 		--benchmark-group-by=group --benchmark-columns=median,iqr,rounds $(BENCH)
 	$(BIN)/python -m bench.report .benchmarks/latest.json
+
+INPUTS ?= 100000
+SEED ?= 0
+reliability: $(READY)
+	$(INSTALL) -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --write docs/reliability.md
 
 # A finished run is not trained again, an interrupted one goes on.
 demo: $(READY)

@@ -141,6 +141,7 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         content = None
     lists = [content.get(key) for key in ("names", "results")] if isinstance(content, dict) else [None]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+    told = isinstance(content, dict) and isinstance(content.get("command"), str)
+    if not told or not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise UserError(f"{path / MARK}: damaged, so it does not say whose results the folder holds; {_WAY_OUT}")
     return cast(dict[str, Any], content)

@@ -147,7 +147,15 @@ class Periods:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Periods:
-        """The inverse of `to_table`; other columns are ignored."""
+        """The inverse of `to_table`; other columns are ignored.
+
+        Raises:
+            KeyError, ValueError, pa.ArrowException: a column is missing, has another type or missing values.
+        """
+        schema = cls.empty(0).to_table().schema
+        table = table.select(schema.names).cast(schema)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a value is missing")
         columns = {}
         for name, dtype, _, shape in _COLUMNS:
             values = table[name].combine_chunks()

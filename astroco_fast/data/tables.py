@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ class CsvTable(FileTable):
     @contextmanager
     def _utf8(self) -> Iterator[None]:
         """Turn errors of reading into one line, which says what to do with text that is not UTF-8."""
-        with _readable(self.name, EOFError):
+        with _readable(self.name, EOFError, zlib.error):
             try:
                 yield
             except (UnicodeError, pa.ArrowInvalid) as error:
@@ -298,10 +299,12 @@ class FitsTable(FileTable):
     def __init__(self, path: Path, root: Path) -> None:
         try:
             from astropy.io import fits
+            from astropy.utils.exceptions import AstropyWarning
         except ImportError as error:
             raise MissingExtraError("astropy", "fits", f"reading {path}") from error
         super().__init__(path, root)
         with _readable(self.name, Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)  # on the style of headers
             warnings.filterwarnings("error", message=_FITS_DAMAGE)
             # The file stays open: rows are mapped into memory and read when they are needed.
             self._file = fits.open(path, memmap=True)

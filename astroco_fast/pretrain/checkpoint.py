@@ -249,9 +249,11 @@ class CheckpointFolder:
         folder = self.folder / name
         check_files(folder)
         try:
-            return dict(read_json(folder / STATE))
-        except (OSError, ValueError, TypeError) as error:
+            content = dict(read_json(folder / STATE))
+            State.from_dict(content["state"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"checkpoint {folder}: {STATE} cannot be read") from error
+        return content
 
     def _prune(self, needed: set[str | None]) -> None:
         names = self.names()

@@ -108,12 +108,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
+        if not isinstance(record, dict) or not _is_line(record):
             raise UserError(f"{path}, line {number}: not a line of metrics; remove it")
         records.append(record)
     if not records:
         raise UserError(f"{path}: no metrics yet; let the run take some steps first")
     return records
+
+
+def _is_line(record: dict[str, Any]) -> bool:
+    """Whether a line of metrics has what all lines have, and one of training steps what those have."""
+    numbers = ["step", *(["windows_seen", "windows_per_s"] if record.get("split") == "train" else [])]
+    values = [record.get(name) for name in numbers]
+    return "split" in record and all(isinstance(value, int | float) and abs(value) < 2**63 for value in values)
 
 
 def training_lines(metrics: Iterable[dict[str, Any]]) -> Iterator[tuple[float, dict[str, Any]]]:
@@ -126,7 +133,7 @@ def training_lines(metrics: Iterable[dict[str, Any]]) -> Iterator[tuple[float, d
     """
     seen, seconds = 0, 0.0
     for line in metrics:
-        if line["split"] == "train":
+        if line["split"] == "train" and line["windows_per_s"]:
             seconds += (line["windows_seen"] - seen) / line["windows_per_s"]
             seen = line["windows_seen"]
             yield seconds, line

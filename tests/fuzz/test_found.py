@@ -1,0 +1,92 @@
+"""What fuzzing found, each as a small input that the test makes."""
+
+import gzip
+import json
+import warnings
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("resource", reason="limits of this kind are POSIX's")
+pytest.importorskip("hypothesis")
+
+from astroco_fast.checksums import write_manifest
+from astroco_fast.data.periods import Periods
+from astroco_fast.data.sources import open_source
+from astroco_fast.data.store import PERIODS, Store, describe_file
+from astroco_fast.errors import UserError
+from astroco_fast.folders import MARK, result_folder
+from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder
+from astroco_fast.pretrain.report import read_metrics, training_lines
+from tests.fuzz import seeds
+from tests.fuzz.kinds import KINDS, VALID
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(seeds.csv_files()[0], mtime=0))
+    content[15:30] = bytes(15)
+    (tmp_path / "curves.csv.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"curves\.csv\.gz: cannot be read"):
+        open_source(tmp_path / "curves.csv.gz")
+
+
+def test_headers_of_odd_style_are_read_without_a_warning() -> None:
+    pytest.importorskip("astropy")
+    content = seeds.fits_files()[0].replace(b"SIMPLE  =                    T", b"SIMPLE  = T                   ", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert KINDS["FITS"].outcome(content) == VALID
+
+
+@pytest.mark.parametrize("odd", ["type", "null", "missing"])
+def test_periods_of_another_form(odd: str, tmp_path: Path) -> None:
+    for name, content in seeds.store().items():
+        (tmp_path / name).write_bytes(content)
+    table = Periods.empty(4).to_table()
+    at = table.schema.names.index("epoch")
+    if odd == "missing":
+        table = table.remove_column(at)
+    else:
+        new = pa.array([{"a": 1}] * 4) if odd == "type" else pa.array([1.0, None, 2.0, 3.0])
+        table = table.set_column(at, "epoch", new)
+    pq.write_table(table, tmp_path / PERIODS)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files"][PERIODS] = describe_file(tmp_path / PERIODS)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"periods\.parquet: cannot be read; find the periods again"):
+        assert Store.open(tmp_path).periods is None
+
+
+def test_mark_without_a_command(tmp_path: Path) -> None:
+    (tmp_path / MARK).write_text('{"names": [], "results": []}')
+    with (
+        pytest.raises(UserError, match="damaged"),
+        result_folder(tmp_path, "probe", "busy", lambda path: ([], [])),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"state": {"steps": 3}}', '{"state": 3}', '{"state": {"interval": 1}}'])
+def test_state_of_another_form(state: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000003"
+    folder.mkdir()
+    (folder / STATE).write_text(state)
+    write_manifest(folder)
+    with pytest.raises(UserError, match=r"state\.json(:| cannot be read)"):
+        CheckpointFolder(tmp_path, keep=1).to_resume()
+
+
+@pytest.mark.parametrize("rate", ['"fast"', "null", "NaN", "1" + "0" * 400, "[1]"])
+def test_metrics_of_another_form(rate: str, tmp_path: Path) -> None:
+    line = '{"split": "train", "step": 1, "windows_seen": 9, "windows_per_s": %s}\n'
+    (tmp_path / "metrics.jsonl").write_text(line % "3.5" + line % rate)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a line of metrics"):
+        read_metrics(tmp_path)
+
+
+def test_metrics_of_no_windows_take_no_time(tmp_path: Path) -> None:
+    line = '{"split": "train", "step": 1, "windows_seen": 9, "windows_per_s": %s}\n'
+    (tmp_path / "metrics.jsonl").write_text(line % "3" + line % "0")
+    assert [seconds for seconds, _ in training_lines(read_metrics(tmp_path))] == [3.0]
