@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,35 +29,49 @@ def hdus(file: Any) -> Iterator[Any]:
         yield hdu
 
 
-def read_column(data: Any, piece: Any, rows: slice, index: int) -> Any:
-    """The Arrow array of some rows of a column.
+class Piece:
+    """Some rows of a table.
 
     Args:
         data: astropy's `FITS_rec` of the whole table.
-        piece: `data[rows]`, so that astropy converts these rows alone.
         rows: the rows.
-        index: the column's place.
-
-    Raises:
-        ValueError: the arrays of a column do not fit into the file.
-        pa.ArrowException, TypeError: the column has no form that Arrow knows (images, complex numbers ...).
     """
-    column, raw = data.columns[index], _raw(data, index)[rows]
-    if _has_lists(column):
-        _check_lists(raw, column, data._heapsize)
-        cells = np.empty(len(raw), dtype=object)
-        for row, cell in enumerate(piece.field(index)):
-            if np.size(cell) != raw[row, 0]:
+
+    def __init__(self, data: Any, rows: slice) -> None:
+        self._data = data
+        self._rows = rows
+
+    @cached_property
+    def _converted(self) -> Any:
+        """The rows as astropy converts them, which takes time in proportion to the table's columns; few need it."""
+        return self._data[self._rows]
+
+    def column(self, index: int) -> Any:
+        """The Arrow array of a column, given its place.
+
+        Raises:
+            ValueError: the arrays of a column do not fit into the file.
+            pa.ArrowException, TypeError: the column has no form that Arrow knows (images, complex numbers ...).
+        """
+        column, raw = self._data.columns[index], _raw(self._data, index)[self._rows]
+        if _has_lists(column):
+            return arrow_array(self._lists(index, column, raw))
+        values = raw if _is_plain(column) else self._converted.field(index)
+        if raw.dtype.kind == "S" and values.dtype.kind not in "SU":  # the numbers of an ASCII table
+            text = np.char.strip(raw)
+            return arrow_array(np.ma.array(values, mask=(text == b"") | (text == str(column.null).strip().encode())))
+        if column.null is not None and raw.dtype.kind in "iu":
+            return arrow_array(np.ma.array(values, mask=raw == column.null))
+        return arrow_array(values)
+
+    def _lists(self, index: int, column: Any, places: NDArray[Any]) -> NDArray[np.object_]:
+        _check_lists(places, column, self._data._heapsize)
+        cells = np.empty(len(places), dtype=object)
+        for row, cell in enumerate(self._converted.field(index)):
+            if np.size(cell) != places[row, 0]:
                 raise ValueError(f"the arrays of column {column.name!r} lie outside the file")
             cells[row] = cell if column.null is None else np.ma.array(cell, mask=cell == _scaled_null(column))
-        return arrow_array(cells)
-    values = piece.field(index)
-    if raw.dtype.kind == "S" and values.dtype.kind not in "SU":  # the numbers of an ASCII table
-        text = np.char.strip(raw)
-        return arrow_array(np.ma.array(values, mask=(text == b"") | (text == str(column.null).strip().encode())))
-    if column.null is not None and raw.dtype.kind in "iu":
-        return arrow_array(np.ma.array(values, mask=raw == column.null))
-    return arrow_array(values)
+        return cells
 
 
 def points_per_row(data: Any, index: int) -> float:
@@ -71,6 +86,12 @@ def points_per_row(data: Any, index: int) -> float:
 def _raw(data: Any, index: int) -> NDArray[Any]:
     """A column as it stands in the file: numbers before scaling, the (length, offset) of arrays that vary in length."""
     return np.asarray(data.view(np.ndarray)[data.dtype.names[index]])
+
+
+def _is_plain(column: Any) -> bool:
+    """Whether a column's values stand in the file as they are."""
+    scaled = column.bscale not in (None, "", 1) or column.bzero not in (None, "", 0)
+    return not scaled and column.dim is None and not column.ascii and column.format.format in "ABIJKED"
 
 
 def _has_lists(column: Any) -> bool:

@@ -319,7 +319,8 @@ class FitsTable(FileTable):
         self.rows = len(self._data)
         if self.rows and not self._data.dtype.itemsize:
             raise UserError(f"{path}: the table's {self.rows} rows are empty")
-        self.schema = pa.schema([self._field(column) for column in tables[0].columns])
+        first = fits_columns.Piece(self._data, slice(0, 1))
+        self.schema = pa.schema([self._field(first, i, column) for i, column in enumerate(tables[0].columns)])
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         for first in range(skip * rows, self.rows, rows):
@@ -329,20 +330,17 @@ class FitsTable(FileTable):
         with _readable(self.name, Exception):
             return fits_columns.points_per_row(self._data, self._names.index(column))
 
-    def _field(self, column: Any) -> Any:
-        """The Arrow field of a column, from its first row."""
-        rows = slice(0, 1)
+    def _field(self, piece: fits_columns.Piece, index: int, column: Any) -> Any:
+        """The Arrow field of a column, whose type some rows tell."""
         try:
-            array = fits_columns.read_column(self._data, self._data[rows], rows, self._names.index(column.name))
+            return with_unit(pa.field(column.name, piece.column(index).type), text(column.unit))
         except Exception as error:  # astropy's, of many kinds
             return unreadable(column.name, error)
-        return with_unit(pa.field(column.name, array.type), text(column.unit))
 
     def _slice(self, names: Sequence[str], first: int, last: int) -> Any:
-        rows = slice(first, last)
+        piece = fits_columns.Piece(self._data, slice(first, last))
         with _readable(self.name, Exception):
-            piece = self._data[rows]
-            arrays = [fits_columns.read_column(self._data, piece, rows, self._names.index(name)) for name in names]
+            arrays = [piece.column(self._names.index(name)) for name in names]
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
