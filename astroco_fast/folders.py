@@ -142,6 +142,11 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
         content = None
     lists = [content.get(key) for key in ("names", "results")] if isinstance(content, dict) else [None]
     told = isinstance(content, dict) and isinstance(content.get("command"), str)
-    if not told or not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+    if not told or not all(isinstance(names, list) and all(map(_is_plain, names)) for names in lists):
         raise UserError(f"{path / MARK}: damaged, so it does not say whose results the folder holds; {_WAY_OUT}")
     return cast(dict[str, Any], content)
+
+
+def _is_plain(name: object) -> bool:
+    """Whether this is the name of something in a folder, and no path to what lies elsewhere and would be removed."""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", "..")

@@ -105,7 +105,7 @@ class State:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "State":
+    def from_dict(cls, values: Any) -> "State":
         """The state that `to_dict` was called on.
 
         Raises:
@@ -191,7 +191,7 @@ class CheckpointFolder:
 
     def reset_best(self, name: str | None) -> None:
         """Point `best` to the checkpoint of that name, if there is one."""
-        if name is not None and (self.folder / name).exists():
+        if name in self.names():
             self.link(BEST, name)
 
     def target(self, link: str) -> str | None:
@@ -249,11 +249,9 @@ class CheckpointFolder:
         folder = self.folder / name
         check_files(folder)
         try:
-            content = dict(read_json(folder / STATE))
-            State.from_dict(content["state"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return dict(read_json(folder / STATE))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"checkpoint {folder}: {STATE} cannot be read") from error
-        return content
 
     def _prune(self, needed: set[str | None]) -> None:
         names = self.names()

@@ -415,17 +415,17 @@ def resume(
             raise UserError(
                 f"{checkpoints.folder / name}: written by another version of astroco_fast; use another --out"
             )
-        if saved["store"] != store.digest:
+        if saved.get("store") != store.digest:
             raise UserError(
                 f"{store.path}: not the light curves that {checkpoints.folder.parent} was trained on; use another --out"
             )
         load_weights(trainer, checkpoints.folder / name)
 
     ranks.on_all_ranks(load)
-    state = ranks.on_all_ranks(lambda: State.from_dict(saved["state"]))
-    if saved["ranks"] != ranks.world:
+    state = ranks.on_all_ranks(lambda: State.from_dict(saved.get("state")))
+    if saved.get("ranks") != ranks.world:
         console.say(
-            f"Note: {saved['ranks']} ranks before, {ranks.world} now: the global batches are the same, "
+            f"Note: {saved.get('ranks')} ranks before, {ranks.world} now: the global batches are the same, "
             "but results differ in the last bits."
         )
     console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")

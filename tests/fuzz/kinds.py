@@ -175,7 +175,7 @@ def _checkpoint(_: Path) -> seeds.Files:
 def _read_checkpoint(folder: Path) -> None:
     found = CheckpointFolder(folder, keep=2).to_resume()
     assert found is not None
-    State.from_dict(found[1]["state"])
+    State.from_dict(found[1].get("state"))
 
 
 def _seal_checkpoint(folder: Path) -> None:
