@@ -63,7 +63,7 @@ class ModelConfig:
     def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         """The inverse of `to_dict`; missing fields take their defaults, an unknown one is a `UserError`."""
         known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
             raise UserError(f"unknown model setting {unknown[0]!r}; known: {', '.join(known)}")
         return cls(**values)
@@ -134,6 +134,8 @@ class AstroCoConfig(ModelConfig):
         self._flags("convolution", "gate", "mix")
         if self.width % 4 or self.width % self.heads:
             raise UserError(f"model.width must be a multiple of 4 and of heads ({self.heads}), got {self.width}")
+        if not isinstance(self.hide, str | list | tuple):
+            raise UserError(f"model.hide takes a list of {', '.join(HIDEABLE)}; got {self.hide!r}")
         hide = (self.hide,) if isinstance(self.hide, str) else tuple(self.hide)
         unknown = [name for name in hide if name not in HIDEABLE]
         if unknown:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from astroco_fast.data.arrays import arrow_array, holds_values
@@ -135,7 +136,8 @@ def _of_astropy(values: Any) -> Any:
     """The Arrow array of a column, in which times are MJD and spans of time are days."""
     if hasattr(values, "mjd"):
         return arrow_array(values.mjd)
-    return arrow_array(values.jd if hasattr(values, "jd") else getattr(values, "value", values))
+    with np.errstate(over="ignore"):  # numpy's value for masked cells does not fit into float16
+        return arrow_array(values.jd if hasattr(values, "jd") else getattr(values, "value", values))
 
 
 def _name(source: Any) -> str | None:

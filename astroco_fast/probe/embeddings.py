@@ -105,10 +105,17 @@ class Embeddings:
             table = pq.read_table(self.path, page_checksum_verification=True)
             told = table.schema.metadata or {}
             ids, curves = (pc.cast(table[name], pa.string()).combine_chunks() for name in ("id", "curve"))
-            flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            vectors = flat.reshape(len(ids), -1).astype(np.float32)
-            if ids.null_count or curves.null_count or len(set(curves.to_pylist())) < len(curves):
-                raise ValueError("an id or a curve is missing or comes twice")
+            lists = table["embedding"].combine_chunks()
+            if not pa.types.is_fixed_size_list(lists.type) or lists.type.value_type != pa.float32():
+                raise TypeError(f"its embeddings are {lists.type}, not float32 of one length")
+            vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(ids), lists.type.list_size)
+            if (
+                not vectors.shape[1]
+                or ids.null_count
+                or curves.null_count
+                or len(set(curves.to_pylist())) < len(curves)
+            ):
+                raise ValueError("an id, a curve or a vector is missing, or one comes twice")
         except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); {remade}") from error
         if _CONTENT in told and told[_CONTENT] != _content(ids, curves, vectors):

@@ -4,7 +4,9 @@ import gzip
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,15 +14,18 @@ import pytest
 pytest.importorskip("resource", reason="limits of this kind are POSIX's")
 pytest.importorskip("hypothesis")
 
+from astroco_fast import presets
 from astroco_fast.data.periods import Periods
 from astroco_fast.data.sources import open_source
 from astroco_fast.data.store import PERIODS, Store, describe_file
 from astroco_fast.errors import UserError
 from astroco_fast.folders import MARK, result_folder
 from astroco_fast.pretrain.checkpoint import State
+from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.report import read_metrics, training_lines
+from astroco_fast.probe.embeddings import Embeddings
 from tests.fuzz import seeds
-from tests.fuzz.kinds import KINDS, VALID
+from tests.fuzz.kinds import KINDS, VALID, outcome, read_curves
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -67,6 +72,15 @@ def test_mark_without_a_command(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64(), 2), pa.list_(pa.float32()), pa.list_(pa.float32(), 0)])
+def test_embeddings_cache_of_another_form(kind: pa.DataType, tmp_path: Path) -> None:
+    vectors = pa.array([[] if kind.equals(pa.list_(pa.float32(), 0)) else [1e300, 2.0]], kind)
+    table = pa.table({"id": ["a"], "curve": ["1" * 32], "embedding": vectors})
+    pq.write_table(table.replace_schema_metadata({"model_sha256": seeds.DIGEST}), tmp_path / "cache.parquet")
+    with pytest.raises(UserError, match=r"cache\.parquet: cannot be read .*; remove it"):
+        Embeddings(tmp_path / "cache.parquet", seeds.DIGEST)
+
+
 @pytest.mark.parametrize("state", [None, [], 3, {}, {"steps": 3}, {"interval": 1}, {"interval": {}, "step": "x"}])
 def test_state_of_another_form(state: object) -> None:
     with pytest.raises(UserError, match=r"state\.json: "):
@@ -85,3 +99,25 @@ def test_metrics_of_no_windows_take_no_time(tmp_path: Path) -> None:
     line = '{"split": "train", "step": 1, "windows_seen": 9, "windows_per_s": %s}\n'
     (tmp_path / "metrics.jsonl").write_text(line % "3" + line % "0")
     assert [seconds for seconds, _ in training_lines(read_metrics(tmp_path))] == [3.0]
+
+
+@pytest.mark.parametrize(
+    "values", [{"hide": 12}, {"hide": None}, {"hide": {"time": 1}}, {99.0: 1, "widps": 2}, {None: 1}]
+)
+def test_settings_of_a_model_of_another_form(values: dict[Any, Any]) -> None:
+    with pytest.raises(UserError, match="model"):
+        presets.configure("tiny", values)
+
+
+def test_seed_of_another_form() -> None:
+    with pytest.raises(UserError, match="seed must be a whole number"):
+        PretrainConfig(seed=None)  # type: ignore[arg-type]
+
+
+def test_masked_float16_columns_are_read_without_a_warning() -> None:
+    table = pytest.importorskip("astropy.table")
+    points: dict[str, Any] = {name: [1.0, 2.0, 3.0] for name in ("mjd", "mag", "err")}
+    with np.errstate(over="ignore"):
+        points["err"] = table.MaskedColumn(np.ones(3, np.float16), mask=[True, False, False])
+        made = table.Table({"id": ["a"] * 3, **points})
+    assert outcome(lambda: read_curves(made)) == VALID
