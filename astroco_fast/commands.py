@@ -62,6 +62,10 @@ def run(body: Callable[[], int]) -> int:
         _say(f"error: {system_error(error)}")
     except MemoryError as error:
         _say(f"error: too little memory{f': {error}' * bool(str(error))}; use a machine with more, or a smaller input")
+    except ValueError as error:
+        if "null byte" not in str(error):  # the system's functions say so of a path
+            raise
+        _say("error: a path has a null byte, which no file's name has")
     except RuntimeError as error:
         if "allocate memory" not in str(error):  # PyTorch's word for it
             raise
@@ -119,6 +123,8 @@ def parse(
         parser.add_argument(name, type=str, help=texts.get(name), **optional)
     parser.add_class_arguments(config_class, skip=set(positional))
     words = _config_first(sys.argv[1:] if argv is None else list(argv))
+    if any(settings.is_excessive(word) for word in words):
+        raise UserError(f"a setting is too long or nested too deeply (see {prog} --help)")
     files = {file: settings.read(file, config_class) for file in _config_files(words)}
     try:
         parsed = parser.parse_args(words)

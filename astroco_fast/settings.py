@@ -11,6 +11,7 @@ import yaml
 
 from astroco_fast.errors import UserError
 
+_LONGEST, _DEEPEST = 500_000, 100  # letters and brackets of settings
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -46,6 +47,8 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+        if is_excessive(text):
+            raise UserError(f"{path}: too long or nested too deeply for settings; {way_out}")
         # Aliases can nest without end, and no setting needs them.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError(f"{path}: has YAML aliases (*name), which settings cannot have; {way_out}")
@@ -62,6 +65,15 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings, such as 'seed: 1'; {way_out}")
     return content
+
+
+def is_excessive(text: str) -> bool:
+    """Whether a text is too long, or its brackets too deep, to be settings: YAML takes hours to read such a text."""
+    depth = deepest = 0
+    for letter in text[:_LONGEST]:
+        depth += (letter in "[{") - (letter in "]}")
+        deepest = max(deepest, depth)
+    return len(text) > _LONGEST or deepest > _DEEPEST
 
 
 def wanted(name: str, config_class: type) -> str | None:

@@ -1,11 +1,12 @@
 """Parsing of flags and files into settings."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from astroco_fast.commands import parse
+from astroco_fast.commands import parse, run
 from astroco_fast.errors import UserError
 
 
@@ -99,3 +100,63 @@ def test_places_with_a_default_may_be_left_out(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         parse(WithOutput, "astroco test", "A test.", ["--help"], places)
     assert "what to write" in capsys.readouterr().out
+
+
+NESTED = "a: &a [x, x]\nb: &b [*a, *a]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("name: " + "x" * 600_000, "too long"),
+        (NESTED, "has YAML aliases"),
+        ("name: &a [*a]", "has YAML aliases"),
+        ("part: {size: " + "9" * 5000 + "}", "not YAML: Exceeds the limit"),
+        ("name: 2020-13-45", "not YAML: month must be in 1..12"),
+    ],
+)
+def test_settings_that_would_take_hours_are_refused_at_once(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"settings\.yaml: .*{words}"):
+        read("x", "--config", str(tmp_path / "settings.yaml"))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{a: " * 2000, "9" * 5000])
+def test_flags_that_cannot_be_read_are_refused(value: str) -> None:
+    with pytest.raises(UserError):
+        read("x", "--part.size", value)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("mend this"), 2, "error: mend this"),
+        (PermissionError(13, "Permission denied", "survey.csv"), 2, "error: survey.csv: Permission denied"),
+        (OSError(30, "Read-only file system"), 2, "error: Read-only file system"),
+        (MemoryError("Unable to allocate 8 EiB"), 2, "error: too little memory: Unable to allocate 8 EiB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: too little memory"),
+        (ValueError("embedded null byte"), 2, "error: a path has a null byte"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> int:
+        raise error
+
+    assert run(body) == status
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"astroco: {line}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake of ours"), ValueError("another"), KeyError("x")])
+def test_mistakes_of_ours_keep_their_traceback(error: Exception) -> None:
+    def body() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run(body)

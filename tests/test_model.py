@@ -97,6 +97,11 @@ def damage_config(folder: Path, **changes: object) -> None:
         (lambda f: damage_config(f, model="Bert"), r"not an AstroCo configuration \('model' is 'Bert'\)"),
         (lambda f: damage_config(f, format=99), "upgrade astroco_fast"),
         (lambda f: damage_config(f, wings=2), "config.json: unknown model setting 'wings'"),
+        (lambda f: damage_config(f, layers=2**63), r"model\.layers must be at most 1,024"),
+        (lambda f: damage_config(f, window=10**9), r"model\.window must be at most"),
+        (lambda f: damage_config(f, layers=1000), "tensors for 1000 layers"),  # seen before a layer is built
+        (lambda f: damage_config(f, width=2**16), r"is needed"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not JSON: nested too deeply"),
         (lambda f: damage_config(f, width=32), "does not hold this model's weights"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "does not hold this model's weights"),
