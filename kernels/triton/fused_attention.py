@@ -123,7 +123,7 @@ def attend_backward(
     elif kind == "efficient":
         gradients = efficient_attention_backward(upstream, q, k, v, out, logsumexp, *state, offsets, longest, scale)
     else:
-        gradients = _plain_backward(upstream, q, k, v, logsumexp, scale)
+        gradients = _plain_backward(upstream, q, k, v, logsumexp, offsets, scale)
     dq, dk, dv = (gradient.reshape(rows, qkv.shape[1] // 3).contiguous() for gradient in gradients)
     return dq, dk, dv
 
@@ -184,23 +184,36 @@ def kernels_for(x: Tensor, size: int, longest: int) -> str:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The attended values, (N, H, d), and softmax's weights, (H, N, N) float32."""
-    row = torch.arange(q.shape[0], dtype=offsets.dtype, device=q.device)
-    run = torch.bucketize(row, offsets[1:], right=True)
-    scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
-    weights = scores.masked_fill(run[:, None] != run[None, :], float("-inf")).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, v.float()).to(q.dtype), weights
+    """The attended values, (N, H, d), and softmax's weights, (H, N, N) float32, zero between runs.
+
+    Run by run, as the fused kernels do: in one product, 0 times a NaN of another run would be NaN.
+    """
+    out, weights = torch.empty_like(q), q.new_zeros(q.shape[1], len(q), len(q), dtype=torch.float32)
+    for run in _slices(offsets):
+        scores = torch.einsum("qhd,khd->hqk", q[run].float(), k[run].float()) * scale
+        weights[:, run, run] = scores.softmax(-1)
+        out[run] = torch.einsum("hqk,khd->qhd", weights[:, run, run], v[run].float()).to(q.dtype)
+    return out, weights
 
 
 def _plain_backward(
-    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, scale: float
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, offsets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dv = torch.einsum("hqk,qhd->khd", weights, upstream.float())
-    slope = torch.einsum("qhd,khd->hqk", upstream.float(), v.float())
-    d_scores = weights * (slope - (weights * slope).sum(-1, keepdim=True)) * scale
-    dq = torch.einsum("hqk,khd->qhd", d_scores, k.float())
-    dk = torch.einsum("hqk,qhd->khd", d_scores, q.float())
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
+    for run in _slices(offsets):
+        share, above = weights[:, run, run], upstream[run].float()
+        dv[run] = torch.einsum("hqk,qhd->khd", share, above).to(q.dtype)
+        slope = torch.einsum("qhd,khd->hqk", above, v[run].float())
+        d_scores = share * (slope - (share * slope).sum(-1, keepdim=True)) * scale
+        dq[run] = torch.einsum("hqk,khd->qhd", d_scores, k[run].float()).to(q.dtype)
+        dk[run] = torch.einsum("hqk,qhd->khd", d_scores, q[run].float()).to(q.dtype)
+    return dq, dk, dv
+
+
+def _slices(offsets: Tensor) -> list[slice]:
+    """The rows of each run."""
+    ends = offsets.tolist()
+    return [slice(first, last) for first, last in zip(ends, ends[1:], strict=False) if last > first]
 
 
 @triton.jit
