@@ -18,6 +18,7 @@ runs go to the memory-efficient kernels, which add up dq in order if the keys ar
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -213,7 +214,7 @@ def _plain_backward(
 def _slices(offsets: Tensor) -> list[slice]:
     """The rows of each run."""
     ends = offsets.tolist()
-    return [slice(first, last) for first, last in zip(ends, ends[1:], strict=False) if last > first]
+    return [slice(first, last) for first, last in pairwise(ends) if last > first]
 
 
 @triton.jit
