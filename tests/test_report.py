@@ -25,7 +25,15 @@ pytest.importorskip("matplotlib")
 STARS, POINTS = 150, 60
 CONFIG = {"preset": "tiny", "data": None, "seed": 3, "band": None, "train": {"evaluate_windows": None}}
 TRAIN = [
-    {"split": "train", "step": step, "loss": 0.3 - step / 1000, "rmse": 0.31 - step / 1000} for step in (10, 20, 30)
+    {
+        "split": "train",
+        "step": step,
+        "loss": 0.3 - step / 1000,
+        "rmse": 0.31 - step / 1000,
+        "windows_seen": 32 * step,
+        "windows_per_s": 90.0,
+    }
+    for step in (10, 20, 30)
 ]
 VALIDATION = [
     {
@@ -252,7 +260,7 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch: pytest.Mo
         ("config.yaml", "preset: tiny", r"config\.yaml: not the settings of a run"),
         ("config.yaml", yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}), "/nowhere/store: not a store.*--data"),
         ("metrics.jsonl", None, r"metrics\.jsonl: no metrics yet"),
-        ("metrics.jsonl", '{"split": "train", "step": 1}\n{"spl', r"metrics\.jsonl, line 2: not a line of metrics"),
+        ("metrics.jsonl", '{"split": "test", "step": 1}\n{"spl', r"metrics\.jsonl, line 2: not a line of metrics"),
         ("metrics.jsonl", "[]", r"metrics\.jsonl, line 1: not a line of metrics"),
         ("metrics.jsonl", '{"split": "train"}', r"metrics\.jsonl, line 1: not a line of metrics"),
         ("config.yaml", "preset: tiny\nseed: 0\ntrain: 7", r"config\.yaml: not the settings of a run"),

@@ -119,6 +119,7 @@ def test_an_unknown_name_is_one_clear_line(
     af.Astromer.from_preset("astromer-v2", **SMALL).save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": name}))
+    (tmp_path / "model" / "manifest.json").unlink()  # it would tell of any change of the model
     assert embed.main([str(survey), str(tmp_path / "out.parquet"), "--model", str(tmp_path / "model")]) == 2
     error = capsys.readouterr().err
     assert f"config.json: 'model' is {name!r}; there are: AstroCo, Astromer" in error
