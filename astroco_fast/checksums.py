@@ -33,7 +33,10 @@ def check_files(folder: Path, names: Collection[str] | None = None) -> None:
             raise UserError(f"checkpoint {folder}: {MANIFEST} does not list {absent[0]}")
         for file, digest in files.items():
             if (names is None or file in names) and sha256(folder / file) != digest:
-                raise UserError(f"checkpoint {folder}: {file} is damaged (its checksum differs)")
+                raise UserError(
+                    f"checkpoint {folder}: {file} is damaged (its checksum differs)"
+                    f"; if it was changed on purpose, load a copy of the folder without {MANIFEST}"
+                )
     except OSError as error:
         raise UserError(f"checkpoint {folder}: {error.filename or MANIFEST} cannot be read") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
