@@ -164,7 +164,7 @@ class CheckpointFolder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partials(self.folder)
+            self.remove_partials()
             with whole_folder(self.folder / name, _WAY_OUT) as folder:
                 write_model(folder)
                 (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
@@ -173,6 +173,11 @@ class CheckpointFolder:
             self._prune({name, needed})
         except (OSError, SafetensorError) as error:
             raise unwritable(self.folder / name, error, _WAY_OUT) from error
+
+    def remove_partials(self) -> None:
+        """Remove what killed processes have left. The run's folder must be locked."""
+        if self.folder.is_dir():
+            remove_partials(self.folder)
 
     def link(self, link: str, name: str) -> None:
         """Point `last` or `best` to a checkpoint, in one atomic step.

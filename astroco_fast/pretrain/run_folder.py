@@ -66,7 +66,8 @@ def _unmarked(folder: Path) -> tuple[set[str], set[str]] | None:
 
 
 def claim(results: ResultFolder, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
-    """Check that the folder is new, or this run's already (rank 0). None of the run's files is written.
+    """Check that the folder is new, or this run's already (rank 0). None of the run's files is written; what killed
+    processes left beside its checkpoints is removed.
 
     A setting that its config.yaml lacks, since an earlier version wrote it, counts as having its present default.
 
@@ -83,6 +84,7 @@ def claim(results: ResultFolder, config: PretrainConfig, checkpoints: Checkpoint
             f"{folder}: the checkpoints of this run are gone, so it cannot go on, and a new run would replace its "
             "metrics; put a checkpoint back, or choose another --out"
         )
+    checkpoints.remove_partials()
     if is_resumed:
         results.note([CHECKPOINTS])
         preset = presets.preset(config.preset)

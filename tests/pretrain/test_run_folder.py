@@ -34,6 +34,18 @@ def test_a_copy_without_links_goes_on(arguments, unbroken, tmp_path):
     assert outcome(tmp_path / "copy") == expected(unbroken, None, arguments, tmp_path)
 
 
+def test_finished_run_removes_what_a_kill_left(arguments, tmp_path):
+    argv = [*arguments, "--train.max_steps", "1", "--out", str(tmp_path / "run")]
+    left = tmp_path / "run" / "checkpoints" / ".step-00000001.0123abcd.partial"
+    for _ in range(2):
+        (ended,) = on_ranks(None, command, argv, tmp_path=tmp_path)
+        assert ended.code == 0, ended.err
+        assert not left.exists()
+        left.mkdir()
+        (left / "state.json").write_text("{}")
+    assert "this run is finished" in ended.out + ended.err
+
+
 def test_a_copied_link_still_names_its_checkpoint(tmp_path):
     checkpoints = CheckpointFolder(tmp_path / "a", keep=1)
     checkpoints.link(BEST, write(checkpoints, 1))
