@@ -93,7 +93,7 @@ def attend(qkv: Tensor, runs: Runs, heads: int, scale: float, keep: bool = True)
             q[None], k[None], v[None], None, offsets, offsets, longest, longest, 0.0, 0, keep, scale=scale
         )
     else:
-        out, weights = _plain(q, k, v, offsets, scale)
+        out, weights = plain_attention(q, k, v, offsets, scale)
         kept = [weights, weights, weights]
     return out.reshape(rows, qkv.shape[1] // 3), *kept
 
@@ -124,7 +124,7 @@ def attend_backward(
     elif kind == "efficient":
         gradients = efficient_attention_backward(upstream, q, k, v, out, logsumexp, *state, offsets, longest, scale)
     else:
-        gradients = _plain_backward(upstream, q, k, v, logsumexp, offsets, scale)
+        gradients = plain_attention_backward(upstream, q, k, v, logsumexp, offsets, scale)
     dq, dk, dv = (gradient.reshape(rows, qkv.shape[1] // 3).contiguous() for gradient in gradients)
     return dq, dk, dv
 
@@ -136,10 +136,7 @@ def _parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _gradients(
-    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, philox_seed: Tensor,
-    philox_offset: Tensor, offsets: Tensor, longest: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _gradients(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return new(q, *q.shape), new(q, *q.shape), new(q, *q.shape)
 
 
@@ -184,12 +181,18 @@ def kernels_for(x: Tensor, size: int, longest: int) -> str:
 # For Triton's interpreter only, because PyTorch has no fused kernels for runs on the CPU: all scores are written out.
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
+    return new(q, *q.shape), q.new_empty(q.shape[1], q.shape[0], q.shape[0], dtype=torch.float32)
+
+
+@kernel_op(_outputs)
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The attended values, (N, H, d), and softmax's weights, (H, N, N) float32, zero between runs.
 
     Run by run, as the fused kernels do: in one product, 0 times a NaN of another run would be NaN.
     """
-    out, weights = torch.empty_like(q), q.new_zeros(q.shape[1], len(q), len(q), dtype=torch.float32)
+    out, weights = _outputs(q)
+    weights.zero_()
     for run in _slices(offsets):
         scores = torch.einsum("qhd,khd->hqk", q[run].float(), k[run].float()) * scale
         weights[:, run, run] = scores.softmax(-1)
@@ -197,10 +200,12 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tu
     return out, weights
 
 
-def _plain_backward(
+@kernel_op(_gradients)
+def plain_attention_backward(
     upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, offsets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
+    """The gradients of q, k and v, (N, H, d) each."""
+    dq, dk, dv = _gradients(q)
     for run in _slices(offsets):
         share, above = weights[:, run, run], upstream[run].float()
         dv[run] = torch.einsum("hqk,qhd->khd", share, above).to(q.dtype)
