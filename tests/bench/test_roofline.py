@@ -97,7 +97,7 @@ def test_kernel_op():
 def test_every_kernel_op_has_its_operations():
     for module in iter_modules(backend.__path__):
         import_module(f"{backend.__name__}.{module.name}")
-    only_for_tests = {"dropout_mask"}
+    only_for_tests = {"dropout_mask", "plain_attention", "plain_attention_backward"}
     gpu = {name for name in functions if not name.startswith("cpu_")}  # it models GPUs
     assert gpu <= PRODUCTS.keys() | PAIRWISE.keys() | only_for_tests
 
