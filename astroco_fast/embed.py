@@ -56,8 +56,9 @@ def write_embeddings(config: EmbedConfig) -> int:
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
+    from astroco_fast.data.clean import because
     from astroco_fast.data.sources import open_source
-    from astroco_fast.embedding import because, choose_parts, dimensions, embed_tables
+    from astroco_fast.embedding import choose_parts, dimensions, embed_tables
     from astroco_fast.files import refuse_input, whole_file
     from astroco_fast.machine import pick_device
     from astroco_fast.pretrained import local_folder, require_local

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from astroco_fast.data.batches import WindowBatches
-from astroco_fast.data.clean import COPY, SHORT_CURVES, CleanConfig, clean
+from astroco_fast.data.clean import COPY, SHORT_CURVES, CleanConfig, because, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import Periods, find_periods
@@ -273,8 +273,3 @@ def _aligned(tables: Sequence[pa.RecordBatch], n: int, size: int, dropped: Count
 
 def _config(model: nn.Module) -> ModelConfig:
     return cast(ModelConfig, model.config)
-
-
-def because(dropped: Counter[str]) -> str:
-    """The end of a message that says what was left out, and why; empty if nothing was."""
-    return f"; dropped {', '.join(f'{count} {reason}' for reason, count in dropped.items())}" if dropped else ""

@@ -131,10 +131,9 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
-    from astroco_fast.data.clean import CleanConfig, clean
+    from astroco_fast.data.clean import CleanConfig, because, clean
     from astroco_fast.data.seen import Seen
     from astroco_fast.data.sources import open_source
-    from astroco_fast.embedding import because
     from astroco_fast.files import refuse_input, whole_file
 
     source, seen, cleaning = open_source(config.source, config.columns, config.band), Seen(), CleanConfig(min_points=1)

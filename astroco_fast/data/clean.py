@@ -81,6 +81,11 @@ def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBa
     return kept, +dropped
 
 
+def because(dropped: Counter[str]) -> str:
+    """The end of a message that says what was left out, and why; empty if nothing was."""
+    return f"; dropped {', '.join(f'{count} {reason}' for reason, count in dropped.items())}" if dropped else ""
+
+
 def sort_by_time(batch: CurveBatch) -> CurveBatch:
     """Sort the points of each curve by time; equal times keep their order."""
     if batch.n_points < 2:

@@ -368,6 +368,6 @@ def _is_single(array: Any) -> bool:
 
 def _store_source(store: Store, band: str | None) -> BatchSource:
     identity = [{"path": str(store.path.resolve()), "digest": store.digest}]
-    source = BatchSource(store.batches, band, str(store.path), identity)
+    source = BatchSource(lambda: store.batches(with_periods=True), band, str(store.path), identity)
     source.inputs = [store.path]
     return source

@@ -209,8 +209,13 @@ class Store:
         self.manifest = {**self.manifest, "files": dict(files)}
         write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=1, sort_keys=True))
 
-    def batches(self) -> Iterator[CurveBatch]:
-        """The store's curves, copied into memory some at a time, with their periods if the store has them."""
+    def batches(self, with_periods: bool = False) -> Iterator[CurveBatch]:
+        """The store's curves, copied into memory some at a time.
+
+        Args:
+            with_periods: give them the periods that the store has.
+        """
+        periods = self.periods if with_periods else None
         for first in range(0, self.n_curves, _CURVES_A_BATCH):
             last = min(first + _CURVES_A_BATCH, self.n_curves)
             curves, points = slice(first, last), (int(self.offsets[first]), int(self.offsets[last]))
@@ -224,7 +229,7 @@ class Store:
                 offsets=self.offsets[first : last + 1] - self.offsets[first],
                 source=str(self.path),
                 simulated=self.simulated,
-                periods=None if self.periods is None else self.periods.select(slice(first, last)),
+                periods=None if periods is None else periods.select(curves),
             )
 
     def _map(self, name: str, dtype: str) -> Any:

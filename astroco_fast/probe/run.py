@@ -10,10 +10,10 @@ import numpy as np
 import yaml
 
 from astroco_fast.commands import tell
+from astroco_fast.data.clean import because
 from astroco_fast.data.columns import listed
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.store import Store
-from astroco_fast.embedding import because
 from astroco_fast.errors import UserError
 from astroco_fast.files import scratch_folder, write_text
 from astroco_fast.folders import ResultFolder, result_folder

@@ -174,6 +174,13 @@ def test_an_interrupted_search_leaves_the_store_as_it_was(path):
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
 
 
+def test_damaged_periods_are_searched_again(path):
+    Store.open(path).write_periods([Periods.empty(7)])
+    (path / "periods.parquet").write_bytes(b"damaged")
+    Store.open(path, check_periods=False).add_periods(find_periods, progress=False)
+    assert len(Store.open(path).periods) == 7
+
+
 def test_a_kill_between_the_periods_and_the_manifest_leaves_a_whole_store(path, monkeypatch):
     Store.open(path).write_periods([Periods.empty(7)])
     store = Store.open(path)
