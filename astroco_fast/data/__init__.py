@@ -2,8 +2,9 @@
 
 Data pass through these modules from top to bottom, and never back:
 
-    tables      files of every kind -> streams of Arrow record batches; `FORMATS` is where a new kind is added
-    tfrecord      TFRecord files, decoded
+    tables      what a table is: a stream of Arrow record batches
+    formats       files of every kind -> tables; `FORMATS` is where a new kind is added
+    tfrecord      TFRecord files, decoded (and fits_columns, the columns of FITS tables)
     words         text of ids, bands and labels in one form
     objects       tables that are Python objects (pandas, Arrow, astropy, lightkurve)
     columns     a table's columns of times, magnitudes, star ids ..., by the user's names or the usual ones

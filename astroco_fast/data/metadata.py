@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from astroco_fast.data.columns import Columns, find, listed
+from astroco_fast.data.formats import open_table
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import read_text, to_objects
-from astroco_fast.data.tables import open_table
 from astroco_fast.errors import UserError
 
 METADATA = "metadata.parquet"

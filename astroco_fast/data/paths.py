@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astroco_fast.data.formats import SUFFIXES, format_of
 from astroco_fast.data.metadata import METADATA
-from astroco_fast.data.tables import SUFFIXES, format_of
 from astroco_fast.errors import UserError
 
 # A HATS collection holds a catalogue and tables derived from it, such as the stars near the borders of its pieces once

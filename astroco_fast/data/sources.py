@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from astroco_fast.data.arrays import is_array
 from astroco_fast.data.columns import Columns, MappedTable, listed, map_table
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.formats import open_table
 from astroco_fast.data.metadata import METADATA, StarTable
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import object_table
@@ -28,7 +29,7 @@ from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, read_rows
 from astroco_fast.data.seen import SharedStars
 from astroco_fast.data.store import Store
-from astroco_fast.data.tables import is_simulated, open_table
+from astroco_fast.data.tables import is_simulated
 from astroco_fast.data.words import Place, to_objects, to_text
 from astroco_fast.errors import UserError
 

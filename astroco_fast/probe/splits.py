@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from astroco_fast.data.formats.file import PART_NAMES
 from astroco_fast.data.hashing import STREAM_PROBE, hash64, star_hash
 from astroco_fast.data.metadata import Text, read_text_table
-from astroco_fast.data.tables import PART_NAMES
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
 

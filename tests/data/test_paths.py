@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from astroco_fast.data.columns import Columns
+from astroco_fast.data.formats import open_table
 from astroco_fast.data.paths import find_files
 from astroco_fast.data.sources import open_source
-from astroco_fast.data.tables import is_simulated, open_table
+from astroco_fast.data.tables import is_simulated
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import as_long, as_nested, assert_same_curves, gather, make_batch, read_curves
 

@@ -85,7 +85,7 @@ def test_nested_parquet(batch, tmp_path, group_rows):
 def test_nested_batches_can_be_skipped(number_is_known, tmp_path, monkeypatch):
     monkeypatch.setattr("astroco_fast.data.sources.BATCH_POINTS", 60)
     if not number_is_known:
-        monkeypatch.setattr("astroco_fast.data.tables.ParquetTable.pieces", lambda table, rows: None)
+        monkeypatch.setattr("astroco_fast.data.formats.parquet.ParquetTable.pieces", lambda table, rows: None)
     paths = []
     for i in range(3):
         batch = make_batch(11, first=100 * i)
@@ -425,7 +425,7 @@ def test_text_that_is_not_utf_8(encoding, suffix, header, label, tmp_path):
 
 @pytest.mark.parametrize("star_a_row", [False, True])
 def test_a_light_curve_that_is_too_long(star_a_row, tmp_path, monkeypatch):
-    for module in ("curves", "points", "rows", "tables"):
+    for module in ("curves", "points", "rows", "formats.parquet"):
         monkeypatch.setattr(f"astroco_fast.data.{module}.MOST_POINTS", 50)
     monkeypatch.setattr(points, "BUFFER_POINTS", 20)
     monkeypatch.setattr(sources, "_READ_ROWS", 16)

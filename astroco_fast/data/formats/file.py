@@ -1,0 +1,62 @@
+"""The base of every table in a file, and what the names of the folders above a file say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from astroco_fast.data.tables import Table
+from astroco_fast.errors import UserError
+
+_NO_FOLDER_VALUE = "__HIVE_DEFAULT_PARTITION__"  # in a folder's name: no value
+
+# Names of folders that hold a part of split data, rather than a class of stars, and the part.
+PART_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+class FileTable(Table):
+    """A table in a file.
+
+    Args:
+        path: the file.
+        root: the folder that the user named, in which the file was found; the file's own folder if the user named the
+            file.
+
+    Attributes:
+        may_be_empty: whether a file of no bytes is a table without rows, rather than an error.
+        hides_other_tables: whether other kinds of tables in the same folder are ignored.
+    """
+
+    may_be_empty = False
+    hides_other_tables = False
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.name = str(path)
+        self.folders = _folder_values(path)
+        self._path = path
+
+
+def _folder_values(path: Path) -> dict[str, str]:
+    """The columns that the folders above a file give, as programs of the Hadoop world write them: key=value, quoted."""
+    pairs = [part.split("=", 1) for part in path.absolute().parent.parts if "=" in part]
+    values = {unquote(key): unquote(value) for key, value in pairs}
+    return {key: "" if value == _NO_FOLDER_VALUE else value for key, value in values.items()}
+
+
+@contextmanager
+def readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading, and `complaints`, into one line that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints) as error:
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
