@@ -49,6 +49,7 @@ _LAZY = {
     "Astromer": "astroco_fast.baselines",
     "AstromerConfig": "astroco_fast.reference.config",
     "Layout": "astroco_fast.reference.layout",
+    "LightCurveEncoder": "astroco_fast.transformer",
     "backend": "astroco_fast.ops",
     "forget": "astroco_fast.kernels.prepared",
     "load": "astroco_fast.registry",
