@@ -9,9 +9,6 @@ mask, and full windows without one, which spares them the masking.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 import astroco_fast as af
 from astroco_fast import ops, registry, selfcheck
+from astroco_fast.graphs import to_onnx
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.astromer import ReferenceAstromer
 from astroco_fast.reference.layout import Layout
@@ -144,7 +142,7 @@ class Onnx(Provider):
         options.intra_op_num_threads = torch.get_num_threads()
         # Otherwise its threads spin on into the rounds of the baseline and slow them, which flatters its ratio.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        graph = export(Padded(self._model(case, batch, dropout), batch.full), inputs)
+        graph = to_onnx(Padded(self._model(case, batch, dropout), batch.full), inputs)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         feed = {i.name: values.numpy() for i, values in zip(session.get_inputs(), inputs, strict=True)}
         return Run(lambda: torch.from_numpy(session.run(None, feed)[0]), {})
@@ -270,18 +268,6 @@ def padded_inputs(batch: Batch) -> list[Tensor | None]:
     lengths = None if batch.full else batch.lengths.to(batch.time.device)
     inputs = [batch.time, batch.mag, batch.err, lengths]
     return inputs if batch.hidden is None else [*inputs, batch.hidden, batch.role]
-
-
-def export(model: nn.Module, inputs: list[Tensor]) -> bytes:
-    """A model as an ONNX graph for the inputs' shapes."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not needed
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(model.eval(), tuple(inputs), dynamo=True, verbose=False)
-    assert program is not None
-    graph = io.BytesIO()
-    program.save(graph)
-    return graph.getvalue()
 
 
 def fallbacks(model: Any, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:

@@ -109,7 +109,10 @@ GROUPS = {
     "kernels": ("kernels",),
     "self-check": ("selfcheck", "comparison", "verdicts", "configuration"),
     "ops": ("ops", "warming"),
-    "models": ("model", "baselines", "presets", "registry", "released", "pretrained", "card", "flops"),
+    "models": (
+        *("model", "baselines", "presets", "registry", "released", "pretrained", "card", "digest", "flops"),
+        "astromer_weights",
+    ),
     "data": ("data",),
     "embedding": ("embedding",),
     "settings": ("commands", "settings"),

@@ -1,9 +1,8 @@
 """Vectors of the stars to probe, cached in a file, keyed by what makes them and by light curve."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,22 +18,11 @@ from tqdm import tqdm
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.errors import UserError
 from astroco_fast.files import whole_file
-from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.probe.stars import Portion, Stars
 
 _SAVE_SECONDS = 60.0
 _CURVES_AT_ONCE = 256
 _DIGEST, _CONTENT = b"model_sha256", b"content_sha256"
-
-
-def model_digest(model: PretrainedEncoder, parts: Iterable[str]) -> str:
-    """One hash of a model's configuration (its window included), its weights, and the parts of its vectors."""
-    facts = {"model": model.name, "parts": list(parts), **model.config.to_dict()}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

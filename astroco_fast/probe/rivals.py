@@ -13,13 +13,14 @@ from astroco_fast import machine
 from astroco_fast.astromer_weights import is_keras, read
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import PeriodRule, find_periods
+from astroco_fast.digest import model_digest
 from astroco_fast.embedding import embed_batch, layout
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.probe import features
 from astroco_fast.probe.config import ProbeConfig
-from astroco_fast.probe.embeddings import Describer, model_digest
+from astroco_fast.probe.embeddings import Describer
 from astroco_fast.registry import load
 
 FEATURES, STATISTICS = "features", "statistics"

@@ -1,0 +1,17 @@
+"""One hash that names a model, for caches and classifiers that fit no other model's vectors."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from astroco_fast.pretrained import PretrainedEncoder
+
+
+def model_digest(model: PretrainedEncoder, parts: Iterable[str] = ()) -> str:
+    """One hash of a model's configuration (its window included), its weights, and the parts of its vectors, if any."""
+    facts = {"model": model.name, "parts": list(parts), **model.config.to_dict()}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
