@@ -30,7 +30,7 @@ class EmbedConfig:
         views: time = windows of consecutive points; folded = windows in the order of phase, at the period found in each
             light curve; both. Default: the views that the model was pretrained on.
         parts: the vector's parts, if not the views' own: time_mean, time_spread, folded_mean, folded_spread, period,
-            magnitudes. The output's metadata says where each lies in the vector.
+            shape, magnitudes. The output's metadata says where each lies in the vector.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
     """
 

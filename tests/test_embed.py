@@ -179,7 +179,7 @@ def test_the_views_of_pretraining_decide_the_default_parts(
     folded.save_pretrained(tmp_path / "folded")
     loaded = af.load(tmp_path / "folded")
     assert loaded.views == "folded"
-    expected = model.embed(mixed, parts=["folded_mean", "folded_spread", "period", "magnitudes"])
+    expected = model.embed(mixed, parts=["folded_mean", "period", "shape", "magnitudes"])
     np.testing.assert_array_equal(loaded.embed(mixed), expected)
     config = tmp_path / "folded" / "config.json"
     config.write_text(config.read_text().replace('"folded"', '"sideways"'))
@@ -204,7 +204,7 @@ def test_the_table_says_where_each_part_lies(model: af.AstroCo, mixed: list[Curv
     table = pq.read_table(out)
     assert table.column_names == ["id", "band", "label", "n_points", "period", "embedding"]
     places = json.loads(table.schema.field("embedding").metadata[b"parts"])
-    assert places == {"folded_mean": [0, 16], "folded_spread": [16, 32], "period": [32, 60], "magnitudes": [60, 73]}
+    assert places == {"folded_mean": [0, 16], "period": [16, 44], "shape": [44, 50], "magnitudes": [50, 63]}
     frame = table.to_pandas().sort_values("id")
     assert np.isnan(frame["period"].iloc[2])
     np.testing.assert_allclose(frame["period"].iloc[:2], [0.37, 2.3], rtol=1e-3)

@@ -208,20 +208,37 @@ def harmonic_gains(sums: Float64Array) -> Float64Array:
     Returns:
         (F, K), rising along the second axis from 0 to less than 1.
     """
-    harmonics = (sums.shape[-1] - 1) // 2
-    one, two, sign, other_sign, penalty = _normal_matrix(harmonics)
-    flat = sums[:, 0].reshape(len(sums), -1)
-    size = 2 * harmonics + 1
+    size = sums.shape[-1]
+    left, right = _normal_equations(sums)
     # With the right-hand side as its last row, the factor's last row is the solution of the forward substitution. The
     # last diagonal element only has to exceed the explained variance, which is below 1.
     matrix = np.zeros((len(sums), size + 1, size + 1))
-    matrix[:, :size, :size] = (sign * flat[:, one] + other_sign * flat[:, two]) / 2 + penalty
-    right = sums[:, 1, :, : harmonics + 1].transpose(0, 2, 1).reshape(len(sums), -1)  # cos 0, sin 0, cos 1, sin 1 ...
-    matrix[:, size, 0] = right[:, 0]
-    matrix[:, size, 1:size] = right[:, 2:]
+    matrix[:, :size, :size] = left
+    matrix[:, size, :size] = right
     matrix[:, size, size] = 2
     parts = np.linalg.cholesky(matrix)[:, size, :size]
     return np.cumsum(parts**2, axis=1)[:, 2::2]
+
+
+def harmonic_fit(sums: Float64Array) -> NDArray[np.complex128]:
+    """The amplitudes and phases of the fit of a mean and K harmonics, from `harmonic_sums`; see `harmonic_gains`.
+
+    Returns:
+        c (F, K), such that the fit is mean + Re sum_k c_k exp(2 pi i k f t), with t in days from the first point.
+    """
+    left, right = _normal_equations(sums)
+    found = np.linalg.solve(left, right[..., None])[..., 0]
+    return found[:, 1::2] - 1j * found[:, 2::2]
+
+
+def _normal_equations(sums: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """The fits' matrices (F, 2K + 1, 2K + 1), penalty included, and right-hand sides (F, 2K + 1), of 1, cos, sin ..."""
+    harmonics = (sums.shape[-1] - 1) // 2
+    one, two, sign, other_sign, penalty = _normal_matrix(harmonics)
+    flat = sums[:, 0].reshape(len(sums), -1)
+    left = (sign * flat[:, one] + other_sign * flat[:, two]) / 2 + penalty
+    right = sums[:, 1, :, : harmonics + 1].transpose(0, 2, 1).reshape(len(sums), -1)  # cos 0, sin 0, cos 1, sin 1 ...
+    return left, np.delete(right, 1, axis=1)
 
 
 @lru_cache

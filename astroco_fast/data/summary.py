@@ -1,4 +1,4 @@
-"""Numbers that stand beside an encoder's states in an embedding: the period and its harmonics, and the magnitudes.
+"""Numbers that stand beside an encoder's states in an embedding: the period, the fold's shape, and the magnitudes.
 
 The encoder sees windows that are centred in time and magnitude, and in the folded view it does not see the period.
 These numbers say what is lost there. They are smooth, so that a linear head can use them as they are: the period, for
@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.periodogram import Curve, harmonic_fit, harmonic_sums
 from astroco_fast.data.periods import Periods
 
 PERIOD_WAVES, SPREAD_WAVES = 12, 6
+SHAPE_HARMONICS = 4
 PERIOD_NUMBERS = 4 + PERIOD_WAVES + 12
+SHAPE_NUMBERS = 2 * (SHAPE_HARMONICS - 1)
 MAGNITUDE_NUMBERS = 7 + SPREAD_WAVES
 
 Float64Array = NDArray[np.float64]
@@ -40,6 +43,27 @@ def period_numbers(periods: Periods) -> Float32Array:
         ]
     )
     return np.where(periods.found[:, None], numbers, 0.0).astype(np.float32)
+
+
+def shape_numbers(curves: CurveBatch, periods: Periods) -> Float32Array:
+    """Fourier parameters of n folded light curves, float32 (n, `SHAPE_NUMBERS`); zero where there is no period.
+
+    A weighted fit of four harmonics at the fold's period has the amplitudes A_k and phases phi_k. The ratios
+    R_k1 = A_k / A_1 and the differences phi_k1 = phi_k - k phi_1 (Simon & Lee 1981, ApJ 248, 291) do not depend on the
+    amplitude and the epoch. They are given as R_k1 / (1 + R_k1) times cos phi_k1, for k = 2, 3, 4, and times
+    sin phi_k1: as parts of a complex number they change smoothly where R_k1 is small and phi_k1 is noise.
+    """
+    numbers = np.zeros((len(curves), SHAPE_NUMBERS), np.float32)
+    order = np.arange(2, SHAPE_HARMONICS + 1)
+    for i in np.flatnonzero(periods.found):
+        points = slice(curves.offsets[i], curves.offsets[i + 1])
+        rising = np.argsort(curves.time[points], kind="stable")
+        curve = Curve.of(*(values[points][rising] for values in (curves.time, curves.mag, curves.err)))
+        fit = harmonic_fit(harmonic_sums(curve, 1 / periods.fold_period[[i]], SHAPE_HARMONICS))[0]
+        ratio = fit[1:] / max(abs(fit[0]), 1e-9) * np.exp(-1j * order * np.angle(fit[0]))
+        ratio /= 1 + np.abs(ratio)
+        numbers[i] = np.concatenate([ratio.real, ratio.imag])
+    return numbers
 
 
 def magnitude_numbers(curves: CurveBatch) -> Float32Array:
