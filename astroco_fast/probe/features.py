@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.periodogram import Curve, harmonic_fit, harmonic_gains, harmonic_sums
 from astroco_fast.errors import MissingExtraError
 
 Matrix = NDArray[np.float32]
@@ -23,7 +24,6 @@ HARMONICS, PHASE_BINS = 6, 8
 WITHOUT_PERIOD, FOLDED = 36, 39  # features
 _PHASES = np.arange(64) / 64  # at which a fit is drawn
 _FEWEST = 5  # points for a fit
-_RIDGE = 0.01  # of the fit, in units of the sum of weights
 _TINY = 1e-12
 
 
@@ -104,8 +104,8 @@ def folded_features(curves: CurveBatch, periods: Floats) -> Matrix:
     """
     found = np.full((len(curves), FOLDED), np.nan)
     for row, period, (time, mag, err) in zip(found, periods, _each(curves), strict=True):
-        if np.isfinite(period) and len(time) >= _FEWEST:
-            row[:] = _folded(time - time[0], mag, err, period)
+        if np.isfinite(period) and len(time) >= _FEWEST and mag.min() < mag.max():
+            row[:] = _folded(time, mag, err, period)
     return _finite(found)
 
 
@@ -126,19 +126,18 @@ def _finite(found: Floats) -> Matrix:
 
 def _folded(time: Floats, mag: Floats, err: Floats, period: float) -> Floats:
     """The numbers (FOLDED,) of `folded_features` for one curve."""
-    weights = 1 / (err**2 + np.median(err) ** 2)
-    weights /= weights.sum()
-    residual = mag - weights @ mag
-    variance = max(float(weights @ residual**2), _TINY)
-    fit, gains = _harmonics(time, residual, weights, 1 / period)
-    _, gains_half = _harmonics(time, residual, weights, 2 / period)
-    twice, gains_twice = _harmonics(time, residual, weights, 0.5 / period)
+    curve = Curve.of(time, mag, err)
+    deviation = float(np.sqrt(curve.weight @ (mag - curve.weight @ mag) ** 2))
+    sums = harmonic_sums(curve, np.array([2, 1, 0.5]) / period, HARMONICS)
+    gains_half, gains, gains_twice = harmonic_gains(sums)
+    _, fit, twice = harmonic_fit(sums) * deviation
     amplitudes, phases, order = np.abs(fit), np.angle(fit), np.arange(1, HARMONICS + 1)
     first = max(float(amplitudes[0]), _TINY)
     differences = phases[1:] - order[1:] * phases[0]
     drawn = (fit[:, None] * np.exp(2j * np.pi * order[:, None] * _PHASES)).real.sum(0)
     drawn = np.roll(drawn, -int(np.argmax(drawn)))  # from the minimum of light, the largest magnitude
     height = max(float(np.ptp(drawn)), _TINY)
+    variance = max(deviation**2, _TINY)
     left = max(float(variance * (1 - gains[-1])), _TINY)
     return np.concatenate(
         [
@@ -149,7 +148,7 @@ def _folded(time: Floats, mag: Floats, err: Floats, period: float) -> Floats:
             gains[[0, 1, -1]],
             [gains_half[-1], gains_twice[-1]],
             np.minimum(np.abs(twice[[0, 2]]) / first, 10),
-            [_string(time, residual, fold) / (2 * variance) for fold in (period, 2 * period)],
+            [_string(curve.time, curve.mag, fold) / 2 for fold in (period, 2 * period)],
             [np.argmin(drawn) / len(_PHASES)],  # the rise's share of the period
             (drawn.reshape(PHASE_BINS, -1).mean(1) - drawn.min()) / height,
         ]
@@ -160,24 +159,3 @@ def _string(time: Floats, values: Floats, period: float) -> float:
     """The mean squared step from one point to the next of the folded curve (Lafler & Kinman 1965, ApJS 11, 216)."""
     folded = values[np.argsort(np.mod(time / period, 1), kind="stable")]
     return float(((folded - np.roll(folded, 1)) ** 2).mean())
-
-
-def _harmonics(
-    time: Floats, residual: Floats, weights: Floats, frequency: float
-) -> tuple[NDArray[np.complex128], Floats]:
-    """Fit residual = mean + Re sum_k c_k exp(2 pi i k f t) by weighted least squares.
-
-    A ridge that grows with k keeps the fit from filling gaps in phase with wild curves.
-
-    Returns:
-        c (HARMONICS,), and the shares (HARMONICS,) of the variance that the first k harmonics explain.
-    """
-    angles = 2 * np.pi * frequency * time[:, None] * np.arange(1, HARMONICS + 1)
-    waves = np.stack([np.cos(angles), -np.sin(angles)], axis=2).reshape(len(time), -1)
-    design = np.concatenate([np.ones((len(time), 1)), waves], axis=1)
-    ridge = _RIDGE * np.repeat([2e-9, *range(2, HARMONICS + 2)], [1, *[2] * HARMONICS]) / 2
-    lower = np.linalg.cholesky(design.T @ (weights[:, None] * design) + np.diag(ridge))
-    explained = np.linalg.solve(lower, design.T @ (weights * residual))
-    found = np.linalg.solve(lower.T, explained)
-    gains = np.cumsum(explained**2)[2::2] / max(weights @ residual**2, _TINY)
-    return found[1::2] + 1j * found[2::2], gains
