@@ -57,8 +57,9 @@ def shape_numbers(curves: CurveBatch, periods: Periods) -> Float32Array:
     order = np.arange(2, SHAPE_HARMONICS + 1)
     for i in np.flatnonzero(periods.found):
         points = slice(curves.offsets[i], curves.offsets[i + 1])
-        rising = np.argsort(curves.time[points], kind="stable")
-        curve = Curve.of(*(values[points][rising] for values in (curves.time, curves.mag, curves.err)))
+        time, mag, err = curves.time[points], curves.mag[points], curves.err[points]
+        rising = np.argsort(time, kind="stable")
+        curve = Curve.of(time[rising], mag[rising], err[rising])
         fit = harmonic_fit(harmonic_sums(curve, 1 / periods.fold_period[[i]], SHAPE_HARMONICS))[0]
         ratio = fit[1:] / max(abs(fit[0]), 1e-9) * np.exp(-1j * order * np.angle(fit[0]))
         ratio /= 1 + np.abs(ratio)
