@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from astroco_fast.pretrained import PretrainedEncoder
 
+# In the metadata of a table of vectors: the model's name, and its digest with the vectors' parts.
+MODEL, DIGEST = "model", "model_sha256"
+
 
 def model_digest(model: PretrainedEncoder, parts: Iterable[str] = ()) -> str:
     """One hash of a model's configuration (its window included), its weights, and the parts of its vectors, if any."""

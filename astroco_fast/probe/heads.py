@@ -102,6 +102,12 @@ def fit_logistic(
     Returns:
         A function that predicts the classes (n,) of embeddings (n, D), and C.
     """
+    fitted, chosen = choose_logistic(train, validation, c)
+    return fitted.predict, chosen
+
+
+def choose_logistic(train: Sample, validation: Sample, c: float | None = None) -> tuple[Any, float]:
+    """The fitted pipeline of scikit-learn (a scaler, then the regression) that `fit_logistic` predicts by, and C."""
     require_scikit_learn()
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -118,10 +124,10 @@ def fit_logistic(
         return float(-np.log(np.maximum(probability, np.finfo(np.float64).tiny)).mean())  # a weak penalty gives zeros
 
     if c is not None:
-        return fit(c).predict, c
+        return fit(c), c
     fitted = {inverse: fit(inverse) for inverse in C_GRID}
     chosen = min(fitted, key=lambda inverse: loss(fitted[inverse]))
-    return fitted[chosen].predict, chosen
+    return fitted[chosen], chosen
 
 
 def fit_neighbours(train: Sample, neighbours: int) -> Callable[[Matrix], Classes]:

@@ -1,0 +1,228 @@
+"""Vectors with ids: of light curves, embedded here, or of a table that `astroco embed` wrote."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from astroco_fast.classify.config import FitConfig
+from astroco_fast.commands import tell
+from astroco_fast.data.clean import CleanConfig, because, clean
+from astroco_fast.data.metadata import Text
+from astroco_fast.data.notes import Notes
+from astroco_fast.data.seen import Seen
+from astroco_fast.data.sources import Source
+from astroco_fast.digest import DIGEST, MODEL, model_digest
+from astroco_fast.embedding import choose_parts, embed_batch, layout
+from astroco_fast.errors import UserError
+from astroco_fast.machine import pick_device
+from astroco_fast.pretrained import PretrainedEncoder, require_local
+from astroco_fast.probe.embeddings import Describer, Embeddings, extract
+from astroco_fast.probe.stars import Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.registry import load
+
+EMBEDDING, NOT_FINITE = "embedding", "light curves without a finite vector"
+_ROWS = 8192  # of a table of embeddings at once
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with the parts of its vectors.
+
+    Attributes:
+        name: as the user gave it; a folder's is made absolute.
+        encoder: the model, on its device, in evaluation mode.
+        parts: the parts of its vectors.
+        digest: the hash of both.
+    """
+
+    name: str
+    encoder: PretrainedEncoder
+    parts: tuple[str, ...]
+    digest: str
+
+    @staticmethod
+    def open(name: str, parts: list[str] | None, device: str) -> "Model":
+        """Load a model.
+
+        Raises:
+            UserError: there is no such model, part or device.
+        """
+        require_local(name)
+        encoder = load(name).to(pick_device(device)).eval()
+        chosen = tuple(choose_parts(encoder, parts=parts))
+        absolute = str(Path(name).resolve()) if Path(name).is_dir() else name
+        return Model(absolute, encoder, chosen, model_digest(encoder, layout(encoder, chosen)))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The vectors (n, D) of n stars with their ids and labels (n,), sorted by id, and the model that made them."""
+
+    ids: Text
+    labels: Text
+    vectors: NDArray[np.float32]
+    model: str
+    digest: str
+    parts: tuple[str, ...]
+    simulated: bool
+
+
+class Chunk:
+    """Some light curves' ids, bands and labels (n,) and vectors (n, D)."""
+
+    def __init__(self, ids: Any, bands: Any, labels: Any, vectors: NDArray[np.float32]) -> None:
+        self.ids, self.bands, self.labels, self.vectors = list(ids), list(bands), list(labels), vectors
+
+
+def is_embeddings(data: str) -> bool:
+    """Whether a path is that of a Parquet table with a column of vectors."""
+    try:
+        return Path(data).is_file() and EMBEDDING in pq.read_schema(data).names
+    except (pa.ArrowException, OSError):
+        return False
+
+
+class EmbeddingTable:
+    """A table that `astroco embed` wrote.
+
+    Attributes:
+        model, digest: the name and the hash of the model that made the vectors, and of their parts.
+        parts: the vectors' parts.
+        simulated: whether the light curves are simulated.
+
+    Raises:
+        UserError: it does not say which model made it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        schema = pq.read_schema(path)
+        told = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        if not told.get(DIGEST):
+            raise UserError(
+                f"{path}: does not say which model made its vectors; write it by astroco embed of this version"
+            )
+        self.model, self.digest = told.get(MODEL, ""), told[DIGEST]
+        self.simulated = told.get("simulated") == "true"
+        self.parts: tuple[str, ...] = tuple(json.loads((schema.field(EMBEDDING).metadata or {}).get(b"parts", "{}")))
+
+    def chunks(self, dropped: Counter[str], band: str | None) -> Iterator[Chunk]:
+        """The rows in bounded memory. Rows without a finite vector are left out, and counted in `dropped`.
+
+        Raises:
+            UserError: a column is missing or of another type, or the file is damaged.
+        """
+        try:
+            for rows in pq.ParquetFile(self.path).iter_batches(_ROWS):
+                lists = rows.column(EMBEDDING)
+                flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+                vectors = flat.reshape(len(rows), lists.type.list_size)
+                texts = [rows.column(name).cast(pa.string()).to_pylist() for name in ("id", "band", "label")]
+                ids, bands, labels = ([text or "" for text in column] for column in texts)
+                good = np.isfinite(vectors).all(1)
+                dropped[NOT_FINITE] += int(np.count_nonzero(~good))
+                kept = [i for i in np.flatnonzero(good) if band is None or bands[i] == band]
+                ids, bands, labels = ([column[i] for i in kept] for column in (ids, bands, labels))
+                yield Chunk(ids, bands, labels, vectors[kept])
+        except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path}: not a table of embeddings that can be read ({reason})") from error
+
+
+def labelled_table(config: FitConfig) -> Labelled:
+    """The labelled stars of a table of embeddings.
+
+    Raises:
+        UserError: the table or the labels cannot be used, or another model is asked for; names what is wrong.
+    """
+    table, stars = EmbeddingTable(config.data), Stars()
+    vectors: dict[str, NDArray[np.float32]] = {}
+    bands: dict[str, str] = {}
+    for chunk in table.chunks(stars.dropped, config.band):
+        for star, band, label, vector in zip(chunk.ids, chunk.bands, chunk.labels, chunk.vectors, strict=True):
+            if star in vectors:
+                which = f"in bands {bands[star]!r} and {band!r}" if band != bands[star] else "with one id"
+                raise UserError(f"{config.data}: star {star!r} has two rows, {which}; choose one band by --band")
+            vectors[star], bands[star] = vector, band
+            stars.curves[star] = hashlib.blake2b(vector.tobytes(), digest_size=16).hexdigest()
+            if label:
+                stars.labels[star] = label
+    if stars.dropped.total():
+        tell([f"{config.data}{because(stars.dropped)}"])
+    ids, labels = _chosen(config, stars)
+    name, parts = config.model or table.model, table.parts
+    if config.model is not None or config.parts is not None:
+        model = Model.open(name, config.parts, "cpu")
+        if model.digest != table.digest:
+            raise UserError(f"{config.data}: its vectors are not those of {name} with these parts; leave --model out")
+        name, parts = model.name, model.parts
+    matrix = np.stack([vectors[star] for star in ids])
+    return Labelled(ids, labels, matrix, name, table.digest, parts, table.simulated)
+
+
+def labelled_curves(config: FitConfig, model: Model, cache: Path) -> Labelled:
+    """Embed labelled light curves. Vectors that are in the cache already, a Parquet file, are not computed again.
+
+    Raises:
+        UserError: the light curves or labels cannot be used; names what is wrong.
+    """
+    portions = open_portions(config.data, config.columns, config.band)
+    stars = read_stars(portions, config.min_points)
+    notes = Notes()
+    for portion in portions:
+        notes.update(portion.source.notes)
+    tell(notes)
+    if stars.dropped:
+        tell([f"{config.data}{because(stars.dropped)}"])
+    ids, labels = _chosen(config, stars)
+    describer = Describer(
+        model.name,
+        model.digest,
+        lambda curves: embed_batch(model.encoder, curves, config.batch_size, model.parts),
+        cache.name,
+    )
+    kept = Embeddings(cache, model.digest)
+    (made,) = extract([(describer, kept)], portions, stars, list(ids), config.min_points)
+    print(f"{cache}: {len(ids):,} stars, {made:,} of them embedded now", flush=True)
+    vectors = kept.of([stars.curves[star] for star in ids])
+    return Labelled(ids, labels, vectors, model.name, model.digest, model.parts, stars.simulated)
+
+
+def _chosen(config: FitConfig, stars: Stars) -> tuple[Text, Text]:
+    """The ids and labels of the stars to use, without copies."""
+    if config.labels is not None:
+        tell(filter(None, [relabel(stars, config.labels, config.columns)]))
+    ids, labels = choose(stars, config.classes)
+    if stars.copies:
+        tell([f"{config.data}: left out {len(stars.copies):,} stars that equal another star point by point"])
+    return ids, labels
+
+
+def curve_chunks(
+    model: Model, source: Source, dropped: Counter[str], batch_size: int, min_points: int
+) -> Iterator[Chunk]:
+    """Embed light curves in bounded memory. Those without a finite vector are left out, and counted in `dropped`.
+
+    Raises:
+        UserError: the light curves cannot be read, or an (id, band) comes twice.
+    """
+    config, seen = CleanConfig(min_points=min_points), Seen()
+    for raw in source.batches():
+        seen.check(raw)
+        batch, reasons = clean(raw, config)
+        dropped.update(reasons)
+        if len(batch):
+            vectors = embed_batch(model.encoder, batch, batch_size, model.parts)
+            good = np.asarray(np.isfinite(vectors).all(1))
+            dropped[NOT_FINITE] += int(np.count_nonzero(~good))
+            batch = batch.select(good)
+            yield Chunk(batch.ids, batch.band, batch.label, vectors[good])
