@@ -132,6 +132,8 @@ def parse(
         raise UserError(f"{_explain(str(error), config_class, files)} (see {prog} --help)") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:  # numbers of 5,000 digits, nested brackets
         raise UserError(f"a setting cannot be read: {str(error)[:200]} (see {prog} --help)") from error
+    if refused := _refused(parsed, config_class, files):
+        raise UserError(f"{refused} (see {prog} --help)")
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)
@@ -160,5 +162,22 @@ def _explain(message: str, config_class: type, files: dict[str, dict[str, Any]])
     if not wrong or not wanted:
         return message
     key, value = wrong.groups()
-    place = next((f"{file}: {key}" for file, content in files.items() if settings.find(key, content) == value), None)
-    return f"{place or '--' + key} must be {wanted}, not {value!r}"
+    return f"{_place(key, value, files)} must be {wanted}, not {value!r}"
+
+
+def _refused(parsed: Any, config_class: type, files: dict[str, dict[str, Any]]) -> str | None:
+    """What is wrong with a setting that the parser let pass: null where it has no meaning, or an endless number."""
+    for key, kind in settings.kinds(config_class):
+        value = parsed.get(key)
+        if value is None and not settings.may_be_null(kind):
+            return f"{_place(key, str(value), files)} must be {settings.words(kind)}, not null"
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, int) and abs(number) >= 2**63 for number in numbers):
+            return f"{_place(key, str(value), files)} must be a whole number below 2^63"
+    return None
+
+
+def _place(key: str, value: str, files: dict[str, dict[str, Any]]) -> str:
+    """Where a setting was given: the file that holds this value, or the flag."""
+    file = next((file for file, content in files.items() if settings.find(key, content) == value), None)
+    return f"--{key}" if file is None else f"{file}: {key}"

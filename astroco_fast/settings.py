@@ -23,7 +23,7 @@ def read(path: str | Path, config_class: type) -> dict[str, Any]:
     """
     way_out = "give a YAML file of settings; --print_config shows how such a file looks"
     content = read_yaml(path, way_out, may_be_empty=True)
-    known = dict(_kinds(config_class))
+    known = dict(kinds(config_class))
     for name, value in _settings(content, known):
         if is_dataclass(known.get(name)) and not isinstance(value, Mapping):
             raise UserError(f"{path}: {name} must be a group of settings, not {value!r}")
@@ -53,6 +53,7 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError(f"{path}: has YAML aliases (*name), which settings cannot have; {way_out}")
         content = yaml.safe_load(text)
+        str(content)  # what Python cannot print, no message could quote: hexadecimal numbers of 5,000 digits
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {way_out}") from error
     except RecursionError as error:
@@ -78,8 +79,8 @@ def is_excessive(text: str) -> bool:
 
 def wanted(name: str, config_class: type) -> str | None:
     """The type of value that the setting of this dotted name takes, in words; None: there is no such setting."""
-    kind = dict(_kinds(config_class)).get(name)
-    return None if kind is None else _words(kind)
+    kind = dict(kinds(config_class)).get(name)
+    return None if kind is None else words(kind)
 
 
 def find(name: str, content: Mapping[str, Any]) -> str | None:
@@ -92,14 +93,14 @@ def find(name: str, content: Mapping[str, Any]) -> str | None:
     return str(value)
 
 
-def _kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def kinds(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and the type of each setting, groups of settings included."""
     hints = get_type_hints(config_class)
     for field in fields(config_class):
         kind = hints[field.name]
         yield prefix + field.name, kind
         if is_dataclass(kind):
-            yield from _kinds(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from kinds(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
 
 def _settings(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,16 +112,22 @@ def _settings(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: str 
             yield from _settings(value, known, f"{name}.")
 
 
-def _words(kind: Any) -> str:
+def may_be_null(kind: Any) -> bool:
+    """Whether a setting of this type takes null."""
+    return type(None) in get_args(kind)
+
+
+def words(kind: Any) -> str:
+    """A type of setting in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(map(str, parts))
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, parts))
+        return " or ".join(map(words, parts))
     if origin is list:
-        return f"a list [{_words(parts[0])}, ...]"
+        return f"a list [{words(parts[0])}, ...]"
     if origin is tuple:
-        return f"a list [{', '.join(map(_words, parts))}]"
+        return f"a list [{', '.join(map(words, parts))}]"
     return _WORDS.get(kind, "a group of settings")
 
 

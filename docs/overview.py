@@ -78,11 +78,11 @@ def reconstruct(model: torch.nn.Module, time: NDArray[Any], mag: NDArray[Any], e
     size = model.config.window
     time, mag, err = time[:size], mag[:size], err[:size]
     hidden = np.random.default_rng(len(time)).random(len(time)) < HIDDEN_SHARE
-    mean = mag.mean()
-    tensors = [torch.from_numpy(values)[None] for values in (time, mag.astype(np.float32), err.astype(np.float32))]
-    mask = torch.ones_like(tensors[0], dtype=torch.bool)
+    mean = mag.mean()  # of all points, as in the evaluation of a pretraining run
+    points = (time - time.mean(), mag - mean, err)
+    tensors = [torch.from_numpy(values.astype(np.float32))[None] for values in points]
     with torch.inference_mode():
-        out = model(*tensors, mask, hidden=torch.from_numpy(hidden)[None])
+        out = model(*tensors, hidden=torch.from_numpy(hidden)[None], centered=True)
     reconstruction = out.reconstruction[0].numpy() + mean
     residual = np.square(mag - reconstruction)[hidden].sum()
     r2 = 1 - residual / np.square(mag - mag[hidden].mean())[hidden].sum()

@@ -50,7 +50,7 @@ class ReferenceAstroCo(Encoder):
 
     def __init__(self, config: AstroCoConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.hides = config, config.hide
         self.input_embed = InputEmbed(config.width, config.time_base, config.hide)
         self.blocks = nn.ModuleList(self.block(config) for _ in range(config.layers))
         self.mix_pool = LayerMix(config.layers) if config.mix else LastLayer()

@@ -44,7 +44,7 @@ class ReferenceAstromer(Encoder):
 
     def __init__(self, config: AstromerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.hides = config, () if config.hidden_magnitude == "shown" else ("magnitude",)
         self.mask_token = nn.Parameter(torch.zeros(())) if config.hidden_magnitude == "token" else None
         self.magnitude = _dense(1, config.width)
         self.dropout = nn.Dropout(config.dropout)

@@ -1,6 +1,6 @@
 """The encoders' hyperparameters."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -51,9 +51,9 @@ class ModelConfig:
         self._whole("width", "heads", "layers", "window")
         self._numbers("dropout", "time_base")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
+            raise UserError(f"model.dropout must lie in [0, 1), got {_short(self.dropout)}")
         if self.time_base <= 0:
-            raise UserError(f"model.time_base must be positive, got {self.time_base!r}")
+            raise UserError(f"model.time_base must be positive, got {_short(self.time_base)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -72,25 +72,28 @@ class ModelConfig:
         for name in names:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"model.{name} must be a positive whole number, got {value!r}")
+                raise UserError(f"model.{name} must be a positive whole number, got {_short(value)}")
             if value > MOST[name]:
                 raise UserError(f"model.{name} must be at most {MOST[name]:,}, got {_short(value)}")
 
     def _flags(self, *names: str) -> None:
         for name in names:
             if not isinstance(getattr(self, name), bool):
-                raise UserError(f"model.{name} must be true or false, got {getattr(self, name)!r}")
+                raise UserError(f"model.{name} must be true or false, got {_short(getattr(self, name))}")
 
     def _numbers(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise UserError(f"model.{name} must be a number, got {value!r}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) <= sys.float_info.max:
+                raise UserError(f"model.{name} must be a finite number, got {_short(value)}")
 
 
-def _short(value: int) -> str:
-    """A number for a message, without its digits where they are many."""
-    return f"{value:,}" if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
+def _short(value: object) -> str:
+    """A value for a message, without its digits or letters where they are many."""
+    if isinstance(value, int) and value.bit_length() >= 100:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:100]
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,11 @@ class AstroCoConfig(ModelConfig):
         if self.width % 4 or self.width % self.heads:
             raise UserError(f"model.width must be a multiple of 4 and of heads ({self.heads}), got {self.width}")
         if not isinstance(self.hide, str | list | tuple):
-            raise UserError(f"model.hide takes a list of {', '.join(HIDEABLE)}; got {self.hide!r}")
+            raise UserError(f"model.hide takes a list of {', '.join(HIDEABLE)}; got {_short(self.hide)}")
         hide = (self.hide,) if isinstance(self.hide, str) else tuple(self.hide)
         unknown = [name for name in hide if name not in HIDEABLE]
         if unknown:
-            raise UserError(f"model.hide takes {', '.join(HIDEABLE)}; got {unknown[0]!r}")
+            raise UserError(f"model.hide takes {', '.join(HIDEABLE)}; got {_short(unknown[0])}")
         object.__setattr__(self, "hide", hide)
 
 
@@ -188,4 +191,4 @@ class AstromerConfig(ModelConfig):
             raise UserError(f"model.width must be a multiple of heads ({self.heads}), got {self.width}")
         if self.hidden_magnitude not in HIDDEN_MAGNITUDES:
             known = ", ".join(HIDDEN_MAGNITUDES)
-            raise UserError(f"model.hidden_magnitude takes {known}; got {self.hidden_magnitude!r}")
+            raise UserError(f"model.hidden_magnitude takes {known}; got {_short(self.hidden_magnitude)}")

@@ -251,7 +251,7 @@ LINES = [
     ("pretrain --model.bogus 1", "unknown model setting 'bogus'"),
     ("pretrain --train.epochs 0", "train.epochs must be at least 1"),
     ("pretrain --train.epochs=", "--train.epochs must be a whole number or null, not ''"),
-    ("pretrain --seed 99999999999999999999", "seed must be a whole number from 0 to 2^63 - 1"),
+    ("pretrain --seed 99999999999999999999", "seed must be a whole number below 2^63"),
     ("pretrain --data GOOD/store --out OUT --band Z", "store: no light curve in band 'Z'; bands found: I, V"),
     ("pretrain --data GOOD/good.csv --out OUT --band Z", "good.csv: no light curve in band 'Z'"),
     ("pretrain --data GOOD/store --out GOOD/good.csv", "good.csv: cannot be the run's folder"),

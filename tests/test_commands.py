@@ -113,6 +113,8 @@ NESTED = "a: &a [x, x]\nb: &b [*a, *a]\n"
         (NESTED, "has YAML aliases"),
         ("name: &a [*a]", "has YAML aliases"),
         ("part: {size: " + "9" * 5000 + "}", "not YAML: Exceeds the limit"),
+        ("part: {size: 0x" + "f" * 5000 + "}", "not YAML: Exceeds the limit"),
+        ("? 0x" + "f" * 5000, "not YAML: Exceeds the limit"),
         ("name: 2020-13-45", "not YAML: month must be in 1..12"),
     ],
 )
@@ -128,6 +130,27 @@ def test_settings_that_would_take_hours_are_refused_at_once(text: str, words: st
 def test_flags_that_cannot_be_read_are_refused(value: str) -> None:
     with pytest.raises(UserError):
         read("x", "--part.size", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("part: {size: null}", r"settings\.yaml: part\.size must be a whole number, not null"),
+        ("name: null", r"settings\.yaml: name must be text, not null"),
+        (f"part: {{size: {2**63}}}", r"settings\.yaml: part\.size must be a whole number below 2\^63"),
+        (f"part: {{size: -1{'0' * 400}}}", r"settings\.yaml: part\.size must be a whole number below 2\^63"),
+    ],
+)
+def test_nulls_and_endless_numbers_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read("x", "--config", str(tmp_path / "settings.yaml"))
+
+
+def test_settings_that_may_be_null(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("out: null\n")
+    parsed = parse(WithOutput, "astroco test", "A test.", ["x", "--config", str(tmp_path / "settings.yaml")], ("source",))
+    assert parsed.out is None
 
 
 @pytest.mark.parametrize(

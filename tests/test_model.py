@@ -38,6 +38,19 @@ def test_same_state_dict_and_outputs_as_the_reference(ablation: dict[str, bool])
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_hidden_points_may_hold_anything(training: bool) -> None:
+    model, w = tiny(dropout=0.0).train(training), make_windows([12, 5], 12)
+    found = []
+    for placeholder in (0.0, float("nan")):
+        points = [values.masked_fill(w.hidden, placeholder) for values in (w.time, w.mag)]
+        model.zero_grad()
+        out = model(*points, w.err, w.mask, hidden=w.hidden)
+        (out.sequence.square().sum() + out.reconstruction.square().sum()).backward()
+        found.append([*out, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_recomputed_activations_give_the_same_gradients_and_statistics() -> None:
     model = tiny(dropout=0.3).train()
     again = copy.deepcopy(model)

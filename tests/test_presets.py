@@ -53,7 +53,7 @@ def test_a_preset_is_of_one_architecture() -> None:
         ("tiny", {"width": "64"}, "model.width must be a positive whole number, got '64'"),
         ("tiny", {"width": 66}, "multiple of 4 and of heads"),
         ("tiny", {"dropout": 1.0}, r"model.dropout must lie in \[0, 1\)"),
-        ("tiny", {"dropout": "a"}, "model.dropout must be a number"),
+        ("tiny", {"dropout": "a"}, "model.dropout must be a finite number"),
         ("tiny", {"hide": ["period"]}, "model.hide takes magnitude, time, uncertainty; got 'period'"),
         ("tiny", {"gate": 1}, "model.gate must be true or false"),
         ("tiny", {"time_base": 0}, "model.time_base must be positive"),
@@ -61,7 +61,7 @@ def test_a_preset_is_of_one_architecture() -> None:
         ("astromer-v2", {"width": 30}, r"model.width must be a multiple of heads \(4\)"),
         ("astromer-v2", {"feed_forward": 0}, "model.feed_forward must be a positive whole number"),
         ("astromer-v2", {"leak": "no"}, "model.leak must be true or false"),
-        ("astromer-v2", {"mask_logit": float("-inf")}, "model.mask_logit must be a number"),
+        ("astromer-v2", {"mask_logit": float("-inf")}, "model.mask_logit must be a finite number"),
         ("astromer-v2", {"hidden_magnitude": "mean"}, "model.hidden_magnitude takes token, zero, shown; got 'mean'"),
     ],
 )

@@ -52,6 +52,9 @@ class Columns:
         flux: column of fluxes, to be turned into magnitudes; needs a zero point.
         flux_err: column of flux errors.
         zero_point: magnitude of unit flux; when given, fluxes are read: mag = zero_point - 2.5 log10(flux).
+
+    Raises:
+        UserError: the zero point is not a finite number.
     """
 
     time: str | None = None
@@ -63,6 +66,10 @@ class Columns:
     flux: str | None = None
     flux_err: str | None = None
     zero_point: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.zero_point is not None and not abs(self.zero_point) < float("inf"):
+            raise UserError(f"columns.zero_point must be a finite number, not {self.zero_point}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ pytest.importorskip("resource", reason="limits of this kind are POSIX's")
 pytest.importorskip("hypothesis")
 
 from astroco_fast import presets
+from astroco_fast.data.columns import Columns
 from astroco_fast.data.periods import Periods
 from astroco_fast.data.sources import open_source
 from astroco_fast.data.store import PERIODS, Store, describe_file
@@ -107,6 +108,23 @@ def test_metrics_of_no_windows_take_no_time(tmp_path: Path) -> None:
 def test_settings_of_a_model_of_another_form(values: dict[Any, Any]) -> None:
     with pytest.raises(UserError, match="model"):
         presets.configure("tiny", values)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [("tiny", "dropout"), ("tiny", "time_base"), ("tiny", "width"), ("astromer-v2", "mask_logit")],
+)
+@pytest.mark.parametrize("number", [10**400, -(10**5000), float("inf"), float("nan"), "9" * 999], ids=range(5))
+def test_endless_numbers_in_a_model(preset: str, name: str, number: Any) -> None:
+    with pytest.raises(UserError, match=rf"model\.{name}") as refused:
+        presets.configure(preset, {name: number})
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("zero_point", [float("inf"), float("nan")])
+def test_zero_point_that_is_not_finite(zero_point: float) -> None:
+    with pytest.raises(UserError, match=r"columns\.zero_point must be a finite number"):
+        Columns(zero_point=zero_point)
 
 
 def test_seed_of_another_form() -> None:

@@ -8,6 +8,8 @@ import torch
 
 from astroco_fast import AstroCoConfig, AstroCoOutput, Layout
 from astroco_fast.reference.astroco import ReferenceAstroCo
+from astroco_fast.reference.astromer import ReferenceAstromer
+from astroco_fast.reference.config import AstromerConfig
 from astroco_fast.reference.encoder import center
 from tests.windows import Windows, make_windows
 
@@ -129,7 +131,7 @@ def test_centring_happens_in_float64_and_removes_any_zero_point() -> None:
 
 def test_centered_input_is_taken_as_it_is() -> None:
     w = make_windows([8], 8)
-    time, mag = (x - x.mean() for x in (w.time, w.mag))
+    time, mag = (x - x[~w.hidden].mean() for x in (w.time, w.mag))
     assert_same(run(model(), w), model()(time, mag, w.err, hidden=w.hidden, centered=True))
     moved = model()(time + 1, mag, w.err, hidden=w.hidden, centered=True)
     assert (moved.embedding - run(model(), w).embedding).abs().max() > 1e-6
@@ -141,6 +143,35 @@ def test_hidden_magnitudes_have_no_influence_once_centred() -> None:
     a = model()(w.time, w.mag, w.err, hidden=w.hidden, centered=True)
     b = model()(w.time, other, w.err, hidden=w.hidden, centered=True)
     assert_same(a, b)
+
+
+@pytest.mark.parametrize("placeholder", [0.0, 99.0, float("nan")])
+def test_what_is_hidden_does_not_move_the_centre(placeholder: float) -> None:
+    """In a window with one hidden point, its magnitude would be minus the sum of the others about their centre."""
+    w = make_windows([20, 7], 20)
+    one = torch.zeros_like(w.mask)
+    one[0, 4] = one[1, 0] = True
+    for m in (model(), ReferenceAstromer(AstromerConfig(width=16, heads=2, layers=1, feed_forward=8)).double().eval()):
+        before = m(w.time, w.mag, w.err, w.mask, hidden=one)
+        time = w.time.masked_fill(one, placeholder) if "time" in m.hides else w.time
+        after = m(time, w.mag.masked_fill(one, placeholder), w.err, w.mask, hidden=one)
+        assert before.embedding.norm(dim=1).min() > 0.1
+        assert_same(before, after)
+
+
+def test_what_stays_visible_at_hidden_points_counts_in_the_centre() -> None:
+    w = make_windows([20], 20)
+    time, mag = (x - x.mean() for x in (w.time, w.mag))
+    m = model(hide=("uncertainty",))
+    assert_same(run(m, w), m(time, mag, w.err, hidden=w.hidden, centered=True))
+
+
+def test_a_window_of_hidden_points_only_has_no_centre() -> None:
+    w = make_windows([5], 5)
+    out = run(model(), w._replace(hidden=w.mask))
+    moved = run(model(), w._replace(hidden=w.mask, mag=w.mag + 3, time=w.time * 2))
+    assert out.embedding.isfinite().all()
+    assert_same(out, moved)
 
 
 def test_ablations_drop_what_they_say() -> None:
