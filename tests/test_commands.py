@@ -149,8 +149,8 @@ def test_nulls_and_endless_numbers_are_refused(text: str, words: str, tmp_path: 
 
 def test_settings_that_may_be_null(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("out: null\n")
-    parsed = parse(WithOutput, "astroco test", "A test.", ["x", "--config", str(tmp_path / "settings.yaml")], ("source",))
-    assert parsed.out is None
+    argv = ["x", "--config", str(tmp_path / "settings.yaml")]
+    assert parse(WithOutput, "astroco test", "A test.", argv, ("source",)).out is None
 
 
 @pytest.mark.parametrize(
