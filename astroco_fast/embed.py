@@ -23,26 +23,35 @@ class EmbedConfig:
             existing file is replaced, unless it is one of the source or of the model.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as
             RUN/checkpoints/best, or hub:NAME/REPOSITORY. Default: the best released model.
-        batch_size: windows in a forward pass.
-        band: embed only this band.
         columns: names of columns that are not found by themselves.
-        min_points: light curves with fewer good points are left out, and counted.
+        band: embed only this band.
+        min_points: light curves with fewer good points have no vector.
+        short: a light curve without a vector has a row of NaN (nan) or no row (drop). It is counted.
+        windows: light curves longer than the model's window: mean over all windows, weighted by points; first, last =
+            only as many points as fill a window; all = a row for each window.
+        output: embedding; sequence = the encoder's state of each point; reconstruction = the magnitude of each point.
         views: time = windows of consecutive points; folded = windows in the order of phase, at the period found in each
             light curve; both. Default: the views that the model was pretrained on.
         parts: the vector's parts, if not the views' own: time_mean, time_spread, folded_mean, folded_spread, period,
             shape, magnitudes. The output's metadata says where each lies in the vector.
+        precision: fp32, bf16; auto takes bf16 where the processor multiplies it in hardware.
+        batch_size: windows in a forward pass. It does not change the results.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
     """
 
     source: str
     out: str
     model: str | None = None
-    batch_size: int = 256
-    band: str | None = None
     columns: Columns = field(default_factory=Columns)
+    band: str | None = None
     min_points: int = 1
+    short: Literal["nan", "drop"] = "drop"
+    windows: Literal["mean", "first", "last", "all"] = "mean"
+    output: Literal["embedding", "sequence", "reconstruction"] = "embedding"
     views: Literal["time", "folded", "both"] | None = None
     parts: list[str] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int = 256
     device: str = "auto"
 
 
@@ -58,7 +67,7 @@ def write_embeddings(config: EmbedConfig) -> int:
 
     from astroco_fast.data.clean import because
     from astroco_fast.data.sources import open_source
-    from astroco_fast.embedding import choose_parts, dimensions, embed_tables
+    from astroco_fast.embedding import choose, dimensions, embed_tables
     from astroco_fast.files import refuse_input, whole_file
     from astroco_fast.machine import pick_device
     from astroco_fast.pretrained import local_folder, require_local
@@ -76,21 +85,24 @@ def write_embeddings(config: EmbedConfig) -> int:
     require_local(name)
     refuse_input(out, [local_folder(name)], "the model")
     model = load(name).to(pick_device(config.device))
-    parts = choose_parts(model, config.views, config.parts)
+    choice = choose(
+        model, min_points=config.min_points, short=config.short, windows=config.windows, output=config.output,
+        views=config.views, parts=config.parts, precision=config.precision, batch_size=config.batch_size,
+    )  # fmt: skip
     dropped: Counter[str] = Counter()
     rows = 0
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
         progress = stack.enter_context(tqdm(desc="embed", unit=" curves", disable=None))
-        for table in embed_tables(model, source, dropped, config.batch_size, config.min_points, parts):
+        for table in embed_tables(model, source, choice, dropped):
             writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema, write_page_checksum=True))
             writer.write_batch(table)
             rows += table.num_rows
             progress.update(table.num_rows)
-        if writer is None:
+        if not rows:
             raise UserError(f"{config.source}: no light curve left to embed{because(dropped)}")
     commands.tell(source.notes)
-    print(f"{out}: {rows} light curves, {dimensions(model, parts)} numbers each{because(dropped)}")
+    print(f"{out}: {rows} light curves, {dimensions(model, choice.parts)} numbers each{because(dropped)}")
     return rows
 
 

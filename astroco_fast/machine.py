@@ -4,6 +4,7 @@ import functools
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -53,6 +54,26 @@ def pick_device(name: str) -> torch.device:
         found = f"{gpus} GPU(s)" if gpus else "no GPU"
         raise UserError(f"device {name!r} cannot be used here: PyTorch sees {found}; use cpu or auto")
     return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware, which is faster than of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, and absent in some builds of PyTorch
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def pick_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"] | None:
+    """The arithmetic of a name, fp32 or bf16; auto is bf16 where the device is fast at it, else fp32.
+
+    None is auto inside `torch.autocast`, which has decided already.
+    """
+    if name != "auto":
+        return "bf16" if name == "bf16" else "fp32"
+    if torch.is_autocast_enabled(device.type):
+        return None
+    return "bf16" if multiplies_bfloat16(device) else "fp32"
 
 
 def package_version(package: str) -> str | None:

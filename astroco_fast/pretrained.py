@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,9 @@ from astroco_fast.files import read_json, whole_file, write_text
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
+
+if TYPE_CHECKING:
+    from astroco_fast.data.columns import Columns
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 CONFIG_FORMAT = 1
@@ -56,11 +59,29 @@ class PretrainedEncoder(Encoder):
             )
         return cls(config)
 
-    def embed(self, curves: Any, batch_size: int = 256, parts: Sequence[str] | None = None) -> Any:
-        """One vector a light curve; see `astroco_fast.embedding.embed`."""
+    def embed(
+        self,
+        curves: Any,
+        *,
+        columns: "Columns | None" = None,
+        band: str | None = None,
+        min_points: int = 1,
+        short: Literal["nan", "drop"] | None = None,
+        windows: Literal["mean", "first", "last", "all"] = "mean",
+        output: Literal["embedding", "sequence", "reconstruction"] = "embedding",
+        views: Views | None = None,
+        parts: Sequence[str] | None = None,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> Any:
+        """One vector a light curve, or states or magnitudes of its points; see `astroco_fast.embedding.embed`."""
         from astroco_fast.embedding import embed
 
-        return embed(self, curves, batch_size=batch_size, parts=parts)
+        return embed(
+            self, curves, columns=columns, band=band, min_points=min_points, short=short, windows=windows,
+            output=output, views=views, parts=parts, precision=precision, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
 
     def features(self) -> str:
         """The features that set this model apart from others of its architecture and size, for the model card."""

@@ -114,7 +114,7 @@ GROUPS = {
         "astromer_weights",
     ),
     "data": ("data",),
-    "embedding": ("embedding",),
+    "embedding": ("embedding", "encoding"),
     "settings": ("commands", "settings"),
     "simulate": ("simulate",),
     "plots": ("plots",),

@@ -2,22 +2,26 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import astroco_fast as af
 from astroco_fast import embed as embed_module
-from astroco_fast import embedding as embedding_module
+from astroco_fast import embedding, encoding, machine
 from astroco_fast.data.convert import convert
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.embedding import PARTS, dimensions, layout
 from astroco_fast.errors import UserError
+from astroco_fast.kernels.cpu import build, native
+from tests.conftest import CPU_ISA
 
 Curve = np.ndarray
 
@@ -45,13 +49,175 @@ def by_hand(model: af.AstroCo, c: Curve) -> np.ndarray:
 
 
 def test_arrays_in_array_out_averaged_over_windows_by_points(model: af.AstroCo, curves: list[Curve]) -> None:
-    vectors = model.embed(curves)
+    vectors = model.embed(curves, precision="fp32")
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, [by_hand(model, c) for c in curves], rtol=1e-4, atol=1e-5)
 
 
-def test_batch_size_does_not_matter(model: af.AstroCo, curves: list[Curve]) -> None:
-    np.testing.assert_allclose(model.embed(curves, batch_size=1), model.embed(curves), rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the compiled CPU kernels, which the tests switch off elsewhere."""
+    monkeypatch.setattr(build, "wish", CPU_ISA)
+    if native.missing() is not None:
+        pytest.skip("no C++ compiler, or a CPU without kernels")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("width", [16, 36])
+def test_the_batch_changes_no_bit(compiled: None, precision: str, width: int) -> None:
+    torch.manual_seed(1)
+    model = af.AstroCo.from_preset("tiny", width=width, heads=2, window=20).eval()
+    curves = [curve(int(n), seed) for seed, n in enumerate(np.random.default_rng(0).integers(1, 75, 12))]
+    curves[5:7] = periodic(80, 0.37, 1), periodic(40, 2.3, 2)
+
+    def vectors(chosen: list[Curve], batch_size: int = 256) -> Curve:
+        return model.embed(chosen, parts=PARTS, precision=precision, batch_size=batch_size)
+
+    wanted = vectors(curves)
+    for batch_size in (1, 7):
+        assert np.array_equal(vectors(curves, batch_size), wanted)
+    order = np.random.default_rng(1).permutation(len(curves))
+    assert np.array_equal(vectors([curves[i] for i in order]), wanted[order])
+    assert all(np.array_equal(vectors([curves[i]])[0], wanted[i]) for i in (0, 5))
+
+
+def test_pieces_of_a_batch_change_no_bit(
+    compiled: None, model: af.AstroCo, curves: list[Curve], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = long_table(curves)
+    wanted = [model.embed(frame), model.embed(frame, output="sequence")]
+    for name, value in (("PIECE_CURVES", 1), ("PIECE_POINTS", 50)):
+        with monkeypatch.context() as patch:
+            patch.setattr(embedding, name, value)
+            for output, whole in zip(("embedding", "sequence"), wanted, strict=True):
+                again = model.embed(frame, output=output)
+                assert again["id"].tolist() == whole["id"].tolist()
+                assert all(map(np.array_equal, again[output], whole[output]))
+
+
+def test_precision_is_chosen_by_name_by_the_machine_and_by_autocast(
+    model: af.AstroCo, curves: list[Curve], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, half = (model.embed(curves, precision=name) for name in ("fp32", "bf16"))
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05)
+    for fast, wanted in ((True, half), (False, full)):
+        monkeypatch.setattr(machine, "multiplies_bfloat16", lambda device, fast=fast: fast)
+        assert np.array_equal(model.embed(curves), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(model.embed(curves), half)
+        assert np.array_equal(model.embed(curves, precision="fp32"), full)
+
+
+@pytest.mark.parametrize("parts", [["time_mean", "time_spread"], ["folded_mean"], ["period", "time_mean"]])
+def test_windows_policies(model: af.AstroCo, mixed: list[Curve], parts: list[str]) -> None:
+    embed = partial(model.embed, parts=parts, precision="fp32")
+    frame = embed(mixed, windows="all")
+    assert frame["id"].tolist() == ["0"] * 4 + ["1"] * 3 + ["2"] * 4
+    assert frame["window"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3]
+    assert frame["window"].dtype == np.int32
+    assert [group["n_points"].sum() for _, group in frame.groupby("id")] == [len(c) for c in mixed]
+    if "time_spread" not in parts:
+        weighted = [
+            np.average(np.stack(group["embedding"]), axis=0, weights=group["n_points"])
+            for _, group in frame.groupby("id")
+        ]
+        np.testing.assert_allclose(embed(mixed), weighted, atol=1e-5)
+    if "folded_mean" not in parts:  # whose period would be that of the shorter curve
+        where = slice(-16, None)
+        for windows, ends in (("first", [c[:20] for c in mixed]), ("last", [c[-20:] for c in mixed])):
+            np.testing.assert_allclose(embed(mixed, windows=windows)[:, where], embed(ends)[:, where], atol=1e-5)
+    else:
+        assert not np.array_equal(embed(mixed, windows="first"), embed(mixed))
+    if "period" in parts:
+        assert np.array_equal(embed(mixed, windows="last")[:, :28], embed(mixed)[:, :28])
+
+
+@pytest.mark.parametrize("views", ["time", "folded"])
+def test_sequences_and_reconstructions_are_of_points_in_time_order(
+    model: af.AstroCo, mixed: list[Curve], views: str
+) -> None:
+    states, given = (
+        model.embed(mixed, output=output, views=views, precision="fp32") for output in ("sequence", "reconstruction")
+    )
+    vectors = model.embed(mixed, parts=[f"{views}_mean"], precision="fp32")
+    for i, c in enumerate(mixed):
+        assert np.array_equal(states["time"][i], c[:, 0])
+        assert np.array_equal(given["mag"][i], c[:, 1].astype(np.float32))
+        assert states["sequence"][i].shape == (len(c), 16)
+        assert states["sequence"][i].dtype == given["reconstruction"][i].dtype == np.float32
+        np.testing.assert_allclose(states["sequence"][i].mean(0), vectors[i], atol=1e-5)
+    window = mixed[0][:20]
+    with torch.no_grad():
+        out = model(*(torch.from_numpy(window[:, k])[None] for k in range(3)))
+    if views == "time":
+        np.testing.assert_allclose(states["sequence"][0][:20], out.sequence[0], atol=1e-4)
+        middle = window[:, 1].mean()
+        np.testing.assert_allclose(given["reconstruction"][0][:20], out.reconstruction[0] + middle, atol=1e-4)
+    by_window = model.embed(mixed, output="sequence", views=views, windows="all", precision="fp32")
+    assert by_window["sequence"].map(len).tolist() == by_window["n_points"].tolist()
+    together = np.concatenate(by_window["time"][by_window["id"] == "0"])
+    joined = np.concatenate(by_window["sequence"][by_window["id"] == "0"])
+    np.testing.assert_allclose(joined[np.argsort(together)], states["sequence"][0], atol=1e-6)
+    assert model.embed(mixed, output="sequence", views=views, windows="last")["n_points"].tolist() == [20] * 3
+
+
+@pytest.mark.parametrize("output", ["embedding", "sequence"])
+def test_curves_without_a_result_have_a_row_of_nan_or_none(model: af.AstroCo, curves: list[Curve], output: str) -> None:
+    frame = long_table(curves).sort_values(["id", "mjd"])
+    frame.loc[frame["id"] == "star0", "mag"] = np.nan
+    embed = partial(model.embed, min_points=10, output=output)
+    with pytest.warns(UserWarning, match="2 curves: too few points"):
+        kept = embed(frame)
+    with pytest.warns(UserWarning, match="2 light curves have too few good points: their rows are NaN"):
+        rows = embed(frame, short="nan")
+    assert rows["id"].tolist() == ["star0", "star1", "star2", "star3"]
+    assert rows["n_points"].tolist() == [0, 45, 7, 61]
+    assert kept["id"].tolist() == ["star1", "star3"]
+    assert all(map(np.array_equal, rows[output].iloc[[1, 3]], kept[output]))
+    shape = (7, 16) if output == "sequence" else (16,)
+    assert rows[output].iloc[2].shape == shape
+    assert np.isnan(rows[output].iloc[2]).all()
+    with pytest.warns(UserWarning, match="1 curves: too few points"):
+        assert len(model.embed(curves, min_points=10, short="drop")) == 3
+    with pytest.warns(UserWarning, match="1 curves: too few points"):
+        assert len(embed(frame[frame["id"] == "star2"], short="drop")) == 0
+
+
+@pytest.mark.parametrize("output", ["embedding", "sequence", "reconstruction"])
+@pytest.mark.parametrize("windows", ["mean", "all"])
+def test_empty_in_typed_and_empty_out(model: af.AstroCo, mixed: list[Curve], output: str, windows: str) -> None:
+    embed = partial(model.embed, output=output, windows=windows, views="folded")
+    full = embed(long_table(mixed))
+    nested = {name: pa.array([], pa.list_(pa.float64())) for name in ("time", "mag", "err")}
+    empty = long_table(mixed).iloc[:0]
+    for source in (empty, empty.astype(object), pa.table({"id": pa.array([], pa.string()), **nested})):
+        frame = embed(source)
+        assert len(frame) == 0
+        assert frame.dtypes.to_dict() == full.dtypes.to_dict()
+    vectors = model.embed([])
+    assert (vectors.shape, vectors.dtype) == ((0, 16), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"windows": "middle"}, "windows: there is no 'middle'; there are: mean, first, last, all"),
+        ({"output": "image"}, "output: there is no 'image'"),
+        ({"short": "zero"}, "short: there is no 'zero'"),
+        ({"precision": "int8"}, "precision: there is no 'int8'"),
+        ({"views": "sideways"}, "views: there is no 'sideways'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"min_points": 0}, "min_points must be at least 1"),
+        ({"output": "sequence", "parts": ["period"]}, "parts: only vectors have parts"),
+        ({"output": "sequence", "views": "both"}, "views: output 'sequence' is of one view"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    model: af.AstroCo, curves: list[Curve], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model.embed(curves, **arguments)
 
 
 def long_table(curves: list[Curve]) -> pd.DataFrame:
@@ -64,15 +230,15 @@ def test_frame_in_frame_with_ids_out(model: af.AstroCo, curves: list[Curve]) -> 
     assert list(frame.columns) == ["id", "band", "label", "n_points", "embedding"]
     frame = frame.set_index("id").loc[[f"star{i}" for i in range(4)]]
     assert frame["n_points"].tolist() == [len(c) for c in curves]
-    np.testing.assert_allclose(np.stack(frame["embedding"]), model.embed(curves), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(np.stack(frame["embedding"]), model.embed(curves))
 
 
 def test_a_bad_curve_keeps_its_row(model: af.AstroCo, curves: list[Curve]) -> None:
     empty = np.full((5, 3), np.nan)
-    with pytest.warns(UserWarning, match="1 of 3 light curves"):
+    with pytest.warns(UserWarning, match="1 light curves have too few good points: their rows are NaN"):
         vectors = model.embed([curves[0], empty, curves[2]])
     assert np.isnan(vectors[1]).all()
-    np.testing.assert_allclose(vectors[[0, 2]], model.embed([curves[0], curves[2]]), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(vectors[[0, 2]], model.embed([curves[0], curves[2]]))
 
 
 def test_lists_of_tables_and_files_are_not_lists_of_arrays(
@@ -86,7 +252,7 @@ def test_lists_of_tables_and_files_are_not_lists_of_arrays(
         frame = model.embed(given).set_index("id")
         assert sorted(frame.index) == ["0", "1", "2", "3"]
         for star, vector in frame["embedding"].items():
-            np.testing.assert_allclose(vector, expected[star], rtol=1e-4, atol=1e-5)
+            assert np.array_equal(vector, expected[star])
 
 
 def test_stars_left_out_of_a_table_are_counted(model: af.AstroCo, curves: list[Curve]) -> None:
@@ -150,17 +316,17 @@ def test_store_periods_are_used_again(model: af.AstroCo, mixed: list[Curve], tmp
     store = Store.open(tmp_path / "store")
     store.add_periods(find_periods, progress=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_module, "find_periods", None)
+        patch.setattr(encoding, "find_periods", None)
         again = model.embed(tmp_path / "store", parts=PARTS)
         with pytest.warns(UserWarning, match="1 curves: too few points"):
-            longer = embedding_module.embed(model, tmp_path / "store", parts=PARTS, min_points=50)
+            longer = model.embed(tmp_path / "store", parts=PARTS, min_points=50)
     pd.testing.assert_frame_equal(again, searched)
     assert np.array_equal(longer["period"], searched["period"][searched["n_points"] >= 50], equal_nan=True)
 
 
 def test_mean_and_spread_are_over_all_points_of_a_curve(model: af.AstroCo, mixed: list[Curve]) -> None:
     where = layout(model, PARTS)
-    vectors = model.embed(mixed, parts=PARTS)
+    vectors = model.embed(mixed, parts=PARTS, precision="fp32")
     windows = [mixed[0][i : i + 20] for i in range(0, 70, 20)]
     with torch.no_grad():
         states = [model(*(torch.from_numpy(w[:, k])[None] for k in range(3))).sequence[0] for w in windows]
@@ -222,7 +388,7 @@ def test_command_writes_parquet(tmp_path: Path, model: af.AstroCo, curves: list[
     assert command(tmp_path, model, str(source), str(out)) == 0
     frame = pq.read_table(out).to_pandas().sort_values("id")
     assert frame["id"].tolist() == [f"star{i}" for i in range(4)]
-    np.testing.assert_allclose(np.stack(frame["embedding"]), model.embed(curves), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(np.stack(frame["embedding"]), model.embed(curves))
     assert not list(tmp_path.glob(".*partial"))
 
 
@@ -284,7 +450,7 @@ def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, mo
         return out
 
     broken.forward = forward  # type: ignore[method-assign]
-    with pytest.warns(UserWarning, match="the embeddings of 1 of 3 light curves are not finite"):
+    with pytest.warns(UserWarning, match="1 light curves have an embedding that is not finite: their rows are NaN"):
         vectors = broken.embed(arrays)
     assert np.isnan(vectors[0]).all()
     assert np.isfinite(vectors[1:]).all()

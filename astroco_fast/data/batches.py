@@ -136,6 +136,17 @@ class WindowBatches:
         err = np.multiply(err, real, dtype=np.float32)
         return Batch(_centred(time, real, lengths), shown, err, target, role, lengths, index)
 
+    def points(self, indices: npt.ArrayLike) -> Int64Array:
+        """The points (B, T) of windows, in the order in which `assemble` gives them, counted from the first of all.
+
+        Padding repeats a window's last point.
+
+        Args:
+            indices: integers (B,), windows of the table.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        return self._points(index, *self._place(index, None), None)[0]
+
     def _place(self, index: Int64Array, epoch: int | None) -> tuple[Int64Array, Int64Array]:
         """The first point and the number of points of each window, int64 (B,); empty slots have length 0."""
         taken = index >= 0
@@ -150,17 +161,26 @@ class WindowBatches:
     def _gather(
         self, index: Int64Array, start: Int64Array, lengths: Int64Array, epoch: int | None
     ) -> tuple[Float64Array, Float32Array, Float32Array]:
-        """Points (B, T) of the windows. Padding repeats a window's last point, so that every value is finite."""
+        """Times, magnitudes and errors (B, T) of the windows' points."""
+        points, phases = self._points(index, start, lengths, epoch)
+        # Every index is in range: "clip" only saves numpy's check of that.
+        time = self._time.take(points, mode="clip")
+        for row, phase in phases.items():
+            time[row] = CYCLE_DAYS * phase
+        return time, self._mag.take(points, mode="clip"), self._err.take(points, mode="clip")
+
+    def _points(
+        self, index: Int64Array, start: Int64Array, lengths: Int64Array, epoch: int | None
+    ) -> tuple[Int64Array, dict[int, Float64Array]]:
+        """Points (B, T) of the windows, and the phases (T,) of those rows that are folded.
+
+        Padding repeats a window's last point, so that every value is finite.
+        """
         points = np.minimum(np.arange(self._size), np.maximum(lengths - 1, 0)[:, None])
         points += start[:, None]
         taken = np.flatnonzero(index >= 0)
         folded = taken[self._table.part[index[taken]] != NOT_DEALT]
-        phases = [self._fold(points[row], int(lengths[row]), index[row], epoch) for row in folded]
-        # Every index is in range: "clip" only saves numpy's check of that.
-        time = self._time.take(points, mode="clip")
-        for row, phase in zip(folded, phases, strict=True):
-            time[row] = CYCLE_DAYS * phase
-        return time, self._mag.take(points, mode="clip"), self._err.take(points, mode="clip")
+        return points, {row: self._fold(points[row], int(lengths[row]), index[row], epoch) for row in folded}
 
     def _fold(self, points: Int64Array, length: int, window: int, epoch: int | None) -> Float64Array:
         """Replace the points (T,) of a folded window by those dealt to it, in the order of phase.

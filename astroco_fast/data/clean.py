@@ -45,12 +45,19 @@ class CleanConfig:
             raise UserError(f"clean.sentinel must be positive, not {self.sentinel}")
 
 
-def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBatch, Counter[str]]:
+def clean(
+    batch: CurveBatch, config: CleanConfig | None = None, keep_short: bool = False
+) -> tuple[CurveBatch, Counter[str]]:
     """Drop bad points, sort each curve by time, and drop curves that are left with too few points.
 
     Points with equal times are kept, in the order in which they came, but of points that are equal in time, magnitude
     and error only the first: what a table holds twice was measured once. A point that is bad in several ways is counted
     once, under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
+
+    Args:
+        batch: the curves.
+        config: the limits.
+        keep_short: keep curves with too few points, whose numbers are counted all the same.
 
     Returns:
         The clean curves, and the numbers of points and curves that were dropped, by reason (this module's constants).
@@ -76,9 +83,9 @@ def clean(batch: CurveBatch, config: CleanConfig | None = None) -> tuple[CurveBa
     short = kept.lengths < config.min_points
     dropped[SHORT_CURVES] = int(np.count_nonzero(short))
     dropped[SHORT_POINTS] = int(kept.lengths[short].sum())
-    kept = kept.select(~short)
-    _check_times(kept)
-    return kept, +dropped
+    long_enough = kept.select(~short)
+    _check_times(long_enough)
+    return kept if keep_short else long_enough, +dropped
 
 
 def because(dropped: Counter[str]) -> str:

@@ -137,12 +137,10 @@ def _curves_of(array: Any) -> Any:
 
 
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
-    if not len(items):
-        raise UserError("the list of light curves is empty")
-    if isinstance(items[0], CurveBatch):
+    if len(items) and isinstance(items[0], CurveBatch):
         return BatchSource(lambda: iter(items), band)
     tables = [table for i, item in enumerate(items) if (table := object_table(item, star=str(i))) is not None]
-    if len(tables) == len(items):
+    if tables and len(tables) == len(items):
         return TableSource([map_table(table, columns) for table in tables], band, f"list of {len(items)} tables")
     if tables:
         raise UserError("a list of light curves must hold one kind of object, not arrays and tables together")

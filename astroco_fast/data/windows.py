@@ -6,6 +6,7 @@ sorted by phase, so that each covers the whole cycle.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,8 @@ class WindowTable:
     def __len__(self) -> int:
         return len(self.curve)
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> "WindowTable":
-        """The windows where `keep` (W,) is True, in order."""
+    def select(self, keep: npt.NDArray[Any]) -> "WindowTable":
+        """The windows where `keep` is True, bool (W,), or those at the places that it names, integers."""
         return WindowTable(self.curve[keep], self.start[keep], self.length[keep], self.part[keep])
 
     def __add__(self, other: "WindowTable") -> "WindowTable":
