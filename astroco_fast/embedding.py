@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -27,7 +28,6 @@ from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import ArraySource, Source, open_source
 from astroco_fast.data.views import Views
 from astroco_fast.encoding import (
-    PARTS,
     Part,
     Rows,
     View,
@@ -47,11 +47,6 @@ from astroco_fast.encoding import (
 )
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_precision
-
-__all__ = [
-    "PARTS", "Short", "Output", "Precision", "Windows", "choose", "choose_parts", "dimensions", "embed",
-    "embed_batch", "embed_curves", "embed_tables", "layout", "pieces",
-]  # fmt: skip
 
 Windows = Literal["mean", "first", "last", "all"]
 Output = Literal["embedding", "sequence", "reconstruction"]
@@ -225,20 +220,25 @@ def embed(
     lost = without and (rows == 0 if choice.short == "drop" else dropped[NOT_FINITE] and rows == without)
     if lost and short is None:
         raise UserError(f"no light curve left to embed{because(dropped)}")
-    if without:
-        warnings.warn(without_result(dropped, choice.short), stacklevel=2)
     table = pa.Table.from_batches(tables or [empty_table(model, choice)])
+    if without:
+        warnings.warn(without_result(dropped, choice.short, curves_in(table)), stacklevel=2)
     if is_list and output == "embedding" and windows != "all":
         return _values(table["embedding"])
     return _frame(table, output)
 
 
-def without_result(dropped: Counter[str], short: Short) -> str:
-    """The remark on light curves without a result."""
+def curves_in(table: Any) -> int:
+    """The number of light curves in a table of results."""
+    return int(pc.sum(pc.equal(table["window"], 0)).as_py() or 0) if "window" in table.schema.names else table.num_rows
+
+
+def without_result(dropped: Counter[str], short: Short, curves: int) -> str:
+    """The remark on light curves without a result, of so many that have a row."""
     if short == "drop":
         return f"left out of the embeddings{because(dropped)}"
     kinds = ((SHORT_CURVES, "have too few good points"), (NOT_FINITE, "have an embedding that is not finite"))
-    reasons = [f"{dropped[reason]:,} light curves {words}" for reason, words in kinds if dropped[reason]]
+    reasons = [f"{dropped[reason]:,} of {curves:,} light curves {words}" for reason, words in kinds if dropped[reason]]
     return f"{', and '.join(reasons)}: their rows are NaN"
 
 
@@ -363,8 +363,7 @@ class _Result:
 
     def finite(self) -> NDArray[np.bool_]:
         """(R,) whether all numbers of a row are finite."""
-        finite = np.isfinite(self.values)
-        finite = finite.all(1) if finite.ndim == 2 else finite
+        finite = np.asarray(np.isfinite(self.values).all(axis=tuple(range(1, self.values.ndim))))
         if self.points is None or not len(self.rows.curve):
             return finite
         return np.logical_and.reduceat(finite, offsets_of(self.rows.points)[:-1])

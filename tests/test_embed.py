@@ -18,7 +18,8 @@ from astroco_fast import embedding, encoding, machine
 from astroco_fast.data.convert import convert
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
-from astroco_fast.embedding import PARTS, dimensions, layout
+from astroco_fast.embedding import dimensions, layout
+from astroco_fast.encoding import PARTS
 from astroco_fast.errors import UserError
 from astroco_fast.kernels.cpu import build, native
 from tests.conftest import CPU_ISA
@@ -169,7 +170,7 @@ def test_curves_without_a_result_have_a_row_of_nan_or_none(model: af.AstroCo, cu
     embed = partial(model.embed, min_points=10, output=output)
     with pytest.warns(UserWarning, match="2 curves: too few points"):
         kept = embed(frame)
-    with pytest.warns(UserWarning, match="2 light curves have too few good points: their rows are NaN"):
+    with pytest.warns(UserWarning, match="2 of 4 light curves have too few good points: their rows are NaN"):
         rows = embed(frame, short="nan")
     assert rows["id"].tolist() == ["star0", "star1", "star2", "star3"]
     assert rows["n_points"].tolist() == [0, 45, 7, 61]
@@ -235,7 +236,7 @@ def test_frame_in_frame_with_ids_out(model: af.AstroCo, curves: list[Curve]) -> 
 
 def test_a_bad_curve_keeps_its_row(model: af.AstroCo, curves: list[Curve]) -> None:
     empty = np.full((5, 3), np.nan)
-    with pytest.warns(UserWarning, match="1 light curves have too few good points: their rows are NaN"):
+    with pytest.warns(UserWarning, match="1 of 3 light curves have too few good points: their rows are NaN"):
         vectors = model.embed([curves[0], empty, curves[2]])
     assert np.isnan(vectors[1]).all()
     assert np.array_equal(vectors[[0, 2]], model.embed([curves[0], curves[2]]))
@@ -450,7 +451,9 @@ def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, mo
         return out
 
     broken.forward = forward  # type: ignore[method-assign]
-    with pytest.warns(UserWarning, match="1 light curves have an embedding that is not finite: their rows are NaN"):
+    with pytest.warns(
+        UserWarning, match="1 of 3 light curves have an embedding that is not finite: their rows are NaN"
+    ):
         vectors = broken.embed(arrays)
     assert np.isnan(vectors[0]).all()
     assert np.isfinite(vectors[1:]).all()
