@@ -58,9 +58,7 @@ def test_a_run_is_resumed_embeds_and_is_reported(
     assert embed.main([str(survey), str(tmp_path / "out.parquet"), "--model", str(best)]) == 0
     vectors = np.stack(pq.read_table(tmp_path / "out.parquet").to_pandas()["embedding"])
     assert vectors.shape == (40, 16)
-    np.testing.assert_allclose(
-        vectors, np.stack(model.embed(survey, precision="fp32")["embedding"]), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(vectors, np.stack(model.embed(survey)["embedding"]), rtol=1e-4, atol=1e-5)
 
     capsys.readouterr()
     assert report.main([str(out)]) == 0
