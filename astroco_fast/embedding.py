@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from astroco_fast.data.batch_sources import ArraySource
 from astroco_fast.data.clean import COPY, SHORT_CURVES, CleanConfig, because, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch, offsets_of
 from astroco_fast.data.periods import Periods
 from astroco_fast.data.seen import Seen
-from astroco_fast.data.sources import ArraySource, Source, open_source
+from astroco_fast.data.sources import Source, open_source
 from astroco_fast.data.views import Views
 from astroco_fast.encoding import (
     Part,

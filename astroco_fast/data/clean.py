@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.errors import UserError
 
+LIMIT = "points: upper limits"
+FLAGGED = "points: flagged by their survey"
 NOT_FINITE = "points: not finite"
 NO_FLUX = "points: flux not positive"
 SENTINEL = "points: sentinel value"
@@ -52,7 +54,8 @@ def clean(
 
     Points with equal times are kept, in the order in which they came, but of points that are equal in time, magnitude
     and error only the first: what a table holds twice was measured once. A point that is bad in several ways is counted
-    once, under the first of: flux not positive (magnitude +inf), not finite, sentinel, error not positive.
+    once, under the first of: upper limit (magnitude -inf), flagged (error -inf), flux not positive (magnitude +inf),
+    not finite, sentinel, error not positive.
 
     Args:
         batch: the curves.
@@ -69,6 +72,8 @@ def clean(
     dropped: Counter[str] = Counter()
     good = np.ones(batch.n_points, dtype=bool)
     for reason, bad in (
+        (LIMIT, np.isneginf(batch.mag)),
+        (FLAGGED, np.isneginf(batch.err)),
         (NO_FLUX, np.isposinf(batch.mag)),
         (NOT_FINITE, ~(np.isfinite(batch.time) & np.isfinite(batch.mag) & np.isfinite(batch.err))),
         (SENTINEL, (np.abs(batch.mag) >= config.sentinel) | (batch.err >= config.sentinel)),

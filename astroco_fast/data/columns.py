@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from astroco_fast.data import units
@@ -18,15 +19,31 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "time": ("mjd", "hjd", "hmjd", "jd", "bjd", "time", "t", "midpointMjdTai"),
     "mag": ("mag", "magnitude", "psfMag", "m"),
     "err": ("err", "magerr", "errmag", "mag_err", "e_mag", "sigma", "error", "psfMagErr"),
-    "flux": ("flux", "psfFlux"),
-    "flux_err": ("flux_err", "fluxerr", "psfFluxErr", "e_flux", "flux_error", "err", "error", "sigma"),
+    "flux": ("flux", "psfFlux", "pdcsap_flux", "sap_flux"),
+    "flux_err": (
+        *("flux_err", "fluxerr", "psfFluxErr", "e_flux", "flux_error", "pdcsap_flux_err", "sap_flux_err"),
+        *("err", "error", "sigma"),
+    ),
     "id": (
         *("id", "objectid", "newID", "sourceid", "star_id", "ID", "object_id", "source_id"),
-        *("oid", "objid", "diaObjectId"),
+        *(
+            "oid",
+            "objid",
+            "diaObjectId",
+            "asas_sn_id",
+            "ticid",
+            "kepid",
+            "kepler_id",
+            "star",
+            "name",
+            "object",
+            "target",
+        ),
     ),
+    "snr": ("flux_over_error",),
     "band": (
         *("band", "filter", "passband", "filtercode", "filterid", "fid", "filtername", "bandname", "band_name"),
-        *("filter_name", "filter_id", "bandpass", "filt", "flt"),
+        *("filter_name", "filter_id", "bandpass", "filt", "flt", "phot_filter"),
     ),
     "label": ("label", "class", "Class"),
 }
@@ -35,6 +52,29 @@ _TEXT = ("id", "band", "label")
 # Columns of text or whole numbers with such names are no bands.
 _NO_BANDS = ("flag", "qual", "cadence", "ccd", "field", "survey", "exp", "rcid", "num", "index", "unnamed")
 _MEANING = {"mag": "magnitude", "err": "error", "flux_err": "flux error"}
+# Words in the name of a column that may hold ids, and words beside "id" that say of what else.
+_ID_WORDS = {"id", "ids", "name", "star", "object", "obj", "objname", "source", "target", "kic", "tic", "epic", "objid"}
+_NO_ID_WORDS = {"image", "exposure", "exp", "transit", "obs", "observation", "run", "ccd", "field", "frame", "filter"}
+_NO_ID_WORDS |= {"band", "detector", "solution", "visit", "camera", "cam", "filename", "file", "observer", "reference"}
+
+
+@dataclass(frozen=True)
+class _Band:
+    """The columns of one band in a table that has a set of columns for each."""
+
+    time: str
+    mag: str
+    snr: str
+    flux: str
+    flux_err: str
+
+
+# Epoch photometry of Gaia DR3 in its raw structure, one row a star (Gaia Archive, DataLink product EPOCH_PHOTOMETRY).
+_GAIA = {
+    "G": _Band(*(f"g_transit_{name}" for name in ("time", "mag", "flux_over_error", "flux", "flux_error"))),
+    "BP": _Band("bp_obs_time", "bp_mag", "bp_flux_over_error", "bp_flux", "bp_flux_error"),
+    "RP": _Band("rp_obs_time", "rp_mag", "rp_flux_over_error", "rp_flux", "rp_flux_error"),
+}
 _MOST_NAMES_SHOWN = 30
 
 
@@ -52,6 +92,10 @@ class Columns:
         flux: column of fluxes, to be turned into magnitudes; needs a zero point.
         flux_err: column of flux errors.
         zero_point: magnitude of unit flux; when given, fluxes are read: mag = zero_point - 2.5 log10(flux).
+        snr: column of fluxes over their errors, from which magnitude errors follow where no column has these.
+        quality: column of quality flags; points whose flag is not 0 (or false) are dropped.
+        star: id of the star, for a table of one star that has no column of ids; by default what its header says, or the
+            file's name.
 
     Raises:
         UserError: the zero point is not a finite number.
@@ -66,6 +110,9 @@ class Columns:
     flux: str | None = None
     flux_err: str | None = None
     zero_point: float | None = None
+    snr: str | None = None
+    quality: str | None = None
+    star: str | None = None
 
     def __post_init__(self) -> None:
         if self.zero_point is not None and not abs(self.zero_point) < float("inf"):
@@ -78,9 +125,11 @@ class MappedTable:
 
     Attributes:
         table: the table.
-        fields: role -> place: `time`, the names in `value` and `error`, and `id`, `band`, `label` where present.
+        fields: role -> place: `time`, the names in `value` and `error`, and `id`, `band`, `label`, `quality` where
+            present.
         constants: `id`, `band`, `label` -> text, where all rows have the same and there is no column.
-        value, error: "mag" and "err", or "flux" and "flux_err" where there is a zero point.
+        value, error: "mag" and "err" (or "snr", a flux over its error), or "flux" and "flux_err" where there is a zero
+            point.
         zero_point: magnitude of unit flux, or None.
         factors: what the values of a role are multiplied by, to be in days, magnitudes or the fluxes' unit.
         star_a_row: whether a row holds a light curve (lists), rather than a point.
@@ -104,8 +153,8 @@ class MappedTable:
 
     @property
     def is_one_star(self) -> bool:
-        """Whether the table is of the one star that its object's name says, without a column of ids."""
-        return self.table.star is not None and self.constants.get("id") == self.table.star
+        """Whether the table is of one star, without a column of ids."""
+        return "id" not in self.fields and "id" not in self.table.folders
 
     def perhaps_bands(self) -> list[str]:
         """Columns that are not read and might hold the bands of points: of text or of whole numbers, one a point."""
@@ -122,6 +171,26 @@ class MappedTable:
         ]
 
 
+def map_tables(table: Table, columns: Columns) -> list[MappedTable]:
+    """Find each role's column, once, or for each band of a table with a set of columns for each (Gaia's).
+
+    Raises:
+        UserError: see `map_table`.
+    """
+    folded = {name.lower(): name for name in table.fields()}
+    chosen = (columns.time, columns.mag, columns.err, columns.flux, columns.band)
+    bands = {band: names for band, names in _GAIA.items() if names.time in folded and names.mag in folded}
+    if not bands or any(name is not None for name in chosen):
+        return [map_table(table, columns)]
+    mapped = []
+    for band, names in bands.items():
+        roles = ("time", "mag", "snr") if columns.zero_point is None else ("time", "flux", "flux_err")
+        own = {role: folded.get(getattr(names, role), getattr(names, role)) for role in roles}
+        one = map_table(table, replace(columns, **own))
+        mapped.append(replace(one, constants={**one.constants, "band": band}))
+    return mapped
+
+
 def map_table(table: Table, columns: Columns) -> MappedTable:
     """Find each role's column; see `resolve`.
 
@@ -130,14 +199,16 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
             cannot be converted, or several nested columns hold light curves.
     """
     known = table.fields()
+    columns = columns if columns.quality is not None else replace(columns, quality=table.quality)
     try:
-        names = resolve(list(known), columns, table.name, need_id=table.star is None, folders=list(table.folders))
+        names = resolve(list(known), columns, table.name, folders=list(table.folders))
+        _check_one_star(names, known, columns, table)
     except UserError as missing:
         raise UserError("; ".join([str(missing), *table.remarks])) from missing
     fields = {role: known[name] for role, name in names.items() if name in known}
     constants = {role: table.folders[name] for role, name in names.items() if name not in known}
     if "id" not in names:
-        constants["id"] = table.star or ""
+        constants["id"] = columns.star or table.star or table.called
     needed = tuple(dict.fromkeys(name for f in fields.values() for name in (f.column, f.mask) if name is not None))
     twice = [name for name in needed if table.schema.names.count(name) > 1]
     if twice:
@@ -147,22 +218,42 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
             raise UserError(f"{table.name}: column {name!r} cannot be read: {problem.decode()}")
     star_a_row = fields["time"].listed
     value, error = value_roles(columns)
+    error = "snr" if error not in fields else error
     bands = [role for role in ("band",) if role in fields and fields[role].listed]  # else they are one a row
-    for role in (value, error, *bands):
+    for role in (value, error, *bands, *(["quality"] if "quality" in fields else [])):
         if fields[role].listed != star_a_row:
             one, other = ("lists", "single values") if star_a_row else ("single values", "lists")
             raise UserError(
                 f"{table.name}: column {fields['time'].name!r} holds {one} but {fields[role].name!r} holds {other}; "
                 f"name the right ones by --columns.time and --columns.{role}"
             )
-    _check_nested(known, fields, columns, table.name)
+    _check_nested(known, fields, columns, (value, error), table.name)
     factors = units.factors(fields, value, error, table.name)
     return MappedTable(table, fields, constants, value, error, columns.zero_point, factors, star_a_row, needed)
 
 
-def _check_nested(known: Mapping[str, Field], fields: Mapping[str, Field], columns: Columns, source: str) -> None:
+def _check_one_star(names: Mapping[str, str], known: Mapping[str, Field], columns: Columns, table: Table) -> None:
+    """Refuse a table without ids that may be of several stars: their points would become one light curve."""
+    if "id" in names or columns.star is not None or table.star is not None:
+        return
+    perhaps = [name for name in known if _may_hold_ids(name) and name not in names.values()]
+    if perhaps or (known[names["time"]].listed and table.rows > 1):
+        raise UserError(
+            _missing("id", list(known), table.name)
+            + (", or, if all rows are of one star, say which by --columns.star NAME" if perhaps else "")
+        )
+
+
+def _may_hold_ids(name: str) -> bool:
+    words = {*re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())}
+    return bool(words & _ID_WORDS) and not words & _NO_ID_WORDS
+
+
+def _check_nested(
+    known: Mapping[str, Field], fields: Mapping[str, Field], columns: Columns, roles: tuple[str, str], source: str
+) -> None:
     """Refuse a table in which several columns hold light curves, unless the user named the one to read."""
-    value, error = value_roles(columns)
+    value, error = roles
     used = {fields[role].column if fields[role].sub is not None else "" for role in ("time", value, error)}
     if columns.time is not None and (len(used) == 1 or getattr(columns, value) is not None):
         return
@@ -180,9 +271,7 @@ def _check_nested(known: Mapping[str, Field], fields: Mapping[str, Field], colum
         )
 
 
-def resolve(
-    names: Sequence[str], columns: Columns, source: str, *, need_id: bool = True, folders: Sequence[str] = ()
-) -> dict[str, str]:
+def resolve(names: Sequence[str], columns: Columns, source: str, *, folders: Sequence[str] = ()) -> dict[str, str]:
     """Find the column of each role among a table's column names.
 
     A column that the user chose comes first, then the first alias that matches exactly, then the first that matches
@@ -192,12 +281,11 @@ def resolve(
         names: the table's column names.
         columns: the user's choice.
         source: the table's name in messages.
-        need_id: whether the table must have an id column.
         folders: columns that the names of folders give, where the table has no such column itself.
 
     Returns:
-        Role -> column name, for `time`, `mag`, `err` (`time`, `flux` and `flux_err` when `columns` has a zero point),
-        and `id`, `band`, `label` where present.
+        Role -> column name, for `time`, `mag`, `err` (`snr` where there is no `err`; `time`, `flux` and `flux_err` when
+        `columns` has a zero point), and `id`, `band`, `label`, `quality` where present.
 
     Raises:
         UserError: a column is missing (the message lists the names found and tried, and the option that names it), or
@@ -206,15 +294,25 @@ def resolve(
     value, error = value_roles(columns)
     _check_flux_choice(columns, source)
     found = {}
-    for role in ("time", value, error, "id", "band", "label"):
+    for role in ("time", value, error, "id", "band", "label", "quality"):
         chosen = getattr(columns, role)
+        if role == "err" and chosen is None and (ratio := _ratio(names, columns, source)) is not None:
+            found["snr"] = ratio
+            continue
         by_folder = role in _TEXT and (chosen in folders if chosen is not None else find(role, names, None) is None)
         name = find(role, folders if by_folder and chosen not in names else names, chosen, source)
         if name is not None:
             found[role] = name
-        elif role in ("time", value, error) or (role == "id" and need_id):
+        elif role in ("time", value, error):
             raise UserError(_missing(role, names, source))
     return found
+
+
+def _ratio(names: Sequence[str], columns: Columns, source: str) -> str | None:
+    """The column of fluxes over their errors, if magnitude errors have to be found from it."""
+    if columns.snr is None and find("err", names, None) is not None:
+        return None
+    return find("snr", names, columns.snr, source)
 
 
 def value_roles(columns: Columns) -> tuple[str, str]:
@@ -233,11 +331,11 @@ def find(role: str, names: Sequence[str], chosen: str | None, source: str = "tab
             raise UserError(f"{source}: no column {chosen!r}, asked for by --columns.{role}; found: {listed(names)}")
         return chosen
     present = set(names)
-    for alias in ALIASES[role]:
+    for alias in ALIASES.get(role, ()):  # flags of quality are only read where the user or the format says so
         if alias in present:
             return alias
     folded = {name.strip().lower(): name for name in reversed(names)}
-    for alias in ALIASES[role]:
+    for alias in ALIASES.get(role, ()):
         if alias.lower() in folded:
             return folded[alias.lower()]
     return None

@@ -166,6 +166,7 @@ def _already_there(out: Path, plan: dict[str, Any]) -> ConversionReport:
     if not Store.is_store(out):
         raise UserError(f"{out}: exists and is not a store; choose another output, or remove it")
     made = {**read_manifest(out)["provenance"]["plan"], "package_version": plan["package_version"]}
+    made["columns"] = {**asdict(Columns()), **made["columns"]}  # of an earlier version, which knew fewer
     if plan["source"] is None or made != plan:
         raise UserError(
             f"{out}: exists, made from another input or with other options; choose another output, or remove it"

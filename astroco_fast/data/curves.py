@@ -30,8 +30,8 @@ class CurveBatch:
         label: (n,) object array of str, the class of the star, "" where unknown.
         offsets: (n + 1,) int64, from 0 to P, never falling.
         time: (P,) float64, days.
-        mag: (P,) float32, magnitudes; +inf if the flux was not positive.
-        err: (P,) float32, magnitudes, one standard deviation.
+        mag: (P,) float32, magnitudes; +inf if the flux was not positive, -inf if the value is an upper limit.
+        err: (P,) float32, magnitudes, one standard deviation; -inf if the point is flagged as bad.
         source: the input's name in error messages.
         simulated: whether these light curves are simulated rather than observed.
         periods: of the n light curves, where they were searched before and stored; None: not searched.
@@ -124,11 +124,17 @@ class CurveBatch:
                 array = float_array(curve)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"{source}: light curve {name!r} is not an array of numbers: {error}") from error
+            if array.ndim == 2 and array.shape[0] == 3 != array.shape[1]:
+                raise UserError(
+                    f"{source}: light curve {name!r} has shape {array.shape}; transpose it (array.T) to the shape "
+                    "(L, 3), with columns time, magnitude, error"
+                )
             if array.ndim != 2 or array.shape[1] != 3:
                 wanted = "(L, 3), with columns time, magnitude, error"
                 raise UserError(f"{source}: light curve {name!r} has shape {array.shape}; give it the shape {wanted}")
             arrays.append(array)
         points = np.concatenate([*arrays, np.empty((0, 3))])
+        points[np.isneginf(points)] = np.nan  # which has a meaning of its own in a batch
         unknown = np.full(len(arrays), "", dtype=object)
         return cls(
             ids=np.array(list(ids), dtype=object),

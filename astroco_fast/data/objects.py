@@ -1,4 +1,4 @@
-"""Tables that are Python objects already: pandas frames, Arrow and astropy tables, lightkurve's light curves."""
+"""Tables that are Python objects already: frames, Arrow's tables and streams, astropy's, lightkurve's, xarray's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from astroco_fast.data.arrays import arrow_array, holds_values
-from astroco_fast.data.tables import Table, mean_length, unreadable
+from astroco_fast.data.streams import StreamTable
+from astroco_fast.data.tables import Table, mean_length, readable, unreadable, without_views
 from astroco_fast.data.units import text, with_stated_units, with_unit
 from astroco_fast.data.words import is_no_value
 from astroco_fast.errors import UserError
 
 # Where astropy and lightkurve objects keep the name of what was observed.
 _NAME_KEYS = ("label", "LABEL", "OBJECT", "TARGETID", "targetid", "object")
+
+_ROWS_A_PIECE = 16_384  # rows that another library reads ahead of us
 
 
 class MemoryTable(Table):
@@ -25,13 +28,16 @@ class MemoryTable(Table):
     Args:
         table: the Arrow table.
         name: the input's name in error messages.
-        star: the id of its only star, if it needs no id column.
+        called: what to call its only star, if there is no column of ids.
+        star: the id of its only star, if its metadata say so.
     """
 
-    def __init__(self, table: Any, name: str, star: str | None = None) -> None:
+    def __init__(self, table: Any, name: str, called: str, star: str | None = None) -> None:
         self.name = name
+        table = without_views(table)
         self.schema = with_stated_units(table.schema)
         self.rows = table.num_rows
+        self.called = called
         self.star = star
         self._table = table
 
@@ -45,49 +51,124 @@ class MemoryTable(Table):
         return mean_length(self._table[column])
 
 
-def object_table(source: Any, star: str) -> Table | None:
+def object_table(source: Any, called: str) -> Table | None:
     """A table-like object as a table; None for any other object.
 
-    Table-like are a pandas frame, an Arrow table, an astropy table or time series, and objects with `time` and `flux`
-    (lightkurve). A pandas or Arrow table must have an id column; another object without one is one star.
+    Table-like are pandas frames, what hands out Arrow's data (Arrow, polars, DuckDB ...), astropy tables and time
+    series, xarray's data sets, and objects with `time` and `flux` (lightkurve).
 
     Args:
         source: the object.
-        star: the id of that star, if the object's own metadata do not name it.
+        called: what to call its only star, if there is no column of ids and its metadata do not name it.
 
     Raises:
-        UserError: a frame has two columns of one name.
+        UserError: a frame has two columns of one name, or is not in memory; a data set is no table.
     """
     kind = type(source).__name__
     if isinstance(source, pa.Table):
-        return MemoryTable(source, kind)
+        return MemoryTable(source, kind, called)
+    if hasattr(source, "to_dataframe") and hasattr(source, "dims"):
+        return MemoryTable(_of_frame(_of_xarray(source)), kind, called)
+    if (stream := _stream(source, kind, called)) is not None:
+        return stream
     if hasattr(source, "columns") and (hasattr(source, "compute") or hasattr(source, "collect")):
         raise UserError(
             f"{kind}: the table is not in memory; call its .compute() or .collect(), or write it to Parquet and give "
             "that folder"
         )
-    if hasattr(source, "to_parquet") and hasattr(source, "columns"):
-        return MemoryTable(_of_frame(source), kind)
-    if hasattr(source, "__arrow_c_stream__"):  # polars and others
+    if hasattr(source, "iloc") and hasattr(source, "columns") and not hasattr(source, "colnames"):  # pandas
+        return MemoryTable(_of_frame(source), kind, called)
+    if hasattr(source, "__arrow_c_array__"):
         try:
-            return MemoryTable(pa.table(source), kind)
+            return MemoryTable(pa.Table.from_batches([pa.record_batch(source)]), kind, called)
         except pa.ArrowInvalid:  # a single column
             return None
+    if hasattr(source, "__arrow_c_stream__"):
+        return _stream_of_arrow(source, kind, called)
     if hasattr(source, "colnames") and hasattr(source, "columns"):
         columns = {str(name): source[name] for name in source.colnames}
     elif _has(source, "time") and _has(source, "flux"):
         columns = {name: getattr(source, name) for name in ("time", "flux", "flux_err") if _has(source, name)}
     else:
         return None
-    units = {name: text(getattr(values, "unit", None)) for name, values in columns.items()}
-    table = _table(
-        {name: partial(_of_astropy, values) for name, values in columns.items() if values is not None}, units
-    )
-    return MemoryTable(table, kind, star=_name(source) or star)
+    table = _of_columns({name: values for name, values in columns.items() if values is not None})
+    return MemoryTable(table, kind, called, _name(source))
+
+
+def columns_table(columns: Mapping[Any, Any], called: str) -> Table:
+    """A dict of columns (arrays, lists, quantities) as a table.
+
+    Raises:
+        UserError: the columns differ in length.
+    """
+    lengths = {str(name): len(values) for name, values in columns.items()}
+    if len({*lengths.values()}) > 1:
+        raise UserError(f"dict: its columns differ in length: {', '.join(f'{n!r} {k}' for n, k in lengths.items())}")
+    return MemoryTable(_of_columns({str(name): values for name, values in columns.items()}), "dict", called)
+
+
+def _stream(source: Any, kind: str, called: str) -> Table | None:
+    """A table that another library reads in pieces: a lazy frame of polars, a data set or scanner of Arrow, a result of
+    DuckDB; None for any other object."""
+    if hasattr(source, "collect_batches") and hasattr(source, "collect_schema"):  # polars, lazy
+        with readable(kind, Exception):
+            schema = source.head(0).collect().to_arrow().schema
+
+        def frames(names: Sequence[str]) -> Iterator[Any]:
+            for frame in source.select(list(names)).collect_batches(chunk_size=_ROWS_A_PIECE):
+                yield from frame.to_arrow().to_batches()
+
+        return StreamTable(kind, schema, frames, once=False, called=called)
+    if hasattr(source, "scanner") and hasattr(source, "count_rows"):
+
+        def scanned(names: Sequence[str]) -> Any:
+            few = {"batch_size": _ROWS_A_PIECE, "batch_readahead": 2, "fragment_readahead": 1}
+            return source.scanner(columns=list(names), **few).to_batches()
+
+        return StreamTable(kind, source.schema, scanned, once=False, called=called)
+    if hasattr(source, "projected_schema"):
+        return StreamTable(kind, source.projected_schema, lambda _: source.to_batches(), once=True, called=called)
+    if hasattr(source, "to_arrow_reader") and not hasattr(source, "__arrow_c_stream__"):  # what DuckDB executed
+        with readable(kind, Exception):
+            reader = source.to_arrow_reader()
+        return StreamTable(kind, reader.schema, lambda _: reader, once=True, called=called)
+    return None
+
+
+def _stream_of_arrow(source: Any, kind: str, called: str) -> Table | None:
+    """A table of Arrow's stream: in memory (polars), of a query, run anew (DuckDB), or of a reader, read once."""
+    try:
+        with readable(kind, Exception):
+            reader = pa.RecordBatchReader.from_stream(source)
+    except UserError as error:
+        if isinstance(error.__cause__, pa.ArrowInvalid):  # a single column
+            return None
+        raise
+    if hasattr(source, "__next__"):
+        return StreamTable(kind, reader.schema, lambda _: reader, once=True, called=called)
+    schema = reader.schema
+    return StreamTable(kind, schema, lambda _: pa.RecordBatchReader.from_stream(source), once=False, called=called)
 
 
 def _has(source: Any, name: str) -> bool:
     return getattr(source, name, None) is not None
+
+
+def _of_xarray(dataset: Any) -> Any:
+    """A pandas frame of a data set of xarray that is a table: whose variables lie along one dimension."""
+    kind, dims = type(dataset).__name__, [str(dim) for dim in dataset.dims]
+    if not hasattr(dataset, "data_vars"):
+        raise UserError(
+            f"{kind}: one variable is no table; give a Dataset with time, magnitude and error along one dimension"
+        )
+    if len(dims) != 1:
+        raise UserError(
+            f"{kind}: has {len(dims)} dimensions ({', '.join(dims)}), but a table has one; give a row for each point: "
+            ".to_dataframe().reset_index(), without rows that are padding"
+        )
+    frame = dataset.to_dataframe()
+    frame.attrs["units"] = {str(name): variable.attrs.get("units") for name, variable in dataset.variables.items()}
+    return frame
 
 
 def _of_frame(frame: Any) -> Any:
@@ -118,6 +199,12 @@ def _table(columns: Mapping[str, Callable[[], Any]], units: Mapping[str, Any]) -
     return pa.Table.from_arrays(
         [arrays[f.name] if f.name in arrays else pa.nulls(rows) for f in fields], schema=pa.schema(fields)
     )
+
+
+def _of_columns(columns: Mapping[str, Any]) -> Any:
+    """An Arrow table of named arrays, of astropy or plain."""
+    units = {name: text(getattr(values, "unit", None)) for name, values in columns.items()}
+    return _table({name: partial(_of_astropy, values) for name, values in columns.items()}, units)
 
 
 def _of_series(series: Any) -> Any:

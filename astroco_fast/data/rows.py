@@ -134,11 +134,19 @@ def read_rows(
         batch, ids, bands, labels = (array.filter(keep) for array in (batch, ids, bands, labels))
     lengths, values = _point_values(batch, first_row, mapped, rows, ids)
     row_of_point = rows if lengths is None else np.repeat(rows, lengths)
+    values[mapped.value], limits = _without_limits(values[mapped.value])
     time, value, error = (
         to_numbers(values[role], _place(mapped, role, first_row), row_of_point) * mapped.factors.get(role, 1.0)
         for role in ("time", mapped.value, mapped.error)
     )
-    mag, err = photometry(value, error, mapped.zero_point)
+    if mapped.error == "snr":
+        mag, err = photometry(value, _error_of_ratio(error), None)
+    else:
+        mag, err = photometry(value, error, mapped.zero_point)
+    if limits is not None:
+        mag[limits] = -np.inf
+    if "quality" in mapped.fields:
+        err[_flagged(values["quality"], _place(mapped, "quality", first_row), row_of_point)] = -np.inf
     found = Rows(ids, bands, labels, lengths, time, to_float32(mag), to_float32(err))
     if band_a_point:
         return _split_by_band(found, to_text(values["band"], _place(mapped, "band", first_row), any_word=True), wanted)
@@ -161,6 +169,7 @@ def _point_values(
 ) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
     """Points per row (None: one each), and the Arrow values of each role of a point, end to end."""
     roles = ["time", mapped.value, mapped.error]
+    roles += ["quality"] if "quality" in mapped.fields else []
     if not mapped.star_a_row:
         return None, {role: _column(batch, mapped.fields[role]) for role in roles}
     if "band" in mapped.fields and mapped.fields["band"].listed:
@@ -244,15 +253,40 @@ def photometry(
     """Magnitude and its error, from a magnitude, or from a flux where there is a zero point.
 
     mag = zero_point - 2.5 log10(flux), err = 2.5 / ln(10) * flux_err / flux. A flux that is not positive has no
-    magnitude: it becomes +inf, which the cleaning counts apart from other bad values.
+    magnitude: it becomes +inf, which the cleaning counts apart from other bad values. Infinite values become NaN.
     """
+    value, error = (np.where(np.isinf(numbers), np.nan, numbers) for numbers in (value, error))
     if zero_point is None:
-        return np.where(np.isinf(value), np.nan, value), error
+        return value, error
     with np.errstate(divide="ignore", invalid="ignore"):
         mag = zero_point - 2.5 * np.log10(value)
         err = 2.5 / np.log(10) * error / value
     mag[value <= 0] = np.inf
     return mag, err
+
+
+def _error_of_ratio(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The error of a magnitude from its flux over the flux's error, to first order: 2.5 / ln(10) / ratio."""
+    with np.errstate(divide="ignore"):
+        return 2.5 / np.log(10) / ratio
+
+
+def _without_limits(array: Any) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Values with upper limits ('>16.9', '<16.9') made missing, and which they are; None: there are none."""
+    array = plain_array(array)
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        return array, None
+    if not any(pc.any(pc.match_substring(array, sign)).as_py() for sign in "<>"):
+        return array, None
+    limits = pc.fill_null(pc.match_substring_regex(array, r"^\s*[<>]=?\s*-?[0-9.]+\s*$"), False)
+    return pc.if_else(limits, pa.scalar(None, array.type), array), limits.to_numpy(zero_copy_only=False)
+
+
+def _flagged(array: Any, place: Place, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which flags are set: those that are not 0, false or missing."""
+    array = plain_array(array)
+    flags = to_numbers(pc.cast(array, pa.int8()) if pa.types.is_boolean(array.type) else array, place, rows)
+    return np.nan_to_num(flags) != 0
 
 
 def to_numbers(array: Any, place: Place, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:

@@ -8,34 +8,33 @@ arrays, stores and batches. A new kind of file is added in `tables`; a new kind 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from astroco_fast.data.arrays import is_array
-from astroco_fast.data.columns import Columns, MappedTable, listed, map_table
+from astroco_fast.data.batch_sources import SINGLE_PRECISION, ArraySource, BatchSource, NamedArrays
+from astroco_fast.data.columns import Columns, MappedTable, find, listed, map_tables
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.formats import open_table
+from astroco_fast.data.items import items_table
 from astroco_fast.data.metadata import METADATA, StarTable
 from astroco_fast.data.notes import Notes
-from astroco_fast.data.objects import object_table
+from astroco_fast.data.objects import columns_table, object_table
 from astroco_fast.data.paths import find_files, identity
 from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, read_rows
 from astroco_fast.data.seen import SharedStars
 from astroco_fast.data.store import Store
-from astroco_fast.data.tables import is_simulated
-from astroco_fast.data.words import Place, to_objects, to_text
+from astroco_fast.data.tables import Table
+from astroco_fast.data.words import to_objects
 from astroco_fast.errors import UserError
 
 _READ_ROWS = 250_000  # rows read at a time from a table with a point a row
-_BLURRED = 2.0**14  # days: from here on, float32 times are 0.001 days apart or more
-_ARRAYS_A_BATCH = 2048  # arrays of a list that make one batch
 # Points in a batch of a table with a light curve a row. Each takes 16 bytes, times a few for copies and decoding.
 BATCH_POINTS = 500_000
 _MOST_ROWS = 16_384  # rows of such a batch, however short the light curves are
@@ -97,13 +96,15 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return _open_list(_curves_of(source), columns, band)
     if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
         return _open_paths([Path(item) for item in source], columns, band)
-    table = object_table(source, star="0")
+    table = object_table(source, called="0")
     if table is not None:
-        return TableSource([map_table(table, columns)], band, table.name)
+        return _of_tables([table], columns, band, table.name)
+    if isinstance(source, Mapping):
+        return _open_dict(source, columns, band)
     if isinstance(source, Sequence):
         return _open_list(source, columns, band)
     if isinstance(source, Iterable):
-        return BatchSource(lambda: iter(source), band)
+        return _open_iterable(source, columns, band)
     raise UserError(f"light curves cannot be read from a {type(source).__name__}")
 
 
@@ -113,7 +114,7 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
     name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     files = find_files(paths)
     metadata = [path / METADATA for path in paths if (path / METADATA).is_file()]
-    tables = [map_table(open_table(file, root), columns) for file, root in files]
+    tables = [mapped for file, root in files for mapped in map_tables(open_table(file, root), columns)]
     if len(metadata) > 1:
         raise UserError(f"{metadata[1]}: only one folder with {METADATA} can be read at a time; read them one by one")
     id_column = tables[0].fields["id"].name if "id" in tables[0].fields else "id"
@@ -139,14 +140,60 @@ def _curves_of(array: Any) -> Any:
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
     if len(items) and isinstance(items[0], CurveBatch):
         return BatchSource(lambda: iter(items), band)
-    tables = [table for i, item in enumerate(items) if (table := object_table(item, star=str(i))) is not None]
+    tables = [table for i, item in enumerate(items) if (table := object_table(item, called=str(i))) is not None]
     if tables and len(tables) == len(items):
-        return TableSource([map_table(table, columns) for table in tables], band, f"list of {len(items)} tables")
+        return _of_tables(tables, columns, band, f"list of {len(items)} tables")
     if tables:
         raise UserError("a list of light curves must hold one kind of object, not arrays and tables together")
+    return _of_arrays(ArraySource(lambda: items), band)
+
+
+def _open_dict(source: Mapping[Any, Any], columns: Columns, band: str | None) -> Source:
+    """A dict of columns, or of light curves by the ids of their stars."""
+    names = [str(key) for key in source]
+    if columns.time in names or (find("time", names, None) and (find("mag", names, None) or find("flux", names, None))):
+        return _of_tables([columns_table(source, called="0")], columns, band, "dict")
+    tables = [object_table(curve, called=name) for name, curve in zip(names, source.values(), strict=True)]
+    if not any(table is not None for table in tables):
+        return _of_arrays(NamedArrays(lambda: zip(names, source.values(), strict=True), "dict of arrays"), band)
+    found = [table for table in tables if table is not None]
+    if len(found) < len(tables):
+        raise UserError("a dict of light curves must hold one kind of object, not arrays and tables together")
+    for name, table in zip(names, found, strict=True):
+        table.star = name
+    return _of_tables(found, columns, band, f"dict of {len(found)} tables")
+
+
+def _open_iterable(source: Iterable[Any], columns: Columns, band: str | None) -> Source:
+    """Batches, arrays, tables or paths that come one by one; those of a generator can be read once."""
+    items = iter(source)
+    first = next(items, None)
+    once = iter(source) is items
+    rest = chain([] if first is None else [first], items)
+
+    def start() -> Iterator[Any]:
+        return rest if once else iter(source)
+
+    if isinstance(first, str | Path):
+        return _open_paths([Path(item) for item in start()], columns, band)
+    if first is None or isinstance(first, CurveBatch):
+        return BatchSource(start, band)
+    if is_array(first) or isinstance(first, list | tuple):
+        return _of_arrays(ArraySource(start), band)
+    table = items_table(first, start, once, columns)
+    if table is None:
+        raise UserError(f"light curves cannot be read from an iterable of {type(first).__name__}")
+    return _of_tables([table], columns, band, table.name)
+
+
+def _of_tables(tables: Sequence[Table], columns: Columns, band: str | None, name: str) -> TableSource:
+    return TableSource([mapped for table in tables for mapped in map_tables(table, columns)], band, name)
+
+
+def _of_arrays(source: NamedArrays, band: str | None) -> NamedArrays:
     if band is not None:
         raise UserError(f"band {band!r} is asked for, but arrays have no bands; leave the band out")
-    return ArraySource(items)
+    return source
 
 
 class TableSource:
@@ -203,7 +250,7 @@ class TableSource:
         if self._star_a_row:
             yield from self._rows(wanted, skip)
             return
-        simulated = any(is_simulated(mapped.table) for mapped in self._tables)
+        simulated = any(mapped.table.is_simulated() for mapped in self._tables)
         expected = sum(mapped.table.rows for mapped in self._tables)
         for points in partitions(self._points(wanted), expected, self.name, spill, skip, progress):
             yield group_points(points, self.name, simulated)
@@ -220,7 +267,7 @@ class TableSource:
             skip -= jump
             if jump == pieces:
                 continue
-            simulated = is_simulated(table)
+            simulated = table.is_simulated()
             for first_row, batch in table.batches(mapped.columns, n_rows, jump):
                 if skip:
                     skip -= 1
@@ -269,100 +316,24 @@ class TableSource:
             self.notes.add(self.name, remark)
 
 
-_SINGLE_PRECISION = (
-    "single precision: an MJD of 58000 is known to 6 minutes, a JD of 2458000 to 6 hours; float64 is better"
-)
-
-
 def _remarks(mapped: MappedTable, has_bands: bool) -> Iterator[str]:
     """What the user should know of a table; `has_bands`: its bands are known otherwise."""
     yield from mapped.table.remarks
     time = mapped.fields["time"]
     if time.kind in (pa.float32(), pa.float16()):
-        yield f"times in {time.name!r} are {_SINGLE_PRECISION}"
+        yield f"times in {time.name!r} are {SINGLE_PRECISION}"
     for role, factor in mapped.factors.items():
         if factor != 1.0:
             yield f"{mapped.fields[role].name!r} is in {mapped.fields[role].unit!r} and was converted"
+    named = mapped.table.star is not None or mapped.constants.get("id") != mapped.table.called
+    if mapped.is_one_star and not named and mapped.perhaps_bands():
+        yield "no column of ids is known: all points of a table are one star; if they are not, give --columns.id"
     perhaps = [] if has_bands or mapped.has_bands else mapped.perhaps_bands()
     if perhaps:
         yield (
             f"no band column is known: all points of an id are one light curve; if bands are in "
             f"{listed(map(repr, perhaps))}, give its name as --columns.band"
         )
-
-
-class BatchSource:
-    """Light curves that are batches already.
-
-    Args:
-        start: returns the batches from the start.
-        band: read only this band.
-        name: the input's name in error messages.
-        identity: plain data that identify the input.
-    """
-
-    def __init__(
-        self,
-        start: Callable[[], Iterator[CurveBatch]],
-        band: str | None,
-        name: str = "light curves",
-        identity: Any = None,
-    ) -> None:
-        self.name = name
-        self.identity = identity
-        self.notes = Notes()
-        self.inputs: Sequence[Path] = ()
-        self._start = start
-        self._band = band
-
-    def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
-        wanted = None if self._band is None else BandFilter(self._band)
-        for index, batch in enumerate(self._start()):
-            if not isinstance(batch, CurveBatch):
-                raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
-            if index >= skip:
-                batch = _tidy(batch)
-                mask = None if wanted is None else wanted.mask(pa.array(batch.band, type=pa.string()))
-                yield batch if mask is None else batch.select(mask)
-        if wanted is not None and not skip:
-            wanted.check(self.name)
-
-
-def _tidy(batch: CurveBatch) -> CurveBatch:
-    """A batch with its ids, bands and labels in the form that those of tables get (`words`)."""
-    source = batch.source or "light curves"
-    ids, band, label = (pa.array(words, pa.string()) for words in (batch.ids, batch.band, batch.label))
-    return replace(
-        batch,
-        ids=to_objects(to_text(ids, Place(source, "ids"), required=True)),
-        band=to_objects(to_text(band, Place(source, "band"), any_word=True)),
-        label=to_objects(to_text(label, Place(source, "label"))),
-    )
-
-
-class ArraySource(BatchSource):
-    """A list of (L, 3) arrays, whose ids are their positions in the list."""
-
-    def __init__(self, items: Any) -> None:
-        super().__init__(self._arrays, None)
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def _arrays(self) -> Iterator[CurveBatch]:
-        for first in range(0, len(self._items), _ARRAYS_A_BATCH):
-            items = self._items[first : first + _ARRAYS_A_BATCH]
-            batch = CurveBatch.from_arrays(items, [str(first + i) for i in range(len(items))], source="list of arrays")
-            single = np.repeat([_is_single(item) for item in items], batch.lengths)
-            if (np.abs(batch.time[single]) >= _BLURRED).any():
-                self.notes.add("list of arrays", f"times are {_SINGLE_PRECISION}")
-            yield batch
-
-
-def _is_single(array: Any) -> bool:
-    """Whether an array or a tensor holds floats of less than 64 bits."""
-    return str(getattr(array, "dtype", "")).endswith(("float32", "float16"))
 
 
 def _store_source(store: Store, band: str | None) -> BatchSource:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from astroco_fast.data.units import unit_of
+from astroco_fast.errors import UserError
 
 # A table says that its light curves are simulated in a column of this name, or in its metadata.
 SURVEY, _SIMULATED = "survey", "simulated"
@@ -56,7 +58,9 @@ class Table(ABC):
         name: the input's name in error messages.
         schema: the Arrow schema of all columns. The types of a text file's columns are guesses.
         rows: the number of rows, or an estimate of it.
-        star: the id of the only star, for a table that needs no id column; None: an id column is needed.
+        star: the id of the only star, as the table's metadata say, for a table without a column of ids; or None.
+        called: what to call the only star of such a table if nothing else says its name.
+        quality: the column of quality flags that the table's survey says to heed, or None.
         folders: column -> the value of all rows, for columns that folders' names give (band=r/part-0.parquet).
         remarks: what the user should know of the table.
     """
@@ -65,6 +69,8 @@ class Table(ABC):
     schema: Any
     rows: int
     star: str | None = None
+    called: str
+    quality: str | None = None
     folders: Mapping[str, str] = MappingProxyType({})
     remarks: Sequence[str] = ()
 
@@ -92,6 +98,20 @@ class Table(ABC):
         """The mean number of values in a row of a list column; 1 for a plain column."""
         return 1.0
 
+    def is_simulated(self) -> bool:
+        """Whether the table says that its light curves are simulated, as those of `astroco simulate` do.
+
+        It says so in its metadata (`simulated: true`) or, where a program has lost these, in any row of its column
+        `survey` ("simulated").
+        """
+        if (self.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
+            return True
+        if self.folders.get(SURVEY) == _SIMULATED:
+            return True
+        if SURVEY not in self.schema.names:
+            return False
+        return any(says_simulated(batch.column(0)) for _, batch in self.batches([SURVEY], _SURVEY_ROWS))
+
     def fields(self) -> dict[str, Field]:
         """The place of the values of every name that a user may give for a column.
 
@@ -118,20 +138,9 @@ class Table(ABC):
         return named
 
 
-def is_simulated(table: Table) -> bool:
-    """Whether a table says that its light curves are simulated, as the tables of `astroco simulate` do.
-
-    It says so in its metadata (`simulated: true`) or, where a program has lost these, in any row of its column `survey`
-    ("simulated").
-    """
-    if (table.schema.metadata or {}).get(_SIMULATED.encode()) == b"true":
-        return True
-    if table.folders.get(SURVEY) == _SIMULATED:
-        return True
-    if SURVEY not in table.schema.names:
-        return False
-    columns = (batch.column(0) for _, batch in table.batches([SURVEY], _SURVEY_ROWS))
-    return any(pc.any(pc.equal(_text_only(column), _SIMULATED)).as_py() for column in columns)
+def says_simulated(surveys: Any) -> bool:
+    """Whether a column of surveys names simulated light curves in any row."""
+    return bool(pc.any(pc.equal(_text_only(surveys), _SIMULATED)).as_py())
 
 
 def _text_only(column: Any) -> Any:
@@ -160,5 +169,46 @@ def is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def without_views(data: Any) -> Any:
+    """An Arrow table, record batch or schema without views of text and lists, which few functions of Arrow know.
+
+    Polars and others hand them out.
+    """
+    schema = data if isinstance(data, pa.Schema) else data.schema
+    fields = [field.with_type(_without_views(field.type)) for field in schema]
+    if fields == list(schema):
+        return data
+    plain = pa.schema(fields, schema.metadata)
+    if isinstance(data, pa.Schema):
+        return plain
+    columns = [column.cast(field.type) for column, field in zip(data.columns, fields, strict=True)]
+    return type(data).from_arrays(columns, schema=plain)
+
+
+def _without_views(kind: Any) -> Any:
+    plain = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}.get(str(kind))
+    if plain is not None:
+        return plain
+    if str(kind).startswith(("list_view", "large_list_view")):
+        return pa.large_list(_without_views(kind.value_type))
+    if is_list(kind) and _without_views(kind.value_type) != kind.value_type:
+        return pa.large_list(kind.value_field.with_type(_without_views(kind.value_type)))
+    if pa.types.is_struct(kind):
+        fields = [field.with_type(_without_views(field.type)) for field in kind]
+        return kind if fields == list(kind) else pa.struct(fields)
+    return kind
+
+
 def _value_type(kind: Any) -> Any:
     return kind.value_type if is_list(kind) else kind
+
+
+@contextmanager
+def readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading, and `complaints`, into one line that names the input."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints) as error:
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error

@@ -93,7 +93,7 @@ def factors(fields: Mapping[str, Field], value: str, error: str, table: str) -> 
 
     Args:
         fields: the place of each role.
-        value, error: "mag" and "err", or "flux" and "flux_err".
+        value, error: "mag" and "err" or "snr", or "flux" and "flux_err".
         table: the table's name in messages.
 
     Raises:
@@ -103,7 +103,7 @@ def factors(fields: Mapping[str, Field], value: str, error: str, table: str) -> 
     wanted = {"time": "d"}
     flux = fields[value].unit if value == "flux" else None
     if value == "mag":
-        wanted |= {value: "mag", error: "mag"}
+        wanted |= {value: "mag"} | ({} if error == "snr" else {error: "mag"})  # a ratio has no unit
     elif flux is not None:
         if _MAGNITUDE.search(flux.lower()):
             raise UserError(

@@ -10,7 +10,6 @@ from astroco_fast.data.columns import Columns
 from astroco_fast.data.formats import open_table
 from astroco_fast.data.paths import find_files
 from astroco_fast.data.sources import open_source
-from astroco_fast.data.tables import is_simulated
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import as_long, as_nested, assert_same_curves, gather, make_batch, read_curves
 
@@ -62,7 +61,7 @@ def test_a_folder_without_a_value(batch, tmp_path):
 
 def test_simulated_by_a_folder(batch, tmp_path):
     as_long(batch).assign(survey="simulated").to_parquet(tmp_path / "s", partition_cols=["survey"])
-    assert is_simulated(open_table(next((tmp_path / "s").rglob("*.parquet"))))
+    assert open_table(next((tmp_path / "s").rglob("*.parquet"))).is_simulated()
 
 
 def test_bands_by_the_names_of_surveys(batch, tmp_path):

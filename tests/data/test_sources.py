@@ -534,7 +534,6 @@ def test_bad_paths(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([], "empty"),
         ([np.zeros((5, 2))], r"light curve '0' has shape \(5, 2\)"),
         ([[["a", "b", "c"]]], "not an array of numbers"),
         (5, "cannot be read from a int"),

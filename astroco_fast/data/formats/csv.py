@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from astroco_fast.data.formats.file import FileTable, readable
+from astroco_fast.data.formats.file import FileTable
+from astroco_fast.data.tables import readable
 from astroco_fast.errors import UserError
 
 _CSV_BLOCK = 8 << 20  # bytes that are decoded at a time

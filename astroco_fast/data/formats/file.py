@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-import pyarrow as pa
-
 from astroco_fast.data.tables import Table
-from astroco_fast.errors import UserError
 
 _NO_FOLDER_VALUE = "__HIVE_DEFAULT_PARTITION__"  # in a folder's name: no value
 
@@ -42,6 +37,7 @@ class FileTable(Table):
 
     def __init__(self, path: Path, root: Path) -> None:
         self.name = str(path)
+        self.called = Path(path.name.removesuffix(".gz")).stem
         self.folders = _folder_values(path)
         self._path = path
 
@@ -51,12 +47,3 @@ def _folder_values(path: Path) -> dict[str, str]:
     pairs = [part.split("=", 1) for part in path.absolute().parent.parts if "=" in part]
     values = {unquote(key): unquote(value) for key, value in pairs}
     return {key: "" if value == _NO_FOLDER_VALUE else value for key, value in values.items()}
-
-
-@contextmanager
-def readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
-    """Turn errors of reading, and `complaints`, into one line that names the file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints) as error:
-        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error

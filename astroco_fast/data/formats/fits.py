@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from astroco_fast.data import fits_columns
-from astroco_fast.data.formats.file import FileTable, readable
-from astroco_fast.data.tables import unreadable
+from astroco_fast.data.formats.file import FileTable
+from astroco_fast.data.tables import readable, unreadable
 from astroco_fast.data.units import text, with_unit
 from astroco_fast.errors import MissingExtraError, UserError
 

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.parquet
 
 from astroco_fast.data.curves import MOST_POINTS, too_long
-from astroco_fast.data.formats.file import FileTable, readable
+from astroco_fast.data.formats.file import FileTable
+from astroco_fast.data.tables import readable, without_views
 from astroco_fast.data.units import with_stated_units
 
 _PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at a time
@@ -23,7 +24,7 @@ class ParquetTable(FileTable):
         # The file is opened again for reading: a catalogue may have more files than a process can hold open. It is
         # opened once for all row groups, because opening takes time in proportion to their number.
         with readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
-            self.schema = with_stated_units(file.schema_arrow)
+            self.schema = with_stated_units(without_views(file.schema_arrow))
             metadata = file.metadata
         self.rows = metadata.num_rows
         self._group_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -44,7 +45,7 @@ class ParquetTable(FileTable):
                     read = file.iter_batches(batch_size=rows, row_groups=groups, columns=list(names))
                     for start, batch in enumerate(read):
                         if start >= skip:
-                            yield first + start * rows, batch
+                            yield first + start * rows, without_views(batch)
                     skip = 0
                 first += in_groups
 
