@@ -6,13 +6,16 @@ Data pass through these modules from top to bottom, and never back:
     formats       files of every kind -> tables; `FORMATS` is where a new kind is added
     tfrecord      TFRecord files, decoded (and fits_columns, the columns of FITS tables)
     words         text of ids, bands and labels in one form
-    objects       tables that are Python objects (pandas, Arrow, astropy, lightkurve)
+    objects       tables that are Python objects (frames, Arrow, astropy, lightkurve, xarray)
+    streams       those that arrive in pieces
+    items         tables that come one by one, as one table
     columns     a table's columns of times, magnitudes, star ids ..., by the user's names or the usual ones
     rows        record batch -> rows in one form: numbers, text, magnitudes, the chosen band
     metadata      labels, bands and splits by star, from tables of their own
     points      rows that are points -> light curves, by (id, band), through files on disk if need be
     notes       what the user should know of an input, told once
     paths         the files that a path, a folder or a pattern names, each once
+    batch_sources light curves that are batches or arrays already
     sources     light curves in files or objects of any kind -> `CurveBatch`es (curves), by `open_source`
     seen        the check that no light curve occurs twice and no star has two labels
     clean       points that are not measurements, dropped and counted by reason
