@@ -1,7 +1,5 @@
 """`astroco anomalies EMBEDDINGS`: the stars whose vectors are unlike those of others, by two measures."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +67,7 @@ def find_anomalies(config: AnomaliesConfig) -> None:
     _tell(table, found, config)
 
 
-def _table(vectors: Vectors, found: Oddity) -> Any:
+def _table(vectors: "Vectors", found: "Oddity") -> Any:
     """An Arrow table with a row a light curve, the oddest first."""
     import numpy as np
     import pyarrow as pa
@@ -92,7 +90,7 @@ def _write(table: Any, out: Path) -> None:
         pq.write_table(table, partial, write_page_checksum=True)
 
 
-def _tell(table: Any, found: Oddity, config: AnomaliesConfig) -> None:
+def _tell(table: Any, found: "Oddity", config: AnomaliesConfig) -> None:
     from astroco_fast.text import rows
 
     lines = [["", "id", "band", "label", "score", "isolation", "distance"]]

@@ -1,7 +1,5 @@
 """`astroco neighbours`: the stars whose vectors are nearest to those of other stars, or of new light curves."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +79,7 @@ def find_neighbours(config: NeighboursConfig) -> None:
         _tell(tables, config)
 
 
-def _open(config: NeighboursConfig) -> VectorIndex:
+def _open(config: NeighboursConfig) -> "VectorIndex":
     """The index that is the source, or of the vectors that are; written to a file if asked for."""
     from astroco_fast.vector_index import VectorIndex, is_index
     from astroco_fast.vectors import read_vectors
@@ -102,7 +100,7 @@ def _open(config: NeighboursConfig) -> VectorIndex:
     return index
 
 
-def _of_stars(index: VectorIndex, config: NeighboursConfig) -> Any:
+def _of_stars(index: "VectorIndex", config: NeighboursConfig) -> Any:
     import numpy as np
 
     words = config.ids or ""
@@ -117,7 +115,7 @@ def _of_stars(index: VectorIndex, config: NeighboursConfig) -> Any:
     return _table(index, index.ids[queries], index.band[queries], distances, nearest)
 
 
-def _of_curves(index: VectorIndex, source: Any, config: NeighboursConfig) -> Iterator[Any]:
+def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> Iterator[Any]:
     from collections import Counter
 
     import numpy as np
@@ -146,7 +144,7 @@ def _of_curves(index: VectorIndex, source: Any, config: NeighboursConfig) -> Ite
     commands.tell([*source.notes, *([f"{config.curves}{because(dropped)}"] if dropped else [])])
 
 
-def _table(index: VectorIndex, queries: Any, bands: Any, distances: Any, rows: Any) -> Any:
+def _table(index: "VectorIndex", queries: Any, bands: Any, distances: Any, rows: Any) -> Any:
     """An Arrow table with a row a neighbour; those that a graph did not find are left out."""
     import numpy as np
     import pyarrow as pa

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from astroco_fast.data.columns import ALIASES, Columns, find, listed
+from astroco_fast.data.formats import open_table
 from astroco_fast.data.rows import read_text
-from astroco_fast.data.tables import Table, open_table
+from astroco_fast.data.tables import Table
 from astroco_fast.data.words import to_objects
 from astroco_fast.errors import UserError
 from astroco_fast.vectors import Text, Vectors

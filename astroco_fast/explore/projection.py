@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.explore.config import Method
+from astroco_fast.machine import package_version
 
 Float32Array = NDArray[np.float32]
 
@@ -55,7 +55,7 @@ def project(matrix: Float32Array, wanted: Sequence[Method] | None, seed: int) ->
     made = [Projection("PCA", np.ascontiguousarray(components[:, :2]), (axes[0], axes[1]))]
     notes = []
     for method, run in _METHODS.items():
-        installed = find_spec(method) is not None
+        installed = package_version(_PACKAGES[method]) is not None
         if wanted is None and not installed:
             continue
         if wanted is not None and method not in wanted:
