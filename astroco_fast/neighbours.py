@@ -121,7 +121,7 @@ def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> I
     import numpy as np
 
     from astroco_fast.data.clean import because
-    from astroco_fast.embedding import embed_tables
+    from astroco_fast.embedding import choose, embed_tables
     from astroco_fast.pretrained import require_local
     from astroco_fast.registry import load
     from astroco_fast.released import names
@@ -132,7 +132,8 @@ def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> I
     require_local(name)
     dropped: Counter[str] = Counter()
     found = False
-    for batch in embed_tables(load(name), source, dropped):
+    model = load(name)
+    for batch in embed_tables(model, source, choose(model), dropped):
         vectors = batch["embedding"].flatten().to_numpy().reshape(batch.num_rows, -1)
         ids, bands = (np.array(batch[role].to_pylist(), dtype=object) for role in ("id", "band"))
         for first in range(0, len(ids), _AT_ONCE):

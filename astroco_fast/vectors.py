@@ -177,7 +177,9 @@ def _check_once(ids: Text, band: Text, path: Path) -> None:
     for key in zip(ids, band, strict=True):
         if key in seen:
             where = f"id {key[0]!r}" + (f" in band {key[1]!r}" if key[1] else "")
-            raise UserError(f"{path}: {where} has two vectors; keep one row for each light curve")
+            raise UserError(
+                f"{path}: {where} has two vectors; keep one row for each light curve, as --windows mean gives"
+            )
         seen.add(key)
 
 
