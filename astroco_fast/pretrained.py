@@ -250,11 +250,12 @@ def local_folder(source: str | Path) -> Path:
     Raises:
         UserError: there is no such folder, no released model of that name, and no such repository.
     """
-    if Path(source).is_dir():
-        return Path(source).resolve() if Path(source).is_symlink() else Path(source)
-    for model in released.released():
-        if str(source) == model.name:
-            return model.folder
+    path = Path(source)
+    named = {model.name: model.folder for model in released.released()}
+    if path.is_dir() and ((path / CONFIG_FILE).exists() or str(source) not in named):
+        return path.resolve() if path.is_symlink() else path
+    if str(source) in named:
+        return named[str(source)]
     source = str(source)
     if not _may_be_on_the_hub(source):
         raise UserError(f"{source}: no such folder, and no released model (astroco models lists those)")

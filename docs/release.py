@@ -3,12 +3,13 @@
 python docs/release.py CHECKPOINT FACTS.yaml NOTES.md
 
 The weights are written in half precision to `astroco_fast/weights/NAME`, with checksums and a model card that ends with
-the notes; the facts go into the index, which is ordered by macro-F1 at the largest number of labels. Whole percents
-count, because smaller differences are within the spread; of equals the smaller model is first. FACTS.yaml has the
+the notes; the facts go into the index, which is ordered by the mean of macro-F1 over the numbers of labels. Whole
+percents count, because smaller differences are within the spread; of equals the smaller model is first. FACTS.yaml has the
 fields of `astroco_fast.released.Released` but `views`, `parameters` and `size`, which the model itself tells.
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def release(checkpoint: Path, facts: dict, notes: str) -> Path:
     others = [entry for entry in json.loads(index.read_text()) if entry["name"] != facts["name"]]
     parameters = sum(p.numel() for p in model.parameters())
     entries = [*others, {**facts, "views": model.views, "parameters": parameters}]
-    entries.sort(key=lambda entry: (-round(list(entry["macro_f1"].values())[-1]), entry["parameters"]))
+    entries.sort(key=lambda entry: (-round(statistics.mean(entry["macro_f1"].values())), entry["parameters"]))
     index.write_text(json.dumps(entries, indent=1) + "\n")
     return folder
 

@@ -74,6 +74,14 @@ def test_a_folder_of_that_name_comes_first(shelf: af.AstroCo, tmp_path: Path, mo
     assert af.load("little").config.width == 8
 
 
+def test_a_folder_of_that_name_without_a_model_does_not_hide_it(
+    shelf: af.AstroCo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("little").mkdir()  # such as the folder of a probe's results, which is named after its model
+    assert af.load("little").config.width == 16
+
+
 def test_the_command_lists_models_and_prints_a_card(shelf: af.AstroCo, capsys: pytest.CaptureFixture[str]) -> None:
     assert models.main([]) == 0
     header, row, *_ = capsys.readouterr().out.splitlines()
