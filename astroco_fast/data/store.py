@@ -23,7 +23,7 @@ from astroco_fast.files import locked, read_json, remove_partials, sha256, whole
 
 FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, CHECKSUM = "manifest.json", "sha256"
 CURVES = "curves.parquet"
 # Little-endian on every machine, so that a store can be copied to any other.
 POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("err.f32", "<f4")}
@@ -43,7 +43,8 @@ class Store:
 
     Attributes:
         path: the store's folder.
-        manifest: the content of its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`.
+        manifest: the content of its manifest: `format`, `schema_version`, `counts`, `files`, `provenance`, `report`,
+            and `sha256`, the checksum of these, which stores of earlier versions lack.
         digest: one hash of the contents of all files but the periods, which identifies the light curves.
         time: (P,) float64, days. This and the next three are memory-mapped and read-only.
         mag: (P,) float32, magnitudes.
@@ -206,8 +207,7 @@ class Store:
         vars(self).pop("periods", None)
 
     def _write_manifest(self, files: dict[str, Any]) -> None:
-        self.manifest = {**self.manifest, "files": dict(files)}
-        write_text(self.path / MANIFEST, json.dumps(self.manifest, indent=1, sort_keys=True))
+        self.manifest = write_manifest(self.path, {**self.manifest, "files": dict(files)})
 
     def batches(self, with_periods: bool = False) -> Iterator[CurveBatch]:
         """The store's curves, copied into memory some at a time.
@@ -288,7 +288,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if _damaged(manifest):
         raise UserError(f"{file}: damaged; {_AGAIN}")
+    if CHECKSUM in manifest and manifest[CHECKSUM] != sealed(manifest)[CHECKSUM]:
+        raise UserError(f"{file}: its content has changed since it was written (checksum); {_AGAIN}")
     return manifest
+
+
+def write_manifest(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of the store in a folder; returns its content with its checksum."""
+    manifest = sealed(content)
+    write_text(path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    return manifest
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the checksum of its content, the SHA-256 of its JSON text with sorted keys."""
+    plain = {name: value for name, value in content.items() if name != CHECKSUM}
+    text = json.dumps(plain, sort_keys=True)
+    return {**plain, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _damaged(manifest: dict[str, Any]) -> bool:

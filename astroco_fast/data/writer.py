@@ -29,6 +29,7 @@ from astroco_fast.data.store import (
     Store,
     curve_schema,
     describe_file,
+    write_manifest,
 )
 from astroco_fast.errors import UserError
 from astroco_fast.files import flush, locked, publish, read_json, remove_partials, write_text
@@ -160,7 +161,7 @@ class StoreWriter:
                 writer.write_table(table)
         flush(self.path / CURVES)
         manifest["files"] = {name: self._describe(name) for name in FILES}
-        _write_json(self.path / MANIFEST, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest})
+        write_manifest(self.path, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest})
         self.publish()
 
     def _describe(self, name: str) -> dict[str, Any]:

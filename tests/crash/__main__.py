@@ -1,8 +1,10 @@
 """`python -m tests.crash --commands convert embed --points 50 --record FILE`: see `tests.crash`."""
 
 import argparse
+import itertools
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,10 +32,15 @@ class Trial:
         self._expected = self._result("undisturbed")
         self.largest = max(path.stat().st_size for path in (scratch / "undisturbed").rglob("*") if path.is_file())
 
-    def killed_before(self, change: int) -> str | None:
-        """Kill the command, and run it again; returns what was lost."""
-        ended = self._run("killed", kill_before=change)
-        if ended.code != -9:
+    def killed_before(self, change: int, killed: str = disturb.ONE) -> str | None:
+        """Kill the command, and run it again; returns what was lost.
+
+        Args:
+            change: the disk change before which it is killed.
+            killed: of several ranks, those that are killed.
+        """
+        ended = self._run("killed", kill_before=change, killed=killed)
+        if ended.code != -signal.SIGKILL:
             return f"not killed: status {ended.code}; {ended.said[-500:]}"
         return self._again("killed")
 
@@ -54,7 +61,7 @@ class Trial:
         different = [path for path in sorted({*found, *self._expected}) if found.get(path) != self._expected.get(path)]
         return f"differs from the undisturbed run: {', '.join(different)}" if different else None
 
-    def _run(self, name: str, fresh: bool = True, **disturbance: int) -> disturb.Ended:
+    def _run(self, name: str, fresh: bool = True, killed: str = disturb.ONE, **disturbance: int) -> disturb.Ended:
         work = self._scratch / name
         if fresh:
             shutil.rmtree(work, ignore_errors=True)
@@ -64,7 +71,14 @@ class Trial:
         arguments = self._command.arguments(self._inputs, work)
         limits = {"kill_before": None, "largest": None} | disturbance
         log = self._scratch / f"{name}.log"
-        return disturb.call(disturb.run, self._command.name, arguments, work, *limits.values(), log=log)
+        command = (self._command.command, arguments, work)
+        if self._command.ranks == 1:
+            return disturb.call(disturb.run, *command, *limits.values(), log=log)
+        task = (disturb.run_rank, *command, limits["kill_before"], killed)
+        ended = disturb.call_ranks(self._command.ranks, *task, killed=killed, log=log)
+        codes = [rank.code for rank in ended]
+        code = next((code for code in (None, -signal.SIGKILL) if code in codes), max(codes, key=bool))
+        return disturb.Ended(code, "\n".join(rank.said for rank in ended), ended[0].value)
 
     def _result(self, name: str) -> Any:
         return disturb.call(result, self._scratch / name, log=self._scratch / "result.log").value
@@ -73,8 +87,11 @@ class Trial:
 def trials(command: Command, inputs: Path, points: int, sizes: int, scratch: Path) -> Iterator[tuple[str, str | None]]:
     """Disturb a command; yields the kind of each disturbance and what was lost by it."""
     trial = Trial(command, inputs, scratch)
-    for change in np.unique(np.linspace(0, trial.changes - 1, points).round().astype(int)):
-        yield "killed", trial.killed_before(int(change))
+    changes = np.unique(np.linspace(0, trial.changes - 1, points).round().astype(int))
+    for change, killed in zip(changes, itertools.cycle((disturb.ONE, disturb.OTHER, disturb.ALL)), strict=False):
+        yield "killed", trial.killed_before(int(change), killed)
+    if command.ranks > 1:  # one disk, which all commands without ranks have tried
+        return
     for largest in np.unique(np.geomspace(_SMALLEST, trial.largest, sizes).round().astype(int)):
         yield "no room", trial.without_room(int(largest))
 

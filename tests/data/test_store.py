@@ -1,6 +1,7 @@
 """Stores: they return their light curves, and damage to a file is found."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.periods import Periods, find_periods
 from astroco_fast.data.sources import open_source
-from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store
+from astroco_fast.data.store import FILES, SCHEMA_VERSION, Store, read_manifest
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import assert_same_curves, make_batch, write_nested
 
@@ -30,8 +31,10 @@ def path(batch, tmp_path):
 
 
 def edit(path, **changes):
+    """Change a manifest, which then has no checksum, as those of earlier versions."""
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.update(changes)
+    manifest.pop("sha256", None)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -82,6 +85,28 @@ def test_changed_byte_is_found(path, name):
     with pytest.raises(UserError, match=rf"{name}: its content has changed .*convert again"):
         Store.open(path)
     Store.open(path, verify=False)
+
+
+def test_flipped_bit_of_the_manifest_is_found(path):
+    before, content = read_manifest(path), (path / "manifest.json").read_bytes()
+    del before["sha256"]
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        (path / "manifest.json").write_bytes(flipped)
+        with suppress(UserError):  # else a blank between two values has become another, or the checksum's name
+            found = read_manifest(path)
+            assert {name: value for name, value in found.items() if name in before} == before
+
+
+def test_manifest_of_an_earlier_version_has_no_checksum(path, batch):
+    edit(path)
+    assert "sha256" not in json.loads((path / "manifest.json").read_text())
+    store = Store.open(path)
+    assert_same_curves(store.batches(), [batch])
+    store.write_periods([find_periods(batch)])
+    assert "sha256" in json.loads((path / "manifest.json").read_text())
+    assert Store.open(path).periods is not None
 
 
 @pytest.mark.parametrize("verify", [True, False])

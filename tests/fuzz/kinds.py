@@ -1,12 +1,12 @@
 """The kinds of files, and how each is read: by the function of the package that users and commands call."""
 
+import contextlib
 import functools
 import json
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 
 from astroco_fast import astromer_weights, commands, presets, registry, settings, verdicts
 from astroco_fast.checksums import MANIFEST, write_manifest
+from astroco_fast.data import store
 from astroco_fast.data.clean import CleanConfig, clean
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.metadata import StarTable, read_text_table
@@ -117,7 +118,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="astroco-fuzz-", dir=memory if memory.is_dir() else None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _empty_folder() -> Iterator[Path]:
     """Always of the same path; one that a stopped process left is emptied."""
     folder = Path(_scratch().name) / "input"
@@ -183,22 +184,30 @@ def _seal_checkpoint(folder: Path) -> None:
 
 
 def _read_store(folder: Path) -> None:
-    store = Store.open(folder)
+    opened = Store.open(folder)
     curves = points = 0
-    for batch in store.batches():
+    for batch in opened.batches():
         assert len(batch.ids) == len(batch.band) == len(batch.label) == len(batch.lengths)
         assert all(isinstance(text, str) for text in (*batch.ids, *batch.band, *batch.label))
         assert (batch.lengths >= 0).all()
         assert batch.offsets[-1] == len(batch.time) == len(batch.mag) == len(batch.err)
         curves, points = curves + len(batch), points + batch.n_points
-    assert curves == store.n_curves == len(store.star_hash)
-    assert points == store.n_points
+    assert curves == opened.n_curves == len(opened.star_hash)
+    assert points == opened.n_points
 
 
 def _seal_store(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {name: describe_file(folder / name) for name in manifest["files"]}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    store.write_manifest(folder, manifest)
+
+
+def _seal_store_manifest(folder: Path) -> None:
+    """Write the checksum of a changed manifest, where it still can have one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads((folder / "manifest.json").read_text())
+        if isinstance(content, dict):
+            store.write_manifest(folder, content)
 
 
 def _read_partial(folder: Path) -> None:
@@ -364,7 +373,15 @@ KINDS: dict[str, Kind | Objects] = {
         Kind(
             "checkpoint: state.json", f"{_STEP}/{STATE}", _read_checkpoint, None, _json, _checkpoint, _seal_checkpoint
         ),
-        Kind("store: manifest.json", "manifest.json", _read_store, None, _json, lambda _: seeds.store()),
+        Kind(
+            "store: manifest.json",
+            "manifest.json",
+            _read_store,
+            None,
+            _json,
+            lambda _: seeds.store(),
+            _seal_store_manifest,
+        ),
         *_store_files(),
         *_partial_files(),
         Kind(

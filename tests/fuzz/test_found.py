@@ -18,7 +18,7 @@ from astroco_fast import presets
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.periods import Periods
 from astroco_fast.data.sources import open_source
-from astroco_fast.data.store import PERIODS, Store, describe_file
+from astroco_fast.data.store import PERIODS, Store, describe_file, write_manifest
 from astroco_fast.errors import UserError
 from astroco_fast.folders import MARK, result_folder
 from astroco_fast.pretrain.checkpoint import State
@@ -59,7 +59,7 @@ def test_periods_of_another_form(odd: str, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / PERIODS)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["files"][PERIODS] = describe_file(tmp_path / PERIODS)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path, manifest)
     with pytest.raises(UserError, match=r"periods\.parquet: cannot be read; find the periods again"):
         assert Store.open(tmp_path).periods is None
 
