@@ -13,9 +13,14 @@ from tests.vector_tables import EVIL, light_curves, vectors, write
 PERIOD = 0.7
 
 
+def star_ids(n: int) -> list[str]:
+    """Ids of n stars, of which the first would run code if it were HTML, and the second needs quotes in CSV."""
+    return [EVIL, 'one, "two"', *(f"star{i}" for i in range(2, n))]
+
+
 def make_page(folder: Path, *flags: str, n: int = 40, title: str = "stars", **columns: Any) -> Path:
-    """A page of n stars, one of which has an id that would run code if it were HTML."""
-    ids = [EVIL, *(f"star{i}" for i in range(1, n))]
+    """A page of n stars."""
+    ids = star_ids(n)
     source = write(folder, "vectors.parquet", vectors(n, id=ids))
     rng = np.random.default_rng(0)
     columns = {"period": [PERIOD] * n, "colour": rng.normal(size=n), "note": [EVIL, *["a"] * (n - 1)], **columns}

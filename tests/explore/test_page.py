@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.explore.pages import PERIOD, light_curve, make_page, packs
+from tests.explore.pages import PERIOD, light_curve, make_page, packs, star_ids
 from tests.vector_tables import EVIL, light_curves, vectors, write
 
 pytest.importorskip("faiss")
@@ -159,8 +159,9 @@ def test_the_page_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_columns_of_other_tables_colour_the_points(tmp_path: Path) -> None:
-    ids = [EVIL, *(f"star{i}" for i in range(1, 40))]
-    other = write(tmp_path, "other.parquet", pa.table({"id": ids[:20], "teff": np.arange(20.0), "label": ["x"] * 20}))
+    other = write(
+        tmp_path, "other.parquet", pa.table({"id": star_ids(20), "teff": np.arange(20.0), "label": ["x"] * 20})
+    )
     content, arrays = packs(make_page(tmp_path, "--also", f"[{other}]"))["stars"]
     names = [column["name"] for column in content["columns"]]
     assert {"teff", "label (other)"} <= set(names)
