@@ -24,7 +24,7 @@ from astroco_fast.vectors import Scale, Text, Vectors
 Kind = Literal["exact", "hnsw"]
 
 _FORMAT = "astroco neighbours 1"
-_LINKS, _BUILD, _SEARCH = 32, 200, 128  # HNSW: links of a star, and candidates kept while building and searching
+_LINKS, _BUILD, _SEARCH = 32, 100, 128  # HNSW: links of a star, and candidates kept while building and searching
 _DAMAGED = "make it again with `astroco neighbours EMBEDDINGS --index FILE`"
 
 

@@ -1,6 +1,7 @@
 """The report of a run: its table and plots show the run's metrics, light curves and layer mix."""
 
 import json
+import shlex
 import struct
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from astroco_fast import AstroCo, plots, report
+from astroco_fast import AstroCo, cli, plots, report
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
@@ -105,7 +106,7 @@ def lines(axes: Any) -> dict[str, Any]:
 
 def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(run)]) == 0
-    table, _, files = capsys.readouterr().out.partition("\n\n")
+    table, files, views = capsys.readouterr().out.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == [
         "validation",
         "probed",
@@ -116,11 +117,33 @@ def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureF
     ]
     paths = [Path(line) for line in files.splitlines()]
     assert [path.name for path in paths] == ["training.png", "reconstructions.png", "layer_mix.png"]
+    commands = [line.split()[:2] for line in views.splitlines()[1:]]
+    assert commands == [["astroco", name] for name in ("embed", "explore", "anomalies", "neighbours")]
     for path in paths:
         assert path.parent == run / "plots"
         head = path.read_bytes()[:24]
         assert head.startswith(b"\x89PNG")
         assert min(struct.unpack(">II", head[16:24])) > 150
+
+
+@pytest.mark.slow
+def test_the_commands_that_the_report_names_make_what_it_then_links(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    for path in [path for path in run.iterdir() if path != folder]:
+        path.rename(folder / path.name)
+    assert report.main([str(folder)]) == 0
+    for line in capsys.readouterr().out.split("\n\n")[2].splitlines()[1:]:
+        _, name, *words = shlex.split(line)
+        assert cli.main([name, *words]) == 0
+    capsys.readouterr()
+    assert report.main([str(folder)]) == 0
+    linked = capsys.readouterr().out.split("\n\n")[2].splitlines()[1:]
+    assert len(linked) == 4
+    assert all(Path(line).is_file() for line in linked)
 
 
 def test_a_run_without_a_checkpoint_shows_its_curves(run: Path) -> None:
