@@ -74,6 +74,7 @@ class Trial:
         command = (self._command.command, arguments, work)
         if self._command.ranks == 1:
             return disturb.call(disturb.run, *command, *limits.values(), log=log)
+        work.with_name(f"{name}.pid").unlink(missing_ok=True)
         task = (disturb.run_rank, *command, limits["kill_before"], killed)
         ended = disturb.call_ranks(self._command.ranks, *task, killed=killed, log=log)
         codes = [rank.code for rank in ended]

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from astroco_fast.files import write_text
 from tests.crash import commands
 
 # Children are forked from a server that has imported the package, and never run anything itself.
@@ -110,12 +111,14 @@ def run_rank(
         kill_before: the change of rank 0 before which a rank is killed.
         killed: which rank that is, rank 0 (`ONE`, and `ALL`, where the caller kills the others), or rank 1 (`OTHER`).
     """
-    pids = work.with_name(f"{work.name}.pids")
-    pids.mkdir(exist_ok=True)
-    (pids / str(rank)).write_text(str(os.getpid()))
+    told = work.with_name(f"{work.name}.pid")
+    if rank == 1:
+        write_text(told, str(os.getpid()))
 
     def kill() -> None:
-        os.kill(int((pids / "1").read_text()) if killed == OTHER else os.getpid(), signal.SIGKILL)
+        while killed == OTHER and not told.exists():
+            time.sleep(0.01)
+        os.kill(int(told.read_text()) if killed == OTHER else os.getpid(), signal.SIGKILL)
 
     return _counted(name, arguments, work, kill_before if rank == 0 else None, kill)
 
