@@ -14,9 +14,9 @@ class ConvertConfig:
     """Settings of `astroco convert`.
 
     Args:
-        input: table of light curves (CSV, Parquet, FITS; one row a point, or one row a light curve with list columns),
-            TFRecord file as Astromer's code writes it, folder of such files, Astromer folder (with metadata.parquet),
-            or pattern in quotes.
+        input: table of light curves (CSV, Parquet, Feather, JSON lines, FITS, VOTable, ECSV; one row a point, or one
+            row a light curve with list columns), TFRecord file as Astromer's code writes it, OGLE's .dat, folder of
+            such files, HATS catalogue, Astromer folder (with metadata.parquet), pattern in quotes, or URL.
         output: folder of the store to make.
         band: convert only this band.
         columns: names of columns that are not found by themselves.

@@ -18,7 +18,7 @@ class EmbedConfig:
     """Embed light curves.
 
     Args:
-        source: table or folder of light curves (CSV, Parquet, FITS, TFRecord), or a store.
+        source: table, folder or URL of light curves (as for `astroco convert`), or a store.
         out: Parquet file to write, with the columns id, band, label, n_points and embedding, one row a light curve. An
             existing file is replaced, unless it is one of the source or of the model.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as

@@ -22,8 +22,8 @@ class PeriodsConfig:
     """Settings of `astroco periods`.
 
     Args:
-        source: store, to which the periods are added if no output is named; or table or folder of light curves (CSV,
-            Parquet, FITS, TFRecord).
+        source: store, to which the periods are added if no output is named; or table, folder or URL of light curves, as
+            for `astroco convert`.
         out: Parquet file to write, one row a light curve, with the columns id, band, label, n_points and span (days),
             and period, fold_period, epoch (days), power, log_false_alarm and others that docs/periods.md describes; NaN
             where a light curve has no period. An existing file is replaced, unless it is read.

@@ -1,11 +1,13 @@
 """From a file to vectors, a user's first steps, with every kind of table that can be read."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -72,6 +74,18 @@ def long_fits(batch: CurveBatch, path: Path) -> None:
     pytest.importorskip("astropy.table").Table.from_pandas(as_long(batch)).write(path)
 
 
+def json_lines(batch: CurveBatch, path: Path) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in as_long(batch).astype({"mag": float}).to_dict("records")))
+
+
+def long_ecsv(batch: CurveBatch, path: Path) -> None:
+    pytest.importorskip("astropy.table").Table.from_pandas(as_long(batch)).write(path)
+
+
+def long_votable(batch: CurveBatch, path: Path) -> None:
+    pytest.importorskip("astropy.table").Table.from_pandas(as_long(batch)).write(path, format="votable")
+
+
 def nested_fits(batch: CurveBatch, path: Path) -> None:
     """Write one row a star, with arrays of varying lengths in the columns."""
     table = pytest.importorskip("astropy.table").Table()
@@ -108,6 +122,10 @@ WRITERS: dict[str, Callable[[CurveBatch, Path], None]] = {
     "astromer": astromer,
     "long.fits": long_fits,
     "nested.fits": nested_fits,
+    "nested.feather": lambda batch, path: pyarrow.feather.write_feather(as_nested(batch), path),
+    "long.jsonl": json_lines,
+    "long.ecsv": long_ecsv,
+    "long.vot": long_votable,
     "tfrecord": new_records,
     "old tfrecord": old_records,
 }

@@ -234,7 +234,7 @@ def map_table(table: Table, columns: Columns) -> MappedTable:
 
 def _check_one_star(names: Mapping[str, str], known: Mapping[str, Field], columns: Columns, table: Table) -> None:
     """Refuse a table without ids that may be of several stars: their points would become one light curve."""
-    if "id" in names or columns.star is not None or table.star is not None:
+    if "id" in names or columns.star is not None:
         return
     perhaps = [name for name in known if _may_hold_ids(name) and name not in names.values()]
     if perhaps or (known[names["time"]].listed and table.rows > 1):

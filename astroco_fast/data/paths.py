@@ -9,11 +9,46 @@ from typing import Any
 
 from astroco_fast.data.formats import SUFFIXES, format_of
 from astroco_fast.data.metadata import METADATA
-from astroco_fast.errors import UserError
+from astroco_fast.data.tables import readable
+from astroco_fast.errors import MissingExtraError, UserError
 
 # A HATS collection holds a catalogue and tables derived from it, such as the stars near the borders of its pieces once
 # more (Caplar et al., github.com/astronomy-commons/hats).
 _COLLECTION, _MAIN = "collection.properties", "hats_primary_table_url"
+
+
+def is_path(place: Any) -> bool:
+    """Whether this names a file: text, a path, or a path of `universal_pathlib`."""
+    return isinstance(place, str | Path) or (hasattr(place, "fs") and hasattr(place, "storage_options"))
+
+
+def to_path(place: Any) -> Any:
+    """A path of this machine, or what behaves like one for a URL (s3://, https://, memory:// ...).
+
+    Raises:
+        MissingExtraError: the library for other machines is not installed.
+        UserError: there is no such protocol, or what it needs is not installed.
+    """
+    if not isinstance(place, str):
+        return place
+    if "://" not in place:
+        return Path(place)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise MissingExtraError("universal_pathlib", "remote", f"reading {place}") from error
+    try:
+        path = UPath(place)
+        path.fs  # noqa: B018 - loads what the protocol needs
+    except (ImportError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{place}: cannot be read: {why}; s3:// and https:// need the extra 'remote'") from error
+    return Path(path.path) if path.protocol in ("file", "local") else path
+
+
+def is_url(place: Any) -> bool:
+    """Whether this is a path of another machine, by `to_path`."""
+    return not isinstance(place, Path)
 
 
 def find_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -28,7 +63,9 @@ def find_files(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     files = [found for path in paths for found in _expand(path)]
     read: dict[Any, Path] = {}
     for file, _ in files:
-        if file.exists():
+        if is_url(file):
+            _add(read, str(file), file, "the same file")
+        elif file.exists():
             facts = file.stat()
             _add(read, (facts.st_dev, facts.st_ino), file, "the same file")
         _add(read, (file.absolute().parent, _stem(file)), file, "one table in two formats, by their names")
@@ -41,8 +78,12 @@ def _add(read: dict[Any, Path], key: Any, file: Path, what: str) -> None:
     read[key] = file
 
 
-def identity(file: Path) -> dict[str, Any]:
+def identity(file: Any) -> dict[str, Any]:
     """Plain data that identify a file and its content."""
+    if is_url(file):
+        known = ("size", "ETag", "mtime", "LastModified", "created")
+        told = {key: str(value) for key, value in file.fs.info(file.path).items() if key in known}
+        return {"path": str(file), **told}
     facts = file.stat()
     return {"path": str(file.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
 
@@ -54,6 +95,8 @@ def _stem(file: Path) -> str:
 
 
 def _expand(path: Path) -> list[tuple[Path, Path]]:
+    if is_url(path):
+        return _expand_url(path)
     if path.is_dir():
         return _in_folder(path)
     if not path.exists() and glob.has_magic(str(path)):
@@ -66,6 +109,21 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
                 found.setdefault(file, root)
         return list(found.items())
     return [(path, path.parent)]
+
+
+def _expand_url(path: Any) -> list[tuple[Any, Any]]:
+    if format_of(path) and not glob.has_magic(str(path)):
+        return [(path, path.parent)]
+    with readable(str(path), Exception):
+        if glob.has_magic(path.path):
+            matches = sorted(path.fs.glob(path.path))
+            if not matches:
+                raise UserError(f"{path}: no file matches this pattern")
+            found = [type(path)(match, protocol=path.protocol, **path.storage_options) for match in matches]
+            return [(file, file.parent) for file in found]
+        if not path.is_dir():
+            raise UserError(f"{path}: no such file or folder, or of an unknown kind; see {', '.join(SUFFIXES)}")
+        return _in_folder(path)
 
 
 def _in_folder(path: Path) -> list[tuple[Path, Path]]:

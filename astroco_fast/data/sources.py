@@ -20,12 +20,13 @@ from astroco_fast.data.arrays import is_array
 from astroco_fast.data.batch_sources import SINGLE_PRECISION, ArraySource, BatchSource, NamedArrays
 from astroco_fast.data.columns import Columns, MappedTable, find, listed, map_tables
 from astroco_fast.data.curves import CurveBatch
-from astroco_fast.data.formats import open_table
+from astroco_fast.data.formats import format_of, open_table
+from astroco_fast.data.formats.handed import is_file, table_of_file
 from astroco_fast.data.items import items_table
 from astroco_fast.data.metadata import METADATA, StarTable
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import columns_table, object_table
-from astroco_fast.data.paths import find_files, identity
+from astroco_fast.data.paths import find_files, identity, is_path, is_url, to_path
 from astroco_fast.data.points import group_points, partitions
 from astroco_fast.data.rows import BandFilter, read_rows
 from astroco_fast.data.seen import SharedStars
@@ -71,11 +72,12 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
     """Open light curves of any kind, to be read uncleaned and in bounded memory.
 
     Args:
-        source: path of a table (CSV, Parquet, FITS, TFRecord; one row a point, or one row a light curve with list
-            columns), of a folder of such tables, or of a folder with Astromer's `metadata.parquet`; a pattern with `*`;
-            a list of paths; the path of a store, or a `Store`; a list of (L, 3) arrays or tensors with columns time
-            (days), magnitude, error (ids "0", "1", ...), or one of them; a pandas frame, Arrow or astropy table;
-            lightkurve objects; batches of curves. Masked values become NaN, and units are converted (`units`).
+        source: path or URL of a table (a row a point, or a row a light curve with list columns; `formats` lists the
+            kinds of files), of a folder of such tables, of a HATS catalogue, or of a folder with Astromer's
+            `metadata.parquet`; a pattern with `*`; a list of paths; an open file; the path of a store, or a `Store`;
+            (L, 3) arrays or tensors with columns time (days), magnitude, error, one, or several in a list, a generator
+            or a dict; tables of other libraries (`objects.object_table`), one or several; batches of curves. Masked
+            values become NaN, and units are converted (`units`). Docs: docs/data.md, "Objects in Python".
         columns: the user's choice of columns; the rest is found by `columns.ALIASES`.
         band: read only this band.
 
@@ -84,7 +86,10 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
             raise it, too.
     """
     columns = columns or Columns()
-    if isinstance(source, str | Path):
+    if is_file(source):
+        opened = table_of_file(source)
+        return _of_tables([opened], columns, band, opened.name)
+    if is_path(source):
         if source == "":
             raise UserError("the path of the light curves is empty; name a file or a folder")
         source = [source]
@@ -94,8 +99,8 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return BatchSource(lambda: iter([source]), band)
     if is_array(source):
         return _open_list(_curves_of(source), columns, band)
-    if isinstance(source, list | tuple) and source and all(isinstance(item, str | Path) for item in source):
-        return _open_paths([Path(item) for item in source], columns, band)
+    if isinstance(source, list | tuple) and source and all(map(is_path, source)):
+        return _open_paths([to_path(item) for item in source], columns, band)
     table = object_table(source, called="0")
     if table is not None:
         return _of_tables([table], columns, band, table.name)
@@ -103,17 +108,18 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return _open_dict(source, columns, band)
     if isinstance(source, Sequence):
         return _open_list(source, columns, band)
-    if isinstance(source, Iterable):
+    if isinstance(source, Iterable) or hasattr(source, "__getitem__"):  # lightkurve's collections have only this
         return _open_iterable(source, columns, band)
     raise UserError(f"light curves cannot be read from a {type(source).__name__}")
 
 
 def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source:
-    if len(paths) == 1 and Store.is_store(paths[0]):
+    if len(paths) == 1 and not is_url(paths[0]) and Store.is_store(paths[0]):
         return _store_source(Store.open(paths[0]), band)
     name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     files = find_files(paths)
-    metadata = [path / METADATA for path in paths if (path / METADATA).is_file()]
+    folders = [path for path in paths if not (is_url(path) and format_of(path))]
+    metadata = [path / METADATA for path in folders if (path / METADATA).is_file()]
     tables = [mapped for file, root in files for mapped in map_tables(open_table(file, root), columns)]
     if len(metadata) > 1:
         raise UserError(f"{metadata[1]}: only one folder with {METADATA} can be read at a time; read them one by one")
@@ -121,7 +127,8 @@ def _open_paths(paths: list[Path], columns: Columns, band: str | None) -> Source
     stars = StarTable(metadata[0], id_column, columns) if metadata else None
     known = [identity(file) for file in [*(file for file, _ in files), *metadata]]
     source = TableSource(tables, band, name, known, stars)
-    source.inputs = [*(path for path in paths if path.is_dir()), *(file for file, _ in files)]
+    here = [path for path in paths if not is_url(path) and path.is_dir()]
+    source.inputs = [*here, *(file for file, _ in files if not is_url(file))]
     return source
 
 
@@ -174,8 +181,8 @@ def _open_iterable(source: Iterable[Any], columns: Columns, band: str | None) ->
     def start() -> Iterator[Any]:
         return rest if once else iter(source)
 
-    if isinstance(first, str | Path):
-        return _open_paths([Path(item) for item in start()], columns, band)
+    if is_path(first):
+        return _open_paths([to_path(item) for item in start()], columns, band)
     if first is None or isinstance(first, CurveBatch):
         return BatchSource(start, band)
     if is_array(first) or isinstance(first, list | tuple):

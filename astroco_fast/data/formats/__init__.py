@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from astroco_fast.data.formats.arrow import ArrowTable
+from astroco_fast.data.formats.astropy_text import EcsvTable, VoTable
+from astroco_fast.data.formats.blanks import DatTable
 from astroco_fast.data.formats.csv import CsvTable
 from astroco_fast.data.formats.file import FileTable
 from astroco_fast.data.formats.fits import FitsTable
+from astroco_fast.data.formats.json import JsonTable
 from astroco_fast.data.formats.parquet import ParquetTable
 from astroco_fast.data.formats.records import TFRecordTable
 from astroco_fast.errors import UserError
@@ -19,8 +23,13 @@ from astroco_fast.errors import UserError
 # Suffixes, in lower case, and the class that reads such files.
 FORMATS: dict[tuple[str, ...], type[FileTable]] = {
     (".csv", ".csv.gz", ".tsv", ".tsv.gz"): CsvTable,
-    (".parquet", ".pq"): ParquetTable,
+    (".parquet", ".pq", ".parq"): ParquetTable,
+    (".feather", ".arrow", ".ipc"): ArrowTable,
+    (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"): JsonTable,
     (".fits", ".fit", ".fits.gz"): FitsTable,
+    (".ecsv", ".ecsv.gz"): EcsvTable,
+    (".vot", ".vot.gz", ".votable"): VoTable,
+    (".dat", ".dat.gz"): DatTable,
     (".record", ".records", ".tfrecord", ".tfrecords"): TFRecordTable,
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS for suffix in suffixes)

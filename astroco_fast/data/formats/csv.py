@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,20 @@ class CsvTable(FileTable):
         self._delimiter = "\t" if ".tsv" in path.name.lower() else ","
         packed = path.name.lower().endswith(".gz")
         with self._utf8():
-            with gzip.open(path) if packed else path.open("rb") as file:
-                if b"\0" in file.read(_CSV_HEAD):  # every other byte of UTF-16
+            with self.unpacked() as text:
+                if b"\0" in text.read(_CSV_HEAD):  # every other byte of UTF-16
                     raise UnicodeError("zeros between the characters")
-            self.schema = self._open(1 << 20, pyarrow.csv.ConvertOptions()).schema
-            self.schema.names  # noqa: B018 - decodes them
+            with self._open(1 << 20, pyarrow.csv.ConvertOptions()) as pieces:
+                self.schema = pieces.schema
+                self.schema.names  # noqa: B018 - decodes them
         self.rows = path.stat().st_size * (4 if packed else 1) // _BYTES_PER_CSV_ROW
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         types = dict.fromkeys(names, pa.string())
         options = pyarrow.csv.ConvertOptions(include_columns=list(names), column_types=types)
         first = 0
-        with self._utf8():
-            for index, batch in enumerate(self._open(_CSV_BLOCK, options)):
+        with self._utf8(), self._open(_CSV_BLOCK, options) as pieces:
+            for index, batch in enumerate(pieces):
                 if index >= skip:
                     yield first, batch
                 first += batch.num_rows
@@ -66,10 +66,13 @@ class CsvTable(FileTable):
                     "whichever it is"
                 ) from error
 
-    def _open(self, block: int, options: Any) -> Any:
-        return pyarrow.csv.open_csv(
-            str(self._path),
-            read_options=pyarrow.csv.ReadOptions(block_size=block),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
-            convert_options=options,
-        )
+    @contextmanager
+    def _open(self, block: int, options: Any) -> Iterator[Any]:
+        # Arrow unpacks files on this machine itself.
+        with nullcontext(str(self._path)) if isinstance(self._path, Path) else self.unpacked() as source:
+            yield pyarrow.csv.open_csv(
+                source,
+                read_options=pyarrow.csv.ReadOptions(block_size=block),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
+                convert_options=options,
+            )

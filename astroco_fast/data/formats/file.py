@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from astroco_fast.data.tables import Table
@@ -41,9 +45,30 @@ class FileTable(Table):
         self.folders = _folder_values(path)
         self._path = path
 
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """What libraries read: the path of a file on this machine, or an open file of another one."""
+        if isinstance(self._path, Path):
+            yield self._path
+        else:
+            with self._path.open("rb") as file:
+                yield file
+
+    @contextmanager
+    def unpacked(self) -> Iterator[Any]:
+        """The file's bytes, unpacked if its name ends in .gz."""
+        with self._path.open("rb") as file:
+            if self._path.name.lower().endswith(".gz"):
+                with gzip.open(file) as inner:
+                    yield inner
+            else:
+                yield file
+
 
 def _folder_values(path: Path) -> dict[str, str]:
     """The columns that the folders above a file give, as programs of the Hadoop world write them: key=value, quoted."""
-    pairs = [part.split("=", 1) for part in path.absolute().parent.parts if "=" in part]
+    pairs = [
+        part.split("=", 1) for part in (path.absolute() if isinstance(path, Path) else path).parent.parts if "=" in part
+    ]
     values = {unquote(key): unquote(value) for key, value in pairs}
     return {key: "" if value == _NO_FOLDER_VALUE else value for key, value in values.items()}

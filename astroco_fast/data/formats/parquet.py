@@ -23,7 +23,7 @@ class ParquetTable(FileTable):
         super().__init__(path, root)
         # The file is opened again for reading: a catalogue may have more files than a process can hold open. It is
         # opened once for all row groups, because opening takes time in proportion to their number.
-        with readable(self.name), pyarrow.parquet.ParquetFile(path) as file:
+        with readable(self.name), self.opened() as source, pyarrow.parquet.ParquetFile(source) as file:
             self.schema = with_stated_units(without_views(file.schema_arrow))
             metadata = file.metadata
         self.rows = metadata.num_rows
@@ -34,7 +34,8 @@ class ParquetTable(FileTable):
         first = 0
         with (
             readable(self.name),
-            pyarrow.parquet.ParquetFile(self._path, buffer_size=_PARQUET_BUFFER) as file,
+            self.opened() as source,
+            pyarrow.parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER) as file,
         ):
             for groups in self._together(rows):
                 in_groups = sum(self._group_rows[group] for group in groups)
@@ -54,7 +55,7 @@ class ParquetTable(FileTable):
 
     def points_per_row(self, column: str) -> float:
         leaf, path = next((i, p) for i, p in enumerate(self._leaves) if f"{p}.".startswith(f"{column}."))
-        with readable(self.name), pyarrow.parquet.ParquetFile(self._path) as file:
+        with readable(self.name), self.opened() as source, pyarrow.parquet.ParquetFile(source) as file:
             # Decodes the column in little memory, and finds damage, of which the metadata below would end the process.
             file.scan_contents(columns=[path])
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
