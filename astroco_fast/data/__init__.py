@@ -14,6 +14,7 @@ Data pass through these modules from top to bottom, and never back:
     metadata      labels, bands and splits by star, from tables of their own
     points      rows that are points -> light curves, by (id, band), through files on disk if need be
     notes       what the user should know of an input, told once
+    hats          the pieces of HATS catalogues
     paths         the files that a path, a folder or a pattern names, each once
     batch_sources light curves that are batches or arrays already
     sources     light curves in files or objects of any kind -> `CurveBatch`es (curves), by `open_source`

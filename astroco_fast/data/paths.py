@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astroco_fast.data import hats
 from astroco_fast.data.formats import SUFFIXES, format_of
 from astroco_fast.data.metadata import METADATA
 from astroco_fast.data.tables import readable
 from astroco_fast.errors import MissingExtraError, UserError
-
-# A HATS collection holds a catalogue and tables derived from it, such as the stars near the borders of its pieces once
-# more (Caplar et al., github.com/astronomy-commons/hats).
-_COLLECTION, _MAIN = "collection.properties", "hats_primary_table_url"
 
 
 def is_path(place: Any) -> bool:
@@ -126,29 +123,14 @@ def _expand_url(path: Any) -> list[tuple[Any, Any]]:
         return _in_folder(path)
 
 
-def _in_folder(path: Path) -> list[tuple[Path, Path]]:
-    if (path / _COLLECTION).is_file():
-        return _in_folder(_main_catalogue(path))
-    # A HATS catalogue keeps its rows below `dataset`, beside tables about the catalogue itself.
-    root = path / "dataset" if (path / "dataset").is_dir() and list(path.glob("*properties")) else path
+def _in_folder(path: Any) -> list[tuple[Any, Any]]:
+    root = hats.dataset(path)
     found = sorted(p for p in root.rglob("*") if p.is_file() and format_of(p))
     hidden = [any(part[0] in "._" for part in p.relative_to(root).parts) or p.name == METADATA for p in found]
     files = [p for p, skip in zip(found, hidden, strict=True) if not skip]
-    if not files:
-        raise UserError(f"{path}: no table in this folder; light curves are read from {', '.join(SUFFIXES)}")
-    # Its pieces are in folders by their order on the sky; what else is there shows some of their rows again.
-    pieces = [p for p in files if any(part.startswith("Norder=") for part in p.relative_to(root).parts)]
+    # What else is in a catalogue of pieces shows some of their rows again.
     hiding = [p for p in files if (kind := format_of(p)) and kind.hides_other_tables]
-    return [(p, root) for p in pieces or hiding or files]
-
-
-def _main_catalogue(path: Path) -> Path:
-    """The folder of a HATS collection's own catalogue."""
-    lines = (path / _COLLECTION).read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = dict(line.split("=", 1) for line in lines if "=" in line)
-    main = path / pairs.get(_MAIN, "").strip()
-    if main == path or not main.is_dir():
-        raise UserError(
-            f"{path}: {_COLLECTION} names no catalogue in this collection by {_MAIN}; name its folder instead"
-        )
-    return main
+    chosen = hats.pieces(files, root) or hiding or files
+    if not chosen:
+        raise UserError(f"{path}: no table in this folder; light curves are read from {', '.join(SUFFIXES)}")
+    return [(p, root) for p in chosen]

@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from astroco_fast.data.columns import Columns
@@ -95,26 +97,85 @@ def test_tables_of_one_name_in_two_folders_are_two(tmp_path):
     assert len(find_files([tmp_path])) == len(find_files([tmp_path / "**"])) == 3
 
 
-def write_catalogue(folder, batch):
-    piece = folder / "dataset" / "Norder=0" / "Dir=0"
-    piece.mkdir(parents=True)
-    as_long(batch).to_parquet(piece / "Npix=1.parquet")
-    as_long(batch).head(5).to_parquet(folder / "dataset" / "data_thumbnail.parquet")
-    (folder / "hats.properties").write_text("obs_collection=x")
-    (folder / "partition_info.csv").write_text("Norder,Npix\n0,1\n")
+def write_catalogue(folder, batch, table=as_long, properties="hats.properties", kind="object", piece="Npix=1.parquet"):
+    """Write a HATS catalogue of two pieces, with what hats and LSDB write beside them."""
+    half = np.arange(len(batch)) < len(batch) // 2
+    for order, keep in enumerate((half, ~half)):
+        path = folder / "dataset" / f"Norder={order}" / "Dir=0" / piece
+        path.parent.mkdir(parents=True)
+        rows = table(batch.select(keep))
+        rows = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+        rows = rows.add_column(0, "_healpix_29", pa.array(range(rows.num_rows), pa.int64()))
+        pq.write_table(rows, path)
+    pq.write_metadata(rows.schema, folder / "dataset" / "_common_metadata")
+    pq.write_metadata(rows.schema, folder / "dataset" / "_metadata")
+    pq.write_table(rows.slice(0, 5), folder / "dataset" / "data_thumbnail.parquet")
+    pd.DataFrame({"Norder": [0, 1], "Npix": [1, 1]}).to_csv(folder / "partition_info.csv", index=False)
+    (folder / "skymap.fits").write_bytes(b"an image")
+    (folder / properties).write_text(
+        f"#HATS catalog\nobs_collection=x\ndataproduct_type={kind}\nhats_col_ra=ra\nhats_npix_suffix=.parquet\n"
+    )
+
+
+def nested_rows(batch):
+    """A row a star with the points in one nested column, as nested-pandas writes it: a struct of lists."""
+    table = as_nested(batch)
+    names = ["mjd", "mag", "err"]
+    structs = pa.StructArray.from_arrays([table[name].combine_chunks() for name in names], names=names)
+    return table.drop_columns(names).append_column("lightcurve", structs)
+
+
+@pytest.mark.parametrize("table", [as_long, as_nested, nested_rows])
+@pytest.mark.parametrize("place", [".", "dataset", "dataset/Norder=*/*/*"])
+def test_hats_catalogue(table, place, batch, tmp_path):
+    write_catalogue(tmp_path / "x", batch, table)
+    assert_same_curves(read_curves(f"{tmp_path}/x/{place}" if place != "dataset" else f"{tmp_path}/x"), [batch])
+
+
+def test_hats_catalogues_of_other_forms(batch, tmp_path):
+    write_catalogue(tmp_path / "old", batch, properties="properties")
+    assert_same_curves(read_curves(tmp_path / "old"), [batch])
+    write_catalogue(tmp_path / "folders", batch, piece="Npix=1/part0.parquet")
+    assert_same_curves(read_curves(tmp_path / "folders"), [batch])
+    empty = batch.select(np.zeros(6, dtype=bool))
+    write_catalogue(tmp_path / "empty", empty)
+    assert sum(map(len, read_curves(tmp_path / "empty"))) == 0
 
 
 def test_hats_collection(batch, tmp_path):
     """Its margin has stars of the catalogue once more."""
-    write_catalogue(tmp_path / "x", batch)
-    write_catalogue(tmp_path / "x_5arcs", batch.select(np.arange(6) < 2))
-    (tmp_path / "collection.properties").write_text(
-        "all_margins=x_5arcs\nhats_primary_table_url = x\n".replace(" ", "")
-    )
-    assert_same_curves(read_curves(tmp_path), [batch])
-    (tmp_path / "collection.properties").write_text("all_margins=x_5arcs\n")
+    write_catalogue(tmp_path / "c" / "x", batch)
+    write_catalogue(tmp_path / "c" / "x_5arcs", batch.select(np.arange(6) < 2), kind="margin")
+    write_catalogue(tmp_path / "c" / "x_id_index", batch, kind="index")
+    properties = tmp_path / "c" / "collection.properties"
+    properties.write_text("#HATS Collection\nobs_collection=c\nhats_primary_table_url=x\nall_margins=x_5arcs\n")
+    for place in ("c", ".", "c/x", "*"):
+        assert_same_curves(read_curves(f"{tmp_path}/{place}"), [batch])
+    for place, kind in (("x_5arcs", "margin"), ("x_id_index", "index")):
+        with pytest.raises(UserError, match=f"{place}: is no catalogue of its own, but the {kind} of one"):
+            open_source(tmp_path / "c" / place)
+    properties.write_text("all_margins=x_5arcs\n")
     with pytest.raises(UserError, match=r"collection\.properties names no catalogue"):
-        open_source(tmp_path)
+        open_source(tmp_path / "c")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "c" / "x_5arcs").rename(tmp_path / "m" / "x_5arcs")
+    with pytest.raises(UserError, match="m: there is no catalogue in it, but a margin"):
+        open_source(tmp_path / "m")
+
+
+def test_hats_collection_by_fsspec(batch, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("upath")
+    write_catalogue(tmp_path / "x", batch, nested_rows)
+    write_catalogue(tmp_path / "x_5arcs", batch, nested_rows, kind="margin")
+    (tmp_path / "collection.properties").write_text("hats_primary_table_url=x\n")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/", "/hats-test", recursive=True)
+    try:
+        for place in ("memory://hats-test", "memory://hats-test/x"):
+            assert_same_curves(read_curves(place), [batch])
+    finally:
+        memory.rm("/hats-test", recursive=True)
 
 
 def test_two_nested_columns():

@@ -190,16 +190,6 @@ def test_folder_pattern_and_list(tmp_path):
     assert_same_curves(read_curves([tmp_path / "part1.parquet", tmp_path / "part0.parquet"]), parts[:2])
 
 
-def test_hats_catalogue(tmp_path):
-    (tmp_path / "hats.properties").write_text("obs_collection=x")
-    (tmp_path / "partition_info.csv").write_text("Norder,Npix\n0,1\n")
-    folder = tmp_path / "dataset" / "Norder=0" / "Dir=0"
-    folder.mkdir(parents=True)
-    batch = make_batch(3)
-    write_nested(batch, folder / "Npix=1.parquet")
-    assert_same_curves(read_curves(tmp_path), [batch])
-
-
 @pytest.mark.parametrize("star_a_row", [False, True])
 def test_astromer_folder(tmp_path, star_a_row):
     batch = make_batch(9, bands=("",))
