@@ -3,6 +3,7 @@
 #   make demo        train a tiny model on a simulated survey with two ranks, evaluate, embed, plot: demo/
 #   make test        the default tests
 #   make test-slow   the tests that `make test` leaves out
+#   make wheel-test  source distribution and wheel, built and installed, and tests run against them
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
 #   make docs        the documentation site: build/site
@@ -19,7 +20,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Test processes and ranks run side by side: one thread each, or they wait for one another.
-test test-slow demo: export OMP_NUM_THREADS ?= 1
+test test-slow wheel-test demo: export OMP_NUM_THREADS ?= 1
 
 # mypy and mkdocstrings find modules by folder only, and `kernels` and `reference` lie beside their package: both read the
 # package as setuptools builds it.
@@ -35,7 +36,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env test test-slow lint audit docs bench reliability demo clean
+.PHONY: help env test test-slow wheel-test lint audit docs bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -59,6 +60,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+wheel-test: $(READY)
+	$(BIN)/python -m tests.wheel
 
 lint: $(READY)
 	$(BIN)/ruff check .

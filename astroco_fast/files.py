@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from astroco_fast.errors import UserError
 
+CHECKSUM = "sha256"  # the field of a JSON object that has one
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _RANDOM = 4  # bytes of a temporary name, in hexadecimal
@@ -224,6 +225,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of its content, "sha256": the SHA-256 of its JSON text with sorted keys."""
+    plain = {name: value for name, value in content.items() if name != CHECKSUM}
+    text = json.dumps(plain, sort_keys=True)
+    return {**plain, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def refuse_input(out: Path, inputs: Iterable[Path], what: str) -> None:

@@ -19,7 +19,7 @@ from astroco_fast.data.curves import MOST_POINTS, CurveBatch, too_long, two_labe
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, read_json, sha256, write_text
+from astroco_fast.files import CHECKSUM, flush, read_json, sealed, sha256, write_text
 
 # Up to BUFFER_POINTS are grouped in memory. More are first cut, by the hash of the id, into files of about
 # PARTITION_POINTS each, so that all points of a star are in one of them.
@@ -62,7 +62,7 @@ def partitions(
             if files:
                 for file in files:
                     flush(file)
-                write_text(done, json.dumps({"files": {file.name: sha256(file) for file in files}}))
+                write_text(done, json.dumps(sealed({"files": {file.name: sha256(file) for file in files}})))
         for file in files[skip:]:
             yield _read(file, source)
 
@@ -88,7 +88,10 @@ def _read(file: Path, source: str) -> Any:
 def _whole(folder: Path, done: Path) -> list[Path] | None:
     """The files of an earlier cut, if all of them are as they were written; else None, and the points are cut again."""
     try:
-        digests = read_json(done)["files"]
+        told = read_json(done)
+        digests = told["files"]
+        if told[CHECKSUM] != sealed(told)[CHECKSUM]:
+            return None
         files = _files(folder, len(digests))
         return files if all(sha256(file) == digests[file.name] for file in files) else None
     except (OSError, ValueError, KeyError, TypeError):

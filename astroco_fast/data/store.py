@@ -19,11 +19,11 @@ import astroco_fast
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import Periods
 from astroco_fast.errors import UserError
-from astroco_fast.files import locked, read_json, remove_partials, sha256, whole_file, write_text
+from astroco_fast.files import CHECKSUM, locked, read_json, remove_partials, sealed, sha256, whole_file, write_text
 
 FORMAT = "astroco-store"
 SCHEMA_VERSION = 1
-MANIFEST, CHECKSUM = "manifest.json", "sha256"
+MANIFEST = "manifest.json"
 CURVES = "curves.parquet"
 # Little-endian on every machine, so that a store can be copied to any other.
 POINT_FILES = {"time": ("time.f64", "<f8"), "mag": ("mag.f32", "<f4"), "err": ("err.f32", "<f4")}
@@ -249,6 +249,7 @@ class Store:
         file, kind = self.path / CURVES, curve_schema().field(name).type
         try:
             column = pyarrow.parquet.read_table(file, columns=[name])[name]
+            column.validate(full=True)  # text that is no UTF-8
         except (pa.ArrowException, OSError, LookupError) as error:
             raise UserError(f"{file}: column {name!r} cannot be read; {_AGAIN}") from error
         if column.type != kind or len(column) != self.n_curves or column.null_count:
@@ -298,13 +299,6 @@ def write_manifest(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     manifest = sealed(content)
     write_text(path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
     return manifest
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with the checksum of its content, the SHA-256 of its JSON text with sorted keys."""
-    plain = {name: value for name, value in content.items() if name != CHECKSUM}
-    text = json.dumps(plain, sort_keys=True)
-    return {**plain, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _damaged(manifest: dict[str, Any]) -> bool:

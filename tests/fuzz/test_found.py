@@ -139,3 +139,24 @@ def test_masked_float16_columns_are_read_without_a_warning() -> None:
         points["err"] = table.MaskedColumn(np.ones(3, np.float16), mask=[True, False, False])
         made = table.Table({"id": ["a"] * 3, **points})
     assert outcome(lambda: read_curves(made)) == VALID
+
+
+def test_a_list_of_spill_files_that_lacks_one_is_not_believed() -> None:
+    """The points in the other files would be all that the store has."""
+    kind = KINDS["stopped conversion: work/spill/done.json"]
+    done = json.loads(kind.seeds[0])
+    done["files"].popitem()
+    assert kind.outcome(json.dumps(done).encode()) == VALID
+
+
+def test_text_of_a_store_that_is_no_text(tmp_path: Path) -> None:
+    for name, content in seeds.store().items():
+        (tmp_path / name).write_bytes(content)
+    table = pq.read_table(tmp_path / "curves.parquet")
+    bad = pa.array([b"star\xad0", b"star-1", b"star-2", b"star-3"]).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(0, "id", bad), tmp_path / "curves.parquet")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files"]["curves.parquet"] = describe_file(tmp_path / "curves.parquet")
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(UserError, match=r"curves\.parquet: column 'id' cannot be read"):
+        assert Store.open(tmp_path).ids is None
