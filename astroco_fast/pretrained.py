@@ -1,8 +1,9 @@
 """The methods of any encoder besides its call: build it from a preset, load it, save it, embed light curves with it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
@@ -13,8 +14,9 @@ from astroco_fast import presets, released
 from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.views import Views
-from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.errors import UserError
 from astroco_fast.files import read_json, whole_file, write_text
+from astroco_fast.hub import HUB, download, parse, upload
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
 from astroco_fast.text import first_reason
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 CONFIG_FORMAT = 1
-HUB = "hub:"  # before the name of a repository of the Hugging Face Hub
 
 Model = TypeVar("Model", bound="PretrainedEncoder")
 T = TypeVar("T")
@@ -114,14 +115,54 @@ class PretrainedEncoder(Encoder):
         write_text(folder / CARD_FILE, card)
         write_manifest(folder, (CONFIG_FILE, WEIGHTS_FILE))
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        notes: str = "",
+        metrics: Mapping[str, float] | None = None,
+        dataset: str = "",
+        message: str = "Publish a model of astroco_fast",
+        private: bool = False,
+        half: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Publish the model on the Hugging Face Hub, as `save_pretrained` writes it.
+
+        Args:
+            repository: "name/repository", or "name/repository@revision" for a branch; created if it does not exist.
+            notes: Markdown for the card, for instance what the model was trained on.
+            metrics: figures for the card, by name, such as {"macro-F1, 100 labels a class": 0.847}.
+            dataset: what the figures were measured on.
+            message: the commit's.
+            private: whether a new repository is to be private.
+            half: as for `save_pretrained`.
+            token: the Hub's; None: the one that `hf auth login` saved.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            UserError: it is no name of a repository, or the Hub refuses.
+            MissingExtraError: huggingface-hub is not installed.
+        """
+        parse(repository)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, notes=notes, half=half)
+            if metrics:
+                parameters = sum(p.numel() for p in self.parameters())
+                facts = (self.name, self.paper, self.config, self.features(), parameters, notes)
+                write_text(Path(folder) / CARD_FILE, model_card(*facts, metrics=metrics, dataset=dataset))
+            files = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, MANIFEST)
+            return upload(Path(folder), repository, files, message, private, token)
+
     @classmethod
     def from_pretrained(cls: type[Model], source: str | Path) -> Model:
         """Load a model that `save_pretrained` wrote, in evaluation mode, on the CPU.
 
         Args:
             source: the name of a released model (`astroco models` lists them), a folder (a run's `checkpoints/best` is
-                one), or a repository of the Hugging Face Hub, such as "hub:name/repository" or, where there is no
-                folder "name", just "name/repository".
+                one), or a repository of the Hugging Face Hub: "hub:name/repository", "hub:name/repository@revision".
 
         Raises:
             UserError: there is no such folder, a file is missing or broken (or its checksum differs, where the folder
@@ -257,39 +298,22 @@ def local_folder(source: str | Path) -> Path:
     if str(source) in named:
         return named[str(source)]
     source = str(source)
-    if not _may_be_on_the_hub(source):
-        raise UserError(f"{source}: no such folder, and no released model (astroco models lists those)")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError(
-            "huggingface-hub", "hub", f"{source}: no such folder; reading it from the Hub"
-        ) from None
-    try:
-        name = source.removeprefix(HUB)
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, MANIFEST]))
-    except Exception as error:  # the Hub's client raises many kinds; each means the same to the user
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no such folder, and the Hub did not give it: {reason}") from error
+    if not source.startswith(HUB):
+        raise UserError(f"{source}: {_absent(source)}")
+    return download(source, (CONFIG_FILE, WEIGHTS_FILE, MANIFEST))
 
 
-def _may_be_on_the_hub(source: str) -> bool:
-    """Whether a model that is neither a folder nor a released one may be asked for from the Hub.
-
-    A path in an existing folder is rather a mistyped one.
-    """
-    name = source.removeprefix(HUB)
-    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-    return is_id and (source != name or not Path(name).parent.exists())
+def _absent(source: str) -> str:
+    """What to say of a model that is neither a folder nor a released one."""
+    hint = f"; a repository of the Hub is {HUB}{source}" if source.count("/") == 1 and source[0] not in "./~" else ""
+    return f"no such folder, and no released model (astroco models lists those){hint}"
 
 
 def require_local(source: str) -> None:
-    """Refuse a model of the command line that is not here, unless the Hub is named: a mistyped path looks like an id.
+    """Refuse a model that is not here, unless the Hub is named, before anything else is done.
 
     Raises:
         UserError: there is no such folder, and no released model of that name.
     """
-    known = Path(source).is_dir() or source in released.names() or source.startswith(HUB)
-    if not known:
-        hint = f"; a repository of the Hub is {HUB}{source}" if _may_be_on_the_hub(source) else ""
-        raise UserError(f"{source}: no such folder, and no released model (astroco models lists those){hint}")
+    if not (Path(source).is_dir() or source in released.names() or source.startswith(HUB)):
+        raise UserError(f"{source}: {_absent(source)}")

@@ -184,24 +184,25 @@ def test_the_network_is_asked_only_where_the_hub_is_meant(
 ) -> None:
     asked: list[str] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(f"{name} {revision}")
         return str(tmp_path / "model")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
     monkeypatch.chdir(tmp_path)
     tiny().save_pretrained("model")
     Path("runs").mkdir()
-    with pytest.raises(UserError, match="runs/bset: no such folder"):
-        af.load("runs/bset")
+    for source in ("runs/bset", "rusn/best", "somebody/model"):
+        with pytest.raises(UserError, match=f"{source}: no such folder.*of the Hub is hub:{source}"):
+            af.load(source)
     for command in (["embed", "in.csv", "out.parquet"], ["probe", "--data", "in.csv", "--out", "out"]):
         Path("in.csv").write_text("id,mjd,mag,err,label\na,1,2,3,b\n")
         assert cli.main([*command, "--model", "rusn/best"]) == 2
         assert "rusn/best: no such folder, and no released model" in capsys.readouterr().err
     assert asked == []
-    af.load("somebody/model")
     af.load("hub:somebody/other")
-    assert asked == ["somebody/model", "somebody/other"]
+    af.load("hub:somebody/other@v1.0")
+    assert asked == ["somebody/other None", "somebody/other v1.0"]
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/such/folder"])
