@@ -121,6 +121,7 @@ GROUPS = {
     "pretrain": ("pretrain",),
     "probe": ("probe",),
     "reproduce": ("reproduce",),
+    "finetune": ("finetune",),
     "commands": ("",),
 }
 

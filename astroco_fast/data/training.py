@@ -6,7 +6,7 @@ goes on with the same windows, on any number of ranks.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from astroco_fast.data.batches import Batch, Prefetcher, WindowBatches, prefetch
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.convert import convert
-from astroco_fast.data.hashing import TRAIN, VALIDATION, split_of
+from astroco_fast.data.hashing import TEST, TRAIN, VALIDATION, split_of
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.store import Store
@@ -116,6 +116,9 @@ class TrainingData:
         views: Views = "time",
         random_windows: bool = False,
         evaluate_windows: int | None = None,
+        curves: NDArray[np.bool_] | None = None,
+        masked: bool = True,
+        trains: NDArray[np.bool_] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -127,6 +130,9 @@ class TrainingData:
             views: the views of the windows, as for `view_table`.
             seed, global_batch, micro_batch, band, evaluate_windows: the settings of these names.
             random_windows: redraw where training windows begin in each epoch.
+            curves: (n,) the light curves to use; None: all.
+            masked: whether points of the windows are hidden and changed, to be reconstructed.
+            trains: (n,) the light curves that train, while the others validate; None: as the stars' hashes say.
             rank, world: this rank, and the number of ranks.
 
         Raises:
@@ -139,11 +145,13 @@ class TrainingData:
             raise UserError(f"{store.path}: has no periods; the folded view needs them: astroco periods {store.path}")
         periodic = np.zeros(store.n_curves, dtype=bool) if periods is None else periods.found
         self.table = view_table(store.offsets, size, views, periodic)
-        split = split_of(store.star_hash)[self.table.curve]
-        chosen_curves = self._of_band(band)
+        parts = split_of(store.star_hash) if trains is None else np.where(trains, TRAIN, VALIDATION)
+        split = parts[self.table.curve]
+        chosen_curves = self._of_band(band) & (True if curves is None else curves)
         chosen = chosen_curves[self.table.curve]
         self.train = np.flatnonzero((split == TRAIN) & chosen)
         self.validation = np.flatnonzero((split == VALIDATION) & chosen)
+        self.test = np.flatnonzero((split == TEST) & chosen)
         for name, windows in (("training", self.train), ("validation", self.validation)):
             if len(windows) == 0:
                 raise UserError(
@@ -154,7 +162,7 @@ class TrainingData:
             order = epoch_order(len(self.validation), seed, 0)
             self.validation = np.sort(self.validation[order[:evaluate_windows]])
         self.seed, self.global_batch, self.micro_batch = seed, global_batch, micro_batch
-        self.rank, self.world = rank, world
+        self.rank, self.world, self._masked = rank, world, masked
         self._sequential = WindowBatches(store, self.table, size, seed, periods=periods)
         self._training = WindowBatches(store, self.table, size, seed, random=random_windows, periods=periods)
 
@@ -177,7 +185,7 @@ class TrainingData:
     def _assemble(self, epoch: int, position: int, windows: Indices) -> StepBatches:
         start = time.thread_time()
         micro = [
-            self._training.assemble(indices, epoch)
+            self._shown(self._training.assemble(indices, epoch))
             for indices in micro_batches(windows, self.rank, self.world, self.micro_batch)
         ]
         is_last = position == self.steps_per_epoch - 1
@@ -194,7 +202,11 @@ class TrainingData:
 
     def evaluation_batch(self, windows: Indices) -> Batch:
         """These windows of the table with evaluation's masks."""
-        return self._sequential.assemble(windows, EVALUATION_EPOCH)
+        return self._shown(self._sequential.assemble(windows, EVALUATION_EPOCH))
+
+    def _shown(self, batch: Batch) -> Batch:
+        """The batch, without its masks if there are to be none."""
+        return batch if self._masked else replace(batch, mag=batch.target, role=np.zeros_like(batch.role))
 
     def curves_of(self, windows: Indices | list[int]) -> list[str]:
         """The ids of the light curves that these windows come from."""
@@ -213,7 +225,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """A `Batch` as tensors on the model's device, except for `lengths`, which the model takes on the CPU."""
+    """A `Batch` as tensors on the device, but `lengths`, which the model takes on the CPU, and `index` are there."""
 
     time: Tensor
     mag: Tensor
@@ -221,6 +233,7 @@ class DeviceBatch:
     target: Tensor
     role: Tensor
     lengths: Tensor
+    index: Tensor
 
     def inputs(self) -> tuple[tuple[Tensor, ...], dict[str, object]]:
         """The model's positional and keyword arguments."""
@@ -242,4 +255,5 @@ def upload(batch: Batch, device: torch.device) -> DeviceBatch:
         target=copy(batch.target),
         role=copy(batch.role),
         lengths=torch.from_numpy(batch.lengths),
+        index=torch.from_numpy(batch.index),
     )

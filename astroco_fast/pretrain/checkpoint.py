@@ -288,15 +288,30 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
     """
     file = folder
     try:
-        file = folder / (WEIGHTS_FILE if trainer.average is None else LIVE)
-        trainer.model.load_state_dict(load_file(file))
-        if trainer.average is not None:
-            file = folder / WEIGHTS_FILE
-            trainer.average.load_state_dict(load_file(file))
+        if trainer.average is None:
+            file = read_model(trainer.model, folder)
+        else:
+            file = folder / LIVE
+            trainer.model.load_state_dict(load_file(file))
+            file = read_model(trainer.average, folder)
         file = folder / OPTIMIZER
         _load_optimizer(trainer, load_file(file))
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{file}: does not fit this run's model: {first_reason(error)}") from error
+
+
+def read_model(model: Any, folder: Path) -> Path:
+    """Load what a model's `save_pretrained` wrote, to the bit; return the file that was read last.
+
+    A model with parts in several files has `weight_files`: the beginning of its tensors' names by file.
+    """
+    tensors: dict[str, Tensor] = {}
+    file = folder
+    for name, beginning in getattr(model, "weight_files", {WEIGHTS_FILE: ""}).items():
+        file = folder / name
+        tensors |= {f"{beginning}{key}": value for key, value in load_file(file).items()}
+    model.load_state_dict(tensors)
+    return file
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field, replace
 from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
-from astroco_fast.presets import Preset
+from astroco_fast.presets import Preset, preset
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,32 @@ class TrainConfig:
             raise UserError(f"train.{name} must be {what}, got {value!r}")
 
 
+class RunConfig(Protocol):
+    """The settings that every run that trains has, whatever it trains for."""
+
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def band(self) -> str | None: ...
+    @property
+    def views(self) -> Views | None: ...
+    @property
+    def out(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def columns(self) -> Columns: ...
+    @property
+    def clean(self) -> CleanConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as YAML and JSON types, which `--config` reads back."""
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings of a run of this model and data that sets nothing else."""
+
+
 USUAL: dict[str, Any] = {"epochs": 1000, "global_batch": 256, "warmup_steps": 100, "decay_steps": 0, "loss": "batch"}
 # Without --data: enough to beat the trivial answer clearly, in under three minutes on two cores.
 FIRST_RUN: dict[str, Any] = {"epochs": 6, "global_batch": 64, "warmup_steps": 20, "decay_steps": 0}
@@ -130,6 +156,8 @@ class PretrainConfig:
         band: take only this band.
         views: time = windows of consecutive points; folded = windows in the order of phase, at each light curve's
             period; both. Default: the preset's. Periods are searched for first, unless the store has them.
+        start_from: begin with the weights of this saved model, of the same preset and views: a released model's name, a
+            folder, or hub:NAME/REPOSITORY. Default: random weights.
         out: the run's folder; an unfinished run in it with the same settings is resumed. Default: runs/PRESET-DATA.
         seed: decides weights, masks, order, dropout and the simulated survey.
         columns: names of the table's columns, if they are not the usual ones.
@@ -142,6 +170,7 @@ class PretrainConfig:
     data: str | None = None
     band: str | None = None
     views: Views | None = None
+    start_from: str | None = None
     out: str | None = None
     seed: int = 0
     columns: Columns = field(default_factory=Columns)
@@ -153,19 +182,19 @@ class PretrainConfig:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
 
-    def resolve(self, preset: Preset) -> "PretrainConfig":
+    def resolve(self, of: Preset) -> "PretrainConfig":
         """These settings with the defaults that depend on other settings filled in.
 
         `micro_batch` is left unset, since its default depends on the machine.
 
         Args:
-            preset: the one that `preset` names.
+            of: the preset that `preset` names.
 
         Raises:
             UserError: the learning rate is to fall before the end, but no last step is given.
         """
         name = "simulated" if self.data is None else data_name(self.data)
-        defaults = {**USUAL, **preset.train, "learning_rate": preset.learning_rate}
+        defaults = {**USUAL, **of.train, "learning_rate": of.learning_rate}
         if self.data is None:
             defaults |= FIRST_RUN
         unset = {key: value for key, value in defaults.items() if getattr(self.train, key) is None}
@@ -173,7 +202,11 @@ class PretrainConfig:
         if train.decay_steps and train.max_steps is None:
             raise UserError("train.decay_steps: the learning rate falls to zero at train.max_steps, which is not given")
         out = self.out or f"runs/{self.preset}-{name}"
-        return replace(self, views=self.views or preset.views, out=out, train=train)
+        return replace(self, views=self.views or of.views, out=out, train=train)
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings of a run of this preset and data that sets nothing else, as `to_dict` gives them."""
+        return PretrainConfig(self.preset, self.data).resolve(preset(self.preset)).to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as YAML and JSON types, which `--config` reads back."""

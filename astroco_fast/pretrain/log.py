@@ -151,10 +151,17 @@ class Console:
 
     def validation(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""
+        best = ", the best so far" if record["best"] else ""
+        if "macro_f1" in record:  # of classes rather than of a reconstruction
+            self.say(
+                f"step {record['step']} (epoch {record['epoch']}): validation macro-F1 {_number(record['macro_f1'])}, "
+                f"accuracy {_number(record['accuracy'])}, cross-entropy {_number(record['loss'])}{best}"
+            )
+            return
         self.say(
             f"step {record['step']} (epoch {record['epoch']}): validation RMSE {_number(record['rmse'])}, at hidden "
             f"points {_number(record['rmse_hidden'])} (window mean: {_number(record['trivial_rmse_hidden'])}), "
-            f"R2 {_number(record['r2'])}{', the best so far' if record['best'] else ''}"
+            f"R2 {_number(record['r2'])}{best}"
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Pretraining, read from the top: `pretrain` sets a run up, `Loop.run` is the loop, and the step's two halves follow.
+"""Training, read from the top: `train` sets a run up, `Loop.run` is the loop, and the step's two halves follow.
 
 Every rank takes the same decisions, since they follow from sums over all ranks or from what rank 0 tells the others.
 """
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from astroco_fast import presets, registry
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import DeviceBatch, StepBatches, TrainingData, upload
 from astroco_fast.errors import UserError
@@ -31,32 +30,41 @@ from astroco_fast.pretrain.checkpoint import (
     save_weights,
 )
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.evaluate import evaluate
 from astroco_fast.pretrain.log import (
     Console,
     Log,
     Stopwatch,
     describe_skipped,
-    introduction,
     skipped_record,
-    train_record,
 )
 from astroco_fast.pretrain.ranks import DONE, INTERRUPTED, Diverged, Ranks, StopRequest
 from astroco_fast.pretrain.step import Outcome, Requests, Trainer
-
-CPU_MICRO_BATCH = 32
+from astroco_fast.pretrain.task import Pretraining, Task
 
 
 def pretrain(
     config: PretrainConfig, ranks: Ranks, stop: StopRequest, initialise: Callable[[nn.Module], None] | None = None
 ) -> int:
-    """Run a configuration to its end, or until a signal asks to stop.
+    """Pretrain a model to its end, or until a signal asks to stop.
 
     Args:
         config: the settings as the user gave them.
+        ranks, stop: as for `train`.
+        initialise: changes the freshly built model's parameters in place, before the first step.
+
+    Returns:
+        The exit status, as of `train`, whose errors it raises, too.
+    """
+    return train(lambda: Pretraining(config, initialise), ranks, stop)
+
+
+def train(make_task: Callable[[], Task[Any]], ranks: Ranks, stop: StopRequest) -> int:
+    """Run a task to its end, or until a signal asks to stop.
+
+    Args:
+        make_task: makes the task, or raises `UserError` if its settings are wrong.
         ranks: this process's place among the ranks.
         stop: whether a signal has asked to stop.
-        initialise: changes the freshly built model's parameters in place, before the first step.
 
     Returns:
         The exit status: `DONE`, or `INTERRUPTED` with everything saved.
@@ -66,33 +74,37 @@ def pretrain(
         Diverged: too many steps in a row were not finite.
     """
     console = Console(ranks.is_first)
-    config, window = ranks.on_all_ranks(lambda: _resolve(config))
-    out, train = Path(str(config.out)), config.train
-    checkpoints = CheckpointFolder(out / run_folder.CHECKPOINTS, train.keep)
+    task = ranks.on_all_ranks(make_task)
+    config = task.config
+    out, settings = Path(str(config.out)), config.train
+    checkpoints = CheckpointFolder(out / run_folder.CHECKPOINTS, settings.keep)
     with ExitStack() as stack:
-        results = ranks.on_rank_zero(lambda: stack.enter_context(run_folder.held(out)))
+        results = ranks.on_rank_zero(lambda: stack.enter_context(run_folder.held(out, task.command)))
         is_resumed = ranks.on_rank_zero(lambda: run_folder.claim(results, config, checkpoints, console))
+        if not is_resumed:
+            ranks.on_all_ranks(task.prepare)
         store = run_folder.open_data(config, out, is_resumed, ranks, console, stop)
-        data = ranks.on_all_ranks(lambda: _training_data(store, config, window, ranks))
+        data = ranks.on_all_ranks(lambda: task.data(store, ranks))
         torch.manual_seed(config.seed)
-        model = ranks.on_all_ranks(lambda: _build(config))
-        if initialise is not None:
-            initialise(model)
-        trainer = Trainer(model, train, ranks, config.seed)
+        model = ranks.on_all_ranks(lambda: task.build(data))
+        if not is_resumed:
+            ranks.on_all_ranks(lambda: task.start(model, data))
+        trainer = Trainer(model, settings, ranks, config.seed, task.objective(data))
         state, saved = resume(checkpoints, trainer, store, ranks, console)
-        if (reason := limit_reached(state, train)) and ranks.on_rank_zero((out / run_folder.SUMMARY).exists):
+        if (reason := limit_reached(state, settings)) and ranks.on_rank_zero((out / run_folder.SUMMARY).exists):
             console.say(f"{out}: this run is finished ({reason}). Raise that limit to go on, or choose another --out.")
             require_best(ranks.on_rank_zero(lambda: run_folder.read_best(out)), state, out)
             return DONE
         # A kill, or an evaluation at the end of a shorter run, may have left `best` elsewhere than the state says.
         ranks.on_rank_zero(lambda: checkpoints.reset_best(state.best_checkpoint))
         ranks.on_rank_zero(lambda: run_folder.begin(out, config, ranks))
-        console.say(introduction(config, data, trainer))
-        rate = matmul_rate(ranks.device, torch.bfloat16 if train.precision == "bf16" else torch.float32) * ranks.world
-        log = ranks.on_all_ranks(lambda: Log(out, console, state.metrics_bytes, state.step, train.tensorboard))
+        console.say(task.introduction(data, trainer))
+        kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        rate = matmul_rate(ranks.device, kind) * ranks.world
+        log = ranks.on_all_ranks(lambda: Log(out, console, state.metrics_bytes, state.step, settings.tensorboard))
         stack.enter_context(log)
-        console.start(train.total_steps(data.steps_per_epoch), state.step)
-        return Loop(config, ranks, stop, data, trainer, results, checkpoints, log, state, saved, rate).run()
+        console.start(settings.total_steps(data.steps_per_epoch), state.step)
+        return Loop(task, ranks, stop, data, trainer, results, checkpoints, log, state, saved, rate).run()
 
 
 @dataclass
@@ -100,14 +112,14 @@ class Loop:
     """A run in progress.
 
     Attributes:
-        config: the run's settings, with their defaults filled in.
+        task: what the run trains for, with its settings.
         ranks, stop, data, trainer, results, checkpoints, log: the parts that the loop works with.
         state: the run's progress.
         saved: the checkpoint that holds exactly this state; None if there is none.
         rate: the matrix-multiply rate of all ranks together, operations per second.
     """
 
-    config: PretrainConfig
+    task: Task[Any]
     ranks: Ranks
     stop: StopRequest
     data: TrainingData
@@ -120,7 +132,7 @@ class Loop:
     rate: float
 
     def __post_init__(self) -> None:
-        self.train, self.out = self.config.train, Path(str(self.config.out))
+        self.train, self.out = self.task.config.train, Path(str(self.task.config.out))
         self.watch = Stopwatch()
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.state.seconds
@@ -213,7 +225,7 @@ class Loop:
     def write_training_line(self, epoch: int) -> None:
         """Write the line of metrics that sums up the steps since the last such line."""
         self.watch.lap("other")
-        record = train_record(self.state, epoch, self.trainer.learning_rate_at(self.state.step - 1))
+        record = self.task.train_record(self.state, epoch, self.trainer.learning_rate_at(self.state.step - 1))
         self.log.write({**record, **self.watch.record(self.trainer, self.rate), "seconds": self.seconds()})
         self.state.interval = Interval()
         self.watch.reset()
@@ -227,14 +239,14 @@ class Loop:
         state, start = self.state, time.monotonic()
         self.ranks.now(f"the evaluation after step {state.step}")
         self.waits_in = "evaluation"
-        found = evaluate(self.trainer, self.data, lambda: self.stop.requested)
+        found = self.task.evaluate(self.trainer, self.data, lambda: self.stop.requested)
         self.waits_in = None
         if found is None:
             return False
-        rmse = found["rmse"] if found["rmse"] is not None else math.nan
-        is_best = math.isfinite(rmse) and (state.best is None or rmse < state.best["rmse"])
+        loss = found["loss"] if found["loss"] is not None else math.nan
+        is_best = math.isfinite(loss) and (state.best is None or loss < state.best["loss"])
         epoch = state.epoch if state.position else state.epoch - 1
-        record = {"step": state.step, "epoch": epoch, "split": "validation", "loss": found["rmse"], **found}
+        record = {"step": state.step, "epoch": epoch, "split": "validation", **found}
         record |= {"best": is_best}
         state.evaluated_step = state.step
         state.worse = 0 if is_best else state.worse + 1
@@ -269,7 +281,7 @@ class Loop:
             "ranks": self.ranks.world,
             "state": self.state.to_dict(),
         }
-        notes = run_folder.card_notes(self.state, self.data)
+        notes = self.task.card_notes(self.state, self.data)
         needed = self.state.best_checkpoint
         self.checkpoints.write(name, saved, lambda folder: save_weights(self.trainer, folder, notes), needed=needed)
         if is_best:
@@ -315,8 +327,8 @@ class Loop:
             if not self.evaluate(is_extra=True):
                 return self.interrupted()
         self.ranks.on_rank_zero(lambda: run_folder.write_summary(self.out, reason, state, self.data, self.trainer))
-        if self.train.plots and self.ranks.is_first and state.best is not None:
-            self.draw()
+        if self.ranks.is_first and state.best is not None:
+            self.report()
         require_best(state.best, state, self.out)
         skipped = f" {state.bad_steps} of {state.step} steps were skipped, since they were not finite." * bool(
             state.bad_steps
@@ -324,16 +336,15 @@ class Loop:
         self.log.console.say(f"Finished: {reason}.{skipped} The best model is {self.out / 'checkpoints' / BEST}.")
         return DONE
 
-    def draw(self) -> None:
-        """Plot the run. If that fails, the run is finished all the same."""
+    def report(self) -> None:
+        """Write the run's plots and other results. If that fails, the run is finished all the same."""
         try:
-            from astroco_fast.pretrain.report import plot_run
-
-            plots = plot_run(self.out, data=self.data.store.path)
+            paths = self.task.report(self.out, self.data)
         except Exception as error:  # matplotlib and its back-ends raise many kinds
             self.log.console.say(f"No plots: {' '.join(str(error).split()) or type(error).__name__}")
         else:
-            self.log.console.say(f"Plots: {', '.join(map(str, plots))}")
+            if paths:
+                self.log.console.say(f"Plots: {', '.join(map(str, paths))}")
 
 
 def accumulate(
@@ -376,7 +387,7 @@ def update(trainer: Trainer, outcome: Outcome, step: int) -> None:
 def limit_reached(state: State, train: TrainConfig) -> str | None:
     """The reason why a run with this progress is finished; None if it is not."""
     if state.worse >= train.patience:
-        return f"no better validation RMSE in {state.worse} evaluations"
+        return f"no lower validation loss in {state.worse} evaluations"
     if train.epochs is not None and state.epoch > train.epochs:
         return f"{train.epochs} epochs"
     if train.max_steps is not None and state.step >= train.max_steps:
@@ -430,37 +441,3 @@ def resume(
         )
     console.say(f"Going on from {checkpoints.folder / name}: step {state.step}, epoch {state.epoch}.")
     return state, name
-
-
-def _resolve(config: PretrainConfig) -> tuple[PretrainConfig, int]:
-    """The run's settings with their defaults filled in, and the points of the model's window."""
-    resolved = config.resolve(presets.preset(config.preset))
-    return resolved, presets.configure(config.preset, config.model).window
-
-
-def _training_data(store: Store, config: PretrainConfig, window: int, ranks: Ranks) -> TrainingData:
-    train = config.train
-    return TrainingData(
-        store,
-        size=window,
-        seed=config.seed,
-        global_batch=cast(int, train.global_batch),
-        micro_batch=train.micro_batch or (CPU_MICRO_BATCH if ranks.device.type == "cpu" else None),
-        band=config.band,
-        views=config.views or "time",
-        random_windows=train.windows == "random",
-        evaluate_windows=train.evaluate_windows,
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-
-
-def _build(config: PretrainConfig) -> nn.Module:
-    """The model to train, freshly initialised."""
-    model: Any = registry.build(config.preset, **config.model)
-    model.views = config.views
-    if config.train.recompute:
-        if not hasattr(model, "recompute"):
-            raise UserError(f"train.recompute: preset {config.preset!r} can't recompute its activations; leave it out")
-        model.recompute = True
-    return model

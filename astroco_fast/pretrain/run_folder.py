@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import astroco_fast
-from astroco_fast import machine, presets, settings
+from astroco_fast import machine, settings
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, make_store
@@ -27,7 +27,7 @@ from astroco_fast.errors import UserError
 from astroco_fast.files import read_json, write_text
 from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder, State
-from astroco_fast.pretrain.config import FREE, MACHINE, PretrainConfig, differences
+from astroco_fast.pretrain.config import FREE, MACHINE, RunConfig, differences
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.ranks import Ranks, StopRequest
 from astroco_fast.pretrain.step import Trainer
@@ -35,13 +35,18 @@ from astroco_fast.pretrain.step import Trainer
 CONFIG, SUMMARY, ENVIRONMENT, STORE = "config.yaml", "summary.json", "environment.json", "store"
 # Noted among the folder's names once a checkpoint was saved. Without it, a run may begin anew over its metrics.
 CHECKPOINTS = "checkpoints"
+REPORT, TESTED, CONFUSION = "report.md", "test.json", "confusion.png"  # of a fine-tuning run
 _NAMES = (CONFIG, SUMMARY, ENVIRONMENT, STORE, f"{STORE}.partial", "metrics.jsonl", "plots", "tensorboard")
 _WAY_OUT = "free some disk space, or choose another --out"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[ResultFolder]:
+def held(folder: Path, command: str = "pretrain") -> Iterator[ResultFolder]:
     """Create the folder, and hold it for this run alone (rank 0): two runs would mix their metrics and checkpoints.
+
+    Args:
+        folder: the run's folder.
+        command: the command that the run is of.
 
     Raises:
         UserError: the folder is a store or holds anything but a run, it cannot be created, or another process trains in
@@ -50,8 +55,9 @@ def held(folder: Path) -> Iterator[ResultFolder]:
     if Store.is_store(folder):
         raise UserError(f"{folder}: a store of light curves is no place for a run; choose another --out")
     busy = "another process is training in it; wait for it, or choose another --out"
-    with result_folder(folder, "pretrain", busy, _unmarked, "the run's folder") as results:
-        results.claim(_NAMES)
+    unmarked = _unmarked if command == "pretrain" else lambda _: None
+    with result_folder(folder, command, busy, unmarked, "the run's folder") as results:
+        results.claim(_NAMES if command == "pretrain" else (*_NAMES, REPORT, TESTED, CONFUSION))
         yield results
 
 
@@ -65,7 +71,7 @@ def _unmarked(folder: Path) -> tuple[set[str], set[str]] | None:
     return ({*_NAMES} | saved, set()) if began else None
 
 
-def claim(results: ResultFolder, config: PretrainConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
+def claim(results: ResultFolder, config: RunConfig, checkpoints: CheckpointFolder, console: Console) -> bool:
     """Check that the folder is new, or this run's already (rank 0). None of the run's files is written; what killed
     processes left beside its checkpoints is removed.
 
@@ -87,10 +93,8 @@ def claim(results: ResultFolder, config: PretrainConfig, checkpoints: Checkpoint
     checkpoints.remove_partials()
     if is_resumed:
         results.note([CHECKPOINTS])
-        preset = presets.preset(config.preset)
-        defaults = PretrainConfig(config.preset, config.data).resolve(preset).to_dict()
         before = settings.read_yaml(folder / CONFIG, "put it back, or choose another --out")
-        changed = set(differences(_filled(before, defaults), config.to_dict())) - FREE
+        changed = set(differences(_filled(before, config.defaults()), config.to_dict())) - FREE
         if config.data is not None and Store.is_store(config.data):
             changed -= {"data"}  # it may have moved; its digest shows whether it holds the same light curves
         if changed - MACHINE:
@@ -112,7 +116,7 @@ def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def open_data(
-    config: PretrainConfig, folder: Path, is_resumed: bool, ranks: Ranks, console: Console, stop: StopRequest
+    config: RunConfig, folder: Path, is_resumed: bool, ranks: Ranks, console: Console, stop: StopRequest
 ) -> Store:
     """Open the store of the run's light curves; rank 0 converts or simulates them first if need be.
 
@@ -158,7 +162,7 @@ def _add_periods(path: Path, console: Console, stop: StopRequest) -> None:
         store.add_periods(find_periods, progress=console.speaks)
 
 
-def begin(folder: Path, config: PretrainConfig, ranks: Ranks) -> None:
+def begin(folder: Path, config: RunConfig, ranks: Ranks) -> None:
     """Record a first or later start of a run that is not finished (rank 0).
 
     This writes config.yaml, adds the start to environment.json and removes summary.json. It comes after everything
@@ -209,13 +213,21 @@ def read_best(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: cannot be read; remove it, and the same command writes it again") from error
 
 
-def card_notes(state: State, data: TrainingData) -> str:
-    """Text for a checkpoint's model card: what the model was trained on, how far, and the run's best evaluation."""
+def card_notes(state: State, data: TrainingData, start_from: str | None = None) -> str:
+    """Text for a checkpoint's model card: what the model was trained on, how far, and the run's best evaluation.
+
+    Args:
+        state: the run's progress.
+        data: its windows.
+        start_from: the saved model whose weights it began with.
+    """
     kind = "SIMULATED light curves, not observed ones" if data.store.simulated else "light curves"
     notes = (
         f"Pretrained by masked reconstruction on {data.store.n_curves:,} {kind}. These are the weights of step "
         f"{state.step:,}, after {state.windows_seen:,} windows."
     )
+    if start_from is not None:
+        notes += f" The run began with the weights of {start_from}."
     best = state.best
     if best is None:
         return f"{notes} They have not been evaluated."

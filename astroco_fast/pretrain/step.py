@@ -16,7 +16,7 @@ import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -96,6 +96,41 @@ def loss_and_factor(loss: str, totals: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.where(squared == 0, torch.zeros_like(inverse), inverse)
 
 
+class Objective(Protocol):
+    """A loss whose parts add up over micro-batches and ranks, as this module's description says."""
+
+    def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """From the model's output on a micro-batch: its part, a scalar with a gradient; its vector of sums, (SIZE,)
+        float64; and numbers (B, ...) that are not finite for windows whose own loss is not.
+        """
+
+    def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the factor that turns the parts' gradient into the loss's, from the global batch's sums."""
+
+    def touch(self, output: Any) -> Tensor:
+        """A scalar that depends on every parameter to train."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The loss of pretraining, "batch" or "curve"; see this module's description."""
+
+    loss: str
+
+    def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Objective`."""
+        squared, count = ops.masked_loss(output.reconstruction, batch.target, batch.role)
+        return part(self.loss, squared, count), sums(squared, count), squared.detach()
+
+    def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        return loss_and_factor(self.loss, totals)
+
+    def touch(self, output: Any) -> Tensor:
+        """See `Objective`."""
+        return cast(Tensor, output.reconstruction.sum())
+
+
 class Requests(NamedTuple):
     """What a rank asks for after the step; once reduced, what any rank asks for."""
 
@@ -144,7 +179,9 @@ class Trainer:
         ranks: this process's place among the ranks.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, ranks: Ranks, seed: int, objective: Objective | None = None
+    ) -> None:
         """Prepare the model for training.
 
         Args:
@@ -152,9 +189,11 @@ class Trainer:
             config: the settings, with their defaults filled in.
             ranks: this process's place among the ranks.
             seed: the run's seed.
+            objective: the loss; None: pretraining's.
         """
         self.model = model.to(ranks.device)
         self.config, self.ranks, self.seed = config, ranks, seed
+        self.objective = objective or Reconstruction(cast(str, config.loss))
         self.average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
         if config.sync_batchnorm and ranks.world > 1:
             for module in model.modules():
@@ -169,7 +208,6 @@ class Trainer:
         if ranks.world > 1:
             self._forward = _data_parallel(model)
             self._settle_buckets()
-        self.loss = cast(str, config.loss)
         self.learning_rate, self.warmup_steps = cast(float, config.learning_rate), cast(int, config.warmup_steps)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -197,7 +235,7 @@ class Trainer:
         self._forward.train()
         self._before = [buffer.clone() for buffer in self._buffers]
         self._sums = torch.zeros(SumIndex.SIZE, dtype=torch.float64, device=self.ranks.device)
-        self._squared: list[Tensor] = []  # by micro-batch
+        self._by_window: list[Tensor] = []  # by micro-batch
         self._points = self._attention_pairs = 0.0
 
     def forward_backward(self, batch: DeviceBatch, *, is_last: bool) -> None:
@@ -206,12 +244,12 @@ class Trainer:
         is_local = not is_last and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if is_local else nullcontext():  # type: ignore[operator]
             with self.autocast():
-                prediction = self._forward(*positional, **keywords).reconstruction
-            squared, count = ops.masked_loss(prediction, batch.target, batch.role)
-            part(self.loss, squared, count).backward()
-        squared, lengths = squared.detach(), batch.lengths.double()
-        self._sums += sums(squared, count)
-        self._squared.append(squared)
+                output = self._forward(*positional, **keywords)
+            value, added, by_window = self.objective.part(output, batch)
+            value.backward()
+        lengths = batch.lengths.double()
+        self._sums += added
+        self._by_window.append(by_window)
         self._points += lengths.sum().item()
         self._attention_pairs += lengths.square().sum().item()
 
@@ -219,7 +257,7 @@ class Trainer:
         """Sum over ranks everything that they must agree on; the step's one wait for the device."""
         mine = torch.tensor([self._points, self._attention_pairs, *map(float, requests)], dtype=torch.float64)
         reduced = self._sum_over_ranks(torch.cat([self._sums, mine.to(self.ranks.device, non_blocking=True)]))
-        loss, factor = loss_and_factor(self.loss, reduced[: SumIndex.SIZE])
+        loss, factor = self.objective.loss_and_factor(reduced[: SumIndex.SIZE])
         factor = factor * self.ranks.world  # DDP has averaged over ranks
         norm = get_total_norm(self._gradients()).double() * factor
         if self.config.clip_norm is not None:
@@ -266,8 +304,8 @@ class Trainer:
         self._restore(self._before)
 
     def suspects(self, batches: list[Batch]) -> list[int]:
-        """Windows of this rank's micro-batches in the step whose own squared error is not finite."""
-        bad = [~torch.isfinite(squared).all(1).cpu().numpy() for squared in self._squared]
+        """Windows of this rank's micro-batches in the step whose own loss is not finite."""
+        bad = [~torch.isfinite(values).all(1).cpu().numpy() for values in self._by_window]
         return [int(i) for batch, is_bad in zip(batches, bad, strict=True) for i in batch.index[is_bad] if i >= 0]
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -295,7 +333,7 @@ class Trainer:
             keywords = {"hidden": flags, "centered": True, "lengths": lengths}
             # The model's first use, on all ranks at once: a backend that is missing is reported once.
             output = self.ranks.on_all_ranks(lambda: self._forward(points, points, points, **keywords))
-        output.reconstruction.sum().backward()
+        self.objective.touch(output).backward()
         for parameter in self.parameters:
             parameter.grad = None
         self._restore(before)

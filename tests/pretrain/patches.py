@@ -11,7 +11,7 @@ import torch
 from astroco_fast import ops
 from astroco_fast.data.training import StepBatches, TrainingData
 from astroco_fast.data.writer import StoreWriter
-from astroco_fast.pretrain import loop, main, watch
+from astroco_fast.pretrain import loop, main, task, watch
 from astroco_fast.pretrain.step import Outcome, Trainer
 
 Accident = Callable[[], None]
@@ -98,13 +98,13 @@ def _before(owner: Any, name: str, count: int, action: Callable[[], Any]) -> Non
 
 def evaluations(errors: Sequence[float]) -> None:
     """Replace the validation RMSE of each evaluation by these numbers."""
-    evaluate, left = loop.evaluate, list(errors)
+    evaluate, left = task.evaluate, list(errors)
 
     def replacement(*args: Any) -> Any:
         found, error = evaluate(*args), left.pop(0)
         return {**found, "rmse": error, "rmse_hidden": error}
 
-    loop.evaluate = replacement
+    task.evaluate = replacement
 
 
 def note_windows(path: str) -> None:

@@ -127,7 +127,7 @@ def test_patience_counts_evaluations_without_improvement(world, arguments, tmp_p
     ended = on_ranks(world, command, argv, (evaluations, (errors,)), tmp_path=tmp_path)
     assert [rank.code for rank in ended] == [0] * (world or 1), ended[0].err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["finished"] == "no better validation RMSE in 3 evaluations"
+    assert summary["finished"] == "no lower validation loss in 3 evaluations"
     assert (summary["step"], summary["best"]["step"], summary["best"]["rmse"]) == (9, 6, 0.3)
     found = lines(tmp_path / "run", "validation")
     assert [line["step"] for line in found if line["best"]] == [1, 3, 6]
