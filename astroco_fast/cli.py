@@ -13,6 +13,7 @@ COMMANDS = {
     "embed": "light curves to vectors, one row a light curve",
     "models": "the models that ship with the package",
     "export": "an encoder as an ONNX graph, or a program of torch.export",
+    "finetune": "train an encoder further to tell labelled classes",
     "classify": "fit a calibrated classifier on a frozen encoder's vectors, and predict with it",
     "probe": "classify stars by a frozen encoder's embeddings, from few labels",
     "reproduce": "the paper's tables on your survey: models, ablations and baselines under one budget",
