@@ -4,8 +4,8 @@ python docs/release.py CHECKPOINT FACTS.yaml NOTES.md
 
 The weights are written in half precision to `astroco_fast/weights/NAME`, with checksums and a model card that ends with
 the notes; the facts go into the index, which is ordered by the mean of macro-F1 over the numbers of labels. Whole
-percents count, because smaller differences are within the spread; of equals the smaller model is first. FACTS.yaml has the
-fields of `astroco_fast.released.Released` but `views`, `parameters` and `size`, which the model itself tells.
+percents count, because smaller differences are within the spread; of equals the smaller model is first. FACTS.yaml has
+the fields of `astroco_fast.released.Released` but `views`, `parameters` and `size`, which the model itself tells.
 """
 
 import json

@@ -111,7 +111,7 @@ GROUPS = {
     "ops": ("ops", "warming"),
     "models": (
         *("model", "baselines", "presets", "registry", "released", "pretrained", "card", "digest", "flops"),
-        "astromer_weights",
+        *("astromer_weights", "hub"),
     ),
     "data": ("data",),
     "embedding": ("embedding", "encoding"),

@@ -12,7 +12,7 @@ from astroco_fast.errors import MissingExtraError
 from astroco_fast.files import whole_file, write_text
 from astroco_fast.finetune.classes import Classes
 from astroco_fast.finetune.model import load_finetuned
-from astroco_fast.finetune.task import add_scores, figures
+from astroco_fast.finetune.scores import add_scores, figures
 from astroco_fast.pretrain.checkpoint import BEST
 from astroco_fast.pretrain.run_folder import CHECKPOINTS, CONFUSION, REPORT, TESTED
 from astroco_fast.probe.figures import confusion_figure

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from astroco_fast.data.store import Store
-from astroco_fast.data.training import EMPTY, TrainingData, upload
+from astroco_fast.data.training import TrainingData, upload
 from astroco_fast.finetune.classes import (
     LOSS,
     RIGHT,
@@ -23,12 +22,12 @@ from astroco_fast.finetune.classes import (
 )
 from astroco_fast.finetune.config import FinetuneConfig
 from astroco_fast.finetune.model import Finetuned
+from astroco_fast.finetune.scores import add_scores, figures
 from astroco_fast.pretrain.checkpoint import State
 from astroco_fast.pretrain.ranks import Ranks
 from astroco_fast.pretrain.step import Trainer
 from astroco_fast.pretrain.task import Task
 from astroco_fast.pretrained import PretrainedEncoder, require_local
-from astroco_fast.probe.metrics import confusion_matrix, macro_f1
 from astroco_fast.registry import load
 
 _STANDARD = 1024  # training windows that give the head's means and scales
@@ -149,34 +148,3 @@ class Finetuning(Task[FinetuneConfig]):
         from astroco_fast.finetune.report import write_report
 
         return write_report(out, data, self.classes, self.config.train.plots)
-
-
-def add_scores(
-    table: NDArray[np.float64],
-    data: TrainingData,
-    index: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    logits: NDArray[np.float64],
-) -> None:
-    """Add windows' scores, weighted by their points, and the points to the table (n, C + 1) of the light curves."""
-    some = index != EMPTY
-    rows = np.concatenate([logits * lengths[:, None], lengths[:, None]], axis=1)[some]
-    np.add.at(table, data.table.curve[index[some]].astype(np.int64), rows)
-
-
-def figures(table: NDArray[np.float64], classes: Classes) -> dict[str, Any]:
-    """Figures of the light curves that have points in a table (n, C + 1) of scores: a curve's are the mean of its
-    windows', weighted by points.
-    """
-    seen = np.flatnonzero(table[:, -1])
-    scores, true = table[seen, :-1] / table[seen, -1:], classes.of_curve[seen]
-    shifted = scores - scores.max(1, keepdims=True)
-    each = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(true)), true]
-    weight = balanced_weights(true, len(classes.names))[true]
-    confusion = confusion_matrix(true, scores.argmax(1), len(classes.names))
-    return {
-        "loss": float((weight * each).sum() / weight.sum()),
-        "macro_f1": macro_f1(confusion),
-        "accuracy": float(np.diag(confusion).sum() / confusion.sum()),
-        "curves": len(seen),
-    }
