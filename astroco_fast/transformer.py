@@ -37,6 +37,7 @@ class LightCurveEncoder(TransformerMixin, BaseEstimator):
             vectors that `fit` saw; error: a `UserError`. A warning counts such light curves in each case.
         min_points: light curves with fewer good points have too few.
         batch_size: windows in a forward pass.
+        precision: fp32, bf16; auto takes bf16 where the processor multiplies it in hardware.
 
     Attributes:
         encoder_: the model.
@@ -64,12 +65,14 @@ class LightCurveEncoder(TransformerMixin, BaseEstimator):
         short: Short = "nan",
         min_points: int = 1,
         batch_size: int = 256,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
     ) -> None:
         self.model = model
         self.parts = parts
         self.short = short
         self.min_points = min_points
         self.batch_size = batch_size
+        self.precision = precision
 
     def fit(self, X: Any, y: Any = None) -> "LightCurveEncoder":  # scikit-learn's name
         """Load the model and, for `short="median"`, learn the medians.
@@ -131,7 +134,12 @@ class LightCurveEncoder(TransformerMixin, BaseEstimator):
     def _embed(self, X: Any) -> NDArray[np.float32]:
         curves = _curves(X)
         vectors: NDArray[np.float32] = embed(
-            self.encoder_, curves, batch_size=self.batch_size, min_points=self.min_points, parts=self.parts
+            self.encoder_,
+            curves,
+            batch_size=self.batch_size,
+            min_points=self.min_points,
+            parts=self.parts,
+            precision=self.precision,
         )
         return vectors
 

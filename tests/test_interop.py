@@ -17,6 +17,10 @@ def curve(n: int, seed: int = 0) -> Curve:
     return np.column_stack([np.sort(58000 + 900 * rng.random(n)), 15 + rng.normal(size=n), 0.01 + 0.1 * rng.random(n)])
 
 
+def embedded(encoder: af.AstroCo, curves: list[Curve]) -> np.ndarray:
+    return encoder.embed(curves, precision="fp32")
+
+
 @pytest.fixture(scope="module")
 def encoder() -> af.AstroCo:
     torch.manual_seed(0)
@@ -34,7 +38,7 @@ def test_mean_has_four_axes_and_the_values_of_embed(saved, encoder):
     points = curve(45)
     found = AstroCo.from_hf(saved)(*points.T)
     assert found.shape == (1, 1, 1, 16)
-    np.testing.assert_allclose(found.squeeze(), encoder.embed([points])[0], rtol=1e-5)
+    np.testing.assert_allclose(found.squeeze(), embedded(encoder, [points])[0], rtol=1e-5)
 
 
 def test_sequence_and_max_are_of_the_same_states(encoder):
@@ -43,7 +47,7 @@ def test_sequence_and_max_are_of_the_same_states(encoder):
     assert sequence.shape == (1, 3, 20, 16)
     assert not sequence[0, 2, 5:].any()
     states = sequence[0].reshape(60, 16)[:45]
-    np.testing.assert_allclose(states.mean(0), encoder.embed([points])[0], atol=1e-5)
+    np.testing.assert_allclose(states.mean(0), embedded(encoder, [points])[0], atol=1e-5)
     np.testing.assert_array_equal(largest[0, 0, 0], states.max(0))
 
 
@@ -54,14 +58,14 @@ def test_bands_are_embedded_one_by_one_and_bad_points_left_out(encoder):
     found = AstroCo(encoder, bands=["r", "g"])(*points.T, band=band)
     assert found.shape == (2, 1, 1, 16)
     wanted = [points[band == "r"], points[(band == "g") & np.isfinite(points[:, 1])]]
-    np.testing.assert_allclose(found[:, 0, 0], encoder.embed(wanted), rtol=1e-5)
+    np.testing.assert_allclose(found[:, 0, 0], embedded(encoder, wanted), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("reduction", "first"), [("beginning", 0), ("middle", 12), ("end", 25)])
 def test_reductions_keep_as_many_points_as_fill_a_window(reduction, first, encoder):
     points = curve(45)
     found = AstroCo(encoder, reduction=reduction)(*points.T)
-    np.testing.assert_allclose(found.squeeze(), encoder.embed([points[first : first + 20]])[0], rtol=1e-5)
+    np.testing.assert_allclose(found.squeeze(), embedded(encoder, [points[first : first + 20]])[0], rtol=1e-5)
 
 
 def test_shapes_are_those_of_light_curve(encoder):
@@ -103,8 +107,8 @@ def test_encode_gives_the_states_of_each_id_in_the_order_of_sorted_ids(saved, en
     curves = [curve(45, 1), curve(7, 2), curve(20, 3)]
     found = model.encode(curves, oids_list=["b", "a", "b"], batch_size=2)
     assert [len(states) for states in found] == [7, 65]
-    np.testing.assert_allclose(found[0].mean(0), encoder.embed([curves[1]])[0], atol=1e-5)
-    np.testing.assert_allclose(found[1][:45].mean(0), encoder.embed([curves[0]])[0], atol=1e-5)
+    np.testing.assert_allclose(found[0].mean(0), embedded(encoder, [curves[1]])[0], atol=1e-5)
+    np.testing.assert_allclose(found[1][:45].mean(0), embedded(encoder, [curves[0]])[0], atol=1e-5)
     assert [len(states) for states in model.encode(curves)] == [45, 7, 20]
     assert [batch.shape for batch in model.encode(curves, batch_size=3, concatenate=False)] == [
         (3, 20, 16),

@@ -58,6 +58,7 @@ def test_vectors_are_those_of_embed_in_order(saved, model):
 def test_parameters_are_got_set_and_cloned(saved):
     encoder = af.LightCurveEncoder(saved, parts=["time_mean"], short="median", min_points=3, batch_size=8)
     told = {"model": saved, "parts": ["time_mean"], "short": "median", "min_points": 3, "batch_size": 8}
+    told["precision"] = "auto"
     assert encoder.get_params() == clone(encoder.fit(CURVES)).get_params() == told
     assert encoder.set_params(short="nan") is encoder
     assert encoder.short == "nan"

@@ -124,18 +124,24 @@ class EmbeddingTable:
         try:
             for rows in pq.ParquetFile(self.path).iter_batches(_ROWS):
                 lists = rows.column(EMBEDDING)
-                flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-                vectors = flat.reshape(len(rows), lists.type.list_size)
+                vectors = np.full((len(rows), lists.type.list_size), np.nan, dtype=np.float32)
+                there = lists.is_valid().to_numpy(zero_copy_only=False)
+                vectors[there] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, lists.type.list_size)
                 texts = [rows.column(name).cast(pa.string()).to_pylist() for name in ("id", "band", "label")]
                 ids, bands, labels = ([text or "" for text in column] for column in texts)
-                good = np.isfinite(vectors).all(1)
-                dropped[NOT_FINITE] += int(np.count_nonzero(~good))
+                good = np.asarray(np.isfinite(vectors).all(1))
+                _count(dropped, good)
                 kept = [i for i in np.flatnonzero(good) if band is None or bands[i] == band]
                 ids, bands, labels = ([column[i] for i in kept] for column in (ids, bands, labels))
                 yield Chunk(ids, bands, labels, vectors[kept])
         except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path}: not a table of embeddings that can be read ({reason})") from error
+
+
+def _count(dropped: Counter[str], good: NDArray[np.bool_]) -> None:
+    if not good.all():
+        dropped[NOT_FINITE] += int(np.count_nonzero(~good))
 
 
 def labelled_table(config: FitConfig) -> Labelled:
@@ -223,6 +229,6 @@ def curve_chunks(
         if len(batch):
             vectors = embed_batch(model.encoder, batch, batch_size, model.parts)
             good = np.asarray(np.isfinite(vectors).all(1))
-            dropped[NOT_FINITE] += int(np.count_nonzero(~good))
+            _count(dropped, good)
             batch = batch.select(good)
             yield Chunk(batch.ids, batch.band, batch.label, vectors[good])

@@ -97,7 +97,8 @@ class AstroCo:
         """(n_windows, n_points, D) of one band."""
         points = self._reduced(good_points(points, what))
         if self.output == "mean":
-            (vector,) = self.model.embed([points], parts=[f"{'time' if self.model.views == 'time' else 'folded'}_mean"])
+            part = "time_mean" if self.model.views == "time" else "folded_mean"
+            (vector,) = self.model.embed([points], parts=[part], precision="fp32")
             return np.asarray(vector, dtype=np.float32)[None, None]
         states: States = window_states(self.model, points, self.seq_size)
         if self.output == "sequence":

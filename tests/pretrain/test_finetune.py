@@ -63,7 +63,7 @@ def test_the_result_is_a_saved_encoder_with_its_head(trained):
     assert model.classes == tuple(sorted(CLASSES))
     rng = np.random.default_rng(0)
     curve = np.column_stack([np.sort(rng.uniform(0, 100, 20)), rng.normal(15, 0.1, 20), np.full(20, 0.02)])
-    vector = af.load(best).embed([curve])
+    vector = af.load(best).embed([curve], precision="fp32").copy()
     points = [torch.from_numpy(column)[None] for column in curve.T]
     with torch.no_grad():
         torch.testing.assert_close(model(*points).logits, model.head(torch.from_numpy(vector)), atol=1e-4, rtol=1e-4)
