@@ -193,6 +193,7 @@ def _read_store(folder: Path) -> None:
         assert batch.offsets[-1] == len(batch.time) == len(batch.mag) == len(batch.err)
         curves, points = curves + len(batch), points + batch.n_points
     assert curves == opened.n_curves == len(opened.star_hash)
+    assert opened.periods is None or len(opened.periods) == curves
     assert points == opened.n_points
 
 
