@@ -134,6 +134,7 @@ class MappedTable:
         factors: what the values of a role are multiplied by, to be in days, magnitudes or the fluxes' unit.
         star_a_row: whether a row holds a light curve (lists), rather than a point.
         columns: the table's columns that have to be read.
+        is_ab: whether the zero point is that of AB magnitudes, because the fluxes' unit says so.
     """
 
     table: Table
@@ -145,6 +146,7 @@ class MappedTable:
     factors: dict[str, float]
     star_a_row: bool
     columns: tuple[str, ...]
+    is_ab: bool = False
 
     @property
     def has_bands(self) -> bool:
@@ -177,6 +179,10 @@ def map_tables(table: Table, columns: Columns) -> list[MappedTable]:
     Raises:
         UserError: see `map_table`.
     """
+    given = columns.zero_point
+    columns = _with_ab(table, columns)
+    if columns.zero_point != given:
+        return [replace(map_table(table, columns), is_ab=True)]
     folded = {name.lower(): name for name in table.fields()}
     chosen = (columns.time, columns.mag, columns.err, columns.flux, columns.band)
     bands = {band: names for band, names in _GAIA.items() if names.time in folded and names.mag in folded}
@@ -189,6 +195,15 @@ def map_tables(table: Table, columns: Columns) -> list[MappedTable]:
         one = map_table(table, replace(columns, **own))
         mapped.append(replace(one, constants={**one.constants, "band": band}))
     return mapped
+
+
+def _with_ab(table: Table, columns: Columns) -> Columns:
+    """The choice of columns with the zero point of AB magnitudes, for a table of fluxes whose unit has one."""
+    known = table.fields()
+    if columns.zero_point is not None or columns.mag is not None or find("mag", list(known), None) is not None:
+        return columns
+    flux = known.get(columns.flux or find("flux", list(known), None) or "")
+    return columns if flux is None else replace(columns, zero_point=units.ab_zero_point(flux.unit, table.name))
 
 
 def map_table(table: Table, columns: Columns) -> MappedTable:

@@ -332,6 +332,9 @@ def _remarks(mapped: MappedTable, has_bands: bool) -> Iterator[str]:
     for role, factor in mapped.factors.items():
         if factor != 1.0:
             yield f"{mapped.fields[role].name!r} is in {mapped.fields[role].unit!r} and was converted"
+    if mapped.is_ab:
+        flux = mapped.fields["flux"]
+        yield f"fluxes in {flux.name!r}, in {flux.unit!r}, became AB magnitudes (zero point {mapped.zero_point:.4f})"
     named = mapped.table.star is not None or mapped.constants.get("id") != mapped.table.called
     if mapped.is_one_star and not named and mapped.perhaps_bands():
         yield "no column of ids is known: all points of a table are one star; if they are not, give --columns.id"

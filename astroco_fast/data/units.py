@@ -9,6 +9,7 @@ from a column's name or values: a column without one holds days, magnitudes or f
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -42,6 +43,7 @@ _WORDS = {
     }.items()
     for word in words.split()
 }
+_AB_JANSKY = 3631.0  # the flux of AB magnitude 0 (Oke & Gunn 1983)
 _MEANING = {"d": "days", "mag": "magnitudes"}
 _MAGNITUDE = re.compile("mag(?!g)")  # but no maggies
 # Days, counted from any zero: "MJD", "BJD - 2457000, days", "Julian date".
@@ -123,6 +125,14 @@ def factors(fields: Mapping[str, Field], value: str, error: str, table: str) -> 
             )
         found[role] = factor
     return found
+
+
+def ab_zero_point(stated: str | None, table: str) -> float | None:
+    """The AB magnitude of a flux of one such unit, if it is one per frequency (Jy, nJy, erg / (s cm2 Hz) ...)."""
+    if stated is None:
+        return None
+    factor = _factor(stated, "Jy", table)
+    return None if factor is None else 2.5 * math.log10(_AB_JANSKY / factor)
 
 
 def _factor(stated: str, wanted: str, table: str) -> float | None:

@@ -285,6 +285,28 @@ def test_units_that_are_not_fluxes_are_refused(flux_unit, err_unit, tmp_path):
             read(source, zero_point=20.0)
 
 
+@pytest.mark.parametrize(("unit", "zero"), [("nJy", 31.4), ("uJy", 23.9), ("Jy", 8.9), ("erg / (s cm2 Hz)", -48.6)])
+def test_fluxes_of_known_units_become_ab_magnitudes(unit, zero, tmp_path):
+    values = {"mjd": TIME, "flux": np.arange(10.0, 18.0), "flux_err": np.full(8, 0.1)}
+    wanted = [TIME, zero - 2.5 * np.log10(values["flux"]), 2.5 / np.log(10) * 0.1 / values["flux"]]
+    forms = sources_with_units(tmp_path, {"flux": unit}, values)
+    for source in (forms[form] for form in forms if form != "fits"):  # which has magnitudes, too
+        opened = open_source(source)
+        (batch,) = opened.batches()
+        np.testing.assert_allclose([batch.time, batch.mag, batch.err], wanted, rtol=1e-4)
+        assert "became AB magnitudes" in "".join(opened.notes)
+        np.testing.assert_allclose(read(source, zero_point=20.0)[1] - batch.mag, 20 - zero, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", ["electron / s", "count", "nmgy", "mag"])
+def test_other_fluxes_need_a_zero_point(unit, tmp_path):
+    values = {"mjd": TIME, "flux": np.arange(10.0, 18.0), "flux_err": np.full(8, 0.1)}
+    forms = sources_with_units(tmp_path, {"flux": unit}, values)
+    for source in (forms[form] for form in forms if form != "fits"):
+        with pytest.raises(UserError, match=r"give --columns\.zero_point to read the fluxes"):
+            open_source(source)
+
+
 def test_objects_of_astropy_with_units():
     plain = {"mag": MAG * 1e3 * u.mmag, "err": ERR * u.mag}
     days = TIME - 58000
