@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from itertools import pairwise
@@ -109,7 +109,7 @@ def parse(
     """Parse flags, over an optional `--config FILE.yaml`, into an instance of a dataclass.
 
     The `Args:` section of the dataclass's docstring is the text of `--help`. Fields named in `positional` are
-    positional arguments and must be `str`; one with a default may be left out.
+    positional arguments and must be `str`; one with a default may be left out. A flag of a bool needs no value.
 
     Raises:
         UserError: names an unknown key or flag, a value of the wrong type, or a file that is not YAML.
@@ -122,7 +122,8 @@ def parse(
         optional: dict[str, Any] = {} if defaults[name] is MISSING else {"nargs": "?", "default": defaults[name]}
         parser.add_argument(name, type=str, help=texts.get(name), **optional)
     parser.add_class_arguments(config_class, skip=set(positional))
-    words = _config_first(sys.argv[1:] if argv is None else list(argv))
+    switches = {f"--{field.name}" for field in fields(config_class) if field.type in (bool, "bool")}  # type: ignore[arg-type]
+    words = _config_first(_with_values(sys.argv[1:] if argv is None else list(argv), switches))
     if any(settings.is_excessive(word) for word in words):
         raise UserError(f"a setting is too long or nested too deeply (see {prog} --help)")
     files = {file: settings.read(file, config_class) for file in _config_files(words)}
@@ -138,6 +139,14 @@ def parse(
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)
     return config_class(**values)
+
+
+def _with_values(words: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The words with the value "true" after each switch that has none."""
+    valued: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        valued += [word, "true"] if word in switches and following not in ("true", "false") else [word]
+    return valued
 
 
 def _config_first(words: Sequence[str]) -> list[str]:

@@ -59,7 +59,7 @@ NO_RESULT = (SHORT_CURVES, NOT_FINITE)  # reasons why a light curve has no resul
 
 # A batch of a source is embedded in pieces of at most this many light curves, and about this many points.
 PIECE_CURVES = 4096
-PIECE_POINTS = 250_000
+PIECE_POINTS = 100_000
 
 
 @dataclass(frozen=True)

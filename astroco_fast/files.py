@@ -41,15 +41,24 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     Raises:
         UserError: `path` is a folder, or cannot be written (an `OSError` in the block).
     """
-    if not path.name or path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file to write")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; create it")
+    require_place(path)
     with _one_line(path, way_out), _temporary(path, is_folder=False) as partial:
         yield partial
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
+
+
+def require_place(path: Path) -> None:
+    """Refuse a file to write that has no place.
+
+    Raises:
+        UserError: `path` is a folder, or in a folder that does not exist.
+    """
+    if not path.name or path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written: there is no folder {path.parent}; create it")
 
 
 def write_text(path: Path, text: str, way_out: str = "") -> None:

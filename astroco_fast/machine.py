@@ -33,15 +33,19 @@ def gpu_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, rank: int = 0) -> torch.device:
     """The device of a name: cpu, cuda, cuda:1 ...; auto is a GPU if there is one, else the CPU.
+
+    Args:
+        name: the name.
+        rank: the process's number on this machine; with auto, each takes a GPU of its own, by turns.
 
     Raises:
         UserError: the machine has no such device.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
+        return torch.device("cuda", rank % gpus) if gpus > 1 else torch.device("cuda" if gpus else "cpu")
     try:
         device = torch.device(name)
         if device.type != "cuda":

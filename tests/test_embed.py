@@ -2,20 +2,23 @@
 
 import copy
 import json
+import signal
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import astroco_fast as af
 from astroco_fast import embed as embed_module
-from astroco_fast import embedding, encoding, machine
+from astroco_fast import embedding, encoding, machine, pretrained
 from astroco_fast.data.convert import convert
+from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.embedding import dimensions, layout
@@ -390,7 +393,205 @@ def test_command_writes_parquet(tmp_path: Path, model: af.AstroCo, curves: list[
     frame = pq.read_table(out).to_pandas().sort_values("id")
     assert frame["id"].tolist() == [f"star{i}" for i in range(4)]
     assert np.array_equal(np.stack(frame["embedding"]), model.embed(curves))
-    assert not list(tmp_path.glob(".*partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "model", "out.parquet"]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "PIECE_CURVES", 2)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that follows in the process counts."""
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """Let the command end once it has embedded this many pieces in this process."""
+    whole, made = embedding.embed_curves, []
+
+    def embed_curves(model: af.AstroCo, raw: CurveBatch, choice: embedding.Choice) -> object:
+        if len(raw) and len(made) == parts:
+            raise Killed
+        made.append(raw)
+        return whole(model, raw, choice)
+
+    monkeypatch.setattr(embedding, "embed_curves", embed_curves)
+
+
+@pytest.fixture
+def survey(tmp_path: Path) -> Path:
+    path = tmp_path / "in.parquet"
+    long_table([curve(n, n) for n in range(9, 20)]).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather", ".csv", ".fits", ".npz"])
+def test_a_killed_command_goes_on_and_writes_the_same_bytes(
+    tmp_path: Path, model: af.AstroCo, survey: Path, suffix: str, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
+    assert command(tmp_path, model, str(survey), str(whole)) == 0
+    for done in (2, 1):
+        with monkeypatch.context() as patch:
+            killed_after(patch, done)
+            with pytest.raises(Killed):
+                command(tmp_path, model, str(survey), str(out))
+        assert not out.exists()
+    parts = sorted((tmp_path / f"out{suffix}.partial").glob("*.parquet"))
+    assert len(parts) == 3
+    parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"!")  # is made again
+    with monkeypatch.context() as patch:
+        killed_after(patch, 4)
+        assert command(tmp_path, model, str(survey), str(out)) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / f"out{suffix}.partial").exists()
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
+def test_shares_are_joined_by_the_last(
+    tmp_path: Path, model: af.AstroCo, survey: Path, order: list[int], small_pieces: None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert command(tmp_path, model, str(survey), str(whole)) == 0
+    for share in order:
+        assert not out.exists()
+        if share == 2:  # as a rank of torchrun, which takes its share of the share
+            for rank in (0, 1):
+                with monkeypatch.context() as patch:
+                    patch.setenv("RANK", str(rank))
+                    patch.setenv("WORLD_SIZE", "2")
+                    assert command(tmp_path, model, str(survey), str(out), "--shard", "2/3") == 0
+            continue
+        assert command(tmp_path, model, str(survey), str(out), "--shard", f"{share}/3") == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert "share 1 of 3 is done" in capsys.readouterr().out
+
+
+def test_parts_of_other_settings_are_never_mixed(
+    tmp_path: Path, model: af.AstroCo, survey: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert command(tmp_path, model, str(survey), str(whole), "--windows", "first") == 0
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        with pytest.raises(Killed):
+            command(tmp_path, model, str(survey), str(out))
+    again = [str(survey), str(out), "--windows", "first"]
+    assert command(tmp_path, model, *again) == 2
+    assert "holds parts of an embedding with another settings; give the same" in capsys.readouterr().err
+    assert command(tmp_path, model, *again, "--overwrite") == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert command(tmp_path, model, *again) == 2
+    assert command(tmp_path, model, *again, "--overwrite") == 0
+    (tmp_path / "out2.parquet.partial").mkdir()
+    (tmp_path / "out2.parquet.partial" / "thesis.tex").touch()
+    assert command(tmp_path, model, str(survey), str(tmp_path / "out2.parquet"), "--overwrite") == 2
+    assert "holds 'thesis.tex', which astroco embed did not write" in capsys.readouterr().err
+
+
+def test_a_star_that_comes_twice_is_found_across_shares(
+    tmp_path: Path, model: af.AstroCo, capsys: pytest.CaptureFixture[str], small_pieces: None
+) -> None:
+    table = pa.table({"id": ["a", "b", "c", "a"], **{name: [[1.0, 2.0, 3.0]] * 4 for name in ("time", "mag", "err")}})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert command(tmp_path, model, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 2
+    assert "id 'a' has two light curves" in capsys.readouterr().err
+
+
+def test_provenance_is_in_the_file(tmp_path: Path, model: af.AstroCo, survey: Path) -> None:
+    fits = pytest.importorskip("astropy.io.fits")
+    told = {}
+    for suffix in (".parquet", ".feather", ".fits", ".npz"):
+        out = tmp_path / f"out{suffix}"
+        assert command(tmp_path, model, str(survey), str(out), "--min_points", "12", "--short", "nan") == 0
+        if suffix == ".parquet":
+            frame = pq.read_table(out).to_pandas()
+            text = pq.read_schema(out).metadata[b"astroco_fast"]
+        elif suffix == ".feather":
+            text = feather.read_table(out).schema.metadata[b"astroco_fast"]
+            pd.testing.assert_frame_equal(feather.read_feather(out), frame)
+        elif suffix == ".fits":
+            text = fits.getheader(out)["ASTROCO"]
+            rows = fits.getdata(out)
+            assert rows["id"].tolist() == frame["id"].tolist()
+            assert np.array_equal(rows["embedding"], np.stack(frame["embedding"]), equal_nan=True)
+        else:
+            arrays = np.load(out)
+            text = str(arrays["astroco_fast"])
+            assert arrays["n_points"].tolist() == frame["n_points"].tolist()
+            assert np.array_equal(arrays["embedding"], np.stack(frame["embedding"]), equal_nan=True)
+        told[suffix] = json.loads(text)
+    assert len({json.dumps(facts) for facts in told.values()}) == 1
+    facts = told[".parquet"]
+    without = {"curves: too few points": 3, "points: in curves that are too short": 30}
+    assert facts["counts"] == {"light_curves": 11, "rows": 11, "without": without}
+    assert facts["model"]["name"] == str(tmp_path / "model")
+    assert len(facts["model"]["sha256"]) == 64
+    assert facts["version"] == af.__version__
+    assert facts["source"] == str(survey)
+    assert facts["settings"]["precision"] in ("fp32", "bf16")
+    assert np.isnan(np.stack(frame["embedding"])).all(1).sum() == 3
+
+
+def test_an_empty_table_gives_an_empty_table(tmp_path: Path, model: af.AstroCo, survey: Path) -> None:
+    frame = pd.read_parquet(survey)
+    frame.iloc[:0].to_parquet(tmp_path / "empty.parquet")
+    for suffix in (".parquet", ".fits", ".npz", ".csv"):
+        assert command(tmp_path, model, str(tmp_path / "empty.parquet"), str(tmp_path / f"out{suffix}")) == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.num_rows == 0
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+    assert np.load(tmp_path / "out.npz")["embedding"].shape == (0, 16)
+
+
+@pytest.mark.parametrize("output", ["sequence", "reconstruction"])
+def test_sequences_are_written_as_lists(tmp_path: Path, model: af.AstroCo, survey: Path, output: str) -> None:
+    out = tmp_path / "out.parquet"
+    assert command(tmp_path, model, str(survey), str(out), "--output", output, "--windows", "all") == 0
+    table = pq.read_table(out)
+    wanted = model.embed(survey, output=output, windows="all")
+    assert table.column_names == list(wanted.columns)
+    for name in ("time", output):
+        for row, given in zip(wanted[name], table[name].to_pylist(), strict=True):
+            assert np.array_equal(np.array(given, dtype=row.dtype), row)
+
+
+def test_sigterm_leaves_what_resumes(tmp_path: Path, model: af.AstroCo, survey: Path, small_pieces: None) -> None:
+    out = tmp_path / "out.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        whole, made = embedding.embed_curves, []
+
+        def embed_curves(model: af.AstroCo, raw: CurveBatch, choice: embedding.Choice) -> object:
+            made.append(raw)
+            if len(made) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return whole(model, raw, choice)
+
+        patch.setattr(embedding, "embed_curves", embed_curves)
+        assert command(tmp_path, model, str(survey), str(out)) == 75
+    left = [path.name for path in (tmp_path / "out.parquet.partial").iterdir()]
+    assert sum("of" in name and name.endswith(".parquet") for name in left) == 1
+    assert not [name for name in left if name.endswith(".partial")]
+    assert command(tmp_path, model, str(survey), str(out)) == 0
+
+
+def test_the_model_is_looked_up_once(
+    tmp_path: Path, model: af.AstroCo, survey: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    asked = []
+    whole = pretrained.local_folder
+
+    def local_folder(source: object) -> Path:
+        asked.append(str(source))
+        return whole(source)
+
+    monkeypatch.setattr(pretrained, "local_folder", local_folder)
+    (tmp_path / "best").symlink_to("model")
+    assert embed_module.main([str(survey), str(tmp_path / "o.parquet"), "--model", str(tmp_path / "best")]) == 0
+    assert asked.count(str(tmp_path / "best")) == 1
 
 
 def test_notes_and_duplicates_are_told(
@@ -415,6 +616,10 @@ def test_notes_and_duplicates_are_told(
     [
         (["missing.csv", "out.parquet"], "missing.csv"),
         (["in.csv", "no/such/out.parquet"], "no folder"),
+        (["in.csv", "out"], "its suffix decides the format; there are: .parquet, .feather"),
+        (["in.csv", "out.csv", "--output", "sequence"], "which .csv files cannot hold; name the file .parquet or"),
+        (["in.csv", "out.parquet", "--shard", "0/2"], "shard: give i/n with i from 1 to n"),
+        (["in.csv", "old.parquet"], "old.parquet: exists; choose another output, or replace it with --overwrite"),
         (["in.csv", "out.parquet", "--batch_size", "0"], "batch_size must be at least 1"),
         (["in.csv", "out.parquet", "--device", "abacus"], "device 'abacus'"),
         (["in.csv", "out.parquet", "--min_points", "1000"], "no light curve left to embed; dropped"),
@@ -432,12 +637,13 @@ def test_bad_input_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     long_table(curves).to_csv("in.csv", index=False)
+    Path("old.parquet").write_text("precious")
     assert command(tmp_path, model, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not Path("out.parquet").exists()
-    assert not list(tmp_path.glob(".*partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "model", "old.parquet"]
+    assert Path("old.parquet").read_text() == "precious"
 
 
 def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, model: af.AstroCo) -> None:

@@ -26,7 +26,7 @@ from astroco_fast.files import CHECKSUM, flush, read_json, sealed, sha256, write
 BUFFER_POINTS = 2_000_000
 PARTITION_POINTS = 1_000_000
 _MOST_PARTITIONS = 512  # files open at a time
-_DONE = "done.json"
+DONE = "done.json"  # in a folder of files that hold all points
 
 
 def partitions(
@@ -52,7 +52,7 @@ def partitions(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
-        done = folder / _DONE
+        done = folder / DONE
         files = _whole(folder, done)
         if files is None:
             done.unlink(missing_ok=True)
