@@ -94,9 +94,9 @@ reliability: $(READY)
 # A finished run is not trained again, an interrupted one goes on.
 demo: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node 2 -m astroco_fast.pretrain --out demo/run
-	$(BIN)/astroco embed demo/run/store demo/embeddings.parquet --model demo/run/checkpoints/best
+	$(BIN)/astroco embed demo/run/store demo/embeddings.parquet --model demo/run/checkpoints/best --overwrite
 	$(BIN)/astroco report demo/run
-	$(BIN)/astroco embed demo/run/store demo/released.parquet
+	$(BIN)/astroco embed demo/run/store demo/released.parquet --overwrite
 	@echo "On SIMULATED light curves. Embeddings by the model trained here: demo/embeddings.parquet; by the best"
 	@echo "released model: demo/released.parquet; the run and its plots: demo/run"
 

@@ -1,6 +1,5 @@
 """`astroco embed IN OUT`: embeddings of light curves as a table, one row a light curve."""
 
-import hashlib
 import os
 import signal
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import astroco_fast
 from astroco_fast import commands
@@ -98,6 +97,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     # Imported here, because `--help` should not wait for them.
     from astroco_fast import embedding_formats as formats
     from astroco_fast.data.sources import open_source
+    from astroco_fast.digest import model_digest
     from astroco_fast.embedding import choose
     from astroco_fast.embedding_parts import Parts
     from astroco_fast.files import refuse_input
@@ -105,15 +105,15 @@ def write_embeddings(config: EmbedConfig) -> int:
 
     out, share = Path(config.out), _share(config.shard)
     formats.check(out, config.output)
-    loaded = _load(config.model)
-    model = loaded.model.to(pick_device(config.device, _ranks()[2]))
+    name, folder, model = _load(config.model)
+    model.to(pick_device(config.device, _ranks()[2]))
     choice = choose(
         model, min_points=config.min_points, short=config.short, windows=config.windows, output=config.output,
         views=config.views, parts=config.parts, precision=config.precision, batch_size=config.batch_size,
     )  # fmt: skip
     source = open_source(config.source, config.columns, config.band)
     refuse_input(out, source.inputs, "the light curves")
-    refuse_input(out, [loaded.folder], "the model")
+    refuse_input(out, [folder], "the model")
     settings = {
         "columns": asdict(config.columns), "band": config.band, "min_points": config.min_points, "short": config.short,
         "windows": config.windows, "output": config.output, "view": choice.view, "parts": choice.parts,
@@ -121,7 +121,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     }  # fmt: skip
     provenance = {
         "version": astroco_fast.__version__,
-        "model": {"name": loaded.name, "architecture": loaded.model.name, "sha256": loaded.digest},
+        "model": {"name": name, "architecture": model.name, "sha256": model_digest(model, choice.parts)},
         "source": config.source,
         "settings": settings,
     }
@@ -139,19 +139,9 @@ def write_embeddings(config: EmbedConfig) -> int:
         return _join(config, model, choice, parts, provenance)
 
 
-class _Loaded(NamedTuple):
-    """A model, and what the provenance says of it."""
-
-    model: "PretrainedEncoder"
-    name: str
-    folder: Path
-    digest: str
-
-
-def _load(name: str | None) -> _Loaded:
-    """The model of a name, whose folder is looked up once; None: the best released one."""
-    from astroco_fast.files import sha256
-    from astroco_fast.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_saved, require_local
+def _load(name: str | None) -> "tuple[str, Path, PretrainedEncoder]":
+    """A model's name (a folder's is absolute), its folder, which is looked up once, and the model; None: the best."""
+    from astroco_fast.pretrained import read_saved, require_local
     from astroco_fast.registry import load
     from astroco_fast.released import names
 
@@ -159,15 +149,9 @@ def _load(name: str | None) -> _Loaded:
         name = names()[0]
         if commands.is_rank_zero():
             print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
-    chosen = name
-    require_local(chosen)
-
-    def read(folder: Path) -> _Loaded:
-        model = load(folder)
-        digests = [sha256(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)]
-        return _Loaded(model, chosen, folder, hashlib.sha256(" ".join(digests).encode()).hexdigest())
-
-    return read_saved(chosen, read)
+    require_local(name)
+    folder, model = read_saved(name, lambda folder: (folder, load(folder)))
+    return str(Path(name).resolve()) if Path(name).is_dir() else name, folder, model
 
 
 def _ranks() -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from astroco_fast.digest import DIGEST, MODEL
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.files import require_place
 
@@ -192,5 +193,6 @@ _LISTS = (".parquet", ".feather", ".arrow")
 
 
 def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:
-    """A schema with the provenance in its metadata, beside what these hold already."""
-    return schema.with_metadata({**(schema.metadata or {}), KEY: json.dumps(provenance, sort_keys=True)})
+    """A schema with the provenance in its metadata, and what classifiers compare (`astroco_fast.digest`) by itself."""
+    model = {MODEL: provenance["model"]["name"], DIGEST: provenance["model"]["sha256"]}
+    return schema.with_metadata({KEY: json.dumps(provenance, sort_keys=True), **model})

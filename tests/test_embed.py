@@ -21,6 +21,7 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
+from astroco_fast.digest import model_digest
 from astroco_fast.embedding import dimensions, layout
 from astroco_fast.encoding import PARTS
 from astroco_fast.errors import UserError
@@ -528,7 +529,8 @@ def test_provenance_is_in_the_file(tmp_path: Path, model: af.AstroCo, survey: Pa
     without = {"curves: too few points": 3, "points: in curves that are too short": 30}
     assert facts["counts"] == {"light_curves": 11, "rows": 11, "without": without}
     assert facts["model"]["name"] == str(tmp_path / "model")
-    assert len(facts["model"]["sha256"]) == 64
+    assert facts["model"]["sha256"] == model_digest(model, ["time_mean"])
+    assert pq.read_schema(tmp_path / "out.parquet").metadata[b"model_sha256"].decode() == facts["model"]["sha256"]
     assert facts["version"] == af.__version__
     assert facts["source"] == str(survey)
     assert facts["settings"]["precision"] in ("fp32", "bf16")

@@ -45,7 +45,7 @@ class Trial:
         return self._again("killed")
 
     def without_room(self, largest: int) -> str | None:
-        """Let no file grow beyond a size, and run the command again if it failed; returns what was lost or said badly."""
+        """Let no file grow beyond a size, and run a command that failed again; returns what was lost or said badly."""
         ended = self._run("full", largest=largest)
         if ended.code or ended.value is None:
             return f"status {ended.code}: {ended.said[-500:]}"
