@@ -144,8 +144,9 @@ def parse(
 def _with_values(words: Sequence[str], switches: Collection[str]) -> list[str]:
     """The words with the value "true" after each switch that has none."""
     valued: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        valued += [word, "true"] if word in switches and following not in ("true", "false") else [word]
+    for place, word in enumerate(words):
+        bare = word in switches and list(words[place + 1 : place + 2]) not in (["true"], ["false"])
+        valued += [word, "true"] if bare else [word]
     return valued
 
 

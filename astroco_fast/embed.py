@@ -41,15 +41,15 @@ class EmbedConfig:
     Args:
         source: table, folder or URL of light curves (as for `astroco convert`), or a store.
         out: file to write, with the columns id, band, label, n_points and embedding, one row a light curve. Its suffix
-            decides the format: .parquet, .feather, .arrow, .csv, .fits or .npz. All but CSV keep in their metadata how
-            they were made: the model and its checksum, settings, and what was left out.
+            decides the format: .parquet (or none), .feather, .arrow, .csv, .fits or .npz. All but CSV keep in their
+            metadata how they were made: the model and its checksum, settings, and what was left out.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, such as
             RUN/checkpoints/best, or hub:NAME/REPOSITORY. Default: the best released model.
         columns: names of columns that are not found by themselves.
         band: embed only this band.
         min_points: light curves with fewer good points have no vector.
         short: a light curve without a vector, because it has too few good points or is not finite, has a row of NaN
-            (nan) or no row (drop). It is counted.
+            (nan) or no row (drop). It is counted. Default: drop, where it is an error if no row is left.
         windows: what becomes of light curves longer than the model's window of points. mean = the mean over all
             windows, weighted by points; first, last = only as many points as fill a window; all = a row for each
             window.
@@ -73,7 +73,7 @@ class EmbedConfig:
     columns: Columns = field(default_factory=Columns)
     band: str | None = None
     min_points: int = 1
-    short: Literal["nan", "drop"] = "drop"
+    short: Literal["nan", "drop"] | None = None
     windows: Literal["mean", "first", "last", "all"] = "mean"
     output: Literal["embedding", "sequence", "reconstruction"] = "embedding"
     views: Literal["time", "folded", "both"] | None = None
@@ -104,18 +104,18 @@ def write_embeddings(config: EmbedConfig) -> int:
     from astroco_fast.machine import pick_device
 
     out, share = Path(config.out), _share(config.shard)
-    formats.check(out, config.output)
     name, folder, model = _load(config.model)
     model.to(pick_device(config.device, _ranks()[2]))
     choice = choose(
-        model, min_points=config.min_points, short=config.short, windows=config.windows, output=config.output,
+        model, min_points=config.min_points, short=config.short or "drop", windows=config.windows, output=config.output,
         views=config.views, parts=config.parts, precision=config.precision, batch_size=config.batch_size,
     )  # fmt: skip
     source = open_source(config.source, config.columns, config.band)
     refuse_input(out, source.inputs, "the light curves")
     refuse_input(out, [folder], "the model")
+    formats.check(out, config.output)
     settings = {
-        "columns": asdict(config.columns), "band": config.band, "min_points": config.min_points, "short": config.short,
+        "columns": asdict(config.columns), "band": config.band, "min_points": config.min_points, "short": choice.short,
         "windows": config.windows, "output": config.output, "view": choice.view, "parts": choice.parts,
         "precision": choice.precision, "device": next(model.parameters()).device.type,
     }  # fmt: skip
@@ -131,12 +131,13 @@ def write_embeddings(config: EmbedConfig) -> int:
         print(f"{out}: whole already; only what was left beside it was removed")
         return 0
     with parts.opened():
-        batches = _make_parts(model, source, choice, parts)
-        commands.tell(source.notes)
-        if not parts.all_there(batches):
+        rows = 0
+        if parts.all_there(_make_parts(model, source, choice, parts)):
+            rows = _join(config, model, choice, parts, provenance)
+        else:
             print(f"{parts.path}: {share} is done; whichever share is done last writes {out}")
-            return 0
-        return _join(config, model, choice, parts, provenance)
+        commands.tell(source.notes)
+        return rows
 
 
 def _load(name: str | None) -> "tuple[str, Path, PretrainedEncoder]":
@@ -212,7 +213,7 @@ def _join(
         curves += record["curves"]
         simulated |= record["simulated"]
     rows = _checked_rows(config, parts)
-    if curves and not rows:
+    if not rows and config.short is None:
         parts.remove()
         raise UserError(f"{config.source}: no light curve left to embed{because(reasons)}")
     counts = {"light_curves": curves, "rows": rows, "without": dict(sorted(reasons.items()))}

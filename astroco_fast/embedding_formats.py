@@ -1,4 +1,4 @@
-"""The files that `astroco embed` writes: the suffix decides the format.
+"""The files that `astroco embed` writes: the suffix decides the format; without one it is Parquet.
 
 Each writer streams: it takes rows in batches, so that memory stays bounded. The provenance is in the file's own
 metadata: key `astroco_fast` of an Arrow schema (Parquet, Feather), card ASTROCO of a FITS file's first header, array
@@ -51,8 +51,8 @@ def check(out: Path, output: str) -> None:
     require_place(out)
     suffix = out.suffix.lower()
     if suffix not in _WRITERS:
-        raise UserError(f"{out}: its suffix decides the format; there are: {', '.join(_WRITERS)}")
-    if output != "embedding" and suffix not in _LISTS:
+        raise UserError(f"{out}: its suffix decides the format; there are: {', '.join(filter(None, _WRITERS))}")
+    if output != "embedding" and suffix and suffix not in _LISTS:
         raise UserError(
             f"{out}: output {output!r} has as many numbers as a light curve has points, which {suffix} files cannot "
             f"hold; name the file {' or '.join(_LISTS)}"
@@ -187,9 +187,15 @@ def _vectors(batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
 
 
 _WRITERS: dict[str, Callable[[Path, Rows], None]] = {
-    ".parquet": _parquet, ".feather": _feather, ".arrow": _feather, ".csv": _csv, ".fits": _fits, ".npz": _npz
-}  # fmt: skip
-_LISTS = (".parquet", ".feather", ".arrow")
+    ".parquet": _parquet,
+    "": _parquet,
+    ".feather": _feather,
+    ".arrow": _feather,
+    ".csv": _csv,
+    ".fits": _fits,
+    ".npz": _npz,
+}
+_LISTS = (".parquet", ".feather", ".arrow")  # formats that hold lists of different lengths
 
 
 def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:

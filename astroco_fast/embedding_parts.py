@@ -164,8 +164,11 @@ class Parts:
         data = content.getvalue()
         digest = hashlib.sha256(data).hexdigest()[:32]
         part = Part(batch, piece, pieces, digest, self.path / f"{batch:09d}-{piece:04d}of{pieces:04d}-{digest}.parquet")
-        with whole_file(part.path) as partial, partial.open("wb") as file:
-            file.write(data)
+        try:
+            with whole_file(part.path) as partial, partial.open("wb") as file:
+                file.write(data)
+        except UserError as error:  # which names a file that the user has not named
+            raise UserError(str(error).replace(str(part.path), str(self.out))) from error
         self._parts[batch, piece] = part
 
     def all_there(self, batches: int) -> bool:

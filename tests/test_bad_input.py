@@ -201,7 +201,7 @@ def test_input(
     argv = {
         "convert": [str(source), str(out)],
         "pretrain": ["--config", str(good / "small.yaml"), "--data", str(source), "--out", str(out)],
-        "embed": [str(source), f"{out}.parquet", "--model", str(good / "run" / "checkpoints" / "best")],
+        "embed": [str(source), str(out), "--model", str(good / "run" / "checkpoints" / "best")],
     }
     line = refused([command, *argv[command]], capsys)
     assert str(source) in line
@@ -315,7 +315,7 @@ def test_damaged_checkpoint(file: str, command: str, good: Path, tmp_path: Path,
     data = str(good / "store")
     argv = {
         "pretrain": ["--config", str(run / "config.yaml"), "--out", str(run), "--train.max_steps", "3"],
-        "embed": [data, str(tmp_path / "out.parquet"), "--model", str(run / "checkpoints" / "best")],
+        "embed": [data, str(tmp_path / "out"), "--model", str(run / "checkpoints" / "best")],
         "report": [str(run)],
     }
     assert f"{file} is damaged (its checksum differs)" in refused([command, *argv[command]], capsys)

@@ -541,7 +541,10 @@ def test_an_empty_table_gives_an_empty_table(tmp_path: Path, model: af.AstroCo, 
     frame = pd.read_parquet(survey)
     frame.iloc[:0].to_parquet(tmp_path / "empty.parquet")
     for suffix in (".parquet", ".fits", ".npz", ".csv"):
-        assert command(tmp_path, model, str(tmp_path / "empty.parquet"), str(tmp_path / f"out{suffix}")) == 0
+        assert (
+            command(tmp_path, model, str(tmp_path / "empty.parquet"), str(tmp_path / f"out{suffix}"), "--short", "drop")
+            == 0
+        )
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.num_rows == 0
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 16)
@@ -618,7 +621,7 @@ def test_notes_and_duplicates_are_told(
     [
         (["missing.csv", "out.parquet"], "missing.csv"),
         (["in.csv", "no/such/out.parquet"], "no folder"),
-        (["in.csv", "out"], "its suffix decides the format; there are: .parquet, .feather"),
+        (["in.csv", "out.fit"], "out.fit: its suffix decides the format; there are: .parquet, .feather"),
         (["in.csv", "out.csv", "--output", "sequence"], "which .csv files cannot hold; name the file .parquet or"),
         (["in.csv", "out.parquet", "--shard", "0/2"], "shard: give i/n with i from 1 to n"),
         (["in.csv", "old.parquet"], "old.parquet: exists; choose another output, or replace it with --overwrite"),
