@@ -59,3 +59,12 @@ def test_source_files_that_the_pages_name_exist() -> None:
         assert not {
             path for path in named if not any((base / path).is_file() for base in (ROOT, ROOT / "astroco_fast"))
         }
+
+
+def test_the_licence_of_every_dependency_is_listed() -> None:
+    listed = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    asked = project[project.index("\ndependencies = [") : project.index("[project.urls]")]
+    names = {*re.findall(r'"([\w.-]+)', asked)} - {"astroco_fast"}
+    assert {"torch", "atheris", "setuptools"} <= names
+    assert sorted(name for name in names if f" {name} (" not in listed) == []
