@@ -175,6 +175,8 @@ def _words(table: Any, name: str) -> Text:
 def _check_once(ids: Text, band: Text, path: Path) -> None:
     seen: set[tuple[str, str]] = set()
     for key in zip(ids, band, strict=True):
+        if not key[0]:
+            raise UserError(f"{path}: a row has no id; give each an id, or remove it")
         if key in seen:
             where = f"id {key[0]!r}" + (f" in band {key[1]!r}" if key[1] else "")
             raise UserError(

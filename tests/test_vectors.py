@@ -61,6 +61,7 @@ def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path) ->
         (lambda t: t.drop_columns(["id"]), "no column 'id'"),
         (lambda t: t.slice(0, 0), "the table is empty"),
         (lambda t: t.set_column(0, "id", pa.array(["a"] * 40)), "id 'a' in band 'V' has two vectors"),
+        (lambda t: t.set_column(0, "id", pa.array([None, *["a"] * 39])), "a row has no id"),
         (lambda t: t.set_column(4, "embedding", t["n_points"]), "holds int64, not lists of numbers"),
         (lambda t: t.set_column(4, "embedding", pa.array([[1.0]] * 39 + [[1.0, 2]])), "have 1 to 2 numbers"),
         (lambda t: t.set_column(4, "embedding", pa.array([[np.nan]] * 40)), "no row has a vector of finite numbers"),

@@ -193,10 +193,13 @@ def _equal(one: Column, other: Column) -> bool:
 
 
 def periods(tables: Iterable[Mapping[str, Text]], n: int) -> NDArray[np.float64]:
-    """(n,) the periods (days) of the first table that gives a star one; NaN where none does."""
+    """(n,) the periods (days) of the first table that gives a star one; NaN where none does.
+
+    A column of them is called `period`, in letters of any case.
+    """
     period = np.full(n, np.nan)
-    for texts in tables:
-        for i, word in enumerate(texts.get("period", ())):
+    for words in (words for table in tables for name, words in table.items() if name.strip().lower() == "period"):
+        for i, word in enumerate(words):
             number = _number(word)
             if np.isnan(period[i]) and number is not None and math.isfinite(number) and number > 0:
                 period[i] = number

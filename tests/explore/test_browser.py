@@ -247,7 +247,7 @@ def test_colours_legend_and_theme(desktop: Browser, page: Path) -> None:
     assert names == ["label", "band", "n_points", "anomaly score", "period", "colour", "note"]
     all_points = ink(desktop, "points")
     desktop.driver.find_element("css selector", "#legend button").click()
-    assert ink(desktop, "points") < all_points
+    desktop.wait(lambda: ink(desktop, "points") < all_points)
     for name in names:
         Select(desktop.get("colour")).select_by_visible_text(name)
         assert desktop.text("legend") != ""

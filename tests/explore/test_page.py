@@ -159,12 +159,12 @@ def test_the_page_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_columns_of_other_tables_colour_the_points(tmp_path: Path) -> None:
-    other = write(
-        tmp_path, "other.parquet", pa.table({"id": star_ids(20), "teff": np.arange(20.0), "label": ["x"] * 20})
-    )
+    columns = {"ID": star_ids(20), "teff": np.arange(20.0), "label": ["x"] * 20, "Period": [1.25] * 20}
+    other = write(tmp_path, "other.parquet", pa.table(columns))
     content, arrays = packs(make_page(tmp_path, "--also", f"[{other}]"))["stars"]
     names = [column["name"] for column in content["columns"]]
     assert {"teff", "label (other)"} <= set(names)
+    np.testing.assert_array_equal(arrays["period"], [*[1.25] * 20, *[PERIOD] * 20])
     np.testing.assert_array_equal(arrays[f"column{names.index('teff')}"], [*range(20), *[np.nan] * 20])
 
 

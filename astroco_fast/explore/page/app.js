@@ -27,7 +27,7 @@ class App {
     this.map.resize();
     this.show(0);
     this.colour(0);
-    this.map.draw();
+    this.map.paint();
     requestAnimationFrame(() => {
       document.documentElement.dataset.firstPicture = performance.now().toFixed(0);
     });
@@ -36,8 +36,8 @@ class App {
   }
 
   resized() {
-    this.map.resize();
-    this.map.draw();
+    this.map.resize(); // which clears the canvases
+    this.map.paint();
     this.panel.draw();
   }
 

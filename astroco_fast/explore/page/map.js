@@ -1,5 +1,7 @@
 // The map of the stars: drawing, zoom, and which star or stars lie where.
 
+const MARGIN = 26; // pixels that keep the outermost stars off the edge
+
 class StarMap {
   constructor(stage, points, marks) {
     Object.assign(this, { stage, points, marks, zoom: 1, centre: [0.5, 0.5], hidden: new Set(), selected: new Set() });
@@ -37,12 +39,16 @@ class StarMap {
     return Math.min(Math.max(0.15 * crowd, 1.8), 4.5) * Math.min(Math.max(Math.sqrt(this.zoom), 1), 1.8);
   }
 
-  // Places in the window; the margin keeps the outermost points and the labels apart.
-  screen(star) {
-    const margin = 26;
+  // Pixels of the whole map's width and height at this zoom.
+  get scale() {
+    return [this.zoom * (this.width - 2 * MARGIN), this.zoom * (this.height - 2 * MARGIN)];
+  }
+
+  // The place of a star in the window.
+  screen(star, [wide, high] = this.scale) {
     return [
-      this.width / 2 + (this.x[star] - this.centre[0]) * this.zoom * (this.width - 2 * margin),
-      this.height / 2 - (this.y[star] - this.centre[1]) * this.zoom * (this.height - 2 * margin),
+      this.width / 2 + (this.x[star] - this.centre[0]) * wide,
+      this.height / 2 - (this.y[star] - this.centre[1]) * high,
     ];
   }
 
@@ -54,17 +60,17 @@ class StarMap {
 
   zoomAt(factor, px, py) {
     const zoom = Math.min(Math.max(this.zoom * factor, 0.5), 400);
-    const margin = 26, change = 1 / this.zoom - 1 / zoom;
-    this.centre[0] += ((px - this.width / 2) / (this.width - 2 * margin)) * change;
-    this.centre[1] -= ((py - this.height / 2) / (this.height - 2 * margin)) * change;
+    const change = 1 / this.zoom - 1 / zoom;
+    this.centre[0] += ((px - this.width / 2) / (this.width - 2 * MARGIN)) * change;
+    this.centre[1] -= ((py - this.height / 2) / (this.height - 2 * MARGIN)) * change;
     this.zoom = zoom;
     this.sprites = null;
   }
 
   move(dx, dy) {
-    const margin = 26;
-    this.centre[0] -= dx / (this.zoom * (this.width - 2 * margin));
-    this.centre[1] += dy / (this.zoom * (this.height - 2 * margin));
+    const [wide, high] = this.scale;
+    this.centre[0] -= dx / wide;
+    this.centre[1] += dy / high;
   }
 
   // Move the map so that a star is in sight.
@@ -80,9 +86,10 @@ class StarMap {
 
   nearest(px, py, reach) {
     let best = -1, least = reach * reach;
+    const [wide, high] = this.scale; // every move of the pointer comes here: no arrays in the loop
+    const x0 = px - this.width / 2 + this.centre[0] * wide, y0 = this.height / 2 - py + this.centre[1] * high;
     for (let star = 0; star < this.x.length; star++) {
-      const [sx, sy] = this.screen(star);
-      const away = (sx - px) ** 2 + (sy - py) ** 2;
+      const away = (this.x[star] * wide - x0) ** 2 + (this.y[star] * high - y0) ** 2;
       if (away < least && this.isVisible(star)) [best, least] = [star, away];
     }
     return best;
@@ -111,19 +118,25 @@ class StarMap {
     return found;
   }
 
+  // Draw the map in the browser's next frame, once for all changes until then.
   draw() {
+    this.frame ??= requestAnimationFrame(() => this.paint());
+  }
+
+  paint() {
+    this.frame = null;
     const context = this.points.getContext("2d");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.points.width, this.points.height);
     const { of, marks } = this.colouring, radius = this.radius;
     this.sprites ??= marks.map(({ colour, shape }) => sprite(colour, shape, radius, this.ratio));
     const half = this.sprites[0].width / 2;
-    const some = this.selected.size > 0;
+    const some = this.selected.size > 0, scale = this.scale;
     for (const lit of some ? [false, true] : [true]) {
       context.globalAlpha = lit ? 0.9 : 0.15;
       for (const star of this.order) {
         if ((some && this.selected.has(star) !== lit) || !this.isVisible(star)) continue;
-        const [px, py] = this.screen(star);
+        const [px, py] = this.screen(star, scale);
         if (px < -9 || py < -9 || px > this.width + 9 || py > this.height + 9) continue;
         context.drawImage(this.sprites[of[star]], px * this.ratio - half, py * this.ratio - half);
       }
