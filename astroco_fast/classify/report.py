@@ -144,7 +144,10 @@ def report_text(results: dict[str, Any], drawn: bool) -> str:
 
 
 def reliability_figure(before: Reliability, after: Reliability, title: str) -> "Figure":
-    """A figure of the share of right predictions against their probability, and of how many there are of each."""
+    """A figure of the share of right predictions against their probability, and of how many there are of each.
+
+    A bar is Wilson's interval of one standard error, which is wide where a bin has few predictions.
+    """
     figure = plots.new_figure(5.4, 6.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=plots.GREY, linestyle="--", linewidth=1)
@@ -152,9 +155,12 @@ def reliability_figure(before: Reliability, after: Reliability, title: str) -> "
     for name, found, colour, marker in named:
         some = found.stars > 0
         label = f"{name}, error {found.error:.3f}"
-        upper.plot(found.confidence[some], found.accuracy[some], color=colour, marker=marker, label=label)
+        low, high = wilson(found.accuracy[some], found.stars[some])
+        bars = [np.maximum(found.accuracy[some] - low, 0), np.maximum(high - found.accuracy[some], 0)]
+        style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1.2, "label": label}
+        upper.errorbar(found.confidence[some], found.accuracy[some], yerr=bars, **style)
     upper.set_ylabel("share of right predictions")
-    upper.set_ylim(0, 1.02)
+    upper.set_ylim(-0.02, 1.02)
     upper.legend(loc="upper left")
     upper.set_title(title, fontsize="medium", loc="left")
     edges = np.linspace(0, 1, len(after.stars) + 1)
@@ -163,6 +169,13 @@ def reliability_figure(before: Reliability, after: Reliability, title: str) -> "
     lower.set_xlabel("probability of the predicted class")
     lower.set_xlim(0, 1)
     return figure
+
+
+def wilson(share: NDArray[np.float64], n: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's interval (1927) of one standard error for shares (k,) of n (k,) trials: its lower and upper ends."""
+    centre = (share + 0.5 / n) / (1 + 1 / n)
+    half = np.sqrt(share * (1 - share) / n + 0.25 / n**2) / (1 + 1 / n)
+    return centre - half, centre + half
 
 
 def _draw(out: Path, folds: "Sequence[Fold]", fitted: Classifier, results: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ USUAL: dict[str, Any] = {
     "global_batch": 32,
     "warmup_steps": 50,
     "decay_steps": 0,
-    "learning_rate": 3e-4,
+    "learning_rate": 3e-5,
     "loss": "batch",
 }
 
@@ -38,7 +38,7 @@ class FinetuneConfig:
         columns: names of the table's columns, if they are not the usual ones.
         clean: which points count as measurements.
         train: how to train. Defaults that differ from pretraining's: 30 epochs, 32 windows a step, a learning rate of
-            3e-4, a rise of 50 steps. The loss is the cross-entropy, so that train.loss has no effect.
+            3e-5, a rise of 50 steps. The loss is the cross-entropy, so that train.loss has no effect.
     """
 
     data: str

@@ -8,14 +8,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from astroco_fast.errors import UserError
 from astroco_fast.files import read_json, write_text
 from astroco_fast.pretrain.checkpoint import read_model
 from astroco_fast.pretrained import WEIGHTS_FILE, PretrainedEncoder
+from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.registry import load
 
 HEAD, FACTS = "head.safetensors", "finetune.json"
+_PENALTY = 0.005  # of the head's squared weights; about C = 0.1 of a logistic regression of a thousand stars
 
 
 class Logits(NamedTuple):
@@ -41,6 +44,36 @@ class Head(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             scores: Tensor = self.linear((embedding.float() - self.mean) / self.scale)
         return scores
+
+    @torch.enable_grad()
+    def fit(self, embedding: Tensor, classes: Tensor, weights: Tensor) -> None:
+        """Fit the layer by itself, as a logistic regression with a quadratic penalty.
+
+        A random head would first distort the encoder that it is put on (Kumar et al. 2022, arXiv 2202.10054).
+
+        Args:
+            embedding: (n, D) embeddings.
+            classes: (n,) their classes, as numbers from 0.
+            weights: (n,) their weights in the mean.
+        """
+        self.mean.copy_(embedding.mean(0))
+        self.scale.copy_(embedding.std(0, correction=0).clamp_min(1e-6))
+        inputs = ((embedding - self.mean) / self.scale).double()
+        weight = torch.zeros(self.linear.weight.shape, dtype=torch.float64, requires_grad=True)
+        bias = torch.zeros(len(weight), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            each = cross_entropy(inputs @ weight.T + bias, classes, reduction="none")
+            value = (weights * each).sum() / weights.sum() + _PENALTY * weight.square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
 
 
 class Finetuned(nn.Module):
@@ -85,9 +118,12 @@ class Finetuned(nn.Module):
         return Logits(self.head(self.encoder(time, mag, err, centered=centered, lengths=lengths).embedding))
 
     def train(self, mode: bool = True) -> "Finetuned":
-        """Set the mode; what is not trained stays in evaluation mode, so that its running statistics stay, too."""
+        """Set the mode. What is not trained stays in evaluation mode, and so does every BatchNorm: with the statistics
+        of a few windows, embeddings would differ from those that the head was fitted to by more than stars do.
+        """
         super().train(mode)
-        for module in self.frozen:
+        norms = (module for module in self.encoder.modules() if isinstance(module, MaskedBatchNorm1d))
+        for module in (*self.frozen, *norms):
             module.eval()
         return self
 

@@ -30,7 +30,7 @@ from astroco_fast.pretrain.task import Task
 from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.registry import load
 
-_STANDARD = 1024  # training windows that give the head's means and scales
+_FITTED = 2048  # the training windows, about, that the head is first fitted to
 
 
 class Finetuning(Task[FinetuneConfig]):
@@ -65,9 +65,9 @@ class Finetuning(Task[FinetuneConfig]):
         return Finetuned(self._encoder, self.classes.names, self.config.blocks)
 
     def start(self, model: nn.Module, data: TrainingData) -> None:
-        """Standardise the head's input by embeddings of some training windows."""
+        """Fit the head to the encoder as it is, on some training windows."""
         assert isinstance(model, Finetuned)
-        windows = data.train[:: max(1, len(data.train) // _STANDARD)]
+        windows = data.train[:: max(1, len(data.train) // _FITTED)]
         model.eval()
         found = []
         with torch.inference_mode():
@@ -76,9 +76,9 @@ class Finetuning(Task[FinetuneConfig]):
                 positional, keywords = batch.inputs()
                 keywords.pop("hidden")
                 found.append(model.encoder(*positional, **keywords).embedding)
-        embeddings = torch.cat(found).double()
-        model.head.mean.copy_(embeddings.mean(0))
-        model.head.scale.copy_(embeddings.std(0, correction=0).clamp_min(1e-6))
+        true = self._of_window[windows]
+        weights = balanced_weights(true, len(self.classes.names))[true]
+        model.head.fit(torch.cat(found).clone(), torch.from_numpy(true), torch.from_numpy(weights))
 
     def objective(self, data: TrainingData) -> BalancedCrossEntropy:
         weights = balanced_weights(self._of_window[data.train], len(self.classes.names))

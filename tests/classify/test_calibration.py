@@ -5,6 +5,7 @@ import pytest
 
 from astroco_fast.classify.calibration import choose_temperature, log_loss, reliability
 from astroco_fast.classify.classifier import softmax
+from astroco_fast.classify.report import wilson
 
 
 def test_expected_calibration_error_by_hand():
@@ -27,6 +28,13 @@ def test_the_temperature_of_overconfident_scores_is_found(temperature):
     log_prior = np.log([0.1, 0.2, 0.3, 0.4])
     true = np.array([rng.choice(4, p=row) for row in softmax(scores + log_prior)])
     assert choose_temperature(scores * temperature, log_prior, true) == pytest.approx(temperature, rel=0.1)
+
+
+def test_wilson_s_interval_by_hand():
+    low, high = wilson(np.array([0.0, 0.5]), np.array([1, 4]))
+    np.testing.assert_allclose(
+        [low, high], [[0.0, 0.5 - 0.1**0.5 / 2**0.5], [0.5, 0.5 + 0.1**0.5 / 2**0.5]], atol=1e-12
+    )
 
 
 def test_log_loss_is_the_mean_cross_entropy_and_finite():
