@@ -22,6 +22,7 @@ from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source
 from astroco_fast.digest import DIGEST, MODEL, model_digest
 from astroco_fast.embedding import choose_parts, embed_batch, layout
+from astroco_fast.embedding_formats import KEY
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.pretrained import PretrainedEncoder, require_local
@@ -100,7 +101,7 @@ class EmbeddingTable:
         simulated: whether the light curves are simulated.
 
     Raises:
-        UserError: it does not say which model made it.
+        UserError: it does not say which model made it, or does not hold one vector for each whole light curve.
     """
 
     def __init__(self, path: str) -> None:
@@ -111,6 +112,10 @@ class EmbeddingTable:
             raise UserError(
                 f"{path}: does not say which model made its vectors; write it by astroco embed of this version"
             )
+        settings = json.loads(told.get(KEY, "{}")).get("settings", {})
+        for name, wanted in (("windows", "mean"), ("output", "embedding")):
+            if settings.get(name, wanted) != wanted:
+                raise UserError(f"{path}: made by astroco embed --{name} {settings[name]}; --{name} {wanted} is needed")
         self.model, self.digest = told.get(MODEL, ""), told[DIGEST]
         self.simulated = told.get("simulated") == "true"
         self.parts: tuple[str, ...] = tuple(json.loads((schema.field(EMBEDDING).metadata or {}).get(b"parts", "{}")))

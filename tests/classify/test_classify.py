@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from astroco_fast import embed
 from astroco_fast.classify import main
 from astroco_fast.classify.classifier import DESCRIPTION, NUMBERS, load_classifier
 from astroco_fast.digest import DIGEST, MODEL, model_digest
@@ -91,6 +92,19 @@ def test_a_table_of_embeddings_gives_the_same_classifier_and_predictions(place, 
     assert (found.model, found.digest) == ("the-model", load_classifier(place / "fitted").digest)
     assert main(["predict", str(vectors), str(tmp_path / "o.csv"), "--classifier", str(place / "fitted")]) == 0
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 1 + 41
+
+
+def test_what_astroco_embed_writes_is_read_if_it_holds_whole_light_curves(place, tmp_path, capsys):
+    words = [str(place / "survey.parquet"), "--model", str(place / "model"), "--parts", PARTS]
+    assert embed.main([words[0], str(tmp_path / "v.parquet"), *words[1:]]) == 0
+    assert fit(place, tmp_path / "v.parquet", tmp_path / "fitted") == 0
+    assert load_classifier(tmp_path / "fitted").digest == load_classifier(place / "fitted").digest
+    out = str(tmp_path / "o.csv")
+    assert main(["predict", str(tmp_path / "v.parquet"), out, "--classifier", str(place / "fitted")]) == 0
+    assert embed.main([words[0], str(tmp_path / "w.parquet"), "--windows", "first", *words[1:]]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "w.parquet"), out + "2.csv", "--classifier", str(place / "fitted")]) == 2
+    assert "--windows first; --windows mean is needed" in said(capsys)
 
 
 def test_priors_change_the_probabilities(place):
