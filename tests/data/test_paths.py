@@ -178,6 +178,26 @@ def test_hats_collection_by_fsspec(batch, tmp_path):
         memory.rm("/hats-test", recursive=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["rows", "points"])
+def test_catalogues_of_lsdb(form, tmp_path):
+    """What LSDB writes by default: a collection with a margin."""
+    lsdb, nested = pytest.importorskip("lsdb"), pytest.importorskip("nested_pandas")
+    rng = np.random.default_rng(0)
+    batch = make_batch(40, bands=("",))
+    batch.label[:] = ""
+    stars = pd.DataFrame({"id": batch.ids, "ra": rng.uniform(0, 360, 40), "dec": rng.uniform(-60, 60, 40)})
+    points = as_long(batch)[["mjd", "mag", "err"]].set_index(np.repeat(np.arange(40), batch.lengths))
+    joined = nested.NestedFrame(stars).join_nested(points, "lightcurve")
+    frame = joined if form == "rows" else points.join(stars).reset_index(drop=True)
+    catalogue = lsdb.from_dataframe(frame, catalog_name="stars", margin_threshold=60, partition_rows=200)
+    catalogue.write_catalog(tmp_path / "collection", catalog_name="stars")
+    assert (tmp_path / "collection" / "collection.properties").is_file()
+    for path in (tmp_path / "collection", tmp_path / "collection" / "stars", tmp_path):
+        assert_same_curves(read_curves(path), [batch])
+    assert_same_curves(read_curves(catalogue.compute()), [batch])  # in the form that functions of LSDB get
+
+
 def test_two_nested_columns():
     g, r = ([[1.0, 2.0]], [[15.0, 16.0]], [[0.1, 0.1]]), ([[3.0]], [[17.0]], [[0.2]])
     structs = [

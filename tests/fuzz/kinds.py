@@ -349,6 +349,11 @@ KINDS: dict[str, Kind | Objects] = {
         Kind("CSV, gzip", "curves.csv.gz", _table("curves.csv.gz"), seeds.csv_gz_files),
         Kind("Parquet", "curves.parquet", _table("curves.parquet"), seeds.parquet_files, _odd_table(*_POINTS)),
         Kind("FITS", "curves.fits", _table("curves.fits"), seeds.fits_files, lambda _: strategies.fits_files()),
+        Kind("Feather", "curves.feather", _table("curves.feather"), seeds.arrow_files),
+        Kind("JSON lines", "curves.jsonl", _table("curves.jsonl"), seeds.json_files, strategies.json_lines),
+        Kind("ECSV", "curves.ecsv", _table("curves.ecsv"), lambda: seeds.astropy_files("ascii.ecsv"), share=0.4),
+        Kind("VOTable", "curves.vot", _table("curves.vot"), lambda: seeds.astropy_files("votable"), share=0.4),
+        Kind("OGLE's .dat", "curves.dat", _table("curves.dat"), seeds.dat_files),
         Kind(
             "TFRecord",
             "curves.tfrecord",

@@ -97,6 +97,43 @@ def parquet_files() -> list[bytes]:
     ]
 
 
+def arrow(table: Any, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as file:
+        file.write_table(table, max_chunksize=7)
+    return sink.getvalue()
+
+
+def arrow_files() -> list[bytes]:
+    long, nested = pa.Table.from_pandas(as_long(curves())), as_nested(curves())
+    words = long.set_column(0, "id", long["id"].dictionary_encode())
+    return [arrow(long), arrow(words), arrow(nested), arrow(nested, compression="lz4")]
+
+
+def json_files() -> list[bytes]:
+    tables = (as_long(curves()), as_nested(curves()).to_pandas())
+    return [table.to_json(orient="records", lines=True).encode() for table in tables]
+
+
+def astropy_files(kind: str) -> list[bytes]:
+    """The light curves in a text format of astropy, with units and a masked value."""
+    from astropy.table import Table
+
+    table = Table.from_pandas(as_long(curves()), units={"mjd": "d", "mag": "mag"})
+    table = Table(table, masked=True)
+    table["mag"].mask[3] = True
+    sink = io.BytesIO() if kind == "votable" else io.StringIO()
+    table.write(sink, format=kind)
+    text = sink.getvalue()
+    return [text if isinstance(text, bytes) else text.encode()]
+
+
+def dat_files() -> list[bytes]:
+    batch = curves()
+    rows = zip(batch.time, batch.mag, batch.err, strict=True)
+    return ["".join(f" {t:.5f}  {m:.3f} {e:.3f}\n" for t, m, e in rows).encode(), b"# HJD I err\n1 2 0.1\n3 nan 0.1\n"]
+
+
 def fits_files() -> list[bytes]:
     from astropy.io import fits
     from astropy.table import MaskedColumn, Table

@@ -29,7 +29,7 @@ class ArrowTable(FileTable):
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         with self._open(names) as file:
-            found = (without_views(file.get_batch(i).select(list(names))) for i in range(self._read))
+            found = (self._batch(file, i, names) for i in range(self._read))
             for index, batch in enumerate(recut(found, rows)):
                 if index >= skip:
                     yield index * rows, batch
@@ -37,6 +37,11 @@ class ArrowTable(FileTable):
     def points_per_row(self, column: str) -> float:
         batches = (batch for _, batch in self.batches([column], max(self.rows, 1)))
         return next((mean_length(batch.column(0)) for batch in batches), 1.0)
+
+    def _batch(self, file: Any, index: int, names: Sequence[str]) -> Any:
+        batch = file.get_batch(index).select(list(names))
+        batch.validate(full=True)  # of a damaged file, which functions of Arrow trust
+        return without_views(batch)
 
     @contextmanager
     def _open(self, names: Sequence[str]) -> Iterator[Any]:

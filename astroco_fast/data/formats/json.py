@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.json
 
 from astroco_fast.data.formats.file import FileTable
 from astroco_fast.data.streams import recut
 from astroco_fast.data.tables import mean_length, readable
+from astroco_fast.errors import UserError
 
 _BLOCK = 8 << 20  # bytes of whole lines that are decoded at a time
 _BYTES_PER_ROW = 60  # a guess, from which the number of rows is estimated
@@ -22,7 +22,7 @@ _BYTES_PER_ROW = 60  # a guess, from which the number of rows is estimated
 class JsonTable(FileTable):
     """JSON lines, plain or gzipped: an object a line, of a point or, with arrays, of a light curve.
 
-    The types of columns are those of the first lines; whole numbers and floats may alternate.
+    Python's own reader decodes them: Arrow's ends the process at some files that are damaged (pyarrow 26).
     """
 
     def __init__(self, path: Path, root: Path) -> None:
@@ -34,9 +34,10 @@ class JsonTable(FileTable):
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         found = (batch for table in self._blocks() for batch in _with_columns(table, names).to_batches())
-        for index, batch in enumerate(recut(found, rows)):
-            if index >= skip:
-                yield index * rows, batch
+        with readable(self.name):
+            for index, batch in enumerate(recut(found, rows)):
+                if index >= skip:
+                    yield index * rows, batch
 
     def pieces(self, rows: int) -> None:
         return None
@@ -45,12 +46,34 @@ class JsonTable(FileTable):
         return mean_length(self._first[column])
 
     def _blocks(self) -> Iterator[Any]:
+        line = 0
         with readable(self.name, EOFError, zlib.error), self.unpacked() as file:
             while lines := file.readlines(_BLOCK):
-                text = b"".join(lines)
-                if text.strip():
-                    options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
-                    yield pyarrow.json.read_json(io.BytesIO(text), read_options=options).combine_chunks()
+                rows = [self._row(text, line + i) for i, text in enumerate(lines, start=1) if text.strip()]
+                line += len(lines)
+                if rows:
+                    names = dict.fromkeys(name for row in rows for name in row)
+                    yield pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+    def _row(self, text: bytes, line: int) -> dict[str, Any]:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.name}: line {line} is not JSON: {str(error)[:200]}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{self.name}: line {line} is no JSON object, of columns and their values")
+        return row
+
+
+def _column(values: list[Any]) -> Any:
+    """An Arrow array of values; those of different kinds become text, of which the reading says which is wrong."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        return pa.array(
+            [None if text is None else text.encode(errors="replace").decode() for text in texts], pa.string()
+        )
 
 
 def _with_columns(table: Any, names: Sequence[str]) -> Any:
