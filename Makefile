@@ -9,6 +9,7 @@
 #   make docs        the documentation site: build/site
 #   make reliability fuzz every reader with 100,000 inputs, in hours, and write docs/reliability.md: INPUTS=2000 SEED=1
 #   make bench       the benchmark suite on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
+#   make lock        write the hashes of the versions in requirements-dev.lock, after one of them was changed
 #   make env         only set up .venv
 #   make clean       remove what was made here, .venv and demo/ included
 #
@@ -36,20 +37,31 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env test test-slow wheel-test lint audit docs bench reliability demo clean
+.PHONY: help env lock test test-slow wheel-test lint audit docs bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 env: $(READY)
 
-$(LOCKED): requirements-dev.lock
+$(LOCKED): requirements-dev.lock requirements-torch.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "make: Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -r requirements-dev.lock
+	$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock
+	$(INSTALL) -r requirements-torch.lock
 	@touch $@
+
+lock:
+	$(INSTALL) uv
+	mkdir -p build
+	rm -f build/hashed.txt
+	sed -E '/^( |#|$$)/d; s/ *\\$$//' requirements-dev.lock > build/pins.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-deps --generate-hashes --no-header --no-annotate \
+		build/pins.txt -o build/hashed.txt
+	sed -n '/^#/p' requirements-dev.lock | cat - build/hashed.txt > build/lock.txt
+	mv build/lock.txt requirements-dev.lock
 
 $(READY): $(LOCKED) pyproject.toml
 	$(INSTALL) --no-deps --no-build-isolation -e .

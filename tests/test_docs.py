@@ -68,3 +68,10 @@ def test_the_licence_of_every_dependency_is_listed() -> None:
     names = {*re.findall(r'"([\w.-]+)', asked)} - {"astroco_fast"}
     assert {"torch", "atheris", "setuptools"} <= names
     assert sorted(name for name in names if f" {name} (" not in listed) == []
+
+
+def test_every_package_of_the_lock_has_a_hash() -> None:
+    lock = (ROOT / "requirements-dev.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    packages = [line for line in lock.splitlines() if line and not line.startswith("#")]
+    assert len(packages) > 100
+    assert [line for line in packages if "==" not in line or " --hash=sha256:" not in line] == [], "run: make lock"
