@@ -29,7 +29,7 @@ class NeighboursConfig:
         ids: stars of the source whose neighbours to find, separated by commas; a star with several bands has
             neighbours for each.
         curves: light curves whose neighbours to find: a table, folder or store, as `astroco embed` reads.
-        model: the model that made the source's vectors, for `curves`. Default: the best released model.
+        model: the model that made the source's vectors, for `curves`. Default: the one that the source names.
         columns: names of the columns of `curves` that are not found by themselves.
         band: of `curves`, take only this band.
         k: neighbours of each light curve.
@@ -121,19 +121,27 @@ def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> I
     import numpy as np
 
     from astroco_fast.data.clean import because
+    from astroco_fast.digest import DIGEST, MODEL, model_digest
     from astroco_fast.embedding import choose, embed_tables
     from astroco_fast.pretrained import require_local
     from astroco_fast.registry import load
     from astroco_fast.released import names
 
-    name = config.model or names()[0]
+    told = {key: index.metadata.get(f"embeddings {key}", "") for key in (MODEL, DIGEST)}
+    name = config.model or told[MODEL] or names()[0]
     if config.model is None:
-        print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
+        print(f"No --model given: taking {name}.", file=sys.stderr)
     require_local(name)
     dropped: Counter[str] = Counter()
     found = False
     model = load(name)
-    for batch in embed_tables(model, source, choose(model), dropped):
+    choice = choose(model)
+    if told[DIGEST] and told[DIGEST] != model_digest(model, choice.parts):
+        raise UserError(
+            f"{config.source}: its vectors are not those that {name} makes of light curves; give the --model that made "
+            f"them ({told[MODEL]}, with its own parts)"
+        )
+    for batch in embed_tables(model, source, choice, dropped):
         vectors = batch["embedding"].flatten().to_numpy().reshape(batch.num_rows, -1)
         ids, bands = (np.array(batch[role].to_pylist(), dtype=object) for role in ("id", "band"))
         for first in range(0, len(ids), _AT_ONCE):
