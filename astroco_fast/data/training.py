@@ -118,7 +118,7 @@ class TrainingData:
         evaluate_windows: int | None = None,
         curves: NDArray[np.bool_] | None = None,
         masked: bool = True,
-        trains: NDArray[np.bool_] | None = None,
+        parts: NDArray[np.int8] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -132,7 +132,7 @@ class TrainingData:
             random_windows: redraw where training windows begin in each epoch.
             curves: (n,) the light curves to use; None: all.
             masked: whether points of the windows are hidden and changed, to be reconstructed.
-            trains: (n,) the light curves that train, while the others validate; None: as the stars' hashes say.
+            parts: (n,) the light curves' parts, `TRAIN`, `VALIDATION` or `TEST`; None: as the stars' hashes say.
             rank, world: this rank, and the number of ranks.
 
         Raises:
@@ -145,8 +145,7 @@ class TrainingData:
             raise UserError(f"{store.path}: has no periods; the folded view needs them: astroco periods {store.path}")
         periodic = np.zeros(store.n_curves, dtype=bool) if periods is None else periods.found
         self.table = view_table(store.offsets, size, views, periodic)
-        parts = split_of(store.star_hash) if trains is None else np.where(trains, TRAIN, VALIDATION)
-        split = parts[self.table.curve]
+        split = (split_of(store.star_hash) if parts is None else parts)[self.table.curve]
         chosen_curves = self._of_band(band) & (True if curves is None else curves)
         chosen = chosen_curves[self.table.curve]
         self.train = np.flatnonzero((split == TRAIN) & chosen)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from astroco_fast.data.columns import Columns, listed
-from astroco_fast.data.hashing import TEST, TRAIN, VALIDATION, split_of
+from astroco_fast.data.hashing import TEST, TRAIN, VALIDATION
 from astroco_fast.data.metadata import read_text_table
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import EMPTY, DeviceBatch
@@ -20,7 +20,6 @@ from astroco_fast.errors import UserError
 from astroco_fast.pretrain.step import SumIndex
 
 NONE = -1  # the class of a light curve without one
-PARTS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
 LOSS, WEIGHT, RIGHT, WINDOWS = range(4)  # places in a vector of sums
 
 
@@ -32,11 +31,13 @@ class Classes:
         names: the C classes, sorted.
         of_curve: (n,) int64, places in `names`; `NONE` for light curves that are not used.
         copies: how many were left out because they equal an earlier one point by point.
+        parts: (n,) int8, `TRAIN`, `VALIDATION` or `TEST`.
     """
 
     names: tuple[str, ...]
     of_curve: NDArray[np.int64]
     copies: int
+    parts: NDArray[np.int8]
 
     @property
     def used(self) -> NDArray[np.bool_]:
@@ -54,7 +55,7 @@ def classes_of(store: Store, labels: str | None, wanted: Sequence[str] | None, c
         columns: names of the table's columns.
 
     Raises:
-        UserError: there are no labels, fewer than two classes, or a class without a star in one of the parts.
+        UserError: there are no labels, fewer than two classes, or a class of fewer than three stars.
     """
     texts = [str(text) for text in store.labels] if labels is None else _labels_of(store, labels, columns)
     found = sorted({*texts} - {""})
@@ -69,15 +70,30 @@ def classes_of(store: Store, labels: str | None, wanted: Sequence[str] | None, c
     number = {name: i for i, name in enumerate(names)}
     of_curve = np.array([number.get(text, NONE) for text in texts], dtype=np.int64)
     copies = _without_copies(store, of_curve)
-    split = split_of(store.star_hash)
-    for part, code in PARTS.items():
-        counts = np.bincount(of_curve[(of_curve != NONE) & (split == code)], minlength=len(names))
-        if not counts.all():
+    return Classes(names, of_curve, copies, _parts(store, of_curve, names))
+
+
+def _parts(store: Store, of_curve: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int8]:
+    """The parts (n,) of light curves: of each class a tenth of the stars, at least one, tests, and a tenth validates.
+
+    Which stars, follows from the hashes of their ids; all light curves of a star are in one part.
+    """
+    parts = np.full(len(of_curve), TRAIN, dtype=np.int8)
+    used = np.flatnonzero(of_curve != NONE)
+    stars, first, star_of = np.unique(store.star_hash[used], return_index=True, return_inverse=True)
+    of_star = of_curve[used][first]
+    part_of = np.full(len(stars), TRAIN, dtype=np.int8)
+    for number, name in enumerate(names):
+        members = np.flatnonzero(of_star == number)  # in the order of their hashes
+        if len(members) < 3:
             raise UserError(
-                f"{store.path}: no star of class {names[int(np.argmin(counts))]!r} falls into the {part} part "
-                "(80/10/10 % by the star's id); give more stars, or leave the class out by --classes"
+                f"{store.path}: class {name!r} has {len(members)} star(s); to train, validate and test takes three at "
+                "least: give more, or leave the class out by --classes"
             )
-    return Classes(names, of_curve, copies)
+        tenth = max(1, len(members) // 10)
+        part_of[members[:tenth]], part_of[members[tenth : 2 * tenth]] = TEST, VALIDATION
+    parts[used] = part_of[star_of]
+    return parts
 
 
 def _labels_of(store: Store, path: str, columns: Columns) -> list[str]:

@@ -67,7 +67,7 @@ def write_report(out: Path, data: TrainingData, classes: Classes, draw: bool) ->
         "# Fine-tuned model",
         "",
         f"The best model of the run, on {found['curves']:,}{simulated.replace(',', '')} test light curves, whose stars "
-        "took no part in the run (10 % of all, by a hash of their ids). One draw, and no spread: compare runs of "
+        "took no part in the run (a tenth of each class). One draw, and no spread: compare runs of "
         "different seeds before believing a small difference.",
         "",
         f"Macro-F1 {found['macro_f1']:.3f}, accuracy {found['accuracy']:.3f}, balanced cross-entropy "

@@ -54,7 +54,8 @@ class Finetuning(Task[FinetuneConfig]):
         """The windows of labelled light curves, no point of them hidden."""
         config = self.config
         self.classes = classes_of(store, config.labels, config.classes, config.columns)
-        data = super().data(store, ranks, curves=self.classes.used, masked=False, **settings)
+        chosen = {"curves": self.classes.used, "parts": self.classes.parts, "masked": False}
+        data = super().data(store, ranks, **chosen, **settings)
         self._of_window = self.classes.of_curve[data.table.curve]
         return data
 

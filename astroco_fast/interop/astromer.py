@@ -29,6 +29,7 @@ from torch import nn
 from astroco_fast.astromer_weights import is_keras, read
 from astroco_fast.baselines import Astromer
 from astroco_fast.data.convert import convert
+from astroco_fast.data.hashing import TRAIN, VALIDATION
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
@@ -207,8 +208,9 @@ class _Given(Pretraining):
 
     def data(self, store: Store, ranks: Ranks, **settings: Any) -> TrainingData:
         """The windows, in the parts that were given."""
-        trains = np.array([int(place) < self._count for place in store.ids])  # the ids are the places in the list
-        return super().data(store, ranks, trains=trains, **settings)
+        # The ids are the places in the list.
+        parts = [TRAIN if int(place) < self._count else VALIDATION for place in store.ids]
+        return super().data(store, ranks, parts=np.array(parts, dtype=np.int8), **settings)
 
 
 def _copy(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -28,7 +28,7 @@ def read_start(config: PretrainConfig) -> PretrainedEncoder:
     different = sorted(key for key in {*told, *own} if told.get(key) != own.get(key))
     if type(saved.config) is not type(wanted) or different:
         fitting = [name for name in presets.names() if _settings(presets.preset(name).config) == told]
-        way = f"give --preset {fitting[0]}" if fitting else "give its settings by --model"
+        way = f"give --preset {fitting[0]} --views {saved.views}" if fitting else "give its settings by --model"
         raise UserError(f"start_from: {source} is not of preset {config.preset} ({', '.join(different)}); {way}")
     if saved.views != config.views:
         raise UserError(f"start_from: {source} was pretrained on the view {saved.views}; give --views {saved.views}")

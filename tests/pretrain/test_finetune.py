@@ -14,6 +14,7 @@ import astroco_fast as af
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import EMPTY
+from astroco_fast.errors import UserError
 from astroco_fast.finetune import main
 from astroco_fast.finetune.classes import BalancedCrossEntropy, balanced_weights, classes_of
 from astroco_fast.finetune.model import load_finetuned
@@ -129,6 +130,17 @@ def test_light_curves_that_come_twice_are_used_once(place):
     found = classes_of(store, None, None, Columns())
     assert found.copies == 1
     assert found.used.sum() == store.n_curves - 1
+    for number in range(len(CLASSES)):  # a tenth of each class to validate, and a tenth to test
+        counts = np.bincount(found.parts[found.of_curve == number], minlength=3)
+        assert counts[1] == counts[2] == counts.sum() // 10
+
+
+def test_a_class_of_two_stars_is_refused(place):
+    labels = place / "few.csv"
+    ids = Store.open(place / "store").ids
+    labels.write_text("id,label\n" + "".join(f"{star},{'a' if i < 2 else 'b'}\n" for i, star in enumerate(ids)))
+    with pytest.raises(UserError, match=r"class 'a' has 2 star\(s\)"):
+        classes_of(Store.open(place / "store"), str(labels), None, Columns())
 
 
 @pytest.mark.parametrize(
