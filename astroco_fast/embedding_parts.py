@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from astroco_fast.data.points import DONE
 from astroco_fast.errors import UserError
-from astroco_fast.files import locked, read_json, sha256, unwritable, whole_file, write_text
+from astroco_fast.files import locked, read_json, scratch_folder, sha256, whole_file, write_text
 
 _PLAN, _JOINED = "plan.json", "joined.json"
 _PART = re.compile(r"(\d{9})-(\d{4})of(\d{4})-([0-9a-f]{32})\.parquet")
@@ -226,36 +226,43 @@ class Parts:
         while True:
             if self.out.exists() and not self._overwrite:
                 raise UserError(f"{self.out}: exists; choose another output, or replace it with --overwrite")
-            try:
-                self.path.mkdir(exist_ok=True)
-            except OSError as error:
-                raise unwritable(self.path, error) from error
+            self._create()
             with locked(self.path, None):
                 if self.path.exists():
                     yield
                     return
 
+    def _create(self) -> None:
+        """Create the folder with the plan in it, if there is none; one that is empty is left of a finished output."""
+        if self.path.is_dir() and any(self.path.iterdir()):
+            return
+        with scratch_folder(self.path) as made:
+            write_text(made / _PLAN, json.dumps(self._plan, indent=1, sort_keys=True))
+            try:
+                made.rename(self.path)
+            except OSError:
+                if not self.path.is_dir():  # else another process was faster
+                    raise
+
     def _check_plan(self) -> None:
-        """Write the plan, or compare it with that of the parts that are there."""
-        names = {entry.name for entry in self.path.iterdir()}
-        own = {_PLAN, _JOINED}
-        for name in sorted(names - own):
+        """Compare the plan with that of the parts that are there, which are discarded if they may be."""
+        for name in sorted({entry.name for entry in self.path.iterdir()} - {_PLAN, _JOINED}):
             if not (_PART.fullmatch(name) or _SHARE.fullmatch(name) or name.endswith(".partial")):
                 raise UserError(f"{self.path}: holds {name!r}, which astroco embed did not write; move it away")
         try:
             there = read_json(self.path / _PLAN)
         except (OSError, ValueError):
-            there = {} if any(map(_PART.fullmatch, names)) else None
+            there = {}
         if there == self._plan:
             return
-        if there is not None:
-            if not self._overwrite:
-                wrong = ", ".join(key for key, value in self._plan.items() if there.get(key) != value)
-                raise UserError(
-                    f"{self.path}: holds parts of an embedding with another {wrong}; give the same, choose another "
-                    "output, or begin anew with --overwrite"
-                )
-            for entry in self.path.iterdir():
+        if not self._overwrite:
+            wrong = ", ".join(key for key, value in self._plan.items() if there.get(key) != value)
+            raise UserError(
+                f"{self.path}: holds parts of an embedding with another {wrong}; give the same, choose another "
+                "output, or begin anew with --overwrite"
+            )
+        for entry in self.path.iterdir():
+            if entry.name != _PLAN:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_text(self.path / _PLAN, json.dumps(self._plan, indent=1, sort_keys=True))
 

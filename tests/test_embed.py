@@ -3,6 +3,8 @@
 import copy
 import json
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -467,6 +469,16 @@ def test_shares_are_joined_by_the_last(
         assert command(tmp_path, model, str(survey), str(out), "--shard", f"{share}/3") == 0
     assert out.read_bytes() == whole.read_bytes()
     assert "share 1 of 3 is done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_share_the_work(tmp_path: Path, model: af.AstroCo, survey: Path) -> None:
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert command(tmp_path, model, str(survey), str(whole)) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = ["-m", "astroco_fast.embed", str(survey), str(out), "--model", str(tmp_path / "model")]
+    subprocess.run([*launch, *arguments], check=True, timeout=300)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_parts_of_other_settings_are_never_mixed(
