@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import docstring_parser
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from astroco_fast import settings
 from astroco_fast.errors import UserError
@@ -114,7 +114,7 @@ def parse(
     Raises:
         UserError: names an unknown key or flag, a value of the wrong type, or a file that is not YAML.
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, formatter_class=_Lines)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags override it")
     defaults = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
     texts = {entry.arg_name: entry.description for entry in docstring_parser.parse(config_class.__doc__ or "").params}
@@ -139,6 +139,13 @@ def parse(
     values: dict[str, Any] = vars(instantiate(parsed))
     values.pop("config", None)
     return config_class(**values)
+
+
+class _Lines(DefaultHelpFormatter):
+    """The form of `--help`, in which a description keeps its lines, such as those of examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(_Lines, self)._fill_text(line, width, indent) for line in text.splitlines())
 
 
 def _with_values(words: Sequence[str], switches: Collection[str]) -> list[str]:

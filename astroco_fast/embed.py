@@ -25,13 +25,15 @@ INTERRUPTED = 75  # exit status: stopped by a signal, and the same command goes 
 
 _ABOUT = """Embed light curves: one vector each, with its id, as a table.
 
-What is done survives a kill in OUT.partial, and the same command goes on from there. Several processes share the work
-with --shard i/n, or as ranks of torchrun; the last to finish writes OUT, the same to the bit as one process would.
+What is done survives a kill in OUT.partial, and the same command goes on from there. \
+Several processes share the work with --shard i/n, or as ranks of torchrun; \
+the last to finish writes OUT, the same to the bit as one process would.
 
 Examples:
-astroco embed survey.parquet embeddings.parquet;
-astroco embed survey.store vectors.fits --model runs/mine/checkpoints/best --short nan;
-torchrun --nproc_per_node 4 -m astroco_fast.embed survey.store embeddings.parquet."""
+astroco embed survey.parquet embeddings.parquet
+astroco embed survey.store vectors.fits --model runs/mine/checkpoints/best --short nan
+astroco embed survey.store embeddings.parquet --shard 3/16
+torchrun --nproc_per_node 4 -m astroco_fast.embed survey.store embeddings.parquet"""
 
 
 @dataclass
