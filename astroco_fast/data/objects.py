@@ -223,6 +223,8 @@ def _of_astropy(values: Any) -> Any:
     """The Arrow array of a column, in which times are MJD and spans of time are days."""
     if hasattr(values, "mjd"):
         return arrow_array(values.mjd)
+    if isinstance(values, list | tuple):  # perhaps of lists of several lengths
+        return pa.array(values, from_pandas=True)
     with np.errstate(over="ignore"):  # numpy's value for masked cells does not fit into float16
         return arrow_array(values.jd if hasattr(values, "jd") else getattr(values, "value", values))
 

@@ -204,6 +204,7 @@ def test_dict_of_columns(batch):
     assert_same_curves(read_curves(columns), [batch])
     assert next(read_curves({name: columns[name][:5] for name in ROLES})).ids.tolist() == ["0"]
     assert next(read_curves({"when": [1.0], "mag": [2.0], "err": [0.1]}, Columns(time="when"))).n_points == 1
+    assert_same_curves(read_curves(as_nested(batch).to_pydict()), [batch])
     with pytest.raises(UserError, match="dict: its columns differ in length: 'mjd' 2, 'mag' 1"):
         open_source({"mjd": [1.0, 2.0], "mag": [1.0], "err": [1.0]})
 
