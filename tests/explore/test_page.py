@@ -24,7 +24,7 @@ from astroco_fast.explore import main
 from astroco_fast.explore.columns import Column, column_of_text
 from astroco_fast.explore.curves import epoch, pack_block
 from astroco_fast.explore.pack import pack, planes, unpack, whole_planes
-from astroco_fast.explore.projection import principal_components
+from astroco_fast.explore.projection import principal_components, project
 from astroco_fast.vector_index import nearest
 from astroco_fast.vectors import Scale, read_vectors
 
@@ -254,3 +254,18 @@ def test_a_projection_that_is_not_installed_names_the_extra(
     make_page(tmp_path)
     monkeypatch.setattr("astroco_fast.explore.projection.package_version", {}.get)
     assert "astroco_fast[umap]" in refused(tmp_path, capsys, projections="[umap]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "name"), [("umap", "UMAP"), ("pacmap", "PaCMAP")])
+def test_other_projections_keep_classes_apart(package: str, name: str) -> None:
+    pytest.importorskip(package)
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(120, 6)) + 9 * (np.arange(120) % 2)[:, None]).astype(np.float32)
+    made, notes = project(matrix, [package], 0)  # type: ignore[list-item]
+    assert [view.name for view in made] == ["PCA", name]
+    assert notes == []
+    places = made[1].places
+    middles = [places[i::2].mean(0) for i in range(2)]
+    away = [np.linalg.norm(places - middle, axis=1) for middle in middles]
+    np.testing.assert_array_equal(np.argmin(away, axis=0), np.arange(120) % 2)

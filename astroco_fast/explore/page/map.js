@@ -19,7 +19,9 @@ class StarMap {
   colour(colouring) {
     this.colouring = colouring;
     this.hidden.clear();
-    this.order = Uint32Array.from(colouring.of.keys()).sort((a, b) => colouring.of[a] - colouring.of[b] || a - b);
+    // Rare classes lie on top of frequent ones. Of numbers none lies on top, or the map would show the largest.
+    const layer = (star) => (colouring.scale ? Math.min(colouring.of[star], 1) : colouring.of[star]);
+    this.order = Uint32Array.from(colouring.of.keys()).sort((a, b) => layer(a) - layer(b) || a - b);
     this.sprites = null;
   }
 

@@ -86,7 +86,6 @@ function byClass(column) {
   }
   column.words.forEach((word, code) => { if (word === "") marks[0].count += counts[code]; });
   const of = Uint16Array.from(column.values, (code) => mark[code]);
-  // Frequent classes are drawn first, so that rare ones lie on top of them.
   return { of, marks, scale: null };
 }
 
