@@ -146,12 +146,9 @@ def _load(name: str | None) -> "tuple[str, Path, PretrainedEncoder]":
     """A model's name (a folder's is absolute), its folder, which is looked up once, and the model; None: the best."""
     from astroco_fast.pretrained import read_saved, require_local
     from astroco_fast.registry import load
-    from astroco_fast.released import names
+    from astroco_fast.released import given_or_best
 
-    if name is None:
-        name = names()[0]
-        if commands.is_rank_zero():
-            print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
+    name = given_or_best(name)
     require_local(name)
     folder, model = read_saved(name, lambda folder: (folder, load(folder)))
     return str(Path(name).resolve()) if Path(name).is_dir() else name, folder, model

@@ -54,13 +54,11 @@ def export(config: ExportConfig) -> float:
     from astroco_fast.files import refuse_input, whole_file
     from astroco_fast.pretrained import local_folder, require_local
     from astroco_fast.registry import load
-    from astroco_fast.released import names
+    from astroco_fast.released import given_or_best
 
     if kind == "onnx":
         graphs.require_onnx()
-    name = config.model or names()[0]
-    if config.model is None:
-        print(f"No --model given: taking {name}, the best released one.", file=sys.stderr)
+    name = given_or_best(config.model)
     require_local(name)
     refuse_input(out, [local_folder(name)], "the model")
     model = load(name)

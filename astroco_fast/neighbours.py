@@ -125,12 +125,10 @@ def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> I
     from astroco_fast.embedding import choose, embed_tables
     from astroco_fast.pretrained import require_local
     from astroco_fast.registry import load
-    from astroco_fast.released import names
+    from astroco_fast.released import given_or_best
 
     told = {key: index.metadata.get(f"embeddings {key}", "") for key in (MODEL, DIGEST)}
-    name = config.model or told[MODEL] or names()[0]
-    if config.model is None:
-        print(f"No --model given: taking {name}.", file=sys.stderr)
+    name = given_or_best(config.model or told[MODEL] or None)
     require_local(name)
     dropped: Counter[str] = Counter()
     found = False

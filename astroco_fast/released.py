@@ -5,6 +5,7 @@ first, with the facts that `astroco models` shows; each model's card says more.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +53,15 @@ def released() -> list[Released]:
 def names() -> list[str]:
     """The released models' names, the best first."""
     return [model.name for model in released()]
+
+
+def given_or_best(name: str | None) -> str:
+    """The model that a command takes: the one given, or the best released one, which the command then tells."""
+    if name is not None:
+        return name
+    from astroco_fast.commands import is_rank_zero
+
+    best = names()[0]
+    if is_rank_zero():
+        print(f"No --model given: taking {best}, the best released one.", file=sys.stderr)
+    return best

@@ -23,7 +23,7 @@ from astroco_fast.pretrained import local_folder
 from astroco_fast.probe.evaluate import samples_of
 from astroco_fast.probe.heads import Sample, choose_logistic, require_scikit_learn
 from astroco_fast.probe.splits import Split, draw, write_splits
-from astroco_fast.released import names
+from astroco_fast.released import given_or_best
 
 CACHE, CONFIG, SPLITS = f"{EMBEDDING}s.parquet", "config.yaml", "splits.csv"
 
@@ -94,9 +94,7 @@ def _labelled(config: FitConfig, folder: ResultFolder) -> Labelled:
     if is_embeddings(config.data):
         refuse_input(out / CACHE, [Path(config.data)], "the embeddings")
         return labelled_table(config)
-    name = config.model or names()[0]
-    if config.model is None:
-        print(f"No --model given: taking {name}, the best released one.")
+    name = given_or_best(config.model)
     model = Model.open(name, config.parts, config.device)
     if (local_folder(name) / "finetune.json").is_file():
         print(f"note: {name} was fine-tuned on labels: folds that test its training stars flatter it.")
