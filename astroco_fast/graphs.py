@@ -96,11 +96,10 @@ def to_onnx(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         names: Any = {} if inputs else {"input_names": INPUTS, "output_names": OUTPUTS}
-        program = torch.onnx.export(model, tuple(inputs), dynamo=True, verbose=False, **names)
-    assert program is not None
+        program: Any = torch.onnx.export(model, tuple(inputs), dynamo=True, verbose=False, **names)
     program.model.metadata_props.update(facts or {})
     graph = io.BytesIO()
-    program.save(graph)  # type: ignore[arg-type]  # it takes files, too
+    program.save(graph)  # it takes files, too
     return graph.getvalue()
 
 

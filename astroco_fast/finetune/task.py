@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,19 +67,19 @@ class Finetuning(Task[FinetuneConfig]):
 
     def start(self, model: nn.Module, data: TrainingData) -> None:
         """Fit the head to the encoder as it is, on some training windows."""
-        assert isinstance(model, Finetuned)
+        finetuned = cast(Finetuned, model)  # as `build` makes it
         windows = data.train[:: max(1, len(data.train) // _FITTED)]
-        model.eval()
+        finetuned.eval()
         found = []
         with torch.inference_mode():
             for first in range(0, len(windows), 64):
                 batch = upload(data.evaluation_batch(windows[first : first + 64]), torch.device("cpu"))
                 positional, keywords = batch.inputs()
                 keywords.pop("hidden")
-                found.append(model.encoder(*positional, **keywords).embedding)
+                found.append(finetuned.encoder(*positional, **keywords).embedding)
         true = self._of_window[windows]
         weights = balanced_weights(true, len(self.classes.names))[true]
-        model.head.fit(torch.cat(found).clone(), torch.from_numpy(true), torch.from_numpy(weights))
+        finetuned.head.fit(torch.cat(found).clone(), torch.from_numpy(true), torch.from_numpy(weights))
 
     def objective(self, data: TrainingData) -> BalancedCrossEntropy:
         weights = balanced_weights(self._of_window[data.train], len(self.classes.names))

@@ -106,6 +106,6 @@ def test_embeddings_are_labelled_simulated(table: Path, tmp_path: Path) -> None:
     AstroCo.from_preset("tiny", width=16, heads=2, layers=1, window=50, kernel=4).save_pretrained(tmp_path / "model")
     observed = write_nested(make_batch(5), tmp_path / "observed.parquet")
     for source, metadata in ((table, b"true"), (observed, None)):
-        out = tmp_path / "out.parquet"
+        out = tmp_path / f"{source.stem}-out.parquet"
         write_embeddings(EmbedConfig(str(source), str(out), str(tmp_path / "model")))
         assert (pq.read_schema(out).metadata or {}).get(b"simulated") == metadata

@@ -36,7 +36,7 @@ class AstropyTable(FileTable):
 
     def _read(self, source: Any) -> Any:
         """The table, of astropy."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads no file")
 
     def batches(self, names: Sequence[str], rows: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
         return self._table.batches(names, rows, skip)
