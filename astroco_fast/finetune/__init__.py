@@ -5,9 +5,8 @@ astroco finetune survey.parquet --model fold-small --out runs/fine
 
 from collections.abc import Sequence
 
-from astroco_fast import commands
-from astroco_fast.errors import UserError
 from astroco_fast.finetune.config import FinetuneConfig
+from astroco_fast.pretrain.command import run_on_ranks
 
 __all__ = ["FinetuneConfig", "main"]
 
@@ -26,21 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
+    return run_on_ranks(FinetuneConfig, "astroco finetune", _DESCRIPTION, argv, _start, ("data",))
 
-    def body() -> int:
-        try:
-            config = commands.parse(FinetuneConfig, "astroco finetune", _DESCRIPTION, argv, ("data",))
-        except UserError as error:
-            from astroco_fast.pretrain.ranks import refuse
 
-            return refuse(error)
-        # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
-        from astroco_fast.finetune.task import Finetuning
-        from astroco_fast.pretrain.loop import train
-        from astroco_fast.pretrain.ranks import on_ranks
+def _start(config: FinetuneConfig) -> int:
+    from astroco_fast.finetune.task import Finetuning
+    from astroco_fast.pretrain.loop import train
+    from astroco_fast.pretrain.ranks import on_ranks
 
-        return on_ranks(
-            lambda settings, ranks, stop: train(lambda: Finetuning(settings), ranks, stop), config, config.train.device
-        )
-
-    return commands.run(body)
+    return on_ranks(
+        lambda settings, ranks, stop: train(lambda: Finetuning(settings), ranks, stop), config, config.train.device
+    )

@@ -8,8 +8,7 @@ To see how it works, begin with `loop.py`.
 
 from collections.abc import Sequence
 
-from astroco_fast import commands
-from astroco_fast.errors import UserError
+from astroco_fast.pretrain.command import run_on_ranks
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
 
 __all__ = ["PretrainConfig", "TrainConfig", "main"]
@@ -30,18 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
+    return run_on_ranks(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv, _start)
 
-    def body() -> int:
-        try:
-            config = commands.parse(PretrainConfig, "astroco pretrain", _DESCRIPTION, argv)
-        except UserError as error:
-            from astroco_fast.pretrain.ranks import refuse
 
-            return refuse(error)
-        # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
-        from astroco_fast.pretrain.loop import pretrain
-        from astroco_fast.pretrain.ranks import on_ranks
+def _start(config: PretrainConfig) -> int:
+    from astroco_fast.pretrain.loop import pretrain
+    from astroco_fast.pretrain.ranks import on_ranks
 
-        return on_ranks(pretrain, config, config.train.device)
-
-    return commands.run(body)
+    return on_ranks(pretrain, config, config.train.device)

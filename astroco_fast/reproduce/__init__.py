@@ -6,8 +6,7 @@ torchrun --nproc_per_node 4 -m astroco_fast.reproduce --data macho.store --budge
 
 from collections.abc import Sequence
 
-from astroco_fast import commands
-from astroco_fast.errors import UserError
+from astroco_fast.pretrain.command import run_on_ranks
 from astroco_fast.reproduce.config import ReproduceConfig
 
 __all__ = ["ReproduceConfig", "main"]
@@ -29,18 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
     """
+    return run_on_ranks(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv, _start)
 
-    def body() -> int:
-        try:
-            config = commands.parse(ReproduceConfig, "astroco reproduce", _DESCRIPTION, argv)
-        except UserError as error:
-            from astroco_fast.pretrain.ranks import refuse
 
-            return refuse(error)
-        # Imported only now: `--help` and mistakes in the arguments need no PyTorch.
-        from astroco_fast.pretrain.ranks import on_ranks
-        from astroco_fast.reproduce.run import reproduce
+def _start(config: ReproduceConfig) -> int:
+    from astroco_fast.pretrain.ranks import on_ranks
+    from astroco_fast.reproduce.run import reproduce
 
-        return on_ranks(reproduce, config, config.device)
-
-    return commands.run(body)
+    return on_ranks(reproduce, config, config.device)
