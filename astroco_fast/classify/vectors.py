@@ -17,7 +17,6 @@ from astroco_fast.classify.config import FitConfig
 from astroco_fast.commands import tell
 from astroco_fast.data.clean import CleanConfig, because, clean
 from astroco_fast.data.metadata import Text
-from astroco_fast.data.notes import Notes
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source
 from astroco_fast.digest import DIGEST, MODEL, model_digest
@@ -27,7 +26,7 @@ from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.probe.embeddings import Describer, Embeddings, extract
-from astroco_fast.probe.stars import Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.probe.stars import Stars, choose, read_survey, relabel
 from astroco_fast.registry import load
 
 EMBEDDING, NOT_FINITE = "embedding", "light curves without a finite vector"
@@ -186,14 +185,7 @@ def labelled_curves(config: FitConfig, model: Model, cache: Path) -> Labelled:
     Raises:
         UserError: the light curves or labels cannot be used; names what is wrong.
     """
-    portions = open_portions(config.data, config.columns, config.band)
-    stars = read_stars(portions, config.min_points)
-    notes = Notes()
-    for portion in portions:
-        notes.update(portion.source.notes)
-    tell(notes)
-    if stars.dropped:
-        tell([f"{config.data}{because(stars.dropped)}"])
+    portions, stars = read_survey(config.data, config.columns, config.band, config.min_points)
     ids, labels = _chosen(config, stars)
     describer = Describer(
         model.name,

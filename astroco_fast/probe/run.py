@@ -10,9 +10,7 @@ import numpy as np
 import yaml
 
 from astroco_fast.commands import tell
-from astroco_fast.data.clean import because
 from astroco_fast.data.columns import listed
-from astroco_fast.data.notes import Notes
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import scratch_folder, write_text
@@ -26,7 +24,7 @@ from astroco_fast.probe.results import RESULTS, is_result, of_copies, result_nam
 from astroco_fast.probe.rivals import describers, pairs
 from astroco_fast.probe.rivals import rows as rows_of
 from astroco_fast.probe.splits import Split, draw, read_splits, write_splits
-from astroco_fast.probe.stars import Portion, Stars, choose, open_portions, read_stars, relabel
+from astroco_fast.probe.stars import Portion, Stars, choose, read_survey, relabel
 from astroco_fast.probe.tasks import measure
 from astroco_fast.text import rows
 
@@ -98,14 +96,7 @@ def assign(config: ProbeConfig) -> Assigned:
     Raises:
         UserError: the data, the labels or the splits cannot be used; names what is wrong.
     """
-    portions = open_portions(config.data, config.columns, config.band)
-    stars = read_stars(portions, config.min_points)
-    notes = Notes()
-    for portion in portions:
-        notes.update(portion.source.notes)
-    tell(notes)
-    if stars.dropped:
-        tell([f"{config.data}{because(stars.dropped)}"])
+    portions, stars = read_survey(config.data, config.columns, config.band, config.min_points)
     if config.labels is not None:
         tell(filter(None, [relabel(stars, config.labels, config.columns)]))
     splits = _splits(config, stars)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from astroco_fast.data.clean import CleanConfig, clean
+from astroco_fast.commands import tell
+from astroco_fast.data.clean import CleanConfig, because, clean
 from astroco_fast.data.columns import Columns, listed
 from astroco_fast.data.curves import CurveBatch, two_labels
 from astroco_fast.data.metadata import Text, read_text_table
+from astroco_fast.data.notes import Notes
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source, open_source
 from astroco_fast.errors import UserError
@@ -105,6 +107,27 @@ def open_portions(data: str, columns: Columns, band: str | None) -> list[Portion
     if not places:
         return [Portion(open_source(data, columns, band))]
     return [Portion(open_source(folder, columns, band), place) for folder, place in places]
+
+
+def read_survey(data: str, columns: Columns, band: str | None, min_points: int) -> tuple[list[Portion], Stars]:
+    """The portions of light curves that a command is given, and their stars; tells notes and what was dropped.
+
+    Args:
+        data, columns, band: as for `open_portions`.
+        min_points: as for `read_stars`.
+
+    Raises:
+        UserError: the light curves cannot be read; names what is wrong.
+    """
+    portions = open_portions(data, columns, band)
+    stars = read_stars(portions, min_points)
+    notes = Notes()
+    for portion in portions:
+        notes.update(portion.source.notes)
+    tell(notes)
+    if stars.dropped:
+        tell([f"{data}{because(stars.dropped)}"])
+    return portions, stars
 
 
 def _places(root: Path) -> list[tuple[Path, tuple[int, int, str]]]:
