@@ -17,8 +17,8 @@ from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.data.simulated_table import write_table
 
 
-def make_catalog(folder: Path, stars: int, rows: int) -> None:
-    """A HATS catalogue of simulated stars with nested light curves, at most `rows` stars a partition."""
+def make_catalog(folder: Path, stars: int, rows: int, order: int = 0) -> None:
+    """A HATS catalogue of simulated stars with nested light curves, at most `rows` a partition, of `order` or finer."""
     import lsdb
     from nested_pandas import NestedFrame
 
@@ -30,7 +30,7 @@ def make_catalog(folder: Path, stars: int, rows: int) -> None:
     where = {"ra": rng.uniform(0, 360, stars), "dec": np.degrees(np.arcsin(rng.uniform(-1, 1, stars)))}
     frame = NestedFrame(pd.DataFrame({"id": ids, **where}).set_index("id"))
     frame = frame.join_nested(pd.concat(points).set_index("id"), "lc").reset_index()
-    made = lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec", partition_rows=rows, lowest_order=0)
+    made = lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec", partition_rows=rows, lowest_order=order)
     made.write_catalog(folder, progress_bar=False)
 
 

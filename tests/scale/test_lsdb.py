@@ -8,31 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from astroco_fast.data.simulate import simulate_survey
 from astroco_fast.scale.partition import embed_partition
+from bench.scale import make_catalog
 from tests.scale.test_partition import model  # noqa: F401
 
 pytestmark = pytest.mark.slow
 lsdb = pytest.importorskip("lsdb", reason="the extra lsdb is not installed")
-nested_pandas = pytest.importorskip("nested_pandas")
 
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
     """300 simulated stars in some dozen partitions, with nested light curves."""
-    from nested_pandas import NestedFrame
-
-    rng, stars, points = np.random.default_rng(0), [], []
-    for batch in simulate_survey(300, seed=0):
-        stars.append(pd.DataFrame({"id": list(batch.ids)}))
-        curve = np.repeat(np.array(batch.ids, dtype=object), batch.lengths)
-        points.append(pd.DataFrame({"id": curve, "mjd": batch.time, "mag": batch.mag, "magerr": batch.err}))
-    where = {"ra": rng.uniform(0, 360, 300), "dec": np.degrees(np.arcsin(rng.uniform(-1, 1, 300)))}
-    frame = NestedFrame(pd.concat(stars).assign(**where).set_index("id"))
-    frame = frame.join_nested(pd.concat(points).set_index("id"), "lc").reset_index()
     folder = tmp_path_factory.mktemp("catalog") / "survey"
-    made = lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec", partition_rows=40, lowest_order=1)
-    made.write_catalog(folder, progress_bar=False)
+    make_catalog(folder, stars=300, rows=40, order=1)
     return folder
 
 
