@@ -50,6 +50,9 @@ def gather(
 
 def examine_all(jobs: Sequence[Kernel], processes: int) -> Iterator[Result]:
     """The result of `examine` for each job, each in a process of its own, so that a crash costs one kernel only."""
+    from triton.runtime.cache import triton_key
+
+    triton_key()  # hashes Triton's library once, or each process would: longer than most compilations
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(jobs))
     running: dict[Any, tuple[Any, Kernel]] = {}

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from astroco_fast import ops
+from bench.audit.__main__ import main
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 AUDIT = "bench.audit"
@@ -74,30 +77,31 @@ def test_bad_kernels_are_found(tmp_path: Path) -> None:
     assert (matrix["large tile, sm_86"], matrix["large tile, sm_90"]) == ("mma.sync", "wgmma")
 
 
-def test_interpreted_kernels_are_refused() -> None:
-    done = python("-m", AUDIT, TRITON_INTERPRET="1")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "TRITON_INTERPRET" in done.stderr
+def test_interpreted_kernels_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "TRITON_INTERPRET" in error
 
 
-def test_an_op_that_cannot_run_is_a_failure() -> None:
-    script = """
-import sys
-from astroco_fast import ops
-from bench.audit.__main__ import main
+def test_an_op_that_cannot_run_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Both ops fail before a kernel would be compiled, so that this process, which may interpret, runs the command."""
 
-def broken(*args):
-    raise RuntimeError("no such tile")
+    def broken(*args: object) -> None:
+        raise RuntimeError("no such tile")
 
-backend = ops.BACKENDS["triton"]
-backend.function("mix_pool")  # imports the ops
-backend._functions["masked_loss"] = broken
-backend._functions["mix_pool"] = lambda module, states, layout: tuple(states)
-sys.exit(main(["--arch", "sm_80", "--preset", "tiny", "--dtype", "fp32", "--op", "masked_loss", "mix_pool"]))
-"""
-    done = python("-c", script)
-    assert done.returncode == 1
-    assert "RuntimeError: no such tile" in done.stderr
-    assert "launches no kernel" in done.stderr
-    assert "2 break a bar" in done.stderr
+    backend = ops.BACKENDS["triton"]
+    backend.function("mix_pool")  # imports the ops
+    monkeypatch.setitem(backend._functions, "masked_loss", broken)
+    monkeypatch.setitem(backend._functions, "mix_pool", lambda module, states, layout: tuple(states))
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert main(["--arch", "sm_80", "--preset", "tiny", "--dtype", "fp32", "--op", "masked_loss", "mix_pool"]) == 1
+    error = capsys.readouterr().err
+    assert "RuntimeError: no such tile" in error
+    assert "launches no kernel" in error
+    assert "2 break a bar" in error
