@@ -1,5 +1,6 @@
 """`astroco embed IN OUT`: embeddings of light curves as a table, one row a light curve."""
 
+import json
 import os
 import signal
 import sys
@@ -216,9 +217,10 @@ def _join(
         parts.remove()
         raise UserError(f"{config.source}: no light curve left to embed{because(reasons)}")
     counts = {"light_curves": curves, "rows": rows, "without": dict(sorted(reasons.items()))}
-    schema = formats.with_provenance(empty_table(model, choice).schema, {**provenance, "counts": counts})
-    if simulated:
-        schema = schema.with_metadata({**schema.metadata, "simulated": "true"})
+    schema = empty_table(model, choice).schema
+    parts_told = (schema.field(choice.output).metadata or {}).get(b"parts", b"{}")
+    facts = {**provenance, "counts": counts, "parts": json.loads(parts_told), formats.SIMULATED: simulated}
+    schema = formats.with_provenance(schema, facts)
     with parts.joining() as partial:
         if partial is not None:
             formats.write(partial, parts.out.suffix, formats.Rows(schema, rows, parts.read))

@@ -22,7 +22,7 @@ from astroco_fast.digest import DIGEST, MODEL
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.files import require_place
 
-KEY = "astroco_fast"
+KEY, SIMULATED = "astroco_fast", "simulated"
 _ROW_GROUP = 32 << 20  # bytes of rows that are written at a time
 
 
@@ -199,6 +199,9 @@ _LISTS = (".parquet", ".feather", ".arrow")  # formats that hold lists of differ
 
 
 def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:
-    """A schema with the provenance in its metadata, and what classifiers compare (`astroco_fast.digest`) by itself."""
-    model = {MODEL: provenance["model"]["name"], DIGEST: provenance["model"]["sha256"]}
-    return schema.with_metadata({KEY: json.dumps(provenance, sort_keys=True), **model})
+    """A schema with the provenance in its metadata, and by itself what others look for: the model, its digest
+    (`astroco_fast.digest`), and whether the light curves are simulated."""
+    told = {MODEL: provenance["model"]["name"], DIGEST: provenance["model"]["sha256"]}
+    if provenance[SIMULATED]:
+        told[SIMULATED] = "true"
+    return schema.with_metadata({KEY: json.dumps(provenance, sort_keys=True), **told})

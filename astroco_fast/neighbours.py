@@ -125,10 +125,11 @@ def _of_curves(index: "VectorIndex", source: Any, config: NeighboursConfig) -> I
     from astroco_fast.embedding import choose, embed_tables
     from astroco_fast.pretrained import require_local
     from astroco_fast.registry import load
-    from astroco_fast.released import given_or_best
 
     told = {key: index.metadata.get(f"embeddings {key}", "") for key in (MODEL, DIGEST)}
-    name = given_or_best(config.model or told[MODEL] or None)
+    name = config.model or told[MODEL]
+    if not name:
+        raise UserError(f"{config.source}: does not say which model made its vectors; name it by --model")
     require_local(name)
     dropped: Counter[str] = Counter()
     found = False

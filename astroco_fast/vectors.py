@@ -9,18 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from astroco_fast.data.columns import listed
 from astroco_fast.data.words import to_objects
 from astroco_fast.errors import UserError
+from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
 
 Text = NDArray[np.object_]
 
-EMBEDDING = "embedding"
-_WORDS = ("id", "band", "label")
-_MAGIC = {b"PAR1": "parquet", b"ARRO": "feather"}
 _FLAT = 1e-6  # a column whose standard deviation is below this share of its largest value is constant
 
 
@@ -36,7 +32,6 @@ class Vectors:
         total: rows of the table, of which these are all, or a sample.
         not_finite: rows that were read and left out, because a number of their vector is not finite.
         metadata: the schema's metadata.
-        files: the files that were read.
     """
 
     name: str
@@ -48,7 +43,6 @@ class Vectors:
     total: int
     not_finite: int
     metadata: dict[bytes, bytes]
-    files: list[Path]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,7 +54,7 @@ class Vectors:
 
 
 def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Vectors:
-    """Read a table of embeddings: a Parquet or Feather file, or a folder of Parquet files of one form.
+    """Read a table of embeddings: a file of a format that `astroco embed` writes, or a folder of such of one form.
 
     Args:
         path: the table, with the columns id and embedding (a list of numbers a row) and any others.
@@ -72,52 +66,25 @@ def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Ve
             or a light curve (id, band) twice.
     """
     path = Path(path)
-    dataset = _open(path)
-    try:
-        total = dataset.count_rows()
-        if not total:
-            raise UserError(f"{path}: the table is empty")
-        chosen = None
-        if most is not None and total > most:
-            chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
-        table = _read(dataset, [f.name for f in dataset.schema if _is_single(f.type) or f.name == EMBEDDING], chosen)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    matrix = _matrix(table[EMBEDDING], path)
+    found = VectorTable(path)
+    total = sum(batch.num_rows for batch in found.batches(["id"]))
+    if not total:
+        raise UserError(f"{path}: the table is empty")
+    chosen = None
+    if most is not None and total > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    table = _read(found, [f.name for f in found.schema if _is_single(f.type) or f.name == EMBEDDING], chosen)
+    matrix = matrix_of(table[EMBEDDING].combine_chunks(), path)
     finite = np.isfinite(matrix).all(1)
     if not finite.all():
         table, matrix = table.filter(pa.array(finite)), matrix[finite]
     if not len(matrix):
         raise UserError(f"{path}: no row has a vector of finite numbers")
-    ids, band, label = (_words(table, name) for name in _WORDS)
+    ids, band, label = (_words(table, name) for name in WORDS)
     _check_once(ids, band, path)
-    others = table.drop_columns([EMBEDDING, *(name for name in _WORDS if name in table.column_names)])
-    metadata = dict(dataset.schema.metadata or {})
-    files = [Path(file) for file in dataset.files]
-    left_out = int(np.count_nonzero(~finite))
-    return Vectors(str(path), ids, band, label, matrix, others, total, left_out, metadata, files)
-
-
-def _open(path: Path) -> Any:
-    """The Arrow dataset of a file, by its first bytes, or of a folder."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    kind = "parquet"
-    if path.is_file():
-        with path.open("rb") as file:
-            kind = _MAGIC.get(file.read(4), "")
-    if not kind:
-        raise UserError(f"{path}: neither Parquet nor Feather; give the table that `astroco embed` wrote")
-    try:
-        dataset = ds.dataset(path, format=kind)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if missing := [name for name in ("id", EMBEDDING) if name not in dataset.schema.names]:
-        raise UserError(
-            f"{path}: no column {missing[0]!r}; found: {listed(dataset.schema.names)}; "
-            "give the table that `astroco embed` wrote"
-        )
-    return dataset
+    others = table.drop_columns([EMBEDDING, *(name for name in WORDS if name in table.column_names)])
+    metadata = dict(found.schema.metadata or {})
+    return Vectors(str(path), ids, band, label, matrix, others, total, int(np.count_nonzero(~finite)), metadata)
 
 
 def _is_single(kind: Any) -> bool:
@@ -128,42 +95,18 @@ def _is_single(kind: Any) -> bool:
     return pa.types.is_boolean(kind) or any(test(kind) for test in tests)
 
 
-def _read(dataset: Any, names: list[str], chosen: NDArray[np.int64] | None) -> Any:
+def _read(found: VectorTable, names: list[str], chosen: NDArray[np.int64] | None) -> Any:
     """The rows with these numbers, in rising order; None: all."""
-    if chosen is None:
-        return dataset.to_table(columns=names)
     parts, first = [], 0
-    for batch in dataset.to_batches(columns=names):
+    for batch in found.batches(names):
+        if chosen is None:
+            parts.append(batch)
+            continue
         start, stop = np.searchsorted(chosen, [first, first + batch.num_rows])
         if stop > start:
             parts.append(batch.take(pa.array(chosen[start:stop] - first)))
         first += batch.num_rows
     return pa.Table.from_batches(parts, parts[0].schema)
-
-
-def _matrix(column: Any, path: Path) -> NDArray[np.float32]:
-    """(rows, D) float32; a missing vector is NaN."""
-    if not (pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)) or not _is_number(
-        column.type.value_type
-    ):
-        raise UserError(f"{path}: column {EMBEDDING!r} holds {column.type}, not lists of numbers")
-    column = column.combine_chunks()
-    known = column.is_valid().to_numpy(zero_copy_only=False)
-    present = column.filter(pa.array(known))
-    lengths = np.unique(pc.list_value_length(present).to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise UserError(f"{path}: its vectors have {lengths[0]} to {lengths[-1]} numbers; they must have equally many")
-    size = int(lengths[0]) if len(lengths) else 0
-    if not size:
-        raise UserError(f"{path}: its vectors are empty")
-    matrix = np.full((len(column), size), np.nan, dtype=np.float32)
-    values = present.flatten().to_numpy(zero_copy_only=False)
-    matrix[known] = values.reshape(-1, size)
-    return matrix
-
-
-def _is_number(kind: Any) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def _words(table: Any, name: str) -> Text:

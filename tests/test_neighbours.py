@@ -131,7 +131,7 @@ def test_a_damaged_index_is_refused(table: str, tmp_path: Path, capsys: pytest.C
     assert "a.index: damaged" in capsys.readouterr().err
     save_file(load_file(path), path)  # without what it says of itself
     assert neighbours.main([str(path), "--ids", "star3"]) == 2
-    assert "neither Parquet nor Feather" in capsys.readouterr().err
+    assert "neither Parquet, Feather" in capsys.readouterr().err
 
 
 def test_without_faiss_the_extra_is_named(

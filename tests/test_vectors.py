@@ -76,9 +76,9 @@ def test_bad_tables_are_one_line(tmp_path: Path, change: object, message: str) -
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("id,embedding\n")
+    (tmp_path / "a.txt").write_text("id,embedding\n")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
-    for name, message in (("a.csv", "neither Parquet nor Feather"), ("b.parquet", "cannot be read"), ("c", "no such")):
+    for name, message in (("a.txt", "neither Parquet, Feather"), ("b.parquet", "cannot be read"), ("c", "no such")):
         with pytest.raises(UserError, match=message):
             read_vectors(tmp_path / name)
 

@@ -18,7 +18,8 @@ class FitConfig:
         out: folder to write to: the classifier (classifier.json and .safetensors), report.md and its figures,
             splits.csv, tested.csv, embeddings.parquet.
         model: the name of a released model (`astroco models` lists them), the folder of saved weights, or
-            hub:NAME/REPOSITORY. Default: the best released model; for embeddings, the one that made them.
+            hub:NAME/REPOSITORY. Default: the best released model; for embeddings, the one that made them, which CSV
+            does not name.
         parts: the vector's parts, as for `astroco embed`. Default: those of the views that the model was pretrained on.
         labels: table (CSV, Parquet) with the columns id and label, which replace the data's own labels.
         classes: use only these classes, such as '[RRab, RRc, EA]'. Default: all labels.

@@ -14,7 +14,7 @@ from astroco_fast.classify.calibration import choose_temperature
 from astroco_fast.classify.classifier import DESCRIPTION, NUMBERS, Classifier, Probabilities
 from astroco_fast.classify.config import FitConfig
 from astroco_fast.classify.report import write_report
-from astroco_fast.classify.vectors import EMBEDDING, Labelled, Model, is_embeddings, labelled_curves, labelled_table
+from astroco_fast.classify.vectors import Labelled, Model, labelled_curves, labelled_table
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
 from astroco_fast.files import refuse_input, scratch_folder, write_text
@@ -24,6 +24,7 @@ from astroco_fast.probe.evaluate import samples_of
 from astroco_fast.probe.heads import Sample, choose_logistic, require_scikit_learn
 from astroco_fast.probe.splits import Split, draw, write_splits
 from astroco_fast.released import given_or_best
+from astroco_fast.vector_tables import EMBEDDING, is_embeddings
 
 CACHE, CONFIG, SPLITS = f"{EMBEDDING}s.parquet", "config.yaml", "splits.csv"
 
@@ -91,7 +92,7 @@ def frequencies(labels: Any, classes: tuple[str, ...]) -> NDArray[np.float64]:
 
 def _labelled(config: FitConfig, folder: ResultFolder) -> Labelled:
     out = folder.path
-    if is_embeddings(config.data):
+    if is_embeddings(Path(config.data)):
         refuse_input(out / CACHE, [Path(config.data)], "the embeddings")
         return labelled_table(config)
     name = given_or_best(config.model)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from astroco_fast.classify.classifier import Classifier, load_classifier
 from astroco_fast.classify.config import PredictConfig
-from astroco_fast.classify.vectors import Chunk, EmbeddingTable, Model, curve_chunks, is_embeddings
+from astroco_fast.classify.vectors import Chunk, EmbeddingTable, Model, curve_chunks
 from astroco_fast.commands import tell
 from astroco_fast.data.clean import because
 from astroco_fast.data.notes import Notes
@@ -22,6 +22,7 @@ from astroco_fast.data.sources import open_source
 from astroco_fast.digest import DIGEST, MODEL
 from astroco_fast.errors import UserError
 from astroco_fast.files import refuse_input, whole_file
+from astroco_fast.vector_tables import is_embeddings
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -42,9 +43,9 @@ def predict(config: PredictConfig) -> int:
         raise UserError(f"{out}: exists; give another name, or --overwrite true")
     classifier = load_classifier(config.classifier).with_priors(config.priors)
     dropped: Counter[str] = Counter()
-    if is_embeddings(config.data):
+    if is_embeddings(Path(config.data)):
         refuse_input(out, [Path(config.data)], "the embeddings")
-        table = EmbeddingTable(config.data)
+        table = EmbeddingTable(config.data, config.model, list(classifier.parts) or None)
         _require(table.digest, classifier, f"{config.data}: vectors of {table.model or 'another model'}")
         chunks, notes = table.chunks(dropped, config.band), Notes()
     else:

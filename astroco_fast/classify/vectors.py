@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from astroco_fast.classify.config import FitConfig
@@ -20,17 +19,17 @@ from astroco_fast.data.metadata import Text
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source
 from astroco_fast.digest import DIGEST, MODEL, model_digest
-from astroco_fast.embedding import choose_parts, embed_batch, layout
-from astroco_fast.embedding_formats import KEY
+from astroco_fast.embedding import choose_parts, dimensions, embed_batch, layout
+from astroco_fast.embedding_formats import KEY, SIMULATED
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.probe.embeddings import Describer, Embeddings, extract
 from astroco_fast.probe.stars import Stars, choose, read_survey, relabel
 from astroco_fast.registry import load
+from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
 
-EMBEDDING, NOT_FINITE = "embedding", "light curves without a finite vector"
-_ROWS = 8192  # of a table of embeddings at once
+NOT_FINITE = "light curves without a finite vector"
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,13 @@ class Chunk:
         self.ids, self.bands, self.labels, self.vectors = list(ids), list(bands), list(labels), vectors
 
 
-def is_embeddings(data: str) -> bool:
-    """Whether a path is that of a Parquet table with a column of vectors."""
-    try:
-        return Path(data).is_file() and EMBEDDING in pq.read_schema(data).names
-    except (pa.ArrowException, OSError):
-        return False
-
-
 class EmbeddingTable:
     """A table that `astroco embed` wrote.
+
+    Args:
+        path: a file of one of its formats, or a folder of such.
+        model: the model that made the vectors, for a table that does not say it; CSV has no place for it.
+        model_parts: the vectors' parts, if they are not the model's own.
 
     Attributes:
         model, digest: the name and the hash of the model that made the vectors, and of their parts.
@@ -103,21 +99,38 @@ class EmbeddingTable:
         UserError: it does not say which model made it, or does not hold one vector for each whole light curve.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, model: str | None = None, model_parts: list[str] | None = None) -> None:
         self.path = path
-        schema = pq.read_schema(path)
+        self._table = VectorTable(Path(path))
+        schema = self._table.schema
         told = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-        if not told.get(DIGEST):
-            raise UserError(
-                f"{path}: does not say which model made its vectors; write it by astroco embed of this version"
-            )
         settings = json.loads(told.get(KEY, "{}")).get("settings", {})
         for name, wanted in (("windows", "mean"), ("output", "embedding")):
             if settings.get(name, wanted) != wanted:
                 raise UserError(f"{path}: made by astroco embed --{name} {settings[name]}; --{name} {wanted} is needed")
-        self.model, self.digest = told.get(MODEL, ""), told[DIGEST]
-        self.simulated = told.get("simulated") == "true"
+        self.simulated = told.get(SIMULATED) == "true"
+        self.model, self.digest = told.get(MODEL, ""), told.get(DIGEST, "")
         self.parts: tuple[str, ...] = tuple(json.loads((schema.field(EMBEDDING).metadata or {}).get(b"parts", "{}")))
+        if not self.digest:
+            self._take_model(model, model_parts)
+
+    def _take_model(self, name: str | None, parts: list[str] | None) -> None:
+        """Believe the user which model made the vectors, if they have as many numbers as its own."""
+        if name is None:
+            raise UserError(
+                f"{self.path}: does not say which model made its vectors, as the Parquet files of astroco embed do; "
+                "name it by --model"
+            )
+        model = Model.open(name, parts, "cpu")
+        wanted = dimensions(model.encoder, model.parts)
+        for batch in self._table.batches([EMBEDDING]):
+            if (found := matrix_of(batch.column(0), self._table.path).shape[1]) != wanted:
+                raise UserError(
+                    f"{self.path}: its vectors have {found} numbers, those of {name} {wanted}; give the --model that "
+                    "made them"
+                )
+            break
+        self.model, self.digest, self.parts = model.name, model.digest, model.parts
 
     def chunks(self, dropped: Counter[str], band: str | None) -> Iterator[Chunk]:
         """The rows in bounded memory. Rows without a finite vector are left out, and counted in `dropped`.
@@ -125,13 +138,12 @@ class EmbeddingTable:
         Raises:
             UserError: a column is missing or of another type, or the file is damaged.
         """
+        size = None
         try:
-            for rows in pq.ParquetFile(self.path).iter_batches(_ROWS):
-                lists = rows.column(EMBEDDING)
-                vectors = np.full((len(rows), lists.type.list_size), np.nan, dtype=np.float32)
-                there = lists.is_valid().to_numpy(zero_copy_only=False)
-                vectors[there] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, lists.type.list_size)
-                texts = [rows.column(name).cast(pa.string()).to_pylist() for name in ("id", "band", "label")]
+            for rows in self._table.batches([*WORDS, EMBEDDING]):
+                vectors = matrix_of(rows.column(EMBEDDING), self._table.path, size)
+                size = vectors.shape[1]
+                texts = [rows.column(name).cast(pa.string()).to_pylist() for name in WORDS]
                 ids, bands, labels = ([text or "" for text in column] for column in texts)
                 good = np.asarray(np.isfinite(vectors).all(1))
                 _count(dropped, good)
@@ -154,7 +166,7 @@ def labelled_table(config: FitConfig) -> Labelled:
     Raises:
         UserError: the table or the labels cannot be used, or another model is asked for; names what is wrong.
     """
-    table, stars = EmbeddingTable(config.data), Stars()
+    table, stars = EmbeddingTable(config.data, config.model, config.parts), Stars()
     vectors: dict[str, NDArray[np.float32]] = {}
     bands: dict[str, str] = {}
     for chunk in table.chunks(stars.dropped, config.band):
