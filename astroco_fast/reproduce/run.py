@@ -22,9 +22,9 @@ from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.log import Console
-from astroco_fast.pretrain.loop import pretrain
 from astroco_fast.pretrain.ranks import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted, Ranks, StopRequest
 from astroco_fast.pretrain.report import read_metrics, training_lines
+from astroco_fast.pretrain.run import pretrain
 from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn

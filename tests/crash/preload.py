@@ -8,7 +8,7 @@ import torch._dynamo
 
 import astroco_fast.embedding
 import astroco_fast.periods
-import astroco_fast.pretrain.loop
+import astroco_fast.pretrain.run
 import astroco_fast.probe.run
 import astroco_fast.reproduce.run  # noqa: F401
 from astroco_fast import plots  # noqa: F401

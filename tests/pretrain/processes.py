@@ -16,7 +16,7 @@ from typing import Any
 # Children are forked from a server that has imported PyTorch once, with the modules that optimisers import late, so
 # that a rank starts in milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain.loop", "tests.pretrain.patches"])
+_context.set_forkserver_preload(["torch._dynamo", "astroco_fast.pretrain.run", "tests.pretrain.patches"])
 TIMEOUT = 120
 
 
