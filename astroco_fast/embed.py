@@ -52,7 +52,8 @@ class EmbedConfig:
         band: embed only this band.
         min_points: light curves with fewer good points have no vector.
         short: a light curve without a vector, because it has too few good points or is not finite, has a row of NaN
-            (nan) or no row (drop). It is counted. Default: drop, where it is an error if no row is left.
+            (nan) or no row (drop). It is counted. Default: drop, where it is an error if no row is left of light curves
+            that were read; a table without any gives one without rows.
         windows: what becomes of light curves longer than the model's window of points. mean = the mean over all
             windows, weighted by points; first, last = only as many points as fill a window; all = a row for each
             window.
@@ -205,6 +206,7 @@ def _join(
     from astroco_fast import embedding_formats as formats
     from astroco_fast.data.clean import because
     from astroco_fast.embedding import dimensions, empty_table
+    from astroco_fast.embedding_curves import nothing_left
 
     reasons: Counter[str] = Counter()
     curves, simulated = 0, False
@@ -213,7 +215,7 @@ def _join(
         curves += record["curves"]
         simulated |= record["simulated"]
     rows = _checked_rows(config, parts)
-    if not rows and config.short is None:
+    if config.short is None and nothing_left(reasons, choice.short, rows):
         parts.remove()
         raise UserError(f"{config.source}: no light curve left to embed{because(reasons)}")
     counts = {"light_curves": curves, "rows": rows, "without": dict(sorted(reasons.items()))}

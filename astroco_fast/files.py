@@ -23,6 +23,7 @@ from astroco_fast.errors import UserError
 CHECKSUM = "sha256"  # the field of a JSON object that has one
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # a protocol has two letters or more, a disk of Windows one
 _RANDOM = 4  # bytes of a temporary name, in hexadecimal
 _TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM}}}{re.escape(_PARTIAL)}", re.DOTALL)
 
@@ -49,12 +50,28 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
         flush(path.parent)
 
 
+def require_here(path: Path, what: str = "results are written") -> None:
+    """Refuse a URL where only a path of this machine will do.
+
+    Args:
+        path: the path, of which `Path` keeps one slash after the protocol.
+        what: what is done with it, for the message.
+
+    Raises:
+        UserError: it is a URL.
+    """
+    if found := _URL.match(str(path)):
+        url = f"{found[1]}://{str(path)[found.end() :]}"
+        raise UserError(f"{url}: {what} on this machine's disks only; name a path here, and copy from or to the URL")
+
+
 def require_place(path: Path) -> None:
     """Refuse a file to write that has no place.
 
     Raises:
-        UserError: `path` is a folder, or in a folder that does not exist.
+        UserError: `path` is a URL, a folder, or in a folder that does not exist.
     """
+    require_here(path)
     if not path.name or path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file to write")
     if not path.parent.is_dir():
@@ -82,6 +99,7 @@ def whole_folder(path: Path, way_out: str = "") -> Iterator[Path]:
         UserError: it cannot be written (an `OSError` in the block).
     """
     replaced: Path | None = None
+    require_here(path)
     with _one_line(path, way_out):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path, is_folder=True) as partial:

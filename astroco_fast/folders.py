@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, locked, read_json, remove_partials, write_text
+from astroco_fast.files import flush, locked, read_json, remove_partials, require_here, write_text
 
 MARK = ".astroco.json"
 _WAY_OUT = "choose another --out"
@@ -100,6 +100,7 @@ def result_folder(
     Raises:
         UserError: the folder cannot be created or written, holds anything but results of this command, or is in use.
     """
+    require_here(path)
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)

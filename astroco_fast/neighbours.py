@@ -85,8 +85,6 @@ def _open(config: NeighboursConfig) -> "VectorIndex":
     from astroco_fast.vectors import read_vectors
 
     source = Path(config.source)
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
     if source.is_file() and is_index(source):
         index = VectorIndex.load(source)
     else:

@@ -15,7 +15,7 @@ from astroco_fast.card import model_card
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
-from astroco_fast.files import read_json, whole_file, write_text
+from astroco_fast.files import read_json, require_here, whole_file, write_text
 from astroco_fast.hub import HUB, download, parse, upload
 from astroco_fast.reference.config import ModelConfig
 from astroco_fast.reference.encoder import Encoder
@@ -100,6 +100,7 @@ class PretrainedEncoder(Encoder):
             UserError: files of these names in the folder are not those of a saved model, or it cannot be written.
         """
         folder = Path(folder)
+        require_here(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_others(folder)
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}

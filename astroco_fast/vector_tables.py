@@ -28,6 +28,7 @@ from astroco_fast.data.paths import find_files
 from astroco_fast.digest import DIGEST, MODEL
 from astroco_fast.embedding_formats import KEY, SIMULATED
 from astroco_fast.errors import UserError
+from astroco_fast.files import require_here
 
 EMBEDDING = "embedding"
 WORDS = ("id", "band", "label")
@@ -113,6 +114,7 @@ def matrix_of(column: Any, path: Path, size: int | None = None) -> NDArray[np.fl
 
 
 def _paths(path: Path) -> list[Path]:
+    require_here(path, "vectors are read")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     return [file for file, _ in find_files([path])] if path.is_dir() else [path]

@@ -10,7 +10,7 @@ import torch
 import astroco_fast as af
 from astroco_fast import checksums, embed, models, released
 from astroco_fast.errors import UserError
-from tests.test_embed import curve, long_table
+from tests.embedding.curves import curve, long_table
 
 FACTS = {
     "name": "little",

@@ -79,7 +79,8 @@ def identity(file: Any) -> dict[str, Any]:
     """Plain data that identify a file and its content."""
     if is_url(file):
         known = ("size", "ETag", "mtime", "LastModified", "created")
-        told = {key: str(value) for key, value in file.fs.info(file.path).items() if key in known}
+        with readable(str(file)):
+            told = {key: str(value) for key, value in file.fs.info(file.path).items() if key in known}
         return {"path": str(file), **told}
     facts = file.stat()
     return {"path": str(file.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
@@ -111,7 +112,7 @@ def _expand(path: Path) -> list[tuple[Path, Path]]:
 def _expand_url(path: Any) -> list[tuple[Any, Any]]:
     if format_of(path) and not glob.has_magic(str(path)):
         return [(path, path.parent)]
-    with readable(str(path), Exception):
+    with readable(str(path)):
         if glob.has_magic(path.path):
             matches = sorted(path.fs.glob(path.path))
             if not matches:

@@ -225,10 +225,14 @@ def _value_type(kind: Any) -> Any:
 
 @contextmanager
 def readable(name: str, *complaints: type[Exception]) -> Iterator[None]:
-    """Turn errors of reading, and `complaints`, into one line that names the input."""
+    """Turn errors of reading, and `complaints`, into one line that names the input.
+
+    Of an input by its URL, every error is one of reading: the libraries for other machines have many kinds.
+    """
+    remote = [Exception] if "://" in name else []
     try:
         yield
     except UserError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, *complaints, *remote) as error:
         raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error

@@ -32,7 +32,7 @@ from astroco_fast.data.store import (
     write_manifest,
 )
 from astroco_fast.errors import UserError
-from astroco_fast.files import flush, locked, publish, read_json, remove_partials, write_text
+from astroco_fast.files import flush, locked, publish, read_json, remove_partials, require_here, write_text
 
 # Progress is recorded after this many points (16 bytes each, so that a kill loses some dozen MB of work), or after this
 # many curves, which may have no points.
@@ -85,6 +85,7 @@ class StoreWriter:
         Raises:
             UserError: the folder holds anything but a conversion, or another process is converting into it.
         """
+        require_here(self.out)
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path, "another process is converting into it; wait for it, or choose another output"):
             remove_partials(self.path)

@@ -100,3 +100,9 @@ def sine_store(path):
         curves.append(np.stack([time, mag, np.full(len(time), 0.05)], axis=1))
     convert(curves, path)
     return path
+
+
+def shuffled(batch, seed=0):
+    """The rows in random order, in which each curve's points stay sorted by time."""
+    frame = as_long(batch).sample(frac=1, random_state=seed)
+    return frame.sort_values("mjd", kind="stable").reset_index(drop=True)

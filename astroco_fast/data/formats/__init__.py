@@ -18,6 +18,7 @@ from astroco_fast.data.formats.fits import FitsTable
 from astroco_fast.data.formats.json import JsonTable
 from astroco_fast.data.formats.parquet import ParquetTable
 from astroco_fast.data.formats.records import TFRecordTable
+from astroco_fast.data.tables import readable
 from astroco_fast.errors import UserError
 
 # Suffixes, in lower case, and the class that reads such files.
@@ -45,13 +46,14 @@ def open_table(path: Path, root: Path | None = None) -> FileTable:
     Raises:
         UserError: the file is missing, empty, unreadable, or of an unknown kind.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    kind = format_of(path)
-    if kind is None:
-        raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0 and not kind.may_be_empty:
-        raise UserError(f"{path}: the file is empty")
+    with readable(str(path)):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        kind = format_of(path)
+        if kind is None:
+            raise UserError(f"{path}: unknown kind of file; light curves are read from {', '.join(SUFFIXES)}")
+        if path.stat().st_size == 0 and not kind.may_be_empty:
+            raise UserError(f"{path}: the file is empty")
     return kind(path, root or path.parent)
 
 

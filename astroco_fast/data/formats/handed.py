@@ -6,6 +6,7 @@ import gzip
 import shutil
 import tempfile
 import weakref
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def table_of_file(source: Any) -> FileTable:
                 file.write(as_bytes(first))
                 while block := source.read(1 << 20):
                     file.write(as_bytes(block))
+            # Python's own reader of HTTP takes a connection that breaks off for the end.
+            if isinstance(source, HTTPResponse) and source.length:
+                raise OSError(f"the connection broke off, {source.length:,} bytes before the end")
             suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
             whole = copy.rename(folder / (Path(name).name if suffix else f"{Path(name).name}{_suffix(copy)}"))
         table = open_table(whole)
