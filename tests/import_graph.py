@@ -114,7 +114,7 @@ GROUPS = {
         *("astromer_weights", "hub"),
     ),
     "data": ("data",),
-    "embedding": ("embedding", "encoding"),
+    "embedding": ("embedding", "embedding_choice", "embedding_curves", "encoding"),
     "settings": ("commands", "settings"),
     "simulate": ("simulate",),
     "plots": ("plots",),
