@@ -3,6 +3,7 @@
 #   make demo        train a tiny model on a simulated survey with two ranks, evaluate, embed, plot: demo/
 #   make test        the default tests
 #   make test-slow   the tests that `make test` leaves out
+#   make wheels      source distribution, wheel, and a wheel for Linux on x86-64 with compiled CPU kernels: dist/
 #   make wheel-test  source distribution and wheel, built and installed, and tests run against them
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
@@ -37,7 +38,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env lock test test-slow wheel-test lint audit docs bench reliability demo clean
+.PHONY: help env lock test test-slow wheels wheel-test lint audit docs bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -72,6 +73,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+wheels: $(READY)
+	$(INSTALL) -e '.[wheels]'
+	$(BIN)/python wheels.py
 
 wheel-test: $(READY)
 	$(BIN)/python -m tests.wheel

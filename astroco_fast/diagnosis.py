@@ -78,7 +78,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     # bf16 also works without such instructions, but slowly.
     in_hardware = any(name in found for name in ("avx512_bf16", "amx_bf16", "bf16"))
     yield "", "bf16: " + ("in hardware" if in_hardware else "emulated" if found else "unknown")
-    yield "", f"kernels: {_cpu_kernels()}"
+    yield from (("", line) for line in _cpu_kernels())
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -87,15 +87,19 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield "cuda", f"no GPU that torch {torch.__version__} can use"
 
 
-def _cpu_kernels() -> str:
-    """The CPU kernels' instruction set, compiler and file, or the reason why there are no kernels."""
+def _cpu_kernels() -> Iterator[str]:
+    """The CPU kernels' instruction set, compiler and file, why there are none, and why not the package's."""
     if "cpu" not in ops.candidates():  # nothing uses them then, and compiling takes time
-        return "not used, since ASTROCO_BACKEND chooses another backend"
-    if (reason := native.missing()) is not None:
-        return f"none: {reason}"
-    library = native.library()
-    where = library.path or f"memory, and compiled again by every process: {library.unkept}"
-    return f"for {library.plan.isa.name}, by {library.plan.version}, in {where}"
+        yield "kernels: not used, since ASTROCO_BACKEND chooses another backend"
+    elif (reason := native.missing()) is not None:
+        yield f"kernels: none: {reason}"
+    else:
+        library = native.library()
+        where = library.path or f"memory, and compiled again by every process: {library.unkept}"
+        how = "compiled here" if library.unused else "prebuilt"
+        yield f"kernels: for {library.isa.name}, {how} by {library.compiler}, in {where}"
+        if library.unused:
+            yield f"not prebuilt: {library.unused}"
 
 
 def cpu_features() -> list[str]:

@@ -1,9 +1,9 @@
 """The doctor's report: the machine's devices and packages, and the backend that runs each op, with reasons."""
 
+import ctypes
 import platform
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,25 +109,27 @@ def test_an_absent_extra_comes_with_the_way_to_it(monkeypatch: pytest.MonkeyPatc
 
 def test_compiler_of_the_cpu_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> list[str]:
-        return [line.split("kernels: ")[1] for line in diagnosis.rows(diagnosis._devices()) if "kernels: " in line]
+        return [
+            line.strip() for line in diagnosis.rows(diagnosis._devices()) if "kernels: " in line or "prebuilt" in line
+        ]
 
     monkeypatch.setattr(ops, "_choice", None)
     monkeypatch.setattr(diagnosis.native, "missing", lambda: "no C++ compiler; apt install g++")
-    assert told() == ["none: no C++ compiler; apt install g++"]
-    plan = SimpleNamespace(isa=build.ISAS["avx2"], version="g++ 12.2")
+    assert told() == ["kernels: none: no C++ compiler; apt install g++"]
     for path, where in (
         (Path("/cache/native/x.so"), "/cache/native/x.so"),
         (None, "memory, and compiled again by every process: no space"),
     ):
         monkeypatch.setattr(diagnosis.native, "missing", lambda: None)
-        monkeypatch.setattr(
-            diagnosis.native, "library", lambda path=path: SimpleNamespace(plan=plan, path=path, unkept="no space")
-        )
-        (line,) = told()
-        assert line.startswith(f"for avx2, by g++ 12.2, in {where}")
+        library = build.Library(ctypes.CDLL(None), build.ISAS["avx2"], "g++ 12.2", "key", path, "no space", "too old")
+        monkeypatch.setattr(diagnosis.native, "library", lambda library=library: library)
+        assert told() == [f"kernels: for avx2, compiled here by g++ 12.2, in {where}", "not prebuilt: too old"]
+    prebuilt = library._replace(path=Path("/package/avx2.so"), unused="")
+    monkeypatch.setattr(diagnosis.native, "library", lambda: prebuilt)
+    assert told() == ["kernels: for avx2, prebuilt by g++ 12.2, in /package/avx2.so"]
     for choice in ("reference", "triton"):
         monkeypatch.setattr(ops, "_choice", choice)
-        assert told() == ["not used, since ASTROCO_BACKEND chooses another backend"]
+        assert told() == ["kernels: not used, since ASTROCO_BACKEND chooses another backend"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_install import FOLDERS, ROOT, bare_environment, run
+import wheels
+from tests.test_install import ROOT, bare_environment, run
 
 # Some of each part: the encoder and its kernels, light curves and stores, released weights, commands.
 TESTS = (
@@ -27,7 +28,7 @@ _WHERE = "import astroco_fast, astroco_fast.kernels, astroco_fast.reference as r
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="astroco-wheel-") as name:
         work = Path(name)
-        wheel = build(work)
+        _, wheel = wheels.pure(work)
         programs = bare_environment(work / "environment")
         run(programs / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=work)
         place = work / "elsewhere"
@@ -39,18 +40,6 @@ def main() -> int:
         print(f"{wheel.name}: running {len(TESTS)} files of tests against {found}", flush=True)
         pytest = [programs / "python", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
         return subprocess.run(pytest, cwd=place, check=False).returncode
-
-
-def build(work: Path) -> Path:
-    """Build from a copy of the sources; returns the wheel, which is made from the source distribution."""
-    copy = work / "checkout"
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", copy, cwd=work)
-    (wheel,) = (work / "dist").glob("*.whl")
-    return wheel
 
 
 if __name__ == "__main__":

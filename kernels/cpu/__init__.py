@@ -1,4 +1,4 @@
-"""The CPU backend: C++ kernels, compiled by the system's compiler when they are first needed."""
+"""The CPU backend: C++ kernels, which the package brings compiled, or the system's compiler compiles at first use."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ LIMITS = Limits(widths=(16, 1024), head_size=256, taps=(1, 128))
 
 
 class Cpu(Backend):
-    """The kernels in this folder. The first question about the CPU compiles them."""
+    """The kernels in this folder. The first question about the CPU loads or compiles them."""
 
     name = "cpu"
     package = __name__
@@ -31,8 +31,8 @@ class Cpu(Backend):
         return lacking(dtype)
 
     def versions(self) -> tuple[str, ...]:
-        plan = native.library().plan
-        return plan.version, plan.isa.name, f"library {plan.key}"
+        library = native.library()
+        return library.compiler, library.isa.name, f"library {library.key}"
 
     def dropout_mask(self, layout: Layout, salt: int, p: float, width: int) -> Tensor:
         from astroco_fast.kernels.cpu.dropout import cpu_dropout_mask
@@ -46,6 +46,6 @@ def lacking(dtype: torch.dtype) -> str | None:
     if (reason := native.missing()) is not None:
         return reason
     # Without dot products of bfloat16 numbers plain PyTorch is as fast.
-    if dtype is torch.bfloat16 and "-mavx512bf16" not in native.library().plan.isa.flags:
+    if dtype is torch.bfloat16 and "-mavx512bf16" not in native.library().isa.flags:
         return "bfloat16 needs a CPU with AVX512-BF16"
     return None

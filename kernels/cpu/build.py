@@ -1,4 +1,4 @@
-"""The kernels' library, compiled from their C++ sources by the system's compiler on first use, and cached on disk.
+"""The kernels' library, compiled from their C++ sources by the system's compiler, and cached on disk.
 
 The cached file is keyed by everything that could change the library: sources, compiler, flags, torch and instruction
 set. Its name also ends in a hash of its content, because loading a file that a full disk or a killed copy cut short
@@ -112,15 +112,21 @@ class Library(NamedTuple):
 
     Attributes:
         handle: the object to look up its functions in.
-        path: the cached file; None: the library could not be cached.
-        plan: the commands that built it.
+        isa: the instruction set that it is for.
+        compiler: the first line of what its compiler says of its version.
+        key: a short hash of everything that the library depends on.
+        path: its file; None: it was compiled, and could not be cached.
         unkept: the reason why it could not be cached.
+        unused: the reason why it was compiled here, and the package's own was not taken (`prebuilt`); empty: it was.
     """
 
     handle: ctypes.CDLL
+    isa: Isa
+    compiler: str
+    key: str
     path: Path | None
-    plan: Plan
     unkept: str = ""
+    unused: str = ""
 
 
 def library(sources: Path) -> Library:
@@ -134,17 +140,17 @@ def library(sources: Path) -> Library:
         NoLibrary: there are no kernels for this CPU or system, or none are wanted.
     """
     failures = []
-    for isa in _isas():
+    for isa in wanted():
         for compiler in compilers():
             try:
-                return _open(_plan(sources, isa, compiler))
+                return _open(plan(sources, isa, compiler))
             except (OSError, subprocess.SubprocessError, BuildFailed) as error:
                 failures.append(f"{shlex.join(compiler)}: {' '.join(str(error).split())[:300]}")
     raise BuildFailed(failures[0] if failures else f"no C++ compiler (c++, g++ or clang++); {_WAY_OUT}")
 
 
-def _isas() -> list[Isa]:
-    """The instruction sets to build for: the wanted or best one, and another where compilers may lack the best one.
+def wanted() -> list[Isa]:
+    """The instruction sets to build for: the chosen or best one, and another where compilers may lack the best one.
 
     Raises:
         NoLibrary: no kernels are wanted, or plain PyTorch is as fast on this CPU.
@@ -228,7 +234,12 @@ def _torch(folder: str, name: str) -> Path:
     return shared if shared.exists() and not own.exists() else own
 
 
-def _plan(sources: Path, isa: Isa, compiler: tuple[str, ...]) -> Plan:
+def plan(sources: Path, isa: Isa, compiler: tuple[str, ...], prebuilt: bool = False) -> Plan:
+    """The commands that build a library, for this machine or (`prebuilt`) for others with the instruction set.
+
+    Raises:
+        BuildFailed: the compiler calls another OpenMP runtime than PyTorch's.
+    """
     told, runtime = _run(*compiler, "--version"), openmp()
     version = told.partition("\n")[0].strip()
     if "clang" in version and runtime is not None and "gomp" in runtime.name:
@@ -241,22 +252,30 @@ def _plan(sources: Path, isa: Isa, compiler: tuple[str, ...]) -> Plan:
         *_FLAGS,
         *(("-Xclang", "-fopenmp") if _MAC else ("-fopenmp",)),
         *isa.flags,
-        *(f"-D{define}" for define in isa.defines),
+        *(f"-D{define}" for define in (*isa.defines, *(("ASTROCO_PREBUILT",) if prebuilt else ()))),
         *(f"-I{folder}" for folder in folders),
     )
     libraries = [_torch("lib", f"lib{name}{_SUFFIX}") for name in ("torch_cpu", "c10")]
-    link = (
-        "-shared",
-        *map(str, libraries),
-        *([str(runtime)] if runtime is not None else ["-fopenmp"]),
-        *(("-Wl,-rpath," + str(libraries[0].parent),) if _MAC else ("-Wl,--no-undefined", "-lm")),
-    )
-    digest = hashlib.sha256()
+    link = ["-shared", *map(str, libraries)]
+    if (
+        prebuilt
+    ):  # the runtime's file has another name elsewhere: `astroco_fast.kernels.cpu.prebuilt` says how it is found
+        link += ["-lm", "-s"]
+    else:
+        link += [str(runtime) if runtime is not None else "-fopenmp"]
+        link += [f"-Wl,-rpath,{libraries[0].parent}"] if _MAC else ["-Wl,--no-undefined", "-lm"]
+    digest = hashlib.sha256(sources_key(sources).encode())
     for part in (torch.__version__, platform.machine(), shutil.which(compiler[0]), *compiler, told, *compile, *link):
         digest.update(f"{part}\n".encode())
+    return Plan(compiler, version, isa, sources / "main.cpp", compile, tuple(link), digest.hexdigest()[:24])
+
+
+def sources_key(sources: Path) -> str:
+    """A hash of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
     for path in sorted(path for path in sources.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(sources)} {sha256(path)}\n".encode())
-    return Plan(compiler, version, isa, sources / "main.cpp", compile, link, digest.hexdigest()[:24])
+    return digest.hexdigest()[:24]
 
 
 def _open(plan: Plan) -> Library:
@@ -274,13 +293,14 @@ def _open(plan: Plan) -> Library:
         _run(*plan.compiler, *plan.isa.flags, "-E", "-x", "c++", os.devnull)  # fails if it is too old for these flags
         print("astroco_fast: compiling CPU kernels (once, a few seconds) ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="astroco_fast-") as scratch:
-            made = _compile(plan, Path(scratch))
+            made = compile(plan, Path(scratch))
             if folder is not None:
                 try:
                     return _load(_keep(made, folder, plan), plan)
                 except (UserError, OSError) as error:  # nothing can be written there, or nothing loaded from there
                     unkept = str(error)
-            return Library(ctypes.CDLL(str(made)), None, plan, unkept)  # once loaded, it needs no file
+            # Once loaded, it needs no file.
+            return Library(ctypes.CDLL(str(made)), plan.isa, plan.version, plan.key, None, unkept)
 
 
 def _folder() -> Path | None:
@@ -311,7 +331,7 @@ def _load(path: Path, plan: Plan) -> Library:
     try:
         with os.fdopen(os.dup(handle), "rb") as file:
             digest = sha256_of(file)
-        if path.name != _name(digest, plan):
+        if path.name != _name(digest, plan.key):
             raise OSError(f"{path}: not what its name says")
         # The descriptor stays open: the dynamic linker takes another file of the same name for this one.
         opened = Path(f"/proc/self/fd/{handle}")
@@ -319,7 +339,7 @@ def _load(path: Path, plan: Plan) -> Library:
     except OSError:
         os.close(handle)
         raise
-    return Library(loaded, path, plan)
+    return Library(loaded, plan.isa, plan.version, plan.key, path)
 
 
 def _keep(made: Path, folder: Path, plan: Plan) -> Path:
@@ -328,18 +348,23 @@ def _keep(made: Path, folder: Path, plan: Plan) -> Path:
     Raises:
         UserError: it cannot be written there, so the next process compiles again.
     """
-    path = folder / _name(sha256(made), plan)
+    path = folder / _name(sha256(made), plan.key)
     with whole_file(path) as partial:
         shutil.copyfile(made, partial)
         partial.chmod(0o700)
     return path
 
 
-def _name(digest: str, plan: Plan) -> str:
-    return f"{plan.key}-{digest[:24]}.so"
+def _name(digest: str, key: str) -> str:
+    return f"{key}-{digest[:24]}.so"
 
 
-def _compile(plan: Plan, scratch: Path) -> Path:
+def compile(plan: Plan, scratch: Path) -> Path:
+    """Run a plan's commands in a folder; returns the library.
+
+    Raises:
+        BuildFailed: the compiler or the linker failed.
+    """
     unit, made = scratch / "main.o", scratch / "main.so"
     _run(*plan.compiler, *plan.compile, "-c", str(plan.source), "-o", str(unit))
     _run(*plan.compiler, str(unit), *plan.link, "-o", str(made))

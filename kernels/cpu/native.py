@@ -1,16 +1,19 @@
-"""The kernels' library in use: compiled or loaded at the first call, and the same for the life of the process."""
+"""The kernels' library in use: loaded or compiled at the first call, and the same for the life of the process.
+
+It is the package's own where it has one that serves here (`prebuilt`), or else compiled here (`build`).
+"""
 
 import threading
 import warnings
 
-from astroco_fast.kernels.cpu import build
+from astroco_fast.kernels.cpu import build, prebuilt
 
 _library: build.Library | str | None = None  # or the reason why there is no library; None: not tried yet
 _lock = threading.Lock()
 
 
 def missing() -> str | None:
-    """Why there are no kernels to call; None if there are. The first call compiles them, which takes seconds.
+    """Why there are no kernels to call; None if there are. The first call may compile them, which takes seconds.
 
     A failure holds for the process, which warns of it once.
     """
@@ -37,10 +40,21 @@ def _load() -> build.Library | str:
     with _lock:
         if _library is None:
             try:
-                _library = build.library(build.SOURCES)
+                _library = _find()
             except build.BuildFailed as error:
                 _library = str(error)
                 warnings.warn(f"ops run in plain PyTorch on the CPU: {error}", RuntimeWarning, stacklevel=3)
             except build.NoLibrary as error:
                 _library = str(error)
         return _library
+
+
+def _find() -> build.Library:
+    (isa, *_) = build.wanted()
+    try:
+        return prebuilt.library(build.SOURCES, isa)
+    except prebuilt.Unusable as reason:
+        try:
+            return build.library(build.SOURCES)._replace(unused=str(reason))
+        except build.BuildFailed as error:
+            raise build.BuildFailed(f"{error}; and {reason}") from error

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from astroco_fast import selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.cpu import build, native
 from tests.conftest import CPU_ISA
+from tests.kernels import small_library
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -51,6 +53,20 @@ def cpu(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("no C++ compiler, or a CPU without kernels")
     assert native.missing() is None
     return "cpu"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of sources that compile quickly, unknown to this process and to the cache."""
+    folder = tmp_path / "csrc"
+    folder.mkdir()
+    (folder / "main.cpp").write_text(small_library.SOURCE)
+    (folder / "arguments.h").write_text(small_library.ARGUMENTS)
+    monkeypatch.setattr(build, "SOURCES", folder)
+    monkeypatch.setattr(build, "wish", CPU_ISA)
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))
+    return folder
 
 
 @pytest.fixture

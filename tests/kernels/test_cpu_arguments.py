@@ -53,7 +53,7 @@ def test_sizes_offsets_and_types_are_those_of_cpp(tmp_path: Path, monkeypatch: p
     source = tmp_path / "layout.cpp"
     source.write_text("\n".join(lines))
     (compiler, *_) = build.compilers()
-    plan = build._plan(build.SOURCES, build._isas()[0], compiler)
+    plan = build.plan(build.SOURCES, build.wanted()[0], compiler)
     build._run(*plan.compiler, *plan.compile, "-fsyntax-only", str(source))
 
 

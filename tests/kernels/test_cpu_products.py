@@ -24,7 +24,7 @@ def isa(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "_library", None)
     for kernel in arguments.kernels.values():
         monkeypatch.setattr(kernel, "_calls", {})
-    assert native.library().plan.isa.name == request.param
+    assert native.library().isa.name == request.param
     return request.param
 
 

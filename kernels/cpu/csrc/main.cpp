@@ -11,6 +11,13 @@
 #include "mix_pool.h"
 #include "weight_gradient.h"
 
+// A library for other machines asks for no newer C library than PyTorch does (2.28). glibc 2.29 gave these functions a
+// new version, which sets errno otherwise and computes the same.
+#ifdef ASTROCO_PREBUILT
+__asm__(".symver exp, exp@GLIBC_2.2.5");
+__asm__(".symver pow, pow@GLIBC_2.2.5");
+#endif
+
 #define EXPORT_AS(symbol, ...) \
   extern "C" __attribute__((visibility("default"))) constexpr auto* const symbol = &astroco::__VA_ARGS__;
 #ifdef __AVX512BF16__
