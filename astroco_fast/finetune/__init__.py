@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start(config: FinetuneConfig) -> int:
     from astroco_fast.finetune.task import Finetuning
-    from astroco_fast.pretrain.ranks import on_ranks
     from astroco_fast.pretrain.run import train
+    from astroco_fast.pretrain.session import on_ranks
 
     return on_ranks(
         lambda settings, ranks, stop: train(lambda: Finetuning(settings), ranks, stop), config, config.train.device

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start(config: PretrainConfig) -> int:
-    from astroco_fast.pretrain.ranks import on_ranks
     from astroco_fast.pretrain.run import pretrain
+    from astroco_fast.pretrain.session import on_ranks
 
     return on_ranks(pretrain, config, config.train.device)

@@ -31,7 +31,7 @@ def run_on_ranks(
         try:
             config = commands.parse(config_class, prog, description, argv, positional)
         except UserError as error:
-            from astroco_fast.pretrain.ranks import refuse
+            from astroco_fast.pretrain.session import refuse
 
             return refuse(error)
         return start(config)

@@ -1,38 +1,38 @@
-"""One process or many: this process's place among the ranks, and how they begin, fail, stop and end together.
+"""One process or many: this process's place among the ranks, how they join and fail together, and how they are stopped.
 
 Nothing here knows about models. Without torchrun there is no process group, and every collective is the identity.
 
 SIGTERM, SIGINT and SIGUSR1 ask for a clean stop: save, then exit with status 75. Torchrun passes SIGTERM and SIGINT on
 to its ranks. SIGUSR1, which Slurm's `--signal` often sends, ends torchrun itself unless its environment has
-TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1. Ranks whose torchrun has ended stop too: nobody
-would start them again, or report how they ended.
+PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1. Ranks whose torchrun has ended stop too: nobody would start
+them again, or report how they ended.
 """
 
 import contextlib
 import gc
 import os
+import secrets
 import signal
-import sys
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from astroco_fast.commands import is_rank_zero, launcher, one_line, system_error
+from astroco_fast.commands import launcher
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_device
 from astroco_fast.pretrain.watch import JOIN, Watch
 
 T = TypeVar("T")
-Config = TypeVar("Config")
 
-DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75  # exit statuses
+DONE, LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # A rank that dies is noticed at once, since its connections close. These limits are for a rank that does not answer:
@@ -52,71 +52,15 @@ class SharedError(UserError):
     """A user's mistake that all ranks know of, since each of them raises this error."""
 
 
-def on_ranks(work: Callable[[Config, "Ranks", "StopRequest"], int], config: Config, device: str) -> int:
-    """Join the other ranks, run a command that trains, and leave.
-
-    Args:
-        work: the command's own part; it returns the exit status.
-        config: the command's settings, which `work` is given.
-        device: where to compute: "cpu", "cuda" or "auto".
-
-    Returns:
-        The exit status: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved.
-    """
-    try:
-        ranks = Ranks.start(device)
-    except UserError as error:
-        status = refuse(error)
-    else:
-        with StopRequest() as stop:
-            if ranks.watch is not None:
-                ranks.watch.asked_to_stop = lambda: stop.requested
-            try:
-                status = work(config, ranks, stop)
-            except Diverged as error:
-                status = DIVERGED
-                _say(f"diverged: {error}")
-            except Interrupted:
-                status = INTERRUPTED
-                _say("interrupted before training began: the same command goes on")
-            except (UserError, OSError) as error:
-                if ranks.world > 1 and not isinstance(error, SharedError):
-                    _leave_alone(ranks, error)
-                status = BAD_INPUT
-                _say(f"error: {system_error(error) if isinstance(error, OSError) else error}")
-            ranks.close()  # but not after any other exception, of which the other ranks know nothing
-    if status:
-        _ignore_torchrun()
-    return status
-
-
-def refuse(error: UserError) -> int:
-    """Exit because of a mistake that every rank finds before the ranks are connected, such as a wrong argument.
-
-    Torchrun ends all ranks as soon as one exits, and rank 0, which reports the error, may be the last to find it. So
-    the ranks wait for one another first.
-
-    Returns:
-        The exit status.
-    """
-    _ignore_torchrun()
-    _say(f"error: {error}")
-    if "RANK" in os.environ:
-        # A fast rank may close its connections before a slower rank has opened all of them, which then raises.
-        with contextlib.suppress(RuntimeError):
-            if not dist.is_initialized():
-                _join("gloo", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).end()
-            dist.barrier()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return BAD_INPUT
-
-
-def _join(backend: str, rank: int, world: int) -> Watch:
+def join(backend: str, rank: int, world: int) -> Watch:
     """Connect the ranks, and watch over this one from now on.
 
     Until they are connected, signals end the process: the wait for the other ranks is in C++ code, where Python could
     not handle them, and nothing has to be saved yet.
+
+    Args:
+        backend: of the process group, as `init_process_group` names it.
+        rank, world: this process's number, and the number of processes.
     """
     watch = Watch(rank, world)
     with _default_signals():
@@ -125,17 +69,39 @@ def _join(backend: str, rank: int, world: int) -> Watch:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         wait = timedelta(seconds=JOIN)
         shared = dist.TCPStore(address, port, world, has_store, wait, wait_for_workers=False, multi_tenant=True)
-        store = dist.PrefixStore(f"astroco/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
-        store.set(f"joined/{rank}", "")
-        while True:
-            watch.missing = [other for other in range(world) if not store.check([f"joined/{other}"])]
-            if not watch.missing:
-                break
-            time.sleep(0.05)
+        group = _meet(shared, watch, rank, world)
+        hosts = [shared.get(f"{group}/joined/{other}").decode() for other in range(world)]
+        store = dist.PrefixStore(group, shared)
         store.set_timeout(USUAL_WAIT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=USUAL_WAIT)
-    watch.joined()
+    watch.joined(group, hosts)
     return watch
+
+
+def _meet(store: dist.Store, watch: Watch, rank: int, world: int) -> str:
+    """Wait until all ranks have come, and return a beginning of keys in the store that they alone have in common.
+
+    torchrun may keep the store when it starts the ranks again, with all keys of the earlier ones, and each machine's
+    torchrun counts only the starts of its own ranks. So each rank comes with a random word, and waits for the word of
+    the rank 0 that has seen it.
+    """
+    word = secrets.token_hex(8)
+    store.set(f"astroco/came/{rank}", word)
+    group = f"astroco/{word}" if rank == 0 else None
+    watch.missing = [0]
+    while True:
+        if rank == 0:
+            for came in (f"astroco/came/{other}" for other in range(1, world)):
+                if store.check([came]):  # perhaps the word of an earlier rank, which nobody reads the answer to
+                    store.set(f"astroco/answer/{store.get(came).decode()}", str(group))
+        elif group is None and store.check([f"astroco/answer/{word}"]):
+            group = store.get(f"astroco/answer/{word}").decode()
+        if group is not None:
+            store.set(f"{group}/joined/{rank}", socket.gethostname())
+            watch.missing = [other for other in range(world) if not store.check([f"{group}/joined/{other}"])]
+            if not watch.missing:
+                return group
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -150,28 +116,6 @@ def _default_signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    if is_rank_zero():
-        print(f"astroco: {one_line(text)}", file=sys.stderr, flush=True)
-
-
-def _ignore_torchrun() -> None:
-    """Ignore torchrun's signal, which would change the exit status of this rank while it is exiting."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _leave_alone(ranks: "Ranks", error: UserError | OSError) -> NoReturn:
-    """Exit at once, without waiting for the other ranks, which do not know of the error and may be in any collective.
-
-    This rank's connections close, so the others fail, and torchrun ends the remaining ones. The process also skips the
-    interpreter's shutdown, in which the threads of its process group would hang.
-    """
-    text = one_line(f"error: rank {ranks.rank} of {ranks.world}: {error}")
-    print(f"astroco: {text}", file=sys.stderr, flush=True)
-    os._exit(BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -219,10 +163,14 @@ class Ranks:
         long_wait_group = watch = None
         if "RANK" in os.environ:
             # Objects and errors travel through gloo on either device, so that no rank needs a working GPU to report.
-            watch = _join("cpu:gloo,cuda:nccl" if use_gpu else "gloo", rank, world)
+            watch = join("cpu:gloo,cuda:nccl" if use_gpu else "gloo", rank, world)
             long_wait_group = dist.new_group(backend="gloo", timeout=LONG_WAIT)
         place = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
         return cls(rank, world, place, long_wait_group, watch)
+
+    def name(self, rank: int) -> str:
+        """A rank's number, and its machine's name, for messages."""
+        return f"rank {rank}" if self.watch is None else f"rank {rank} (on {self.watch.hosts[rank]})"
 
     @property
     def is_first(self) -> bool:
@@ -310,9 +258,12 @@ class Ranks:
             told = SharedError(" ".join(str(error).split()))
         elif isinstance(error, Interrupted):
             told = error
-        for rank, other in enumerate(self.gather(told)):
+        found = self.gather(told)
+        for rank, other in enumerate(found):
             if rank == self.rank and isinstance(other, str) and error is not None:
                 raise error
+            if isinstance(other, SharedError) and found[0] is None:  # such as a file that only this machine lacks
+                raise SharedError(f"{self.name(rank)}: {other}") from error
             if isinstance(other, Exception):
                 raise other from error
             if other is not None:

@@ -26,6 +26,7 @@ from astroco_fast.data.training import TrainingData, make_store
 from astroco_fast.errors import UserError
 from astroco_fast.files import read_json, write_text
 from astroco_fast.folders import ResultFolder, result_folder
+from astroco_fast.pretrain.agreement import open_store, require_shared_folder
 from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder, State
 from astroco_fast.pretrain.config import FREE, MACHINE, RunConfig, differences
 from astroco_fast.pretrain.log import Console
@@ -126,9 +127,11 @@ def open_data(
         is_resumed: whether the run has begun already, and so has its store.
 
     Raises:
-        UserError: the data cannot be read; the same on all ranks.
+        UserError: the data cannot be read or are not the same on all ranks, or these do not share the run's folder; the
+            same on all ranks.
         Interrupted: a signal came while rank 0 converted.
     """
+    require_shared_folder(ranks, folder)
     own = folder / STORE
 
     def prepare() -> Path:
@@ -149,7 +152,7 @@ def open_data(
     path = ranks.on_rank_zero(prepare, is_long=True)
     if config.views != "time":
         ranks.on_rank_zero(lambda: _add_periods(path, console, stop), is_long=True)
-    return ranks.on_all_ranks(lambda: Store.open(path, verify=ranks.is_first), is_long=True)
+    return open_store(ranks, path)
 
 
 def _add_periods(path: Path, console: Console, stop: StopRequest) -> None:

@@ -35,6 +35,7 @@ class Watch:
         asked_to_stop: whether a signal asked this process to stop.
         rescue: saves what can be saved without the other ranks; returns whether it was saved. None: nothing can be.
         missing: the ranks that have not joined yet.
+        hosts: the name of each rank's machine, once all have joined.
     """
 
     def __init__(self, rank: int, world: int) -> None:
@@ -42,6 +43,8 @@ class Watch:
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.rescue: Callable[[], bool] | None = None
         self.missing: list[int] = []
+        self.hosts: list[str] = []
+        self._group = ""
         self._rank, self._world = rank, world
         self._host = [socket.gethostname(), os.getppid()]
         self._parent = launcher()
@@ -59,8 +62,14 @@ class Watch:
         """Whether torchrun, this process's parent, has ended."""
         return self._parent is not None and os.getppid() != self._parent
 
-    def joined(self) -> None:
-        """Note that the ranks are connected."""
+    def joined(self, group: str, hosts: list[str]) -> None:
+        """Note that the ranks are connected.
+
+        Args:
+            group: the beginning of the keys that they alone use in the store.
+            hosts: the name of each rank's machine.
+        """
+        self._group, self.hosts, self.doing = group, hosts, "the preparation"
         self._joined = True
         self.move()
 
@@ -119,10 +128,9 @@ class Watch:
                 address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
                 wait = timedelta(seconds=GRACE)
                 self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
-            name = f"astroco/alive/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-            self._store.set(f"{name}/{self._rank}", json.dumps([self._host, os.getpid(), now]))
+            self._store.set(f"{self._group}/alive/{self._rank}", json.dumps([self._host, os.getpid(), now]))
             for rank in range(self._world):
-                key = f"{name}/{rank}"
+                key = f"{self._group}/alive/{rank}"
                 sign = self._store.get(key) if self._store.check([key]) else b""
                 if rank not in self._lives or self._lives[rank][0] != sign:
                     self._lives[rank] = sign, time.monotonic()

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start(config: ReproduceConfig) -> int:
-    from astroco_fast.pretrain.ranks import on_ranks
+    from astroco_fast.pretrain.session import on_ranks
     from astroco_fast.reproduce.run import reproduce
 
     return on_ranks(reproduce, config, config.device)

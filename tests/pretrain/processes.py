@@ -36,7 +36,7 @@ def on_ranks(world: int | None, function: Callable[..., Any], *args: Any, tmp_pa
     Raises:
         AssertionError: a rank does not end in time.
     """
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(world or 1):
         receiver, sender = _context.Pipe(duplex=False)
@@ -88,7 +88,7 @@ def _child(
     os._exit(value if isinstance(value, int) else 0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

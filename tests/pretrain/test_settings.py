@@ -183,6 +183,7 @@ def test_keep_sets_the_number_of_checkpoints(keep, arguments, tmp_path):
     [
         ((2, None), [], "2 ranks before, 1 now"),
         ((None, 2), [], "1 ranks before, 2 now"),
+        ((3, 2), [], "3 ranks before, 2 now"),
         ((None, None), ["--train.micro_batch", "7"], "train.micro_batch changed"),
     ],
 )
