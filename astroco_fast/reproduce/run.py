@@ -1,9 +1,8 @@
 """The engine of experiments: pretrain each row, keep its model, probe it, report; finished parts are skipped."""
 
 import filecmp
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,18 +13,16 @@ import torch
 import yaml
 
 from astroco_fast import presets, registry, settings
-from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
-from astroco_fast.files import read_json, remove_partials, set_aside, whole_folder, write_text
+from astroco_fast.files import read_json, remove_partials, whole_folder, write_text
 from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.log import Console
 from astroco_fast.pretrain.ranks import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted, Ranks, StopRequest
-from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.pretrain.run import pretrain
-from astroco_fast.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from astroco_fast.pretrained import WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
 from astroco_fast.probe.results import TEXTS
@@ -34,21 +31,20 @@ from astroco_fast.probe.splits import write_splits
 from astroco_fast.reproduce.choices import CHOICES
 from astroco_fast.reproduce.config import ReproduceConfig
 from astroco_fast.reproduce.cost import expected
-from astroco_fast.reproduce.paper import FULL, SMALL, UNTRAINED, S
+from astroco_fast.reproduce.kept import DISK_FULL, MODEL_FILES, MODELS, PROBES, RUNS, KeptModels, read_summary
+from astroco_fast.reproduce.paper import FULL, SMALL, S
 from astroco_fast.reproduce.plan import STAGES, WINDOWS, Budget, Row
 from astroco_fast.reproduce.report import write_report
 
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (SMALL, FULL, CHOICES)}
-CONFIG, SPLITS, MODELS, RUNS, PROBES = "config.yaml", "splits.csv", "models", "runs", "probes"
+CONFIG, SPLITS = "config.yaml", "splits.csv"
 _NAMES = (
     *(CONFIG, SPLITS, MODELS, RUNS, PROBES, run_folder.STORE, f"{run_folder.STORE}.partial"),
     *("README.md", "results.json", "results.csv", "figure3.png", "training.png", "choices.png"),
 )
 FREE = {"out", "models"}  # settings that a later start in the same folder may change ...
 PROBED = {"probe", "classes", "labels", "sizes", "test", "allow_fewer"}  # ... and these until stars have been drawn
-_MODEL = (CONFIG_FILE, WEIGHTS_FILE)
 _NO_LIMIT = 1_000_000
-_FULL = "free some disk space, or choose another --out"  # the advice where the disk is full
 
 
 def reproduce(config: ReproduceConfig, ranks: Ranks, stop: StopRequest) -> int:
@@ -140,7 +136,7 @@ class Experiment:
         self.config, self.budget, self.out, self.store = config, budget, out, store
         self.ranks, self.stop, self.console = ranks, stop, console
         self._assigned: Assigned | None = None
-        self._damaged: set[Path] = set()  # kept models that are not as they were written; on rank 0
+        self.models = KeptModels(out, store, console)
         self._runs = {row.name: out / RUNS / row.folder for row in budget.rows}
 
     def prepare(self) -> None:
@@ -148,9 +144,9 @@ class Experiment:
         for folder in (self.out / MODELS, self.out / PROBES):
             if folder.is_dir():
                 remove_partials(folder)
-        for kept in (self.place(row, stage) for row in BUDGETS[self.config.budget].rows for stage in STAGES):
-            self._check(kept)
-            if self._is_kept(kept) and read_summary(kept)["store"] != self.store.digest:
+        for kept in (self.models.place(row, stage) for row in BUDGETS[self.config.budget].rows for stage in STAGES):
+            self.models.check(kept)
+            if self.models.holds(kept) and read_summary(kept)["store"] != self.store.digest:
                 raise UserError(
                     f"{self.store.path}: not the light curves that {self.out} compares models on; choose another --out"
                 )
@@ -182,51 +178,26 @@ class Experiment:
                 diverged.append(row)
                 continue
             if self.config.probe:
-                self.ranks.on_rank_zero(
-                    partial(self._probe, self.place(row, stage), self.place(row, WINDOWS)), is_long=True
-                )
+                kept, first = self.models.place(row, stage), self.models.place(row, WINDOWS)
+                self.ranks.on_rank_zero(partial(self._probe, kept, first), is_long=True)
             self.ranks.on_rank_zero(self._report, is_long=True)
         for path in self.ranks.on_rank_zero(self._report, is_long=True):
             self.console.say(str(path))
         return DIVERGED if diverged else DONE
 
-    def _check(self, kept: Path, names: Sequence[str] = (*_MODEL, run_folder.SUMMARY)) -> None:
-        """Compare a kept model's files with their checksums, and note it if one is damaged. Called on rank 0."""
-        if not kept.exists():
-            return
-        try:
-            if (kept / MANIFEST).exists():
-                check_files(kept, names)
-            for name in names:
-                if not (kept / name).exists():
-                    raise UserError(f"{kept / name}: missing")
-            if run_folder.SUMMARY in names:
-                read_summary(kept)
-        except UserError as error:
-            self._damaged.add(kept)
-            self.console.say(f"{error}: this model is kept anew.")
-
-    def _is_kept(self, kept: Path) -> bool:
-        """Whether a model is kept, and whole. Called on rank 0."""
-        return kept.exists() and kept not in self._damaged
-
-    def place(self, row: Row, stage: str) -> Path:
-        """The folder of the model as it was at the end of a stage."""
-        return self.out / MODELS / f"{row.folder}-{stage.replace(' ', '-')}"
-
     def _train(self, row: Row, stage: str) -> int:
         """Train a model to the end of a stage and keep it there, unless that was done."""
-        kept, run = self.place(row, stage), self._runs[row.name]
+        kept, run = self.models.place(row, stage), self._runs[row.name]
         seconds = self.ranks.on_rank_zero(lambda: self._seconds(stage))
-        if self.ranks.on_rank_zero(lambda: self._is_kept(kept) and read_summary(kept)["seconds_asked"] == seconds):
+        if self.ranks.on_rank_zero(lambda: self.models.holds(kept) and read_summary(kept)["seconds_asked"] == seconds):
             return DONE
         steps, there = self.ranks.on_rank_zero(lambda: self._steps(row, stage, seconds))
         if not there:
             self.console.say(f"\n{row.name}, {stage}")
             if pretrain(self._training(row, steps), self.ranks, self.stop, row.initialise) == INTERRUPTED:
                 return INTERRUPTED
-        source = self.place(row, WINDOWS) if there else run
-        self.ranks.on_rank_zero(lambda: self._keep(source, kept, seconds, steps))
+        source = self.models.place(row, WINDOWS) if there else run
+        self.ranks.on_rank_zero(lambda: self.models.keep(source, kept, seconds, steps, self.budget.epochs))
         return DONE
 
     def _seconds(self, stage: str) -> float | None:
@@ -236,15 +207,15 @@ class Experiment:
         """
         if stage == WINDOWS:
             return None
-        kept = (self.place(row, WINDOWS) for row in BUDGETS[self.config.budget].rows)
-        return max(float(read_summary(place)["training_seconds"]) for place in kept if self._is_kept(place))
+        kept = (self.models.place(row, WINDOWS) for row in BUDGETS[self.config.budget].rows)
+        return max(float(read_summary(place)["training_seconds"]) for place in kept if self.models.holds(place))
 
     def _steps(self, row: Row, stage: str, seconds: float | None) -> tuple[int | None, bool]:
         """The last step of a model's training (None: the budget's epochs), and whether the first stage reached it."""
         if seconds is None:
             windows = self.budget.windows
             return None if windows is None else -(-windows // self.budget.global_batch), False
-        summary = read_summary(self.place(row, WINDOWS))
+        summary = read_summary(self.models.place(row, WINDOWS))
         steps = round(summary["step"] * seconds / summary["training_seconds"])
         return steps, steps <= summary["step"]
 
@@ -268,44 +239,6 @@ class Experiment:
             seed=config.seed + row.seed, model=dict(row.model), train=TrainConfig(**train),
         )  # fmt: skip
 
-    def _keep(self, source: Path, kept: Path, seconds: float | None, steps: int | None) -> None:
-        """Copy the best model and the summary of a run, which will continue, or of the model kept for the first stage.
-
-        Args:
-            source: folder of the run, or of the kept model.
-            kept: folder to copy to.
-            seconds: the training time of the stage (None: the stage has no such limit), for the copy's summary.
-            steps: the stage's last step; None: the end of the budget's epochs.
-
-        Raises:
-            UserError: the run has no model, or has gone on beyond the stage.
-        """
-        summary = read_summary(source)
-        is_run = source.parent.name == RUNS
-        if is_run and (summary["step"] > steps if steps is not None else summary["epochs"] > self.budget.epochs):
-            raise UserError(
-                f"{kept}: this model has to be kept anew, but its run has gone on beyond it; remove {kept} and "
-                f"{source}, and it is trained again"
-            )
-        if summary["best"] is None:
-            raise UserError(f"{source}: no evaluation has a finite RMSE; see its metrics.jsonl")
-        model = source
-        if is_run:
-            model = source / "checkpoints" / "best"
-            summary["training_seconds"] = training_seconds(source, summary)
-            summary["store"] = self.store.digest
-        if (probes := self.out / PROBES / kept.name).exists():  # those of an earlier model of this stage
-            shutil.rmtree(set_aside(probes))
-        if (model / MANIFEST).exists():
-            check_files(model)
-        with whole_folder(kept, _FULL) as new:
-            for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE):
-                shutil.copyfile(model / name, new / name)
-            text = json.dumps({**summary, "seconds_asked": seconds}, indent=1)
-            (new / run_folder.SUMMARY).write_text(text + "\n")
-            write_manifest(new)
-        self._damaged.discard(kept)
-
     def _probe_config(self, model: Path, out: Path) -> ProbeConfig:
         config, splits = self.config, self.out / SPLITS
         return ProbeConfig(
@@ -318,12 +251,12 @@ class Experiment:
 
     def _probe(self, kept: Path, first: Path) -> None:
         """Probe a kept model; if it is still the `first` stage's model, as the slowest is, copy that one's probes."""
-        out = self.out / PROBES / kept.name
+        out = self.models.probes(kept)
         if all((out / name).exists() for name in TEXTS):
             return
         if kept != first and filecmp.cmp(kept / WEIGHTS_FILE, first / WEIGHTS_FILE, shallow=False):
-            with whole_folder(out, _FULL) as new:
-                shutil.copytree(self.out / PROBES / first.name, new, dirs_exist_ok=True)
+            with whole_folder(out, DISK_FULL) as new:
+                shutil.copytree(self.models.probes(first), new, dirs_exist_ok=True)
             return
         with self.stop.immediate():
             probe(self._probe_config(kept, out), self._assigned)
@@ -333,17 +266,12 @@ class Experiment:
         like = next((row for row in self.budget.rows if row.name == S), None)
         if like is None:
             return
-        kept = self._untrained()
-        self._check(kept, _MODEL)
-        if not self._is_kept(kept):
+        kept = self.models.untrained
+        self.models.check(kept, MODEL_FILES)
+        if not self.models.holds(kept):
             torch.manual_seed(self.config.seed)
-            with whole_folder(kept, _FULL) as new:
-                registry.build(like.preset, **like.model).save_pretrained(new)
-            self._damaged.discard(kept)
+            self.models.write(kept, lambda new: registry.build(like.preset, **like.model).save_pretrained(new))
         self._probe(kept, kept)
-
-    def _untrained(self) -> Path:
-        return self.out / MODELS / UNTRAINED.replace(", ", "-")
 
     def _report(self) -> list[Path]:
         return write_report(self.out, self.results(), self._runs)
@@ -361,7 +289,7 @@ class Experiment:
             "store": self.store.digest,
             "environment": run_folder.environment(self.ranks),
             "models": {row.name: self._facts(row) for row in self.budget.rows},
-            "untrained": {"probes": self._probed(self._untrained())},
+            "untrained": {"probes": self._probed(self.models.untrained)},
         }
 
     def _facts(self, row: Row) -> dict[str, Any]:
@@ -373,35 +301,13 @@ class Experiment:
             "stages": {},
         }
         for stage in STAGES:
-            kept = self.place(row, stage)
-            if self._is_kept(kept):
+            kept = self.models.place(row, stage)
+            if self.models.holds(kept):
                 facts["stages"][stage] = {**read_summary(kept), "probes": self._probed(kept)}
         return facts
 
     def _probed(self, kept: Path) -> list[dict[str, Any]]:
         """The probes' results for a kept model, an entry for each probe and size; empty if there are none yet."""
-        path = self.out / PROBES / kept.name / TEXTS[0]
+        path = self.models.probes(kept) / TEXTS[0]
         entries: list[dict[str, Any]] = read_json(path)["results"] if path.exists() else []
         return entries
-
-
-def read_summary(kept: Path) -> dict[str, Any]:
-    """The summary of a run, or of a kept model, to which `_keep` adds fields.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = kept / run_folder.SUMMARY
-    try:
-        summary: dict[str, Any] = read_json(path)
-        if not isinstance(summary, dict) or "best" not in summary:
-            raise ValueError("not a summary")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read; put it back, or remove {kept}") from error
-    return summary
-
-
-def training_seconds(run: Path, summary: dict[str, Any]) -> float:
-    """Seconds that a run's steps took by its metrics, without evaluations and checkpoints."""
-    *_, (seconds, line) = training_lines(read_metrics(run))
-    return float(seconds * summary["windows_seen"] / line["windows_seen"])  # the last steps may have no line yet

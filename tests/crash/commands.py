@@ -13,7 +13,7 @@ import torch
 from astroco_fast import cli, embedding, plots
 from astroco_fast.data.simulated_table import write_table
 from astroco_fast.probe.run import probe
-from astroco_fast.reproduce import paper
+from astroco_fast.reproduce import kept, paper
 from astroco_fast.reproduce import run as run_module
 from astroco_fast.reproduce.plan import Budget, Row
 
@@ -82,7 +82,7 @@ def _make_small() -> None:
     budget = Budget("small", rows, 32, 1, 16, 1, 6, 0, head_seeds=1)
     seconds = {"AstroCo-S": 20.0, "Astromer-v2": 10.0}  # so that the second model trains on in the second stage
     run_module.BUDGETS = {**run_module.BUDGETS, "small": budget}
-    run_module.training_seconds = lambda run, summary: seconds[run.name] * summary["step"] / 2
+    kept.training_seconds = lambda run, summary: seconds[run.name] * summary["step"] / 2
     plots.STYLE["savefig.dpi"] = 30
     run_module.probe = lambda config, assigned: probe(
         replace(config, folds=1, head=replace(config.head, epochs=2)), assigned

@@ -17,7 +17,7 @@ from astroco_fast.data.store import Store
 from astroco_fast.pretrain.ranks import Diverged
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.run import probe
-from astroco_fast.reproduce import paper, run
+from astroco_fast.reproduce import kept, paper, run
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import PAPER_F1, PAPER_RMSE
 from astroco_fast.reproduce.plan import TIME, WINDOWS, Budget, Row
@@ -95,7 +95,7 @@ def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pyte
     """A model three times as fast as the slowest gets three times its steps, and the slowest no further ones."""
     seconds = {paper.S: 10.0, paper.NO_CONV: 30.0, paper.V2: 15.0}
     by_run = {row.folder: seconds[row.name] for row in _ROWS}
-    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: by_run[folder.name])
+    monkeypatch.setattr(kept, "training_seconds", lambda folder, summary: by_run[folder.name])
     assert start(data, tmp_path / "out", "--probe", "false") == 0
     models = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
     steps = {name: facts["stages"][TIME]["step"] for name, facts in models.items()}
@@ -112,7 +112,7 @@ def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypat
 
     probe = run.probe
     monkeypatch.setattr(run, "probe", counted)
-    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 10.0 * summary["step"] / 6)
+    monkeypatch.setattr(kept, "training_seconds", lambda folder, summary: 10.0 * summary["step"] / 6)
     out = tmp_path / "out"
     assert start(data, out, "--models", f"[{paper.NO_CONV}]") == 0
     assert probed == ["S-no-conv-equal-windows"]
@@ -124,7 +124,7 @@ def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypat
 def test_adding_a_slower_model_extends_equal_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal time is the time of the slowest of all rows, so rows of an earlier start train on."""
     seconds = {"AstroCo-S": 10.0, "S-no-conv": 20.0}
-    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
+    monkeypatch.setattr(kept, "training_seconds", lambda folder, summary: seconds[folder.name] * summary["step"] / 6)
     out = tmp_path / "out"
     for rows, steps in ((f"[{paper.S}]", [6]), (f"[{paper.S}, {paper.NO_CONV}]", [12, 6])):
         assert start(data, out, "--models", rows) == 0
@@ -161,7 +161,7 @@ def test_a_mistake_can_be_mended_in_the_same_folder(data: Path, tmp_path: Path) 
 def test_interrupted_comparison_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a stop in the second model's training, the same command ends with the results of an undisturbed run."""
     flags = ("--probe", "false", "--models", f"[{paper.S}, {paper.NO_CONV}]")
-    monkeypatch.setattr(run, "training_seconds", lambda folder, summary: 1.0)
+    monkeypatch.setattr(kept, "training_seconds", lambda folder, summary: 1.0)
     assert start(data, tmp_path / "whole", *flags) == 0
     trained = []
 
