@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import ops
+from astroco_fast.kernels.cpu.plan import planned
 from astroco_fast.kernels.prepared import recheck
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astroco import Block, ReferenceAstroCo
@@ -15,6 +16,7 @@ from astroco_fast.reference.batchnorm import frozen_statistics
 from astroco_fast.reference.config import AstroCoConfig
 from astroco_fast.reference.encoder import AstroCoOutput
 from astroco_fast.reference.layout import Layout
+from astroco_fast.reference.sublayers import LastLayer
 
 
 class FusedBlock(Block):
@@ -48,24 +50,39 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     recompute = False
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
-        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if self.training:
             layout.seed()  # before any block, because a block that is run again must find the same seed
-
-        def states() -> Iterator[Tensor]:
-            x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
-            yield x
-            for block in self.blocks:
-                if recompute:
-                    x = checkpoint(block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
-                else:
-                    x = block(x, layout)
-                yield x
+        points = (time, mag, err, hidden)
 
         # `mix_pool` drives the generator: the blocks run inside this call, and without gradients each layer's output is
         # freed as soon as it is added.
-        mixed, embedding = ops.mix_pool(self.mix_pool, states(), layout)
+        def mix() -> tuple[Tensor, ...]:
+            return ops.mix_pool(self.mix_pool, self._states(*points, layout), layout)
+
+        def last() -> tuple[Tensor, ...]:
+            *_, x = self._states(*points, layout)
+            return (x,)
+
+        if isinstance(self.mix_pool, LastLayer):  # which is no kernel, and so no part of a plan
+            (x,) = planned(self, points, layout, ops.settings(), last)
+            mixed, embedding = ops.mix_pool(self.mix_pool, [x], layout)
+        else:
+            mixed, embedding = planned(self, points, layout, ops.settings(), mix)
         return self.output(mixed, embedding, layout)
+
+    def _states(
+        self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout
+    ) -> Iterator[Tensor]:
+        """x(0) .. x(L), rows (N, D) each."""
+        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        x = ops.input_embed(self.input_embed, time, mag, err, hidden, layout)
+        yield x
+        for block in self.blocks:
+            if recompute:
+                x = checkpoint(block, x, layout, use_reentrant=False, context_fn=_recompute_contexts)
+            else:
+                x = block(x, layout)
+            yield x
 
     def train(self, mode: bool = True) -> "AstroCo":
         """Set the mode; the next call looks for changes of the weights that PyTorch does not count."""

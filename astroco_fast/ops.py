@@ -51,6 +51,7 @@ __all__ = [
     "mix_pool",
     "select",
     "set_backend",
+    "settings",
 ]
 
 # The backends by name, best first.
@@ -121,6 +122,11 @@ def backend(name: str | None) -> Iterator[None]:
 def choice() -> str | None:
     """The caller's choice in this thread; None: the best available backend, op by op."""
     return _here.choice or _choice
+
+
+def settings() -> tuple[Any, ...]:
+    """What decides, beside an op's module and tensors, which backend runs it."""
+    return choice(), selfcheck.enabled, *BACKENDS.values()
 
 
 def candidates() -> list[str]:

@@ -4,7 +4,9 @@ In inference they are prepared once and cached until a parameter changes.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -21,6 +23,26 @@ SAMPLES = 32
 
 _cache: WeakKeyDictionary[nn.Module, dict[Any, "_Form"]] = WeakKeyDictionary()
 _steps = 0
+
+
+class _Using(threading.local):
+    """The forms that one thread uses while they are listed; None: they are not."""
+
+    forms: "list[_Form] | None" = None
+
+
+_using = _Using()
+
+
+@contextmanager
+def uses() -> Iterator["list[_Form]"]:
+    """List the forms that this thread uses inside the block."""
+    forms: list[_Form] = []
+    _using.forms = forms
+    try:
+        yield forms
+    finally:
+        _using.forms = None
 
 
 def _count_step(*_: Any) -> None:
@@ -62,7 +84,14 @@ def prepared(
     found = forms.get(form)
     if found is None or not found.holds(sources, state):
         found = forms[form] = _Form(sources, state, make())
+    if _using.forms is not None:
+        _using.forms.append(found)
     return found.made
+
+
+def steps() -> int:
+    """How many steps optimisers have made in this process."""
+    return _steps
 
 
 def _state(sources: Sequence[Tensor], settings: tuple[Any, ...]) -> list[Any] | None:
@@ -83,16 +112,19 @@ class _Form:
     Attributes:
         made: the form.
         doubted: whether the next use compares all of the sources' numbers.
+        dropped: whether the form was forgotten.
+        sampled: whether the sources' numbers are compared at all, which are float32 then.
     """
 
     def __init__(self, sources: Sequence[Tensor], state: list[Any], made: Any) -> None:
-        self.made, self.doubted = made, False
+        self.made, self.doubted, self.dropped = made, False, False
         # The tensors' identities count too: a new tensor may get the address of a freed one.
         self._state, self._sources = state, [ref(source) for source in sources]
         self._seen = all(source.is_cpu for source in sources)  # reading a GPU's memory would wait for the GPU
         self._words = [_words(source) for source in sources] if self._seen else []
         self._samples = [words[:: _stride(source)] for words, source in zip(self._words, sources, strict=False)]
         self._sample, self._sums = self._sampled(), self._summed()
+        self.sampled = self._seen and all(words.itemsize == 4 for words in self._words)
 
     def holds(self, sources: Sequence[Tensor], state: list[Any]) -> bool:
         """Whether these sources, in this state, are as they were when the form was made."""
@@ -101,10 +133,19 @@ class _Form:
         for known, source in zip(self._sources, sources, strict=True):
             if known() is not source:
                 return False
-        if self._sampled() != self._sample or (self.doubted and not (self._seen and self._summed() == self._sums)):
+        return self._sampled() == self._sample and self.settle()
+
+    def settle(self) -> bool:
+        """Whether the form still stands; where it is in doubt, all of the sources' numbers are compared."""
+        if self.dropped or (self.doubted and not (self._seen and self._summed() == self._sums)):
             return False
         self.doubted = False
         return True
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """The addresses of the sampled words, int64, and the words, uint32, as they were when the form was made."""
+        places = [sample.ctypes.data + sample.strides[0] * np.arange(sample.size) for sample in self._samples]
+        return np.concatenate(places), np.frombuffer(b"".join(self._sample), dtype=np.uint32)
 
     def _sampled(self) -> list[bytes]:
         return [sample.tobytes() for sample in self._samples]
@@ -134,11 +175,9 @@ def forget(model: nn.Module | None = None) -> None:
     Args:
         model: an encoder, a part of one, or a module that contains one; None: all models of the process.
     """
-    if model is None:
-        _cache.clear()
-    else:
-        for module in model.modules():
-            _cache.pop(module, None)
+    for module in list(_cache) if model is None else model.modules():
+        for form in _cache.pop(module, {}).values():
+            form.dropped = True
 
 
 def recheck(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import functools
 import inspect
 import operator
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -99,19 +100,43 @@ class Call(NamedTuple):
 
     Attributes:
         function: the C++ function, which takes the struct.
+        address: where the function lies in memory.
         take: picks each field's value from the arguments, the results and `threads`.
         conversions: the places of fields whose values must be converted, and the functions that convert them.
     """
 
     function: Any
+    address: int
     take: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     conversions: list[tuple[int, Callable[[Any], Any]]]
+
+
+class Recorded(NamedTuple):
+    """A call that was made: its function, the struct that it took, and the values that the struct points to."""
+
+    kernel: "Kernel"
+    address: int
+    structure: ctypes.Structure
+    values: tuple[Any, ...]
+
+
+class _Recording(threading.local):
+    """The calls made in one thread while they are recorded; None: they are not."""
+
+    calls: list[Recorded] | None = None
+
+
+recording = _Recording()
 
 
 class Kernel:
     """The C++ function `name` for every compute type, called with a struct that is filled by name.
 
     Attributes:
+        name: of the function.
+        fields: the struct's.
+        names: of the values that a call takes: the op's arguments, its results and `threads`.
+        results: those of the results.
         structure: the mirror of the struct.
     """
 
@@ -121,14 +146,14 @@ class Kernel:
         Raises:
             TypeError: a field gets no value, or a value has no field.
         """
-        self._name, self._fields = name, structs(build.SOURCES)[struct]
-        self._values, self._results = [*arguments, *results, "threads"], set(results)
-        if unused := set(self._values) - {field.name for field in self._fields} - {"dtype"}:  # which the results show
+        self.name, self.fields, self.results = name, structs(build.SOURCES)[struct], frozenset(results)
+        self.names = [*arguments, *results, "threads"]
+        if unused := set(self.names) - {field.name for field in self.fields} - {"dtype"}:  # which the results show
             raise TypeError(f"{struct} has no field for {', '.join(sorted(unused))}")
-        self._sources = [self._source(struct, field) for field in self._fields]
-        typed = [self._values.index(field.name) for field in self._fields if field.type == "T"]
+        self._sources = [self._source(struct, field) for field in self.fields]
+        typed = [self.names.index(field.name) for field in self.fields if field.type == "T"]
         self._typed = typed[0] if typed else None
-        self.structure = type(struct, (ctypes.Structure,), {"_fields_": [(f.name, f.mirror) for f in self._fields]})
+        self.structure = type(struct, (ctypes.Structure,), {"_fields_": [(f.name, f.mirror) for f in self.fields]})
         self._calls: dict[torch.dtype | None, Call] = {}
 
     def __call__(self, values: tuple[Any, ...]) -> None:
@@ -138,33 +163,36 @@ class Kernel:
             ValueError: an argument is not a tensor that the function can read.
         """
         dtype = None if self._typed is None else values[self._typed].dtype
-        function, take, conversions = self._calls.get(dtype) or self._call(dtype)
+        function, address, take, conversions = self._calls.get(dtype) or self._call(dtype)
         fields = list(take(values))
         for place, convert in conversions:
             fields[place] = convert(fields[place])
-        function(self.structure(*fields))
+        structure = self.structure(*fields)
+        function(structure)
+        if (record := recording.calls) is not None:
+            record.append(Recorded(self, address, structure, values))
 
     def _source(self, struct: str, field: Field) -> str:
         """The name of the value that a field takes, or is derived from."""
         for name in (field.name, *_DERIVED.get(field.name, ())):
-            if name in self._values:
+            if name in self.names:
                 return name
         raise TypeError(f"{struct}: nothing gives the field {field.name}")
 
     def _call(self, dtype: torch.dtype | None) -> Call:
         """Look up the function for a compute type (None: it has no such type), and prepare its calls."""
         if dtype is not None and dtype not in _SUFFIXES:
-            raise ValueError(f"{self._name}: there is no kernel that computes in {dtype}")
-        symbol = self._name if dtype is None else self._name + _SUFFIXES[dtype]
+            raise ValueError(f"{self.name}: there is no kernel that computes in {dtype}")
+        symbol = self.name if dtype is None else self.name + _SUFFIXES[dtype]
         address = ctypes.c_void_p.in_dll(native.library().handle, symbol).value
         function = ctypes.CFUNCTYPE(None, ctypes.POINTER(self.structure))(cast(int, address))
-        take = operator.itemgetter(*map(self._values.index, self._sources))
+        take = operator.itemgetter(*map(self.names.index, self._sources))
         conversions = [
             (place, convert)
-            for place, (field, source) in enumerate(zip(self._fields, self._sources, strict=True))
+            for place, (field, source) in enumerate(zip(self.fields, self._sources, strict=True))
             if (convert := self._conversion(field, source, dtype)) is not None
         ]
-        self._calls[dtype] = Call(function, take, conversions)
+        self._calls[dtype] = Call(function, cast(int, address), take, conversions)
         return self._calls[dtype]
 
     def _conversion(self, field: Field, source: str, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
@@ -173,7 +201,7 @@ class Kernel:
             return _DERIVED[field.name][source]
         if not field.pointers:
             return None
-        if field.pointers == 1 and source in self._results:
+        if field.pointers == 1 and source in self.results:
             return Tensor.data_ptr  # not checked again: the op has just allocated it
         element = _ELEMENTS[field.type] or dtype
 
@@ -182,7 +210,7 @@ class Kernel:
                 return None
             if x.dtype is not element or not x.is_contiguous():
                 found = f"{x.dtype} with strides {x.stride()}"
-                raise ValueError(f"{self._name}: {field.name} must be {element}, contiguous, got {found}")
+                raise ValueError(f"{self.name}: {field.name} must be {element}, contiguous, got {found}")
             return x.data_ptr()
 
         if field.pointers == 1:

@@ -9,6 +9,7 @@
 #include "feed_forward_backward.h"
 #include "input_embed.h"
 #include "mix_pool.h"
+#include "plan.h"
 #include "weight_gradient.h"
 
 // A library for other machines asks for no newer C library than PyTorch does (2.28). glibc 2.29 gave these functions a
@@ -44,3 +45,4 @@ EXPORT_AS(mix, mix)
 EXPORT_AS(mix_add, mix_add)
 EXPORT_AS(mix_backward, mix_backward)
 EXPORT_AS(dropout_mask, dropout_mask)
+EXPORT_AS(run_plan, run_plan)

@@ -1,0 +1,304 @@
+"""Inference of a small batch in one native call.
+
+Between two kernels Python checks the module, looks up its prepared weights, allocates the result and fills the struct,
+which for a single window takes a third of the whole time. A plan keeps the structs of all of an encoder's kernels, as
+they were filled in one call that was recorded; later calls of the same shape replace the pointers to inputs and outputs
+and run the kernels one after another (csrc/plan.h). The results are the same bit for bit.
+
+A plan holds as long as nothing has changed that Python would have looked at: the modules' attributes, parameters and
+hooks, the weights' numbers as far as `prepared` compares them, and the settings in its key. Otherwise, and where a part
+of the encoder runs elsewhere, the ops are called one by one.
+"""
+
+import ctypes
+import operator
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._C import TensorBase
+from torch.nn.modules.module import _has_any_global_hook
+
+from astroco_fast.kernels import prepared
+from astroco_fast.kernels.cpu import native
+from astroco_fast.kernels.cpu.arguments import Recorded, recording
+from astroco_fast.kernels.cpu.windows import windows_of
+from astroco_fast.kernels.fitness import transformed
+from astroco_fast.kernels.tensors import compute_dtype
+from astroco_fast.reference.layout import Layout
+
+MOST_ROWS = 2048  # a larger batch takes so long that Python's share is small
+_MOST_PLANS = 8  # of one encoder, each with scratch memory for its shape
+
+# What an op reads that changes from call to call, by field: a result of a call before it, or an input of the encoder.
+_FLOW = ("x", "states", "mixed")
+_INPUTS = ("time", "mag", "err", "hidden", "windows")
+
+_VERSION: Any = TensorBase._version.__get__  # type: ignore[attr-defined]
+_WANTS_GRADIENT: Any = TensorBase.requires_grad.__get__  # type: ignore[attr-defined]
+_FUNCTION = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
+)  # run_plan in csrc/plan.h
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+Run = Callable[[], tuple[Tensor, ...]]
+
+
+def planned(model: nn.Module, points: Sequence[Tensor | None], layout: Layout, settings: Hashable, run: Run) -> Any:
+    """The outputs of `run`, by a plan where there is one.
+
+    The first call with a model's weights only looks at them, and the second records a plan, so that a model that
+    changes from call to call costs no recording.
+
+    Args:
+        model: the encoder.
+        points: time, mag, err, rows (N,) float32, and hidden, (N,) bool or None: what `run` takes in.
+        layout: the batch's layout.
+        settings: of the caller: what else decides which backend runs an op.
+        run: calls the ops one by one.
+    """
+    if torch.compiler.is_compiling() or not _fits(model, points, layout):
+        return run()
+    planner = _planners.get(model)
+    if planner is None or not planner.snapshot.holds():
+        if (snapshot := Snapshot.of(model)) is not None:
+            _planners[model] = Planner(snapshot)
+        return run()
+    if torch.is_grad_enabled() and planner.snapshot.wants_gradient():
+        return run()
+    time, *_, hidden = points
+    key = (layout.rows, layout.batch, compute_dtype(time), torch.get_num_threads(), hidden is None, settings)  # type: ignore[arg-type]
+    return planner.run(key, [*points, windows_of(layout)], run)
+
+
+def _fits(model: nn.Module, points: Sequence[Tensor | None], layout: Layout) -> bool:
+    """Whether a call is one of those that plans are made for."""
+    if model.training or not 0 < layout.rows <= MOST_ROWS or not layout.batch:
+        return False
+    for values in points:
+        if values is None:
+            continue
+        if not values.is_cpu or type(values) is not Tensor or not values.is_contiguous() or values.requires_grad:
+            return False
+    # Modes and hooks see every op that PyTorch's dispatcher or a module's call passes, so that none may be left out.
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    return points[0].dtype is torch.float32 and not (modes or transformed() or _has_any_global_hook())  # type: ignore[union-attr]
+
+
+class Snapshot:
+    """What inference by a model depends on, apart from the numbers of its weights; it is compared in every call.
+
+    It refers to the model's parts and not to the model, which can be freed.
+    """
+
+    @staticmethod
+    def of(model: nn.Module) -> "Snapshot | None":
+        """The model as it is; None: hooks want to see its calls, or its tensors do not count their changes."""
+        if next(model.parameters()).is_inference():  # so are the others, as a rule, and this is soon known
+            return None
+        found = Snapshot(model)
+        if any(found._hooks) or any(tensor.is_inference() for tensor in found._tensors):
+            return None
+        found._state = found._now()
+        return found
+
+    def __init__(self, model: nn.Module) -> None:
+        parts = [part for part in model.modules() if part is not model]
+        own = (model._modules, model._parameters, model._buffers)
+        self._places: list[dict[str, Any]] = [
+            *own, *(d for part in parts for d in (part.__dict__, part._modules, part._parameters, part._buffers))
+        ]  # fmt: skip
+        self._values = list(chain.from_iterable(map(dict.values, self._places)))
+        self._hooks = [getattr(part, name) for part in parts for name in _HOOKS]
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._parts = parts
+        self._kinds: list[Any] = list(map(type, parts))
+        self._forwards = [(kind, kind.forward) for kind in set(self._kinds)]
+        self._state: list[Any] = []
+
+    def holds(self) -> bool:
+        """Whether the model is as it was."""
+        if sum(map(len, self._places)) != len(self._values) or any(self._hooks):
+            return False
+        now = chain.from_iterable(map(dict.values, self._places))
+        if not all(map(operator.is_, now, self._values)):
+            return False
+        if list(map(type, self._parts)) != self._kinds or any(kind.forward is not f for kind, f in self._forwards):
+            return False
+        return self._now() == self._state
+
+    def wants_gradient(self) -> bool:
+        return any(map(_WANTS_GRADIENT, self._tensors))
+
+    def _now(self) -> list[Any]:
+        """What PyTorch counts of the tensors' changes."""
+        tensors = self._tensors
+        return [prepared.steps(), *map(_VERSION, tensors), *map(Tensor.data_ptr, tensors)]
+
+
+class Planner:
+    """The plans of one encoder, by shape and settings; None: no plan can be made."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._plans: dict[Hashable, Plan | None] = {}
+        self._lock = threading.Lock()  # a plan's structs and memory serve one call at a time
+
+    def run(self, key: Hashable, inputs: list[Tensor | None], run: Run) -> tuple[Tensor, ...]:
+        if not self._lock.acquire(blocking=False):
+            return run()
+        try:
+            if key not in self._plans:
+                return self._record(key, inputs, run)
+            plan = self._plans[key]
+            if plan is not None and (outputs := plan(inputs)) is not None:
+                return outputs
+            if plan is not None:  # its weights have changed
+                del self._plans[key]
+        finally:
+            self._lock.release()
+        return run()
+
+    def _record(self, key: Hashable, inputs: list[Tensor | None], run: Run) -> tuple[Tensor, ...]:
+        with prepared.uses() as forms:
+            calls: list[Recorded] = []
+            recording.calls = calls
+            try:
+                outputs = run()
+            finally:
+                recording.calls = None
+        if len(self._plans) == _MOST_PLANS:
+            del self._plans[next(iter(self._plans))]
+        usable = forms and all(form.sampled for form in forms) and _follows(calls, inputs, outputs)
+        self._plans[key] = Plan(calls, forms, inputs, outputs) if usable else None
+        return outputs
+
+
+_planners: WeakKeyDictionary[nn.Module, Planner] = WeakKeyDictionary()
+
+
+class Slot(NamedTuple):
+    """A pointer in a struct, or in an array of pointers."""
+
+    holder: Any
+    name: str | int
+
+    def get(self) -> int:
+        place = self.holder[self.name] if isinstance(self.name, int) else getattr(self.holder, self.name)
+        return place or 0
+
+    def set(self, pointer: int | None) -> None:
+        if isinstance(self.name, int):
+            self.holder[self.name] = pointer
+        else:
+            setattr(self.holder, self.name, pointer)
+
+
+def _slots(call: Recorded) -> Iterator[tuple[str, Slot]]:
+    """The pointers of a call's struct, by field."""
+    for field in call.kernel.fields:
+        if field.pointers == 1:
+            yield field.name, Slot(call.structure, field.name)
+        elif field.pointers == 2:
+            array = getattr(call.structure, field.name)
+            yield from ((field.name, Slot(array, i)) for i in range(call.structure.count))
+
+
+def _follows(calls: Sequence[Recorded], inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> bool:
+    """Whether calls alone lead from the inputs to the outputs, with nothing between them that was not recorded."""
+    given = {name: 0 if x is None else x.data_ptr() for name, x in zip(_INPUTS, inputs, strict=True)}
+    made: set[int] = set()
+    for call in calls:
+        made |= {slot.get() for name, slot in _slots(call) if name in call.kernel.results}
+        for name, slot in _slots(call):
+            if (name in _FLOW and slot.get() not in made) or slot.get() != given.get(name, slot.get()):
+                return False
+    return all(output.data_ptr() in made for output in outputs)
+
+
+class Plan:
+    """Recorded calls, to be made again with other inputs."""
+
+    def __init__(
+        self,
+        calls: list[Recorded],
+        forms: list[Any],
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+    ) -> None:
+        self._structures, self._constants = [call.structure for call in calls], list(map(_constants, calls))
+        self._forms = forms
+        self._shapes = [output.shape for output in outputs]
+        places = {output.data_ptr(): i for i, output in enumerate(outputs)}
+        self._inputs = [[slot for c in calls for field, slot in _slots(c) if field == name] for name in _INPUTS]
+        self._outputs: list[list[Slot]] = [[] for _ in outputs]
+        for call in calls:
+            for name, slot in _slots(call):
+                if slot.get() in places and (name in _FLOW or name in call.kernel.results):
+                    self._outputs[places[slot.get()]].append(slot)
+        self._memory = _share_memory(calls, set(places))
+        self._table = np.array([(c.address, ctypes.addressof(c.structure)) for c in calls], dtype=np.int64)
+        words = [form.samples() for form in forms]
+        self._where = np.concatenate([addresses for addresses, _ in words])
+        self._what = np.concatenate([values for _, values in words])
+        function: Any = ctypes.c_void_p.in_dll(native.library().handle, "run_plan").value
+        self._function = _FUNCTION(function)
+        self._arguments = (
+            self._table.ctypes.data, len(calls), self._where.ctypes.data, self._what.ctypes.data, len(self._what)
+        )  # fmt: skip
+
+    def __call__(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...] | None:
+        """The outputs; None: weights are not what they were."""
+        if not all(form.settle() for form in self._forms):
+            return None
+        outputs = tuple(map(torch.empty, self._shapes))
+        for slots, x in zip(chain(self._inputs, self._outputs), chain(inputs, outputs), strict=True):
+            pointer = None if x is None else x.data_ptr()
+            for slot in slots:
+                slot.set(pointer)
+        return outputs if self._function(*self._arguments) else None
+
+
+def _constants(call: Recorded) -> list[Tensor]:
+    """What a call's struct points to and is the same in every call: it has to be kept alive."""
+    changing = {*_FLOW, *_INPUTS, *call.kernel.results}
+    named = zip(call.kernel.names, call.values, strict=True)
+    return [value for name, value in named if isinstance(value, Tensor) and name not in changing]
+
+
+def _share_memory(calls: Sequence[Recorded], outputs: set[int]) -> list[Tensor]:
+    """Point all results but the outputs to as few buffers as hold what is still needed, which stay in the cache.
+
+    Returns:
+        The buffers.
+    """
+    made = {}  # the size of each result, by address
+    for call in calls:
+        for name, value in zip(call.kernel.names, call.values, strict=True):
+            if name in call.kernel.results and value.numel() and value.data_ptr() not in outputs:
+                made[value.data_ptr()] = value.numel() * value.element_size()
+    uses = [[slot for _, slot in _slots(call) if slot.get() in made] for call in calls]
+    last = {slot.get(): i for i, slots in enumerate(uses) for slot in slots}
+    ends = [{slot.get() for slot in slots if last[slot.get()] == i} for i, slots in enumerate(uses)]
+    buffers: dict[int, Tensor] = {}
+    free: list[Tensor] = []
+    everything = []
+    for slots, ending in zip(uses, ends, strict=True):
+        for slot in slots:
+            address = slot.get()
+            if address not in buffers:
+                fitting = [buffer for buffer in free if buffer.numel() >= made[address]]
+                if fitting:
+                    free = [buffer for buffer in free if buffer is not fitting[0]]
+                else:
+                    fitting = [torch.empty(made[address], dtype=torch.uint8)]
+                    everything.append(fitting[0])
+                buffers[address] = fitting[0]
+            slot.set(buffers[address].data_ptr())
+        free += [buffers[address] for address in ending]
+    return everything

@@ -1,0 +1,329 @@
+"""Inference by a plan: the results of the ops called one by one, and never those of another model than the present."""
+
+import copy
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.flop_counter import FlopCounterMode
+
+import astroco_fast as af
+from astroco_fast.kernels.cpu import plan
+from astroco_fast.kernels.cpu.plan import Plan, Slot
+from astroco_fast.kernels.prepared import forget, recheck
+from astroco_fast.reference.sublayers import Attention, FeedForward
+from tests.windows import make_windows
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
+def tiny(**overrides: Any) -> Any:
+    torch.manual_seed(0)
+    model: Any = af.AstroCo.from_preset("tiny", **{"width": 32, "heads": 2, "kernel": 5, "layers": 2, **overrides})
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and "logits" not in name:  # else means of 0 and scales of 1 would hide a fault
+            tensor.data += 0.1 * torch.rand_like(tensor)
+    return model.eval()
+
+
+def points(*lengths: int, seed: int = 0) -> tuple[Tensor, ...]:
+    torch.manual_seed(seed)
+    w = make_windows(list(lengths), max(lengths))
+    return w.time, w.mag, w.err, w.mask
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether a plan could be used, for each time that one was tried."""
+    tries: list[bool] = []
+    call = Plan.__call__
+
+    def counted(self: Plan, inputs: Any) -> Any:
+        outputs = call(self, inputs)
+        tries.append(outputs is not None)
+        return outputs
+
+    monkeypatch.setattr(Plan, "__call__", counted)
+    return tries
+
+
+def one_by_one(model: Any, batch: tuple[Tensor, ...], **options: Any) -> Any:
+    """The outputs without plans, by a copy of the model, which nothing has prepared."""
+    return copy.deepcopy(model)(*batch, **options)
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    for name, a, b in zip(got._fields, got, expected, strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overrides", [{}, {"mix": False}, {"convolution": False}, {"width": 64, "heads": 4}])
+@torch.no_grad()
+def test_a_plan_gives_the_same_bits(dtype: torch.dtype, overrides: dict[str, Any], used: list[bool]) -> None:
+    model = tiny(**overrides)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        for lengths in ([137], [1], [31, 0, 33]):
+            for seed in range(3):  # the first calls only look at the model and record
+                batch = points(*lengths, seed=seed)
+                assert_same(model(*batch), one_by_one(model, batch))
+            hidden = batch[3] & (torch.rand(batch[3].shape) < 0.3)
+            for _ in range(2):
+                assert_same(model(*batch, hidden=hidden), one_by_one(model, batch, hidden=hidden))
+    supported = (
+        dtype is torch.float32 or af.ops.BACKENDS["cpu"].unsupported("attention", batch[0].device, dtype, False) is None
+    )
+    assert used and all(used) if supported else not used
+
+
+def write_all(model: Any) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.mul_(1.1)
+
+
+def write_a_bias(model: Any) -> None:
+    model.blocks[0].feed_forward.w_out.bias.data[0] += 1
+
+
+def write_a_number(model: Any) -> None:
+    model.blocks[1].feed_forward.w_val.weight.data[0, 1] = 50.0
+    recheck(model)
+
+
+def forgotten(model: Any) -> None:
+    model.blocks[1].feed_forward.w_val.weight.data[0, 1] = 50.0
+    forget(model)
+
+
+def optimise(model: Any) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def average(model: Any) -> None:
+    averaged = AveragedModel(tiny(), avg_fn=lambda a, b, _: a + 0.5 * (b - a))
+    averaged.update_parameters(model)
+    model.load_state_dict(averaged.module.state_dict())
+    model.blocks[0].attention.qkv.weight.data *= 2
+
+
+def another_parameter(model: Any) -> None:
+    model.blocks[0].attention.norm.bias = nn.Parameter(torch.ones(32))
+
+
+def another_block(model: Any) -> None:
+    model.blocks[1] = copy.deepcopy(model.blocks[0])
+
+
+def another_order(model: Any) -> None:
+    model.blocks[0], model.blocks[1] = model.blocks[1], model.blocks[0]
+
+
+def another_class(model: Any) -> None:
+    class Doubled(Attention):
+        def forward(self, x: Tensor, layout: Any) -> Tensor:
+            return 2 * super().forward(x, layout)
+
+    model.blocks[0].attention.__class__ = Doubled
+
+
+def another_forward(model: Any) -> None:
+    model.blocks[0].forward = lambda x, layout: 2 * x
+
+
+def another_eps(model: Any) -> None:
+    model.blocks[0].convolution.batch_norm.eps = 0.5
+
+
+def another_time_base(model: Any) -> None:
+    model.input_embed.time_base = 77.0
+
+
+def hook(model: Any) -> None:
+    model.blocks[0].convolution.register_forward_hook(lambda module, inputs, x: 2 * x)
+
+
+def part_in_training(model: Any) -> None:
+    model.blocks[0].convolution.batch_norm.train()
+
+
+CHANGES: list[Callable[[Any], None]] = [
+    write_all, write_a_bias, write_a_number, forgotten, optimise, average, another_parameter, another_block,
+    another_order, another_class, another_forward, another_eps, another_time_base, hook, part_in_training,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_seen(change: Callable[[Any], None], used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    with torch.no_grad():
+        before = [model(*batch) for _ in range(3)][-1]
+    assert used == [True]
+    change(model)
+    with torch.no_grad():
+        assert (model(*batch).sequence - before.sequence).abs().max() > 1e-3
+        for _ in range(3):
+            expected = one_by_one(model, batch)
+            assert_same(model(*batch), expected)
+
+
+@torch.no_grad()
+def test_a_class_whose_forward_is_replaced_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny(), points(20, 9)
+    before = [model(*batch) for _ in range(3)][-1]
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x, layout: x)
+    assert not torch.equal(model(*batch).sequence, before.sequence)
+
+
+@torch.no_grad()
+def test_a_recheck_without_a_change_keeps_the_plan(used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    for _ in range(4):
+        model(*batch)
+        recheck(model)
+    assert used == [True, True]
+
+
+@torch.no_grad()
+def test_settings_have_plans_of_their_own(used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    fast = [model(*batch) for _ in range(3)][-1]
+    with af.backend("reference"):
+        for _ in range(3):
+            plain = model(*batch)
+    assert used == [True]
+    assert not torch.equal(plain.sequence, fast.sequence)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(*batch).sequence, fast.sequence)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert_same(model(*batch), fast)
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [True]
+    assert_same(model(*batch), fast)
+    assert used == [True, True]
+
+
+def test_gradients_are_computed_where_they_are_wanted(used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    with torch.no_grad():
+        for _ in range(3):
+            model(*batch)
+    model(*batch).embedding.sum().backward()
+    assert all(p.grad is not None for p in model.blocks.parameters())
+    mag = batch[1].clone().requires_grad_()
+    model.requires_grad_(False)
+    for _ in range(3):
+        model(batch[0], mag, *batch[2:], centered=True).embedding.square().sum().backward()
+        assert mag.grad is not None
+        assert mag.grad.abs().max() > 0
+    assert used == [True]
+    model(*batch)  # frozen: no mode is needed
+    assert used == [True, True]
+
+
+@torch.no_grad()
+def test_modes_that_watch_see_every_op(used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    for _ in range(3):
+        model(*batch)
+    with FlopCounterMode(display=False) as counter:
+        model(*batch)
+    assert counter.get_total_flops() > 100_000
+    assert used == [True]
+
+
+@torch.no_grad()
+def test_outputs_are_the_callers(used: list[bool]) -> None:
+    model = tiny()
+    batches = [points(20, 9, seed=seed) for seed in range(5)]
+    expected = [one_by_one(model, batch) for batch in batches]
+    got = [model(*batch) for batch in batches]
+    for a, b in zip(got, expected, strict=True):
+        assert_same(a, b)
+        a.sequence.fill_(torch.nan)
+    assert_same(model(*batches[0]), expected[0])
+    assert used == [True] * 4
+
+
+def test_a_model_in_two_threads(used: list[bool]) -> None:
+    model = tiny()
+    batches = [points(20, 9, seed=seed) for seed in range(2)]
+    with torch.no_grad():
+        expected = [one_by_one(model, batch) for batch in batches]
+        for _ in range(2):
+            model(*batches[0])
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        with torch.no_grad():
+            wrong.extend(i for _ in range(50) if not torch.equal(model(*batches[i]).sequence, expected[i].sequence))
+
+    threads = [threading.Thread(target=call, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert used
+
+
+def tensors_of(found: Any) -> Iterator[Tensor]:
+    """The tensors that a plan keeps."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, (list, tuple)) and not isinstance(found, Slot):
+        for part in found:
+            yield from tensors_of(part)
+
+
+@torch.no_grad()
+def test_memory_of_plans_is_bounded() -> None:
+    model = tiny(layers=3)
+    for length in range(1, 15):
+        for _ in range(2):
+            model(*points(length))
+    plans = plan._planners[model]._plans
+    assert len(plans) == plan._MOST_PLANS
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    prepared = {tensor.data_ptr() for p in plans.values() for form in p._forms for tensor in tensors_of(form.made)}
+    for (rows, *_), kept in plans.items():
+        scratch = [x for x in tensors_of(list(vars(kept).values())) if x.data_ptr() not in own | prepared]
+        assert sum(x.nbytes for x in scratch) <= 3 * rows * 32 * 4
+    gone, parts = weakref.ref(model), weakref.ref(model.blocks[0])
+    del model, plans, kept, scratch, prepared
+    gc.collect()
+    assert gone() is None
+    assert parts() is None
+
+
+@torch.no_grad()
+def test_what_no_plan_is_made_for(used: list[bool]) -> None:
+    batch, inference = points(20, 9), tiny()
+    plain = tiny(gate=False)  # whose feed-forward has no kernel
+    large = points(*[200] * (plan.MOST_ROWS // 200 + 1))
+    with torch.inference_mode():
+        inference = copy.deepcopy(inference)  # its tensors count no changes
+        for _ in range(3):
+            inference(*batch)
+    for _ in range(3):
+        assert_same(plain(*batch), one_by_one(plain, batch))
+        tiny().double()(*batch)
+    model = tiny()
+    for _ in range(3):
+        model(*large)
+        model.train()
+        model(*batch)
+        model.eval()
+    assert not used
