@@ -174,8 +174,7 @@ def _share(shard: str) -> "Share":
 
 def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", parts: "Parts") -> int:
     """Embed the pieces of this share that are not done; returns how many batches the source has."""
-    from tqdm import tqdm
-
+    from astroco_fast.data.extent import progress_bar
     from astroco_fast.data.seen import Seen
     from astroco_fast.embedding import embed_curves, evaluating, pieces
 
@@ -183,8 +182,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
     if parts.count:
         commands.tell([f"{parts.path}: goes on after {parts.count:,} parts that are done"])
     seen, batches = Seen(), skip
-    hidden = None if commands.is_rank_zero() else True
-    with evaluating(model), tqdm(desc="embed", unit=" curves", disable=hidden) as bar:
+    with evaluating(model), progress_bar(source.extent, "embed", commands.is_rank_zero()) as advance:
         for batch in source.batches(skip, parts.spill, progress=commands.is_rank_zero()):
             seen.check(batch)
             cut = list(pieces(batch))
@@ -194,7 +192,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
                     simulated = piece.simulated and len(piece) > 0
                     record = {"curves": len(piece), "reasons": reasons, "simulated": simulated}
                     parts.add(batches, number, len(cut), table, record)
-                    bar.update(len(piece))
+                advance(piece)
             batches += 1
     return batches
 

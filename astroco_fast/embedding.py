@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from astroco_fast.data.batch_sources import ArraySource
 from astroco_fast.data.clean import COPY, SHORT_CURVES, because
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.extent import progress_bar
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source, open_source
 from astroco_fast.data.views import Views
@@ -165,13 +165,13 @@ def embed_tables(
         Arrow record batches, as `embed_curves` returns them.
     """
     seen = Seen()
-    with evaluating(model), tqdm(desc="embed", unit=" curves", disable=None if progress else True) as bar:
+    with evaluating(model), progress_bar(source.extent, "embed", progress) as advance:
         for batch in source.batches(progress=progress):
             seen.check(batch)
             for piece in pieces(batch):
                 table, reasons = embed_curves(model, piece, choice)
                 dropped.update(reasons)
-                bar.update(len(piece))
+                advance(piece)
                 yield table
 
 

@@ -129,9 +129,9 @@ def _counts(reasons: Counter[str]) -> str:
 def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from tqdm import tqdm
 
     from astroco_fast.data.clean import CleanConfig, because, clean
+    from astroco_fast.data.extent import progress_bar
     from astroco_fast.data.seen import Seen
     from astroco_fast.data.sources import open_source
     from astroco_fast.files import refuse_input, whole_file
@@ -143,7 +143,7 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
         refuse_input(path, [] if config.against is None else [Path(config.against)], "the catalogue")
     with whole_file(out) as partial, ExitStack() as stack:
         writer = None
-        progress = stack.enter_context(tqdm(desc="periods", unit=" curves", disable=None))
+        advance = stack.enter_context(progress_bar(source.extent, "periods", True))
         for raw in source.batches():
             seen.check(raw)
             curves, reasons = clean(raw, cleaning)
@@ -158,7 +158,7 @@ def _into_table(config: PeriodsConfig, out: Path, search: _Search) -> None:
                 table = table.append_column(name, values)
             writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema, write_page_checksum=True))
             writer.write_table(table)
-            progress.update(len(curves))
+            advance(raw)
         if writer is None:
             raise UserError(f"{config.source}: no light curves in it")
     commands.tell(source.notes)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.extent import Extent
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.rows import BandFilter
 from astroco_fast.data.words import Place, to_objects, to_text
@@ -31,6 +32,7 @@ class BatchSource:
         band: read only this band.
         name: the input's name in error messages.
         identity: plain data that identify the input.
+        curves: how many light curves there are, if it is known.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class BatchSource:
         band: str | None,
         name: str = "light curves",
         identity: Any = None,
+        curves: int | None = None,
     ) -> None:
         self.name = name
+        self.extent = Extent(total=curves)
         self.identity = identity
         self.notes = Notes()
         self.inputs: Sequence[Path] = ()
@@ -49,13 +53,15 @@ class BatchSource:
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
         wanted = None if self._band is None else BandFilter(self._band)
+        self.extent.done = 0
         for index, batch in enumerate(self._start()):
             if not isinstance(batch, CurveBatch):
                 raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
             if index >= skip:
-                batch = _tidy(batch)
-                mask = None if wanted is None else wanted.mask(pa.array(batch.band, type=pa.string()))
-                yield batch if mask is None else batch.select(mask)
+                tidy = _tidy(batch)
+                mask = None if wanted is None else wanted.mask(pa.array(tidy.band, type=pa.string()))
+                yield tidy if mask is None else tidy.select(mask)
+            self.extent.done += len(batch)
         if wanted is not None and not skip:
             wanted.check(self.name)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import astroco_fast
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.clean import clean as clean_batch
 from astroco_fast.data.columns import Columns
+from astroco_fast.data.extent import progress_bar
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source, open_source
@@ -128,7 +128,7 @@ def _write(source: Source, partial: StoreWriter, clean: CleanConfig, progress: b
     seen = Seen()
     for rows in partial.recorded_rows():
         seen.add_rows(rows)
-    with tqdm(desc="converting", unit=" curves", initial=partial.curves, disable=None if progress else True) as shown:
+    with progress_bar(source.extent, "converting", progress) as advance:
         for batch in source.batches(partial.batches, partial.spill, progress):
             hashes = seen.check(batch)
             kept, dropped = clean_batch(batch, clean)
@@ -138,7 +138,7 @@ def _write(source: Source, partial: StoreWriter, clean: CleanConfig, progress: b
             bands, n = np.unique(kept.band.astype(str), return_counts=True)
             counts.update({_BAND + band: int(count) for band, count in zip(bands.tolist(), n, strict=True)})
             partial.append(kept, hashes if len(kept) == len(batch) else star_hash(kept.ids), counts + dropped)
-            shown.update(len(batch))
+            advance(batch)
 
 
 def _plan(

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from astroco_fast.data.curves import MOST_POINTS, CurveBatch, too_long, two_labels
+from astroco_fast.data.extent import Extent
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.rows import to_objects
 from astroco_fast.errors import UserError
@@ -30,7 +32,13 @@ DONE = "done.json"  # in a folder of files that hold all points
 
 
 def partitions(
-    points: Iterable[Any], expected: int, source: str, folder: Path | None, skip: int = 0, progress: bool = False
+    points: Iterable[Any],
+    expected: int,
+    source: str,
+    folder: Path | None,
+    extent: Extent | None = None,
+    skip: int = 0,
+    progress: bool = False,
 ) -> Iterator[Any]:
     """Cut points into tables that hold all points of their stars.
 
@@ -40,6 +48,8 @@ def partitions(
         expected: how many points there are, about.
         source: the input's name in error messages.
         folder: the folder for the files of the cut; None: a temporary one.
+        extent: its total is how many points there are, if that is known, and once they have been read; it is told how
+            many of them come before a table.
         skip: leave out this many tables at the start.
         progress: show a progress bar, on a terminal.
 
@@ -52,19 +62,29 @@ def partitions(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
+        extent = extent or Extent()
         done = folder / DONE
-        files = _whole(folder, done)
-        if files is None:
+        found = _whole(folder, done)
+        if found is None:
             done.unlink(missing_ok=True)
-            waiting, files = _cut(points, expected, folder, progress)
-            if waiting and not skip:
-                yield pa.Table.from_batches(waiting)
-            if files:
-                for file in files:
+            waiting, found = _cut(points, expected, folder, extent.total, progress)
+            if waiting:
+                table = pa.Table.from_batches(waiting)
+                extent.total, extent.done = len(table), 0
+                if not skip:
+                    yield table
+                extent.done = len(table)
+            if found:
+                for file in found:
                     flush(file)
-                write_text(done, json.dumps(sealed({"files": {file.name: sha256(file) for file in files}})))
-        for file in files[skip:]:
-            yield _read(file, source)
+                facts = {"files": {f.name: sha256(f) for f in found}, "points": {f.name: n for f, n in found.items()}}
+                write_text(done, json.dumps(sealed(facts)))
+        if found:
+            extent.total, extent.done = sum(found.values()), 0
+        for place, (file, count) in enumerate(found.items()):
+            if place >= skip:
+                yield _read(file, source)
+            extent.done += count
 
 
 def _read(file: Path, source: str) -> Any:
@@ -85,28 +105,34 @@ def _read(file: Path, source: str) -> Any:
     return pa.Table.from_batches(batches, schema=stream.schema)
 
 
-def _whole(folder: Path, done: Path) -> list[Path] | None:
-    """The files of an earlier cut, if all of them are as they were written; else None, and the points are cut again."""
+def _whole(folder: Path, done: Path) -> dict[Path, int] | None:
+    """The files of an earlier cut, and the number of points in each, if all of them are as they were written.
+
+    Else None, and the points are cut again.
+    """
     try:
         told = read_json(done)
         digests = told["files"]
         if told[CHECKSUM] != sealed(told)[CHECKSUM]:
             return None
-        files = _files(folder, len(digests))
+        files = {file: int(told["points"][file.name]) for file in _files(folder, len(digests))}
         return files if all(sha256(file) == digests[file.name] for file in files) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _cut(points: Iterable[Any], expected: int, folder: Path, progress: bool) -> tuple[list[Any], list[Path]]:
-    """All points, where they are few, or else the files that they were cut into."""
+def _cut(
+    points: Iterable[Any], expected: int, folder: Path, total: int | None, progress: bool
+) -> tuple[list[Any], dict[Path, int]]:
+    """All points, where they are few, or else the files that they were cut into, and the number of points in each."""
     waiting: list[Any] = []
     read = 0
     with ExitStack() as stack:
         cutter: _Cutter | None = None
         # tqdm takes None for "only on a terminal".
         hidden = None if progress else True
-        shown = stack.enter_context(tqdm(desc="reading", unit=" points", unit_scale=True, disable=hidden))
+        bar = tqdm(desc="reading", unit=" points", unit_scale=True, total=total, disable=hidden)
+        shown = stack.enter_context(bar)
         for batch in points:
             shown.update(batch.num_rows)
             read += batch.num_rows
@@ -115,7 +141,7 @@ def _cut(points: Iterable[Any], expected: int, folder: Path, progress: bool) -> 
                 cutter = stack.enter_context(_Cutter(folder, expected))
             while cutter is not None and waiting:
                 cutter.add(waiting.pop(0))
-    return waiting, [] if cutter is None else cutter.files
+    return waiting, {} if cutter is None else dict(zip(cutter.files, cutter.counts, strict=True))
 
 
 class _Cutter:
@@ -124,6 +150,7 @@ class _Cutter:
     def __init__(self, folder: Path, expected: int) -> None:
         n = int(min(max(-(-expected // PARTITION_POINTS), 2), _MOST_PARTITIONS))
         self.files = _files(folder, n)
+        self.counts = [0] * n
         self._stack = ExitStack()
         self._writers: list[Any] = []
 
@@ -146,9 +173,10 @@ class _Cutter:
         order = np.argsort(of_point, kind="stable")
         cuts = np.searchsorted(of_point[order], np.arange(n + 1))
         sorted_points = points.take(pa.array(order))
-        for writer, first, last in zip(self._writers, cuts[:-1], cuts[1:], strict=True):
+        for place, (first, last) in enumerate(pairwise(cuts.tolist())):
             if last > first:
-                writer.write_batch(sorted_points.slice(first, last - first))
+                self._writers[place].write_batch(sorted_points.slice(first, last - first))
+                self.counts[place] += last - first
 
 
 def _files(folder: Path, n: int) -> list[Path]:

@@ -20,6 +20,7 @@ from astroco_fast.data.arrays import is_array
 from astroco_fast.data.batch_sources import SINGLE_PRECISION, ArraySource, BatchSource, NamedArrays
 from astroco_fast.data.columns import Columns, MappedTable, find, listed, map_tables
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.extent import Extent
 from astroco_fast.data.formats import format_of, open_table
 from astroco_fast.data.formats.handed import is_file, table_of_file
 from astroco_fast.data.items import items_table
@@ -50,11 +51,13 @@ class Source(Protocol):
             only; None: unknown.
         notes: remarks for the user about the input. All are known once it has been read.
         inputs: the files and folders that are read, which no output may replace.
+        extent: how much there is to read, and has been read.
     """
 
     name: str
     identity: Any
     notes: Notes
+    extent: Extent
     inputs: Sequence[Path]
 
     def batches(self, skip: int = 0, spill: Path | None = None, progress: bool = False) -> Iterator[CurveBatch]:
@@ -237,6 +240,10 @@ class TableSource:
         self._stars = stars
         self._complete = stars.complete if stars else None
         self._star_a_row = tables[0].star_a_row
+        # A text file estimates its rows; of points, those of other bands are not counted.
+        known = (self._star_a_row or band is None) and all(mapped.table.pieces(1) is not None for mapped in tables)
+        total = sum(mapped.table.rows for mapped in tables) if known else None
+        self.extent = Extent(" curves" if self._star_a_row else " points", total)
         for mapped in tables:
             if mapped.star_a_row != self._star_a_row:
                 one, other = (tables[0], mapped) if self._star_a_row else (mapped, tables[0])
@@ -259,13 +266,16 @@ class TableSource:
             return
         simulated = any(mapped.table.is_simulated() for mapped in self._tables)
         expected = sum(mapped.table.rows for mapped in self._tables)
-        for points in partitions(self._points(wanted), expected, self.name, spill, skip, progress):
+        for points in partitions(self._points(wanted), expected, self.name, spill, self.extent, skip, progress):
             yield group_points(points, self.name, simulated)
 
     def _rows(self, wanted: BandFilter, skip: int) -> Iterator[CurveBatch]:
         read_all = skip == 0
+        before = 0  # rows of earlier tables
         for mapped in self._tables:
             table = mapped.table
+            self.extent.done = before
+            before += table.rows
             per_row = max(table.points_per_row(mapped.fields["time"].column), 1.0)
             n_rows = int(min(max(BATCH_POINTS / per_row, 1), _MOST_ROWS))
             # If only reading the table tells how many pieces it has, its pieces are read and counted off `skip`.
@@ -280,10 +290,12 @@ class TableSource:
                     skip -= 1
                     continue
                 rows = read_rows(batch, first_row, mapped, wanted, self._complete)
+                self.extent.done = before - table.rows + first_row
                 if rows.lengths is None:
                     yield group_points(pa.Table.from_batches([rows.points()]), table.name, simulated)
                 else:
                     yield rows.curves(table.name, simulated)
+        self.extent.done = before
         if read_all:
             self._check_all(wanted)
 
@@ -348,6 +360,6 @@ def _remarks(mapped: MappedTable, has_bands: bool) -> Iterator[str]:
 
 def _store_source(store: Store, band: str | None) -> BatchSource:
     identity = [{"path": str(store.path.resolve()), "digest": store.digest}]
-    source = BatchSource(lambda: store.batches(with_periods=True), band, str(store.path), identity)
+    source = BatchSource(lambda: store.batches(with_periods=True), band, str(store.path), identity, store.n_curves)
     source.inputs = [store.path]
     return source
