@@ -46,7 +46,7 @@ def progress_bar(extent: Extent, desc: str, shown: bool) -> Iterator[Callable[[C
             bar.update((n if extent.total is None else min(n, extent.total)) - bar.n)
 
         def advance(done: CurveBatch) -> None:
-            show(max(bar.n, extent.done) + (done.n_points if extent.unit == " points" else len(done)))
+            show(max(int(bar.n), extent.done) + (done.n_points if extent.unit == " points" else len(done)))
 
         yield advance
-        show(max(bar.n, extent.done))
+        show(max(int(bar.n), extent.done))
