@@ -28,6 +28,7 @@ from astroco_fast.embedding_choice import Choice, Output, Precision, Short, Wind
 from astroco_fast.embedding_curves import NO_RESULT, NOT_FINITE, embed_curves, empty_table, nothing_left
 from astroco_fast.encoding import choose_parts, dimensions, layout, need_periods, search_periods, vectors_of
 from astroco_fast.errors import UserError
+from astroco_fast.kernels.prepared import recheck
 
 __all__ = [
     "Choice",
@@ -177,13 +178,16 @@ def embed_tables(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, for as long as the context lasts."""
-    was_training = model.training
-    model.eval()
+    """Evaluation mode, for as long as the context lasts; then each part has its own mode again."""
+    training = [part for part in model.modules() if part.training]
+    if training:
+        model.eval()
+    recheck(model)
     try:
         yield
     finally:
-        model.train(was_training)
+        for part in training:
+            part.training = True
 
 
 def pieces(batch: CurveBatch) -> Iterator[CurveBatch]:

@@ -151,7 +151,7 @@ class _Form:
         return [sample.tobytes() for sample in self._samples]
 
     def _summed(self) -> list[int]:
-        return [int(words.sum()) for words in self._words]
+        return [int((words if words.nbytes % 8 else words.view(np.uint64)).sum()) for words in self._words]
 
 
 def _words(source: Tensor) -> np.ndarray:

@@ -179,6 +179,16 @@ def test_lists_of_tables_and_files_are_not_lists_of_arrays(
             assert np.array_equal(vector, expected[star])
 
 
+def test_parts_that_are_frozen_stay_so(model: af.AstroCo, curves: list[Curve]) -> None:
+    frozen = model.train().blocks[0].eval()
+    try:
+        model.embed(curves)
+        assert not any(part.training for part in frozen.modules())
+        assert all(part.training for part in model.blocks[1].modules())
+    finally:
+        model.eval()
+
+
 def test_training_mode_is_restored(model: af.AstroCo, curves: list[Curve]) -> None:
     model.train()
     try:
