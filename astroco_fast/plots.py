@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BLUE, RED, GREEN, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#8C8C8C", "#222222"
 ROLES = {"hidden": (HIDDEN, BLUE, "o"), "random": (RANDOM, RED, "s"), "unchanged": (UNCHANGED, GREEN, "^")}
 NIGHT, SEASON = 0.5, 60.0  # days without a point that separate two nights and two seasons
+_DAYS = f"days since the first point (points side by side; dotted: more than {SEASON:.0f} days between)"
+_PHASE = "phase, counted from the window's first point"
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,12 +44,13 @@ class Reconstruction:
 
     Attributes:
         title: name of the light curve.
-        time: (n,) days.
+        time: (n,) days; phases, counted from the window's first point, if it is folded.
         mag: (n,) the true magnitudes.
         err: (n,) their uncertainties.
         shown: (n,) the magnitudes that the model is given, which differ from the true ones at random and hidden points.
         role: (n,) uint8, 0 or a role of `astroco_fast.data.masking`.
         predicted: (n,) the reconstruction.
+        folded: whether the window is of the folded view.
     """
 
     title: str
@@ -57,6 +60,7 @@ class Reconstruction:
     shown: NDArray[Any]
     role: NDArray[np.uint8]
     predicted: NDArray[Any]
+    folded: bool = False
 
 
 @contextmanager
@@ -116,6 +120,7 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
 
     Surveys observe a star in bursts that are years apart; on a plain time axis the points of a burst would hide one
     another. So points are drawn side by side in time order, with small gaps between nights; the axis gives the days.
+    Folded windows are drawn against phase.
 
     Args:
         windows: one for each panel.
@@ -128,12 +133,12 @@ def reconstructions(windows: Sequence[Reconstruction], title: str) -> "Figure":
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, window in zip(panels.flat, windows, strict=False):
         _reconstruction(axes, window)
+    labels = [_PHASE if window.folded else _DAYS for window in windows]
+    lowest = 0 if len(set(labels)) > 1 else len(windows) - columns
+    for axes, label in list(zip(panels.flat, labels, strict=False))[lowest:]:
+        axes.set_xlabel(label)
     for axes in panels.flat[len(windows) :]:
         axes.set_visible(False)
-    for axes in panels[-1]:
-        axes.set_xlabel(
-            f"days since the first point (points side by side; dotted: more than {SEASON:.0f} days between)"
-        )
     figure.supylabel("magnitude (less the window's mean)")
     legend(figure)
     return figure
@@ -156,7 +161,7 @@ def layer_mix(weights: NDArray[Any], title: str) -> "Figure":
 
 def _reconstruction(axes: "Axes", window: Reconstruction) -> None:
     mag, err, role, predicted = window.mag, window.err, window.role, window.predicted
-    place = _side_by_side(axes, window.time)
+    place = window.time if window.folded else _side_by_side(axes, window.time)
     axes.set_title(window.title, loc="left", fontsize="small")
 
     def draw(at: NDArray[np.bool_], values: NDArray[Any], **style: Any) -> None:

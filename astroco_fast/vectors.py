@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from astroco_fast.data import hats
 from astroco_fast.data.words import to_objects
 from astroco_fast.errors import UserError
 from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
@@ -54,7 +55,7 @@ class Vectors:
 
 
 def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Vectors:
-    """Read a table of embeddings: a file of a format that `astroco embed` writes, or a folder of such of one form.
+    """Read embeddings: a file of a format that `astroco embed` writes, a folder of such of one form, or a HATS catalogue.
 
     Args:
         path: the table, with the columns id and embedding (a list of numbers a row) and any others.
@@ -73,7 +74,8 @@ def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Ve
     chosen = None
     if most is not None and total > most:
         chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
-    table = _read(found, [f.name for f in found.schema if _is_single(f.type) or f.name == EMBEDDING], chosen)
+    names = [f.name for f in found.schema if _is_single(f.type) or f.name == EMBEDDING]
+    table = _read(found, [name for name in names if not name.startswith(hats.INDEX)], chosen)
     matrix = matrix_of(table[EMBEDDING].combine_chunks(), path)
     finite = np.isfinite(matrix).all(1)
     if not finite.all():

@@ -4,6 +4,7 @@ import json
 import shlex
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.hashing import split_of
 from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED
+from astroco_fast.data.periods import find_periods
 from astroco_fast.data.store import Store
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.pretrain import report as run_report
@@ -228,6 +230,28 @@ def test_panels_have_bright_above_and_every_role_in_the_legend(store: Store, mod
         "random: as the model saw it",
         "reconstruction",
     ]
+
+
+def test_folded_windows_are_drawn_against_phase(model: AstroCo, tmp_path: Path) -> None:
+    convert([survey()], tmp_path / "store")
+    folded = Store.open(tmp_path / "store")
+    folded.add_periods(find_periods, progress=False)
+    windows = run_report.reconstruct(model, folded, {**CONFIG, "views": "folded"})
+    assert all(window.folded for window in windows)
+    for window in windows:
+        assert window.time[0] == 0
+        assert (np.diff(window.time) >= -1e-6).all()
+        assert 0.5 < window.time[-1] < 1
+    with plots.drawing():
+        figure = plots.reconstructions(windows, "title")
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert [label.startswith("phase") for label in labels] == [False] * 4 + [True] * 2
+    np.testing.assert_array_equal(
+        lines(figure.axes[0])["reconstruction"].get_xdata(), windows[0].time[windows[0].role > 0]
+    )
+    with plots.drawing():
+        mixed = plots.reconstructions([*windows[:1], replace(windows[1], folded=False)], "title")
+    assert [axes.get_xlabel().split()[0] for axes in mixed.axes] == ["phase,", "days"]
 
 
 def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,25 @@ def test_every_form_of_a_table_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.matrix, read.matrix, other)
 
 
+def test_a_catalogue_of_vectors_is_read_without_its_margin(tmp_path: Path) -> None:
+    table = vectors(_healpix_29=list(range(40)))
+    for name, kind, rows in (("stars", "object", 40), ("stars_5arcs", "margin", 3)):
+        for i in range(0, rows, 20):
+            piece = tmp_path / "catalogue" / name / "dataset" / "Norder=1" / "Dir=0" / f"Npix={i}.parquet"
+            piece.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.slice(i, min(20, rows)), piece)
+        (tmp_path / "catalogue" / name / "hats.properties").write_text(f"dataproduct_type={kind}\n")
+        pq.write_table(table, tmp_path / "catalogue" / name / "per_partition_statistics.parquet")
+        pq.write_table(table.slice(0, 2), tmp_path / "catalogue" / name / "dataset" / "data_thumbnail.parquet")
+    (tmp_path / "catalogue" / "collection.properties").write_text("hats_primary_table_url = stars\n")
+    for path in (tmp_path / "catalogue", tmp_path / "catalogue" / "stars"):
+        read = read_vectors(path)
+        assert sorted(read.ids) == sorted(table["id"].to_pylist())
+        assert read.columns.column_names == ["n_points"]
+    with pytest.raises(UserError, match="the margin of one"):
+        read_vectors(tmp_path / "catalogue" / "stars_5arcs")
+
+
 def test_a_sample_is_the_same_each_time_and_keeps_rows_together(tmp_path: Path) -> None:
     table = vectors(200)
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)

@@ -161,7 +161,7 @@ def reliability_figure(before: Reliability, after: Reliability, title: str) -> "
         upper.errorbar(found.confidence[some], found.accuracy[some], yerr=bars, **style)
     upper.set_ylabel("share of right predictions")
     upper.set_ylim(-0.02, 1.02)
-    upper.legend(loc="upper left")
+    upper.legend(loc="lower right")
     upper.set_title(title, fontsize="medium", loc="left")
     edges = np.linspace(0, 1, len(after.stars) + 1)
     lower.bar(edges[:-1], after.stars, width=np.diff(edges), align="edge", color=plots.BLUE, alpha=0.6)

@@ -17,6 +17,7 @@ _COLLECTION, _MAIN = "collection.properties", "hats_primary_table_url"
 _CATALOGUE = ("hats.properties", "properties")
 _KIND = "dataproduct_type"
 _DERIVED = ("margin", "index", "map", "association")
+INDEX = "_healpix_"  # the beginning of the name of the column with the rows' places on the sky
 _PIECE = "Norder="  # the beginning of the name of the folder that a piece is in
 
 

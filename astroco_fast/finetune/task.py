@@ -94,8 +94,8 @@ class Finetuning(Task[FinetuneConfig]):
             f"Fine-tuning {config.model} ({trained:,} of {all_of:,} parameters) on {curves}{copies} of "
             f"{len(self.classes.names)} classes: {len(data.train):,} windows to train, {len(data.validation):,} to "
             f"validate; {config.train.global_batch} a step, {data.steps_per_epoch} steps an epoch, at most "
-            f"{config.train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {config.train.precision}. "
-            f"Run folder: {config.out}"
+            f"{config.train.total_steps(data.steps_per_epoch):,} steps; {ranks.world} rank(s) on {ranks.device.type}, "
+            f"{config.train.precision}. Run folder: {config.out}"
         )
 
     def train_record(self, state: State, epoch: int, learning_rate: float) -> dict[str, Any]:

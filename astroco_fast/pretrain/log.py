@@ -293,8 +293,8 @@ def introduction(config: PretrainConfig, data: TrainingData, trainer: Trainer) -
     return (
         f"Pretraining {config.preset} ({parameters:,} parameters) on {curves}: {len(data.train):,} windows to train, "
         f"{len(data.validation):,} to validate; {train.global_batch} a step, {data.steps_per_epoch} steps an epoch, "
-        f"at most {train.epochs} epochs; {ranks.world} rank(s) on {ranks.device.type}, {train.precision}. "
-        f"Run folder: {config.out}"
+        f"at most {train.total_steps(data.steps_per_epoch):,} steps; {ranks.world} rank(s) on {ranks.device.type}, "
+        f"{train.precision}. Run folder: {config.out}"
     )
 
 

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from astroco_fast import plots, settings
-from astroco_fast.data.batches import Batch
+from astroco_fast.data.batches import CYCLE_DAYS, Batch
 from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import TrainingData, upload
+from astroco_fast.data.windows import NOT_DEALT
 from astroco_fast.errors import UserError
 from astroco_fast.files import read_json, whole_file
 from astroco_fast.pretrain.checkpoint import STATE
@@ -30,7 +31,7 @@ from astroco_fast.text import figure_text, rows
 # The windows that are shown: each is reconstructed better than this share of windows.
 RANKS = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)
 CANDIDATES = 128  # windows to reconstruct and rank
-SHOWN_POINTS = 100  # points shown of a window; more would overlap
+SHOWN_POINTS = 100  # points shown of a window of the time view, side by side; more would overlap
 
 
 def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
@@ -61,7 +62,9 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
         if checkpoint is not None:
             model = read_saved(folder / "checkpoints" / checkpoint, lambda place: _model(store, folder, place))
             windows = reconstruct(model, store, config)
-            what = f"Masked points of validation light curves (first {SHOWN_POINTS} points of a window)"
+            what = "Masked points of validation light curves"
+            if not all(window.folded for window in windows):
+                what += f" (first {SHOWN_POINTS} points of a window)"
             figures["reconstructions"] = plots.reconstructions(windows, f"{what}: {title}")
             logits = model.state_dict().get("mix_pool.logits")  # a model may not mix its layers
             if logits is not None:
@@ -185,7 +188,9 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
     windows = []
     for rank in RANKS[: len(order)]:
         row = int(order[round(rank * (len(order) - 1))])
-        points = slice(0, min(SHOWN_POINTS, int(batch.lengths[row])))
+        folded = bool(data.table.part[batch.index[row]] != NOT_DEALT)
+        points = slice(0, int(batch.lengths[row]) if folded else min(SHOWN_POINTS, int(batch.lengths[row])))
+        time = batch.time[row, points]
         curve = int(data.table.curve[batch.index[row]])
         words = (store.words(column, np.array([curve]))[0] for column in ("id", "label", "band"))
         name = "  ".join(figure_text(word) for word in words if word)
@@ -193,12 +198,13 @@ def reconstruct(model: PretrainedEncoder, store: Store, config: dict[str, Any]) 
         windows.append(
             plots.Reconstruction(
                 title=f"{name}   hidden points: {score}, better than {rank:.0%} of windows",
-                time=batch.time[row, points],
+                time=(time - time[0]) / CYCLE_DAYS if folded else time,
                 mag=batch.target[row, points],
                 err=batch.err[row, points],
                 shown=batch.mag[row, points],
                 role=batch.role[row, points],
                 predicted=predicted[row, points],
+                folded=folded,
             )
         )
     return windows

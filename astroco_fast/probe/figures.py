@@ -64,7 +64,7 @@ def comparison_figure(entries: Sequence[Mapping[str, Any]], names: Mapping[str, 
     sizes = sorted({entry["n"] for entry in entries})
     probes = [probe for probe in _STYLES if any(entry["probe"] == probe for entry in entries)]
     figure = plots.new_figure(2 + 3.4 * len(sizes), 1.8 + 0.55 * len(vectors))
-    figure.suptitle(f"Macro-F1 on test stars, by training stars a class{simulated}")
+    figure.suptitle(f"Macro-F1 on test stars{simulated}")
     panels = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, n in zip(panels, sizes, strict=True):
         for entry in entries:
@@ -75,7 +75,7 @@ def comparison_figure(entries: Sequence[Mapping[str, Any]], names: Mapping[str, 
                 place, spread = vectors.index(entry["vectors"]) + shift, figures["std"] or 0.0
                 bar: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1.2}
                 axes.errorbar(figures["mean"], place, xerr=spread, label=names[entry["probe"]], **bar)
-        axes.set_title(f"{n} a class")
+        axes.set_title(f"{n} training stars a class")
         axes.set_yticks(range(len(vectors)), vectors)
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         for between in range(len(vectors) - 1):
