@@ -55,7 +55,7 @@ class Vectors:
 
 
 def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Vectors:
-    """Read embeddings: a file of a format that `astroco embed` writes, a folder of such of one form, or a HATS catalogue.
+    """Read vectors: a file of a format that `astroco embed` writes, a folder of such of one form, or a HATS catalogue.
 
     Args:
         path: the table, with the columns id and embedding (a list of numbers a row) and any others.
