@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -66,6 +66,18 @@ def read_yaml(path: str | Path, way_out: str, may_be_empty: bool = False) -> dic
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings, such as 'seed: 1'; {way_out}")
     return content
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raise `UserError` unless a seed is a whole number that every generator here takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"{name} must be a whole number from 0 to 2^63 - 1, not {seed}")
+
+
+def check_classes(classes: Sequence[str] | None) -> None:
+    """Raise `UserError` unless the classes to tell apart are all of a table's (None), or two or more different ones."""
+    if classes is not None and len({*classes}) < max(2, len(classes)):
+        raise UserError(f"classes must be two or more different labels, not {classes}")
 
 
 def is_excessive(text: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from astroco_fast import commands
 from astroco_fast.errors import UserError
+from astroco_fast.settings import check_seed
 
 
 @dataclass
@@ -40,8 +41,7 @@ def _simulate(argv: Sequence[str] | None) -> int:
     )
     if config.stars < 1:
         raise UserError(f"--stars must be at least 1, not {config.stars}")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"--seed must be a whole number from 0 to 2^63 - 1, not {config.seed}")
+    check_seed(config.seed, "--seed")
 
     from astroco_fast.data.convert import convert
     from astroco_fast.data.simulate import SURVEY

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from astroco_fast.data.columns import Columns
 from astroco_fast.errors import UserError
+from astroco_fast.settings import check_classes, check_seed
 
 Priors = Literal["labels", "uniform"]
 
@@ -58,12 +59,10 @@ class FitConfig:
         for name in ("folds", "min_points", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+        check_seed(self.seed)
         if self.c is not None and not 0 < self.c < float("inf"):
             raise UserError(f"c must be a positive number, not {self.c}")
-        if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
-            raise UserError(f"classes must be two or more different labels, not {self.classes}")
+        check_classes(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as YAML and JSON types, as `--config` reads them."""

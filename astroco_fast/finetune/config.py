@@ -9,6 +9,7 @@ from astroco_fast.data.columns import Columns
 from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import TrainConfig, data_name
+from astroco_fast.settings import check_classes, check_seed
 
 USUAL: dict[str, Any] = {
     "epochs": 30,
@@ -55,12 +56,10 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
+        check_seed(self.seed)
         if self.blocks is not None and self.blocks < 0:
             raise UserError(f"blocks must be zero or more, got {self.blocks}")
-        if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
-            raise UserError(f"classes must be two or more different labels, not {self.classes}")
+        check_classes(self.classes)
 
     def resolve(self, views: Views) -> "FinetuneConfig":
         """These settings with defaults filled in.

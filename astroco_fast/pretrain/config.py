@@ -13,6 +13,7 @@ from astroco_fast.data.columns import Columns
 from astroco_fast.data.views import Views
 from astroco_fast.errors import UserError
 from astroco_fast.presets import Preset, preset
+from astroco_fast.settings import check_seed
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
+        check_seed(self.seed)
 
     def resolve(self, of: Preset) -> "PretrainConfig":
         """These settings with the defaults that depend on other settings filled in.

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from astroco_fast.data.columns import Columns
 from astroco_fast.errors import UserError
+from astroco_fast.settings import check_classes, check_seed
 
 Probe = Literal["linear", "logistic", "knn", "forest"]
 PAPER_SIZES = (20, 100, 500)
@@ -115,14 +116,12 @@ class ProbeConfig:
         for name in ("validation", "test", "folds", "seeds", "neighbours", "min_points", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+        check_seed(self.seed)
         if self.logistic_c is not None and not 0 < self.logistic_c < float("inf"):
             raise UserError(f"logistic_c must be a positive number, not {self.logistic_c}")
         if self.sizes is not None and (not self.sizes or min(self.sizes) < 1 or len({*self.sizes}) < len(self.sizes)):
             raise UserError(f"sizes must be different whole numbers from 1 on, such as [20, 100], not {self.sizes}")
-        if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
-            raise UserError(f"classes must be two or more different labels, not {self.classes}")
+        check_classes(self.classes)
         if len({self.model, *self.against}) <= len(self.against):
             raise UserError(f"against must name different rivals, and not the model itself; got {self.against}")
         if not self.probes or len({*self.probes}) < len(self.probes):

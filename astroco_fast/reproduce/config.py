@@ -9,6 +9,7 @@ from astroco_fast.data.columns import Columns
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.config import data_name
 from astroco_fast.probe.config import PAPER_SIZES
+from astroco_fast.settings import check_seed
 
 SIMULATED_SIZES, SIMULATED_TEST = (20, 60), 30  # the rarest class of the simulated survey has about 150 stars
 
@@ -62,8 +63,7 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
             raise UserError(f"windows must be at least 1, not {self.windows}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+        check_seed(self.seed)
         if self.models is not None and len({*self.models}) < max(1, len(self.models)):
             raise UserError(f"models must be one or more different rows, not {self.models}")
 

@@ -18,110 +18,22 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from tests.fuzz import seeds
 
 EDGES = [
-    0,
-    1,
-    2,
-    7,
-    127,
-    128,
-    255,
-    2**15,
-    2**16,
-    2**31 - 1,
-    2**31,
-    2**32,
-    2**34,
-    2**53 + 1,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]
+    0, 1, 2, 7, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**34, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1,
+]  # fmt: skip
 NUMBERS = [
-    0.0,
-    -0.0,
-    1.5,
-    -1.0,
-    15.0,
-    53000.25,
-    99.999,
-    -99.0,
-    1e-45,
-    1e30,
-    1e300,
-    float("inf"),
-    float("-inf"),
+    0.0, -0.0, 1.5, -1.0, 15.0, 53000.25, 99.999, -99.0, 1e-45, 1e30, 1e300, float("inf"), float("-inf"),
     float("nan"),
-]
+]  # fmt: skip
 WORDS = [
-    *(
-        "",
-        " ",
-        "a",
-        "star-0",
-        "V",
-        "EW",
-        "nan",
-        "None",
-        "<NA>",
-        "null",
-        "0",
-        "-1",
-        "007",
-        "1e400",
-        "9" * 400,
-        "1_0",
-        "\u0661",
-    ),
-    *(
-        "é",
-        "\u202e",
-        "\x1b[31m",
-        "\x00",
-        "\r",
-        "\n",
-        '"',
-        ",",
-        "=1+1",
-        "../../x",
-        "/etc/passwd",
-        "%n",
-        "{}",
-        "x" * 5000,
-    ),
-]
+    "", " ", "a", "star-0", "V", "EW", "nan", "None", "<NA>", "null", "0", "-1", "007", "1e400", "9" * 400, "1_0",
+    "\u0661", "é", "\u202e", "\x1b[31m", "\x00", "\r", "\n", '"', ",", "=1+1", "../../x", "/etc/passwd", "%n", "{}",
+    "x" * 5000,
+]  # fmt: skip
 NAMES = [
-    *(
-        "id",
-        "ID",
-        "objectid",
-        "mjd",
-        "time",
-        "HMJD",
-        "mag",
-        "flux",
-        "err",
-        "magerr",
-        "band",
-        "fid",
-        "label",
-        "Class",
-        "survey",
-    ),
-    *(
-        "mag.mask",
-        "lightcurve",
-        "n_points",
-        "star_hash",
-        "curve",
-        "embedding",
-        "n",
-        "fold",
-        "split",
-        "period",
-        " mjd",
-        "",
-    ),
-]
+    "id", "ID", "objectid", "mjd", "time", "HMJD", "mag", "flux", "err", "magerr", "band", "fid", "label", "Class",
+    "survey", "mag.mask", "lightcurve", "n_points", "star_hash", "curve", "embedding", "n", "fold", "split",
+    "period", " mjd", "",
+]  # fmt: skip
 COLUMNS = ("id", "band", "label", "mjd", "mag", "err")
 numbers = st.sampled_from(NUMBERS) | st.floats()
 words = st.sampled_from(WORDS) | st.text(max_size=6)
@@ -206,19 +118,11 @@ def json_lines(contents: Sequence[bytes]) -> SearchStrategy[bytes]:
 
 
 SNIPPETS = [
-    *(
-        "&a [*a, *a]",
-        "!!python/object/apply:os.system [id]",
-        "!!binary xyz",
-        "2020-01-01",
-        "0x_",
-        "1:2:3",
-        "9" * 5000,
-        "? x",
-    ),
-    *("[" * 3000, "!!set {a, b}", "<<: {a: 1}", "'", "\t", "{a: &b [x], c: *b}", ".nan", "-.inf", "~", "0o9", "1e999"),
+    "&a [*a, *a]", "!!python/object/apply:os.system [id]", "!!binary xyz", "2020-01-01", "0x_", "1:2:3", "9" * 5000,
+    "? x",
+    "[" * 3000, "!!set {a, b}", "<<: {a: 1}", "'", "\t", "{a: &b [x], c: *b}", ".nan", "-.inf", "~", "0o9", "1e999",
     "&a [x,x,x,x,x,x,x,x,x], b: &b [*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b], d: [*c,*c,*c,*c,*c,*c]",
-]
+]  # fmt: skip
 
 
 @st.composite
