@@ -71,8 +71,8 @@ def planned(model: nn.Module, points: Sequence[Tensor | None], layout: Layout, s
         return run()
     if torch.is_grad_enabled() and planner.snapshot.wants_gradient():
         return run()
-    time, *_, hidden = points
-    key = (layout.rows, layout.batch, compute_dtype(time), torch.get_num_threads(), hidden is None, settings)  # type: ignore[arg-type]
+    dtype = compute_dtype(points[0])  # type: ignore[arg-type]
+    key = (layout.rows, layout.batch, dtype, torch.get_num_threads(), settings)
     return planner.run(key, [*points, windows_of(layout)], run)
 
 

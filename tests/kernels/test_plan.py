@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import astroco_fast as af
@@ -97,6 +98,18 @@ def write_a_number(model: Any) -> None:
     recheck(model)
 
 
+def write_a_number_that_is_counted(model: Any) -> None:
+    with torch.no_grad():
+        model.blocks[1].feed_forward.w_val.weight[0, 1] = 50.0
+
+
+def other_data(model: Any) -> None:
+    weight = model.blocks[1].feed_forward.w_val.weight
+    changed = weight.detach().clone()
+    changed[0, 1] = 50.0
+    weight.data = changed
+
+
 def forgotten(model: Any) -> None:
     model.blocks[1].feed_forward.w_val.weight.data[0, 1] = 50.0
     forget(model)
@@ -157,8 +170,9 @@ def part_in_training(model: Any) -> None:
 
 
 CHANGES: list[Callable[[Any], None]] = [
-    write_all, write_a_bias, write_a_number, forgotten, optimise, average, another_parameter, another_block,
-    another_order, another_class, another_forward, another_eps, another_time_base, hook, part_in_training,
+    write_all, write_a_bias, write_a_number, write_a_number_that_is_counted, other_data, forgotten, optimise,
+    average, another_parameter, another_block, another_order, another_class, another_forward, another_eps,
+    another_time_base, hook, part_in_training,
 ]  # fmt: skip
 
 
@@ -233,6 +247,16 @@ def test_gradients_are_computed_where_they_are_wanted(used: list[bool]) -> None:
     assert used == [True, True]
 
 
+class Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 def test_modes_that_watch_see_every_op(used: list[bool]) -> None:
     model, batch = tiny(), points(20, 9)
@@ -241,6 +265,9 @@ def test_modes_that_watch_see_every_op(used: list[bool]) -> None:
     with FlopCounterMode(display=False) as counter:
         model(*batch)
     assert counter.get_total_flops() > 100_000
+    with Watch() as watch:
+        model(*batch)
+    assert sum("cpu_attention" in op for op in watch.seen) == 2
     assert used == [True]
 
 
