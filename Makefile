@@ -7,7 +7,8 @@
 #   make wheel-test  source distribution and wheel, built and installed, and tests run against them
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
-#   make docs        the documentation site: build/site
+#   make docs        the documentation site: build/site; it shows the notebooks as they are stored
+#   make notebooks   run the notebooks of docs/tutorials, in minutes, and store their outputs; installs LSDB
 #   make reliability fuzz every reader with 100,000 inputs, in hours, and write docs/reliability.md: INPUTS=2000 SEED=1
 #   make bench       the benchmark suite on this machine: .benchmarks/report; all of it, in hours: make bench BENCH=--full
 #   make lock        write the hashes of the versions in requirements-dev.lock, after one of them was changed
@@ -22,7 +23,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Test processes and ranks run side by side: one thread each, or they wait for one another.
-test test-slow wheel-test demo: export OMP_NUM_THREADS ?= 1
+test test-slow wheel-test notebooks demo: export OMP_NUM_THREADS ?= 1
 
 # mypy and mkdocstrings find modules by folder only, and `kernels` and `reference` lie beside their package: both read the
 # package as setuptools builds it.
@@ -38,7 +39,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env lock test test-slow wheels wheel-test lint audit docs bench reliability demo clean
+.PHONY: help env lock test test-slow wheels wheel-test lint audit docs notebooks bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -95,6 +96,10 @@ docs: $(READY)
 	$(BUILD_PACKAGE)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The documentation site: build/site/index.html"
+
+notebooks: $(READY)
+	$(INSTALL) -e '.[lsdb]'
+	$(BIN)/python docs/notebooks.py
 
 bench: $(READY)
 	mkdir -p .benchmarks

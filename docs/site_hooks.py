@@ -2,6 +2,7 @@
 
 - `commands.md`: each command's own `--help`.
 - `api.md` and `api/*.md`: directives for mkdocstrings, a page for the public names and a page for each package.
+- `tutorials/*.md`: the notebooks of these names as `make notebooks` stored them, with their figures.
 - `contributing.md` and `changelog.md`: the files of these names in the project's root.
 """
 
@@ -16,24 +17,28 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 import astroco_fast
 from astroco_fast.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "build" / "package" / "astroco_fast"  # as setuptools builds it; `make docs` does so first
+PANDAS = re.compile(r"<style scoped>.*?</style>\s*<table[^>]*>", re.DOTALL)
 COLUMNS = "84"  # width of the help texts, as a page shows them
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site's files."""
-    pages = {
+    pages: dict[str, str | bytes] = {
         "commands.md": commands_page(),
         "api.md": names_page(),
         "contributing.md": root_page("CONTRIBUTING.md"),
         "changelog.md": root_page("CHANGELOG.md"),
         **dict(package_pages()),
     }
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        pages |= notebook_page(file.src_uri, Path(str(file.abs_src_path)))
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
@@ -84,6 +89,18 @@ def package_pages() -> Iterator[tuple[str, str]]:
         yield f"api/{short}.md", "\n".join([f"# {package}\n", *directives])
 
 
+def notebook_page(uri: str, path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook and its figures, by their places in the site."""
+    name, folder = path.stem, uri.rpartition("/")[0]
+    text, made = MarkdownExporter().from_filename(path, {"unique_key": name, "output_files_dir": name})
+    title, rest = text.strip().split("\n", 1)
+    get = f'<a href="../{path.name}" download>Download this notebook</a> ({path.name})'
+    body = f"{title}\n\n{get}\n{rest}".replace("![png](", "![figure](")
+    body = PANDAS.sub("<table>", body)  # as the theme draws tables
+    figures = {f"{folder}/{figure}": content for figure, content in made["outputs"].items()}
+    return {f"{folder}/{name}.md": body, **figures}
+
+
 def root_page(name: str) -> str:
     """A Markdown file of the project's root, its links as links of the site, whose first page stands for the README."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("](README.md", "](index.md")
@@ -91,5 +108,6 @@ def root_page(name: str) -> str:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Turn links to the pages that are made from the root's files into links of the site."""
+    """Turn links to the files that pages are made of into links to these pages."""
+    markdown = re.sub(r"\]\(([\w/]+)\.ipynb\)", r"](\1.md)", markdown)
     return re.sub(r"\]\((?:\.\./)?(CHANGELOG|CONTRIBUTING)\.md", lambda found: f"]({found[1].lower()}.md", markdown)
