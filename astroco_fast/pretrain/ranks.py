@@ -10,6 +10,7 @@ them again, or report how they ended.
 
 import contextlib
 import gc
+import json
 import os
 import secrets
 import signal
@@ -52,7 +53,7 @@ class SharedError(UserError):
     """A user's mistake that all ranks know of, since each of them raises this error."""
 
 
-def join(backend: str, rank: int, world: int) -> Watch:
+def join(backend: str, rank: int, world: int, mistake: str = "") -> Watch:
     """Connect the ranks, and watch over this one from now on.
 
     Until they are connected, signals end the process: the wait for the other ranks is in C++ code, where Python could
@@ -61,6 +62,10 @@ def join(backend: str, rank: int, world: int) -> Watch:
     Args:
         backend: of the process group, as `init_process_group` names it.
         rank, world: this process's number, and the number of processes.
+        mistake: the user's mistake that this rank has found, with which it joins only to tell the others.
+
+    Raises:
+        SharedError: another rank has found a mistake, perhaps of its machine alone. The ranks are connected, by gloo.
     """
     watch = Watch(rank, world)
     with _default_signals():
@@ -69,21 +74,28 @@ def join(backend: str, rank: int, world: int) -> Watch:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         wait = timedelta(seconds=JOIN)
         shared = dist.TCPStore(address, port, world, has_store, wait, wait_for_workers=False, multi_tenant=True)
-        group = _meet(shared, watch, rank, world)
-        hosts = [shared.get(f"{group}/joined/{other}").decode() for other in range(world)]
+        group = _meet(shared, watch, rank, world, json.dumps([socket.gethostname(), mistake]))
+        hosts, mistakes = zip(
+            *(json.loads(shared.get(f"{group}/joined/{other}")) for other in range(world)), strict=True
+        )
         store = dist.PrefixStore(group, shared)
         store.set_timeout(USUAL_WAIT)
+        backend = "gloo" if any(mistakes) else backend
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=USUAL_WAIT)
     watch.joined(group, hosts)
+    if any(mistakes) and not mistake:
+        watch.end()
+        told, other = next((told, other) for other, told in enumerate(mistakes) if told)
+        raise SharedError(f"rank {other} (on {hosts[other]}): {told}")
     return watch
 
 
-def _meet(store: dist.Store, watch: Watch, rank: int, world: int) -> str:
+def _meet(store: dist.Store, watch: Watch, rank: int, world: int, word_for_all: str) -> str:
     """Wait until all ranks have come, and return a beginning of keys in the store that they alone have in common.
 
     torchrun may keep the store when it starts the ranks again, with all keys of the earlier ones, and each machine's
     torchrun counts only the starts of its own ranks. So each rank comes with a random word, and waits for the word of
-    the rank 0 that has seen it.
+    the rank 0 that has seen it. Each rank leaves its word for all under `joined`.
     """
     word = secrets.token_hex(8)
     store.set(f"astroco/came/{rank}", word)
@@ -97,7 +109,7 @@ def _meet(store: dist.Store, watch: Watch, rank: int, world: int) -> str:
         elif group is None and store.check([f"astroco/answer/{word}"]):
             group = store.get(f"astroco/answer/{word}").decode()
         if group is not None:
-            store.set(f"{group}/joined/{rank}", socket.gethostname())
+            store.set(f"{group}/joined/{rank}", word_for_all)
             watch.missing = [other for other in range(world) if not store.check([f"{group}/joined/{other}"])]
             if not watch.missing:
                 return group
@@ -145,7 +157,8 @@ class Ranks:
             device: "cpu", "cuda" or "auto" (a GPU if there is one). GPUs communicate through nccl, CPUs through gloo.
 
         Raises:
-            UserError: a GPU is asked for and there is none, or there are more ranks than GPUs.
+            UserError: a GPU is asked for and there is none, there are more ranks than GPUs, or another rank has found
+                a mistake.
         """
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -76,10 +76,10 @@ def on_ranks(work: Callable[[Config, Ranks, StopRequest], int], config: Config, 
 
 
 def refuse(error: UserError) -> int:
-    """Exit because of a mistake that every rank finds before the ranks are connected, such as a wrong argument.
+    """Exit because of a mistake that is found before the ranks work together, such as a wrong argument.
 
     Torchrun ends all ranks as soon as one exits, and rank 0, which reports the error, may be the last to find it. So
-    the ranks wait for one another first.
+    the ranks wait for one another first. If the mistake is one of this machine alone, the others learn of it.
 
     Returns:
         The exit status.
@@ -90,7 +90,7 @@ def refuse(error: UserError) -> int:
         # A fast rank may close its connections before a slower rank has opened all of them, which then raises.
         with contextlib.suppress(RuntimeError):
             if not dist.is_initialized():
-                join("gloo", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).end()
+                join("gloo", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), str(error)).end()
             dist.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -43,7 +43,7 @@ class Watch:
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.rescue: Callable[[], bool] | None = None
         self.missing: list[int] = []
-        self.hosts: list[str] = []
+        self.hosts: Sequence[str] = ()
         self._group = ""
         self._rank, self._world = rank, world
         self._host = [socket.gethostname(), os.getppid()]
@@ -62,7 +62,7 @@ class Watch:
         """Whether torchrun, this process's parent, has ended."""
         return self._parent is not None and os.getppid() != self._parent
 
-    def joined(self, group: str, hosts: list[str]) -> None:
+    def joined(self, group: str, hosts: Sequence[str]) -> None:
         """Note that the ranks are connected.
 
         Args:

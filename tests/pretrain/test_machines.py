@@ -122,6 +122,17 @@ def test_the_command_refuses_ranks_that_do_not_agree(flags, words, arguments, tm
     assert not (tmp_path / "run").exists()
 
 
+def mistype(argv: list[str]) -> int:
+    """Run the command, with a mistake in the arguments of rank 1 alone."""
+    return main([*argv, "--sead", "1"] if this_rank() == 1 else argv)
+
+
+def test_a_mistake_on_one_machine_ends_all(arguments, tmp_path):
+    line = one_line(on_ranks(2, mistype, [*arguments, "--out", str(tmp_path / "run")], tmp_path=tmp_path), 2)
+    assert re.match(r"astroco: error: rank 1 \(on \S+\): .*--sead", line)
+    assert not (tmp_path / "run").exists()
+
+
 def join_again(port: int, counts: tuple[int, int], value: int) -> list[int]:
     """Join by the store of a torchrun that goes on living; return the values of all ranks."""
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
