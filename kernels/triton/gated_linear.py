@@ -82,7 +82,7 @@ def _projections(
         v = tl.dot(tile, val, v, input_precision=PRECISION)
         g = tl.dot(tile, gate, g, input_precision=PRECISION)
         if KEEP_ROWS:
-            leading = inside & (tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0)
+            leading = tl.where(tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0, inside, False)
             tl.store(a + row[:, None] * P + column[None, :], tile, mask=leading[:, None])
     v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
     g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
@@ -111,8 +111,9 @@ def _forward_kernel(
     rstds = means
     if NORM:
         means, rstds = _statistics(x, row, real, eps, D, P, BLOCK_R, BLOCK_K)
-        tl.store(mean + row, means, mask=inside & (part == 0))
-        tl.store(rstd + row, rstds, mask=inside & (part == 0))
+        leading = tl.where(part == 0, inside, False)  # Triton 3.9 makes whole numbers of a block & a scalar
+        tl.store(mean + row, means, mask=leading)
+        tl.store(rstd + row, rstds, mask=leading)
     v, g = _projections(
         x, row, inside, real, means, rstds, gain, shift, w_val, w_gate, b_val, b_gate, feature, u,
         WIDTH, D, P, F, NORM, False, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,

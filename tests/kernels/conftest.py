@@ -77,7 +77,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def poisoning(empty):  # type: ignore[no-untyped-def]
         def filled(*args, **kwargs):  # type: ignore[no-untyped-def]
             made = empty(*args, **kwargs)
-            return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
+            if made.is_floating_point() and made.device.type != "meta":
+                with torch.no_grad():  # it may be a leaf that wants gradients
+                    made.fill_(float("nan"))
+            return made
 
         return filled
 
