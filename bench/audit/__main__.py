@@ -81,7 +81,7 @@ def _send(sender: Any, kernel: Kernel) -> None:
 
 COLUMNS = (
     "op", "kernel", "preset", "dtype", "constants", "arch", "registers", "local", "shared KB", "of",
-    "widest load", "tensor core", "code KB", "compile s", "bars", "broken",
+    "widest load", "tensor core", "a tap", "code KB", "compile s", "bars", "broken",
 )  # fmt: skip
 
 
@@ -90,7 +90,8 @@ def cells(result: Result) -> list[str]:
     return [
         result.op, result.kernel, result.preset, result.dtype, result.constants, result.arch, str(result.registers),
         str(result.local), f"{result.shared / 1024:.1f}", f"{result.limit / 1024:.0f}",
-        str(max(result.loads, default="-")), result.matrix or "-", f"{result.size / 1024:.1f}",
+        str(max(result.loads, default="-")), result.matrix or "-",
+        f"{result.taps:.2f}" if result.taps else "-", f"{result.size / 1024:.1f}",
         f"{result.seconds:.2f}", ",".join(result.bars), "; ".join(result.broken.values()),
     ]  # fmt: skip
 

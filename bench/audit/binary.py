@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
+from bench.audit.sass import inner_loops, multiply_adds, parse
 
 # Processor time that a compilation may take; time by the clock would depend on what else runs.
 COMPILE_SECONDS = 5.0
@@ -33,6 +35,8 @@ class Result:
         dot: the operand types of `tl.dot`; empty in a kernel without matrix products.
         tiles: whether it loads tiles of rows, not only a few numbers a row or point.
         matrix: the kind of tensor-core instruction; empty if there is none.
+        taps: in the convolution's loop over taps, the instructions for each multiply-add; 0 in other kernels.
+        barriers: the block's barriers in that loop.
         size: bytes of code.
         seconds: processor time of the compilation.
         bars: the bars that apply.
@@ -54,6 +58,8 @@ class Result:
     dot: list[str] = field(default_factory=list)
     tiles: bool = False
     matrix: str = ""
+    taps: float = 0.0
+    barriers: int = 0
     size: int = 0
     seconds: float = 0.0
     bars: list[str] = field(default_factory=list)
@@ -64,6 +70,9 @@ class Result:
         """The share of the bytes loaded in one pass through the code that is loaded 16 bytes at a time."""
         return self.loads.get(WIDE, 0) * WIDE / max(sum(size * count for size, count in self.loads.items()), 1)
 
+
+# The kernels whose time is that of their loop over taps.
+CONVOLUTIONS = {f"depthwise._{name}_kernel" for name in ("silu", "statistics", "input_gradient")}
 
 # For each bar: its name, the results it applies to, and the reason why a result breaks it (None: it does not).
 BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]], ...] = (
@@ -79,13 +88,22 @@ BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]]
     ),
     (
         "wide-loads",
-        lambda r: r.tiles and not r.dot,
+        lambda r: r.tiles and not r.dot and r.kernel not in CONVOLUTIONS,  # these wait for arithmetic, not for loads
         lambda r: f"{r.wide:.0%} loaded 16 bytes at a time" if r.wide < 0.5 else None,
     ),
     (
         "matrix",
         lambda r: "bf16" in r.dot or "f16" in r.dot,
         lambda r: None if r.matrix else "no tensor-core instruction",
+    ),
+    (
+        "taps",
+        lambda r: r.kernel in CONVOLUTIONS and r.arch.startswith("sm_"),
+        lambda r: (
+            f"{r.taps:.2f} instructions a multiply-add, {r.barriers} barriers in the loop over taps"
+            if not 0 < r.taps <= 1.5 or r.barriers
+            else None
+        ),
     ),
     (
         "compile",
@@ -97,24 +115,20 @@ BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]]
 
 def examine(kernel: Kernel) -> Result:
     """Compile a kernel, read its binary, and check it against the bars."""
-    import triton
-    from triton.compiler import ASTSource
-
     result = Result(**kernel.label, limit=ARCHITECTURES[kernel.arch].shared)
     before = sum(os.times()[:4])
     try:
-        source = ASTSource(kernel.function, *kernel.arguments)
-        compiled = triton.compile(source, target=target(kernel.arch), options=kernel.options)
+        found = compiled(kernel)
     except Exception as error:  # any error of the compiler is this kernel's result
         return failed(result, error)
     result.seconds = round(sum(os.times()[:4]) - before, 2)
-    result.shared = compiled.metadata.shared
-    result.dot = sorted(set(re.findall(r"tt\.dot\b.*?: tensor<[\dx]*x(\w+)>", compiled.asm["ttir"])))
-    result.tiles = bool(re.search(r"tt\.(?:descriptor_)?load\b.*tensor<\d+x\d+x", compiled.asm["ttir"]))
-    if "cubin" in compiled.asm:
-        _read_nvidia(result, compiled.asm["ptx"], compiled.asm["cubin"])
+    result.shared = found.metadata.shared
+    result.dot = sorted(set(re.findall(r"tt\.dot\b.*?: tensor<[\dx]*x(\w+)>", found.asm["ttir"])))
+    result.tiles = bool(re.search(r"tt\.(?:descriptor_)?load\b.*tensor<\d+x\d+x", found.asm["ttir"]))
+    if "cubin" in found.asm:
+        _read_nvidia(result, found.asm["ptx"], found.asm["cubin"])
     else:
-        _read_amd(result, compiled.asm["amdgcn"])
+        _read_amd(result, found.asm["amdgcn"])
     for name, applies, wrong in BARS:
         if applies(result):
             result.bars.append(name)
@@ -123,7 +137,17 @@ def examine(kernel: Kernel) -> Result:
     return result
 
 
-def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
+def compiled(kernel: Kernel) -> Any:
+    """The kernel as Triton compiles it."""
+    import triton
+    from triton.compiler import ASTSource
+
+    source = ASTSource(kernel.function, *kernel.arguments)
+    return triton.compile(source, target=target(kernel.arch), options=kernel.options)
+
+
+def disassembled(cubin: bytes) -> tuple[dict[str, int], str]:
+    """What a binary for NVIDIA GPUs uses (REG: registers, STACK: bytes, ...), and its machine code as text."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -132,14 +156,23 @@ def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         command = [str(tool), "-res-usage", "-sass", file.name]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = dict(re.findall(r"\b(REG|STACK):(\d+)", sass))
-    result.registers, result.stack = int(usage["REG"]), int(usage["STACK"])
+    return {name: int(n) for name, n in re.findall(r"\b(REG|STACK):(\d+)", sass)}, sass
+
+
+def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
+    usage, sass = disassembled(cubin)
+    result.registers, result.stack = usage["REG"], usage["STACK"]
     # As in "/*01f0*/  @!P0 LDG.E.LTC128B.128 R4, desc[UR4][R2.64] ;"
     code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)((?:\.\w+)*)", sass)
     result.size = int(code[-1][0], 16) + 16
     names = Counter(name for _, name, _ in code)
     result.local = names["LDL"] + names["STL"]
     result.loads = dict(Counter(_width(name, suffixes) for _, name, suffixes in code if name in _LOADS))
+    if result.kernel in CONVOLUTIONS:
+        loops = [(loop, multiply_adds(loop)) for loop in inner_loops(parse(sass))]
+        loop, work = max(loops, key=lambda found: found[1], default=([], 0))
+        result.taps = round(len(loop) / work, 2) if work else 0.0
+        result.barriers = sum(one.op == "BAR" for one in loop)
     kinds = {"wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05", "mma.sync": "mma.sync"}
     result.matrix = "+".join(short for long, short in kinds.items() if long in ptx)
 
