@@ -75,12 +75,14 @@ def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
 
     Args:
         case: to be measured.
-        rival: the provider's kind: eager, compiled, onnx, ours or ours fp32.
+        rival: the provider's kind: eager, compiled (either also with "+ SDPA"), onnx, ours or ours fp32.
         model: the model that it runs.
     """
     usual = case.batch == 32 and case.kind == "full"
     if model != "AstroCo":  # windows/s of another model, at the usual batch
         return rival == "eager" and usual
+    if rival == "compiled + SDPA":
+        return False
     if rival == "compiled":  # compiling takes half a minute to minutes a model
         return case == Case("S", ENCODE, 32, "full")
     if rival == "onnx" and case.kind == "ragged":  # it computes the padding too, which takes long

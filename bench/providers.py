@@ -26,6 +26,7 @@ from astroco_fast.reference.astromer import ReferenceAstromer
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.loss import masked_loss
 from bench.cases import ENCODE, Batch, Case
+from bench.sdpa import with_sdpa
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ASTROMER = "astromer-v2-paper"
@@ -116,6 +117,24 @@ class Compiled(Provider):
         return _run(case, model, lambda: self._autocast(batch), lambda: compiled(*inputs))
 
 
+class EagerSdpa(Eager):
+    """The reference with PyTorch's fused attention, run op by op."""
+
+    kind = "eager + SDPA"
+
+    def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
+        return with_sdpa(super()._model(case, batch, dropout, reference))
+
+
+class CompiledSdpa(Compiled):
+    """`torch.compile` of the reference with PyTorch's fused attention."""
+
+    kind = "compiled + SDPA"
+
+    def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
+        return with_sdpa(super()._model(case, batch, dropout, reference))
+
+
 class Onnx(Provider):
     """ONNX Runtime's CPU provider on the graph that torch.onnx exports for these shapes."""
 
@@ -190,7 +209,8 @@ BASELINE = Eager("bf16")
 def providers() -> list[Provider]:
     """All providers except the baseline, beside which each of them is measured."""
     ours = [Ours(p, backend=name) for name in ops.BACKENDS if name != "reference" for p in ("bf16", "fp32")]
-    rivals = [Eager("fp32"), Compiled("bf16"), Compiled("fp32"), Onnx("fp32")]
+    rivals = [Eager("fp32"), EagerSdpa("bf16"), EagerSdpa("fp32"), Compiled("bf16"), Compiled("fp32")]
+    rivals += [CompiledSdpa("bf16"), Onnx("fp32")]
     return [*ours, *rivals, *(kind(p, ASTROMER) for kind in (Eager, Compiled) for p in ("bf16", "fp32"))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astroco_fast import presets
+from bench.roofline import block
 from bench.roofline.model import DEVICES, EAGER, FULL, HALF, OURS, STEP, Bar, Row, bars, rows
 from bench.roofline.subject import DTYPES
 
@@ -32,6 +33,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--devices", nargs="+", default=list(DEVICES), choices=DEVICES)
     parser.add_argument("--ops", action="store_true", help="also print what each op of astroco_fast moves")
+    parser.add_argument(
+        "--kernels", action="store_true",
+        help="also print the expected time of a block's kernels, by their machine code (compiles them: minutes)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write all numbers to this file")
     args = parser.parse_args()
     devices = [DEVICES[name] for name in args.devices]
@@ -39,6 +44,9 @@ def main() -> None:
     found = rows(config, args.batch, args.length, args.dtype, devices)
     limits = bars(found)
     print(markdown(args, found, limits))
+    if args.kernels:
+        for device in devices:
+            print(block.markdown(config, args.batch, args.length, args.dtype, device))
     if args.json:
         args.json.write_text(json.dumps(as_json(args, found, limits), indent=2) + "\n")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,17 @@ _OVERWRITES = {
 _PARTIAL = {"index_select": (0, None), "gather": (0, None), "embedding": (0, None), "index_copy_": (0, 3)}
 
 
+class Launch(NamedTuple):
+    """A launch of one of the project's kernels: the arguments of `launch.recording`, and its bytes."""
+
+    function: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    config: Any
+    bytes: int
+
+
 @dataclass
 class Op:
     """The counts of one op.
@@ -50,6 +61,8 @@ class Op:
         read, written: bytes.
         flops: floating-point operations of its matrix products and convolutions.
         dtype: the type that these are computed in.
+        launched: its launches, if the project's kernels do its work.
+        reads, writes: the bytes that it reads and writes by storage.
     """
 
     name: str
@@ -58,6 +71,9 @@ class Op:
     written: int = 0
     flops: float = 0.0
     dtype: torch.dtype = torch.float32
+    launched: list[Launch] = field(default_factory=list)
+    reads: dict[int, int] = field(default_factory=dict)
+    writes: dict[int, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -132,7 +148,8 @@ class Traffic(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         op = Op(name, self._launches.get(name, 1), flops=self._flops(func, args, kwargs, result), dtype=_dtype(inputs))
         read, written = _accesses(func, name, args, kwargs)
-        op.read, op.written = _bytes(read), _bytes(written + [(tensor, None) for tensor in makes])
+        op.reads, op.writes = _by_storage(read), _by_storage(written + [(tensor, None) for tensor in makes])
+        op.read, op.written = sum(op.reads.values()), sum(op.writes.values())
         self.counts.ops.append(op)
         return result
 
@@ -152,7 +169,9 @@ class Traffic(TorchDispatchMode):
             written = [(tensor, None) for tensor in tensors if _storage(tensor) in fresh | changed]
             made.update(fresh)
             if all(grid):
-                self.counts.ops.append(Op("", read=_bytes(read), written=_bytes(written)))
+                op = Op("", read=sum(_by_storage(read).values()), written=sum(_by_storage(written).values()))
+                op.launched.append(Launch(kernel, grid, given, constants, config, op.bytes))
+                self.counts.ops.append(op)
 
         with self, recording(record, self._architecture):
             result = functions[name](*args, **kwargs)
@@ -161,7 +180,7 @@ class Traffic(TorchDispatchMode):
         self.counts.ops.append(
             Op(
                 name, inside.launches, inside.read, inside.written, self._flops(func, args, kwargs, result),
-                _dtype(inputs),
+                _dtype(inputs), [launch for op in inside.ops for launch in op.launched],
             )
         )  # fmt: skip
         return result
@@ -189,8 +208,8 @@ def touched(tensor: Tensor) -> int:
     )
 
 
-def _bytes(accesses: Iterable[tuple[Tensor, int | None]]) -> int:
-    """Bytes of accesses (tensor, number of its elements or None for all); views of the same elements count once."""
+def _by_storage(accesses: Iterable[tuple[Tensor, int | None]]) -> dict[int, int]:
+    """Bytes by storage of accesses (tensor, number of its elements or None for all); the same elements count once."""
     pieces: dict[int, dict[Any, int]] = {}
     whole: dict[int, int] = {}
     for tensor, elements in accesses:
@@ -199,7 +218,7 @@ def _bytes(accesses: Iterable[tuple[Tensor, int | None]]) -> int:
         storage = _storage(tensor)
         pieces.setdefault(storage, {})[tensor.storage_offset(), tuple(place)] = size
         whole[storage] = tensor.untyped_storage().nbytes()
-    return sum(min(sum(sizes.values()), whole[storage]) for storage, sizes in pieces.items())
+    return {storage: min(sum(sizes.values()), whole[storage]) for storage, sizes in pieces.items()}
 
 
 def _accesses(func: Any, name: str, args: tuple, kwargs: dict) -> tuple[list, list]:

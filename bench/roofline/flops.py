@@ -56,6 +56,8 @@ PAIRWISE = {
     "_efficient_attention_forward": 2,
     "_efficient_attention_backward": 5,
     "efficient_attention_backward": 5,
+    "_scaled_dot_product_flash_attention_for_cpu": 2,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
 }
 
 # Ops of more than one launch: the row sums of gradient times output, the gradients, the conversion of dq.
@@ -73,6 +75,8 @@ def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
         name = func._schema.name.partition("::")[2]
         if name in PAIRWISE:
             heads, size = args[0].shape[-2:]
+            if name.startswith("_scaled_dot_product"):  # (B, H, T, d), where the others have (N, H, d)
+                heads = args[0].shape[1]
             return 2.0 * PAIRWISE[name] * pairs * heads * size
         if func.namespace == "astroco_fast":
             return _of_rows(func, name, args, kwargs)

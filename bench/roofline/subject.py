@@ -29,6 +29,7 @@ from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.layout import Layout
 from bench.roofline.counting import Counts, Traffic
 from bench.roofline.flops import LAUNCHES, counter
+from bench.sdpa import with_sdpa
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -101,8 +102,9 @@ def standing_in(backend: str) -> Iterator[None]:
 
 
 def count(
-    backend: str, config: Any, lengths: Tensor, length: int, dtype: torch.dtype, architecture: Architecture
-) -> dict[str, Counts]:
+    backend: str, config: Any, lengths: Tensor, length: int, dtype: torch.dtype, architecture: Architecture,
+    sdpa: bool = False,
+) -> dict[str, Counts]:  # fmt: skip
     """The counts of a model on a batch, by pass.
 
     Args:
@@ -112,11 +114,14 @@ def count(
         length: positions of a window (T).
         dtype: the one that autocast computes in; float32: no autocast.
         architecture: the architecture whose tilings the backend's kernels take.
+        sdpa: whether the reference has PyTorch's fused attention.
     """
     mode = FakeTensorMode()
     batch = make_batch(lengths, length, mode)
     with mode:
         model = (ReferenceAstroCo if backend == "reference" else af.AstroCo)(config)
+        if sdpa:
+            with_sdpa(model)
         model._layout = lambda *_: replace(batch.layout, scratch={})  # type: ignore[method-assign]
 
         def traffic() -> Traffic:

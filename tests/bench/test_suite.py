@@ -18,6 +18,7 @@ from bench.providers import (
     BASELINE,
     Compiled,
     Eager,
+    EagerSdpa,
     Onnx,
     Ours,
     Padded,
@@ -85,11 +86,27 @@ def test_onnx(kind):
     assert check_embeddings(provider, case, batch, provider.make(case, batch).call()) < 1e-5
 
 
-@pytest.mark.parametrize("provider", [Eager("bf16"), Eager("fp32"), Eager("bf16", ASTROMER)], ids=lambda p: p.name)
+RIGHT = [Eager("bf16"), Eager("fp32"), Eager("bf16", ASTROMER), EagerSdpa("bf16"), EagerSdpa("fp32")]
+
+
+@pytest.mark.parametrize("provider", RIGHT, ids=lambda p: p.name)
 def test_right_provider_passes(provider):
     check_step(provider, tiny(TRAIN, "ragged")[0], CPU)
     case, batch = tiny(kind="ragged")
     check_embeddings(provider, case, batch, provider.make(case, batch).call())
+
+
+@pytest.mark.parametrize("kind", ["full", "ragged"])
+def test_sdpa_runs_pytorchs_fused_attention(kind, monkeypatch):
+    case, batch = tiny(kind=kind)
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **b: calls.append(1) or fused(*a, **b)
+    )
+    EagerSdpa("fp32").make(case, batch).call()
+    assert len(calls) == presets.preset("tiny").config.layers
+    assert {"eager + SDPA bf16", "compiled + SDPA bf16"} <= {provider.name for provider in providers()}
 
 
 def test_providers_of_ours_on_this_machine():

@@ -1,0 +1,289 @@
+"""Expected times: what a kernel's machine code, its grid and the data sheet of a GPU say that it takes. Modelled.
+
+A multiprocessor holds as many blocks as registers, shared memory and threads allow. The blocks in it compete for four
+schedulers, which issue an instruction a cycle each, for the units behind them, for the tensor cores and for shared
+memory; a single block waits for its products before it uses them, so its products and its other instructions take
+turns. Blocks run in waves, the last of which may be short. All of this overlaps with the traffic to the second-level
+cache and to memory, and the longest of them is the kernel's time. Latencies, bank conflicts and stalls are left out.
+
+PyTorch's own kernels, of which there is no machine code here, are taken to reach a share of the data sheet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.audit.binary import compiled, disassembled
+from bench.audit.launches import specialise
+from bench.audit.sass import Walk, constants, parse, walk
+from bench.roofline.counting import Counts, Launch, Op
+from bench.roofline.flops import PAIRWISE
+
+# Shares of the data sheet that good kernels reach: of memory's bandwidth; of the tensor cores' rate in products, and in
+# fused attention on short windows.
+MEMORY, PRODUCTS, ATTENTION = 0.9, 0.7, 0.4
+# What a launch that follows another one adds, in seconds: the first loads and the last stores of a kernel.
+LAUNCH = 2e-6
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """The units of a GPU that instructions compete for.
+
+    Attributes:
+        architecture: the compiler's name for it.
+        count: multiprocessors.
+        clock: cycles a second at which the data sheet's rates hold.
+        cache: bytes a second from the second-level cache; microbenchmarks report about so much.
+        shared: bytes of shared memory that all blocks in it have.
+        fma: cycles of a scheduler that a float32 operation of a warp takes.
+        mma: cycles of a scheduler's tensor core that an `mma.sync` of 16 x 8 x 16 half-precision numbers takes.
+    """
+
+    architecture: str
+    count: int
+    clock: float
+    cache: float
+    shared: int
+    fma: int
+    mma: float
+
+
+# On sm_90, mma.sync reaches 0.62 of the rate of wgmma.
+MULTIPROCESSORS = {
+    "A100": Multiprocessor("sm_80", 108, 1.41e9, 4.0e12, 164 * 1024, fma=2, mma=8.0),
+    "H100": Multiprocessor("sm_90", 132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
+    "H200": Multiprocessor("sm_90", 132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
+}
+
+_ALU = {
+    "IADD3", "LOP3", "SHF", "ISETP", "FSETP", "SEL", "FSEL", "PRMT", "FMNMX", "IMNMX", "VIMNMX", "MOV", "LEA", "SGXT",
+    "F2FP", "PLOP3", "P2R", "R2P", "LOP", "BMSK", "IABS",
+}  # fmt: skip
+_SINGLE = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
+_SPECIAL = {"MUFU", "F2F", "F2I", "I2F", "POPC", "FRND"}
+_GLOBAL = {"LDG", "LDGSTS", "STG"}
+_SHARED = {"LDS", "STS", "LDSM", "STSM", "LDGSTS"}
+
+
+@dataclass
+class Kernel:
+    """A kernel with its launch, in cycles of a multiprocessor for one block, and bytes for all.
+
+    Attributes:
+        name: the file's and the function's.
+        blocks, warps: of the grid, and of a block.
+        registers, shared: a thread's, and a block's in bytes.
+        instructions: that a warp executes.
+        issue: cycles that the schedulers, or the busiest unit behind them, need.
+        tensor: cycles of the tensor cores, or of the shared memory that feeds them.
+        memory, cache: bytes to and from memory, and between multiprocessors and the second-level cache.
+        guessed: loops that depend on data, taken to run once.
+    """
+
+    name: str
+    blocks: int
+    warps: int
+    registers: int
+    shared: int
+    instructions: int
+    issue: float
+    tensor: float
+    memory: int
+    cache: float
+    guessed: int
+
+    def resident(self, on: Multiprocessor) -> int:
+        """Blocks that a multiprocessor holds at once."""
+        registers = -(-max(self.registers, 16) // 8) * 8 * 32 * self.warps
+        most = min(65536 // registers, 64 // self.warps, 32, on.shared // (self.shared + 1024))
+        return max(1, min(most, -(-self.blocks // on.count)))
+
+    def waves(self, on: Multiprocessor) -> float:
+        """Rounds in which the grid runs."""
+        return self.blocks / (on.count * self.resident(on))
+
+    def cycles(self, on: Multiprocessor) -> float:
+        """Cycles of the busiest multiprocessor."""
+
+        def wave(blocks: int) -> float:
+            return self.issue + self.tensor if blocks == 1 else blocks * max(self.issue, self.tensor)
+
+        resident = self.resident(on)
+        whole, rest = divmod(self.blocks, on.count * resident)
+        return whole * wave(resident) + (wave(-(-rest // on.count)) if rest else 0.0)
+
+    def expected(self, on: Multiprocessor, bandwidth: float) -> float:
+        """Seconds on a GPU whose memory has this bandwidth."""
+        busy = max(self.cycles(on) / on.clock, self.cache / on.cache, self.memory / (MEMORY * bandwidth))
+        return busy + LAUNCH
+
+
+def read(launch: Launch, arch: str, mma: float, fma: int) -> Kernel:
+    """A launch's kernel: compiled, disassembled and walked through."""
+    kernel = specialise(launch.function, launch.arguments, launch.constants, launch.config, arch)
+    names = launch.function.arg_names
+    given = {name: value for name, value in zip(names, launch.arguments, strict=False) if isinstance(value, int)}
+    blocks = math.prod(launch.grid)
+    key = (arch, kernel.key, tuple(sorted(given.items())), blocks)
+    if key not in _seen:
+        found = compiled(kernel)
+        usage, sass = disassembled(found.asm["cubin"])
+        words = constants(arch, kernel.arguments[0], given)
+        _seen[key] = usage["REG"], found.metadata.shared, walk(parse(sass), words, blocks // 2)
+    registers, shared, walked = _seen[key]
+    warps = launch.config.warps
+    issue, tensor, traffic = cycles(walked, warps, mma, fma)
+    return Kernel(
+        kernel.name, blocks, warps, registers, shared, walked.total(), issue, tensor, launch.bytes,
+        max(launch.bytes, traffic * blocks) if tensor else launch.bytes, walked.guessed,
+    )  # fmt: skip
+
+
+_seen: dict[Any, tuple[int, int, Walk]] = {}
+
+
+def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float, float]:
+    """Cycles of a block's instructions and of its products, and bytes that it moves beyond its multiprocessor.
+
+    Args:
+        walked: what a warp executed.
+        warps: of the block.
+        mma, fma: of the `Multiprocessor`.
+    """
+    units = {"issue": 0.0, "alu": 0.0, "single": 0.0, "special": 0.0}
+    shared = products = traffic = 0.0
+    for name, n in walked.counts.items():
+        op = re.split(r"[. ]", name)[0]
+        units["issue"] += n
+        units["alu"] += 2 * n * (op in _ALU)
+        units["single"] += fma * n * (op in _SINGLE) * (2 if name.endswith("2") and op == "FFMA2" else 1)
+        units["special"] += 8 * n * (op in _SPECIAL)
+        size = 32 * _width(name)
+        if op in _GLOBAL:
+            traffic += n * size * warps
+        if op in _SHARED or op in _GLOBAL:
+            shared += n * size * warps / 128
+        if op == "HGMMA":
+            rows, columns, depth = map(int, name.split(".")[1].split("x"))
+            products += n * columns / 2 * warps / 4
+            item = 32 // depth  # bytes: a step along the depth is 32 bytes of a row
+            shared += n * warps / 4 * (columns * depth * item + rows * depth * item * ("memory" in name)) / 128
+        elif op == "HMMA":
+            products += n * mma * (0.5 if ".1688." in name and "TF32" not in name else 1) * warps / 4
+    tensor = max(products, shared) if products else 0.0
+    issue = max(max(units.values()) * warps / 4, 0.0 if products else shared)
+    return issue, tensor, traffic
+
+
+def _width(name: str) -> int:
+    """Bytes that a lane moves."""
+    if name.startswith(("LDSM", "STSM")):
+        return 4 * int(name.split(".")[-1]) if name.split(".")[-1].isdigit() else 4
+    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+    return next((sizes[part] for part in reversed(name.split(".")) if part in sizes), 4)
+
+
+@dataclass
+class Line:
+    """One op of a pass: launches, bytes, operations, and seconds on a GPU, the least possible and those expected.
+
+    Attributes:
+        kernels: those of its launches whose machine code was read.
+    """
+
+    name: str
+    launches: float = 0
+    bytes: float = 0
+    ideal: float = 0.0
+    expected: float = 0.0
+    kernels: list[Kernel] = field(default_factory=list)
+
+
+def lines(counts: Counts, device: Any) -> list[Line]:
+    """The ops of a pass by name, in order of their first appearance; `device` is a `model.Device`."""
+    on = MULTIPROCESSORS[device.name]
+    found: dict[str, Line] = {}
+    for op in counts.ops:
+        line = found.setdefault(op.name, Line(op.name))
+        kernels = [read(launch, on.architecture, on.mma, on.fma) for launch in op.launched]
+        line.kernels += kernels
+        line.launches += op.launches
+        line.bytes += op.bytes
+        line.ideal += device.bound(Counts([op]))
+        if kernels:
+            line.expected += sum(kernel.expected(on, device.bandwidth) for kernel in kernels)
+        else:
+            line.expected += library(op, device)
+    return list(found.values())
+
+
+def library(op: Op, device: Any) -> float:
+    """Seconds that one of PyTorch's own kernels is taken to need."""
+    share = ATTENTION if op.name in PAIRWISE else PRODUCTS
+    rate = share * (device.half if op.dtype.itemsize == 2 else device.single)
+    return max(op.flops / rate, op.bytes / (MEMORY * device.bandwidth)) + LAUNCH * op.launches
+
+
+def fused(counts: Counts) -> Counts:
+    """The ops as a compiler at its best would launch them: all that lies between two products in one kernel.
+
+    A kernel reads what it did not make, and writes what is used after it. Inductor needs more launches, and moves more:
+    where nothing was fused into attention, it was counted at 37 launches a block of inference, this at 20.
+    """
+    ops = counts.ops
+    last: dict[int, int] = {}
+    for i, op in enumerate(ops):
+        last.update(dict.fromkeys(op.reads, i))
+    joined: list[Op] = []
+    i = 0
+    while i < len(ops):
+        if ops[i].flops:
+            joined.append(ops[i])
+            i += 1
+            continue
+        end = i
+        while end < len(ops) and not ops[end].flops:
+            end += 1
+        made: dict[int, int] = {}
+        given: dict[int, int] = {}
+        for op in ops[i:end]:
+            for storage, size in op.reads.items():
+                if storage not in made:
+                    given[storage] = max(size, given.get(storage, 0))
+            made.update(op.writes)
+        kept = {storage: size for storage, size in made.items() if last.get(storage, end) >= end}
+        joined.append(Op("fused", read=sum(given.values()), written=sum(kept.values())))
+        i = end
+    return Counts(joined, counts.kept)
+
+
+def a_block(run: Callable[[int], Counts], device: Any) -> list[Line]:
+    """What one more block adds to a pass; `run` counts a model of so many blocks."""
+    two, three = ({line.name: line for line in lines(run(n), device)} for n in (2, 3))
+    found = []
+    for name, more in three.items():
+        less = two.get(name, Line(name))
+        added = len(more.kernels) - len(less.kernels)
+        found.append(
+            Line(
+                name, more.launches - less.launches, more.bytes - less.bytes, more.ideal - less.ideal,
+                more.expected - less.expected, more.kernels[:added],
+            )
+        )  # fmt: skip
+    return [line for line in found if line.launches or line.bytes]
+
+
+def together(found: Iterable[Line]) -> Line:
+    """The sum of lines."""
+    total = Line("together")
+    for line in found:
+        total.launches += line.launches
+        total.bytes += line.bytes
+        total.ideal += line.ideal
+        total.expected += line.expected
+    return total
