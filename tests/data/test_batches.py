@@ -70,6 +70,12 @@ def test_types_shapes_and_zero_padding(batches):
     assert batch.index.tolist() == [0, 2, -1, 4]
 
 
+def test_places_of_points_are_those_of_the_windows_and_padding_repeats_the_last(store, batches):
+    table = window_table(store.offsets)
+    for row, start, n in zip(batches.points(np.arange(len(table))), table.start, table.length, strict=True):
+        assert row.tolist() == [*range(start, start + n), *[start + n - 1] * (200 - n)]
+
+
 def test_centring_is_exact_where_float32_is_not():
     """Float32 would lose the minutes of an MJD, and hundredths of a magnitude on a large offset."""
     minutes = np.arange(200) / 1440

@@ -122,7 +122,7 @@ def test_absurd_time_of_a_dropped_point_does_no_harm():
     assert clean(one_curve(time, mag))[1] == {c.SENTINEL: 1}
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_points", 0), ("sentinel", -1.0)])
+@pytest.mark.parametrize(("name", "value"), [("min_points", 0), ("sentinel", -1.0), ("sentinel", 0.0)])
 def test_bad_config(name, value):
     with pytest.raises(UserError, match=rf"clean\.{name}"):
         CleanConfig(**{name: value})

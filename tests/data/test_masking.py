@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astroco_fast.data.hashing import hash64
-from astroco_fast.data.masking import HIDDEN, RANDOM, UNCHANGED, role_counts
+from astroco_fast.data.masking import HIDDEN, MAX_WIDTH, RANDOM, UNCHANGED, role_counts
 from tests.data.masks import draw_masks
 
 
@@ -108,3 +108,6 @@ def test_masks_of_no_points():
 def test_too_long_a_window_is_an_error():
     with pytest.raises(ValueError, match="do not fit"):
         draw_masks(np.array([201]), np.array([0]), 200, 0, 1)
+    assert draw_masks(np.array([5]), np.array([0]), MAX_WIDTH, 0, 1)[0].shape == (1, MAX_WIDTH)
+    with pytest.raises(ValueError, match="do not fit"):
+        draw_masks(np.array([5]), np.array([0]), MAX_WIDTH + 1, 0, 1)

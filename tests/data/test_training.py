@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from astroco_fast.data.convert import convert
 from astroco_fast.data.hashing import split_of
+from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.store import Store
-from astroco_fast.data.training import EMPTY, TrainingData, micro_batches
+from astroco_fast.data.training import EMPTY, TrainingData, micro_batches, upload
 from astroco_fast.errors import UserError
-from tests.data.curve_factory import sine_store
+from tests.data.curve_factory import make_batch, sine_store
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,28 @@ def test_order_and_masks_depend_on_neither_ranks_nor_the_start(store):
                     assert index == EMPTY or np.array_equal(rows[int(index)], row)
 
 
-def test_too_few_stars(tmp_path):
-    from astroco_fast.data.convert import convert
+def test_the_model_is_told_which_points_are_hidden(store):
+    _, (step,) = steps(store, 1)
+    batch = step.micro[0]
+    given, keywords = upload(batch, torch.device("cpu")).inputs()
+    for tensor, array in zip(given, (batch.time, batch.mag, batch.err), strict=True):
+        assert np.array_equal(tensor, array)
+    assert np.array_equal(keywords["hidden"], batch.role == HIDDEN)
+    assert keywords["hidden"].any()
+    assert np.array_equal(keywords["lengths"], batch.lengths)
 
+
+def test_windows_of_the_chosen_band_alone_are_taken(tmp_path):
+    convert(make_batch(80, lengths=[20] * 80, bands=("V", "I", "I")), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    data = TrainingData(store, size=24, seed=7, global_batch=8, micro_batch=None, band="V")
+    curves = data.table.curve[np.concatenate([data.train, data.validation])]
+    assert {np.asarray(store.bands)[curve] for curve in curves} == {"V"}
+    with pytest.raises(UserError, match=r"no light curve in band 'R'; bands found: I, V"):
+        TrainingData(store, size=24, seed=7, global_batch=8, micro_batch=None, band="R")
+
+
+def test_too_few_stars(tmp_path):
     curve = np.stack([np.arange(20.0), np.full(20, 15.0), np.full(20, 0.1)], axis=1)
     convert([curve], tmp_path / "store")
     with pytest.raises(UserError, match="more stars"):

@@ -17,13 +17,14 @@ from astroco_fast.data.store import Store
 from astroco_fast.pretrain.ranks import Diverged
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.run import probe
-from astroco_fast.reproduce import kept, paper, run
+from astroco_fast.reproduce import kept, paper, report, run
 from astroco_fast.reproduce.cost import expected
 from astroco_fast.reproduce.paper import PAPER_F1, PAPER_RMSE
 from astroco_fast.reproduce.plan import TIME, WINDOWS, Budget, Row
 from astroco_fast.reproduce.run import BUDGETS
 from tests.probe.survey import survey, table
 
+_SAVE = report._save
 _SMALL = {"width": 16, "heads": 2, "layers": 1, "window": 8}
 _RATE = {"learning_rate": 1e-3}
 _ROWS = (
@@ -45,6 +46,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
     monkeypatch.setattr(run, "probe", quick_probe)
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
+    # A start reports after each model and stage, and writing pictures takes most of its time: one test looks at them.
+    monkeypatch.setattr(report, "_save", lambda figure, path: path.touch())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,8 +65,11 @@ def start(data: Path, out: Path, *flags: str) -> int:
     return reproduce.main(["--data", str(data), "--out", str(out), *usual, *flags])
 
 
-def test_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The report has all tables with the paper's figures; a second start repeats no work."""
+    monkeypatch.setattr(report, "_save", _SAVE)
     out = tmp_path / "out"
     assert start(data, out) == 0
     results = json.loads((out / "results.json").read_text())
