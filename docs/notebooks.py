@@ -24,7 +24,7 @@ from PIL import Image
 FOLDER = Path(__file__).parent / "tutorials"
 SECONDS = 3600  # for one cell, on a busy machine
 COLOURS, WIDTH = 256, 1400
-BAR = re.compile(r"[^\n]*\[\d+:\d\d[^\n]*/[^\n]*\][ \r]*\n")  # a progress bar, which tells a busy machine's seconds
+SPEED = re.compile(r"[^\n]*(\[\d+:\d\d[^\n]*/[^\n]*\]| windows/s)[ \r]*\n")  # progress bars, and a run's speed
 
 
 def main(names: list[str]) -> None:
@@ -80,7 +80,7 @@ def tidy(notebook: NotebookNode) -> int:
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
             if output.output_type == "stream":
-                output.text = BAR.sub("", output.text).replace("\r", "")
+                output.text = SPEED.sub("", output.text).replace("\r", "")
                 continue
             output.metadata = {}
             if output.output_type == "execute_result":

@@ -83,7 +83,7 @@ def draw(axes, star, period=None):
 
 
 shown = [stars[stars["label"] == label].iloc[n] for label, n in (("RRab", 1), ("CEP_F", 1), ("EA", 1), ("LPV", 0))]
-figure, panels = plt.subplots(2, 4, figsize=(12, 5), layout="constrained")
+figure, panels = plt.subplots(2, 4, figsize=(10.5, 5), layout="constrained")
 for (above, below), star in zip(panels.T, shown, strict=True):
     draw(above, star)
     draw(below, star, star["period"])
@@ -146,7 +146,7 @@ plt.show()
 # %%
 standard = StandardScaler().fit_transform(vectors)
 maps = {"principal components": PCA(2).fit_transform(standard), "t-SNE": TSNE(random_state=0).fit_transform(standard)}
-figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
 for axes, (name, places) in zip(panels, maps.items(), strict=True):
     for label in NAMES:
         some = embedded["label"] == label
@@ -176,13 +176,13 @@ query = stars[stars["label"] == "EA"].iloc[1]
 # %%
 near = pd.read_parquet("near.parquet").merge(found, on="id", suffixes=("_near", ""))
 query = found[found["id"] == query["id"]].iloc[0]
-figure, panels = plt.subplots(1, 5, figsize=(14, 2.8), layout="constrained")
+figure, panels = plt.subplots(1, 5, figsize=(11.5, 3), layout="constrained")
 draw(panels[0], query, query["period_found"])
 panels[0].set_title("the star", fontsize=10)
 panels[0].set_ylabel("magnitude")
 for axes, (_, other) in zip(panels[1:], near.iterrows(), strict=True):
     draw(axes, other, other["period_found"])
-    axes.set_title(f"{NAMES[other['label']]}, distance {other['distance']:.1f}", fontsize=10)
+    axes.set_title(f"{NAMES[other['label']]}\ndistance {other['distance']:.1f}", fontsize=10)
 figure.suptitle("A SIMULATED star and its neighbours, folded at the found periods")
 plt.show()
 

@@ -62,7 +62,8 @@ survey.drop(columns=["period"]).to_parquet("survey.parquet")
 # !astroco convert survey.parquet survey.store
 
 # %% [markdown]
-# Duplicates were counted after the bad values: a repeated point that is bad is bad first.
+# A point that is bad in several ways is counted once: of the repeated points, those without a magnitude are under *not
+# finite*, and not under *exact duplicates*.
 #
 # ## Pretrain
 #
