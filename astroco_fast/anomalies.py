@@ -44,7 +44,7 @@ def find_anomalies(config: AnomaliesConfig) -> None:
     # Imported here, because `--help` should not wait for them.
     from astroco_fast.files import refuse_input
     from astroco_fast.oddity import oddity
-    from astroco_fast.vectors import read_vectors
+    from astroco_fast.vectors import SIMULATED_NOTE, read_vectors
 
     for name, value in (("top", config.top), ("k", config.k)):
         if value < 1:
@@ -60,6 +60,8 @@ def find_anomalies(config: AnomaliesConfig) -> None:
         )
     if vectors.not_finite:
         commands.tell([f"{config.source}: left out {vectors.not_finite} rows whose vectors are not finite"])
+    if vectors.simulated:
+        commands.tell([SIMULATED_NOTE])
     found = oddity(vectors.matrix, config.k, config.seeds)
     table = _table(vectors, found)
     if config.out is not None:

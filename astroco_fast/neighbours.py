@@ -58,6 +58,7 @@ def find_neighbours(config: NeighboursConfig) -> None:
     # Imported here, because `--help` should not wait for them.
     from astroco_fast.data.sources import open_source
     from astroco_fast.files import refuse_input
+    from astroco_fast.vectors import SIMULATED_NOTE
 
     if config.k < 1:
         raise UserError(f"k must be at least 1, not {config.k}")
@@ -70,6 +71,8 @@ def find_neighbours(config: NeighboursConfig) -> None:
     if config.index is not None and config.index == config.out:
         raise UserError(f"{config.out}: cannot hold both the index and the table; name two files")
     index = _open(config)
+    if index.simulated:
+        commands.tell([SIMULATED_NOTE])
     tables = []
     if config.ids is not None:
         tables.append(_of_stars(index, config))

@@ -110,6 +110,11 @@ class VectorIndex:
         }
         return cls(kind, vectors.ids, vectors.band, vectors.label, scale, told, index)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the light curves are simulated rather than observed."""
+        return self.metadata.get("embeddings simulated") == "true"
+
     def rows_of(self, star: str) -> NDArray[np.int64]:
         """The rows of a star: one for each of its bands; none if it is unknown."""
         return np.flatnonzero(self.ids == star)

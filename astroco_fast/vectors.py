@@ -18,6 +18,7 @@ from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
 
 Text = NDArray[np.object_]
 
+SIMULATED_NOTE = "these light curves are SIMULATED"
 _FLAT = 1e-6  # a column whose standard deviation is below this share of its largest value is constant
 
 

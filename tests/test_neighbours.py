@@ -13,7 +13,7 @@ from tests.vector_tables import light_curves, vectors, write
 pytest.importorskip("faiss")
 
 import astroco_fast as af
-from astroco_fast import neighbours
+from astroco_fast import anomalies, neighbours
 from astroco_fast.vector_index import VectorIndex, nearest
 from astroco_fast.vectors import Scale, read_vectors
 
@@ -64,6 +64,21 @@ def test_an_index_file_answers_as_the_vectors_do(
     assert [row["label"] for row in found] == ["EA"] * 4 + ["RRab"] * 4
     np.testing.assert_allclose([row["distance"] for row in found], [*distances[3], *distances[8]], rtol=1e-4)
     assert all(row["id"] in shown for row in found)
+
+
+def test_simulated_stars_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = str(tmp_path / "stars.index")
+    for told in ("true", "false"):
+        table = write(tmp_path, "v.parquet", vectors(8).replace_schema_metadata({"simulated": told}))
+        assert neighbours.main([table, "--index", index]) == 0
+        first = capsys.readouterr().err
+        assert neighbours.main([index, "--ids", "star1"]) == 0
+        second = capsys.readouterr().err
+        assert anomalies.main([table, "--seeds", "[0]"]) == 0
+        notes = [
+            text.count("note: these light curves are SIMULATED") for text in (first, second, capsys.readouterr().err)
+        ]
+        assert notes == [int(told == "true")] * 3
 
 
 def test_a_star_with_a_comma_and_several_bands(tmp_path: Path) -> None:

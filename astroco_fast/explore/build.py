@@ -19,7 +19,7 @@ from astroco_fast.explore.projection import project
 from astroco_fast.files import refuse_input
 from astroco_fast.oddity import oddity
 from astroco_fast.vector_index import nearest, require_faiss
-from astroco_fast.vectors import Scale, Vectors, read_vectors
+from astroco_fast.vectors import SIMULATED_NOTE, Scale, Vectors, read_vectors
 
 NEIGHBOURS = 10
 _FEWEST, _MOST = 3, 65_535  # stars on a page; the numbers of neighbours are 16 bits wide
@@ -98,7 +98,7 @@ def _page(config: ExploreConfig, vectors: Vectors, source: Source) -> Page:
 def _notes(config: ExploreConfig, vectors: Vectors, found: PageCurves, points: int) -> Iterator[str]:
     """What a reader of the page must know of what it does not show."""
     if found.simulated or vectors.simulated:
-        yield "these light curves are SIMULATED"
+        yield SIMULATED_NOTE
     read = len(vectors) + vectors.not_finite
     if read < vectors.total:
         yield (
