@@ -46,7 +46,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
     monkeypatch.setattr(run, "probe", quick_probe)
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
-    # A start reports after each model and stage, and writing pictures takes most of its time: one test looks at them.
+    # A start reports after each model and stage, and writing pictures takes most of its time: one start alone does it.
     monkeypatch.setattr(report, "_save", lambda figure, path: path.touch())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -69,7 +69,6 @@ def test_report(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report has all tables with the paper's figures; a second start repeats no work."""
-    monkeypatch.setattr(report, "_save", _SAVE)
     out = tmp_path / "out"
     assert start(data, out) == 0
     results = json.loads((out / "results.json").read_text())
@@ -87,14 +86,16 @@ def test_report(
     assert f"{results['models'][paper.S]['stages'][WINDOWS]['best']['rmse_hidden']:.4f}" in page
     with (out / "results.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == [name for name in results["models"] for _ in range(2)]
-    if (out / "training.png").exists() or pytest.importorskip("matplotlib"):
-        assert (out / "figure3.png").read_bytes()[:4] == b"\x89PNG"
     made = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
     assert len(made) == 2 * len(_ROWS) + 1
     capsys.readouterr()
+    monkeypatch.setattr(report, "_save", _SAVE)
     assert start(data, out) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")} == made
     assert "Pretraining" not in capsys.readouterr().out
+    if (out / "training.png").exists() or pytest.importorskip("matplotlib"):
+        for name in ("figure3.png", "training.png"):
+            assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
