@@ -124,12 +124,21 @@ class Parts:
         try:
             with locked(self.spill.parent, f"another process is embedding {self._share}; wait for it"):
                 self._take_up()
-                yield self
+                try:
+                    yield self
+                except UserError:
+                    if self._share.of == 1 and self.path.is_dir() and self._are_empty():
+                        self.remove()
+                    raise
         finally:
             if not self._found() and not (self.spill / DONE).exists():
                 shutil.rmtree(self.spill.parent, ignore_errors=True)
                 if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} == {_PLAN}:
                     self.remove()
+
+    def _are_empty(self) -> bool:
+        """Whether no part has light curves, as with a band that there is not: they would be in the right one's way."""
+        return bool(self._parts) and not any(record["curves"] for record in self.records())
 
     @property
     def count(self) -> int:

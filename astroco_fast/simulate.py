@@ -44,11 +44,15 @@ def _simulate(argv: Sequence[str] | None) -> int:
     check_seed(config.seed, "--seed")
 
     from astroco_fast.data.convert import convert
+    from astroco_fast.data.formats import format_of
     from astroco_fast.data.simulate import SURVEY
     from astroco_fast.data.simulated_table import portions, write_table
 
     output = Path(config.output)
-    if output.suffix == ".parquet":
+    is_table = output.suffix.lower() == ".parquet"
+    if format_of(output) is not None and not is_table:
+        raise UserError(f"{output}: a table is simulated as .parquet, a store as a folder; give a name of either kind")
+    if is_table:
         points = write_table(output, config.stars, config.seed)
         print(f"{output}: {config.stars:,} SIMULATED light curves, {points:,} points, seed {config.seed}")
     else:

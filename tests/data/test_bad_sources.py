@@ -1,6 +1,7 @@
 """Sources that cannot be read: each is refused in one line, in bounded memory and time."""
 
 import gzip
+import re
 import struct
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from astroco_fast.data import points, sources
 from astroco_fast.data.curves import CurveBatch
+from astroco_fast.data.sources import open_source
 from astroco_fast.errors import UserError
 from tests.data.curve_factory import (
     as_long,
@@ -76,6 +78,17 @@ def test_fits_files_that_ask_for_memory_or_time(tmp_path, batch):
         (tmp_path / "bad.fits").write_bytes(content)
         with pytest.raises(UserError, match=rf"bad\.fits: .*{message}"):
             list(read_curves(tmp_path / "bad.fits"))
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [("a.csv", ";"), ("a.csv", "\t"), ("a.csv", "|"), ("a.csv", " "), ("a.tsv", ","), ("a.tsv.gz", ";")],
+)
+def test_columns_with_other_marks_between_them(name, mark, tmp_path):
+    text = mark.join(["id", "mjd", "mag", "err"]) + "\n" + mark.join(["a", "1,5", "2,5", "0,1"]) + "\n"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    with pytest.raises(UserError, match=re.escape(f"{name}: its columns are separated by {mark!r}; write a .csv")):
+        open_source(tmp_path / name)
 
 
 LONG = "id,mjd,mag,err,label\na,1,15,0.1,EW\na,2,15,0.1,EW\n"

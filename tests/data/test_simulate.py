@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from astroco_fast import convert as convert_command
 from astroco_fast.data.convert import convert
 from astroco_fast.data.shapes import LABELS, StarDraws, draw_stars, magnitudes
 from astroco_fast.data.simulate import MAX_POINTS, MIN_POINTS, simulate_portions, simulate_stars, simulate_survey
@@ -218,6 +219,17 @@ def test_bad_arguments_exit_with_one_line(tmp_path, capsys, arguments):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "stars" in error or "moons" in error
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.fits", "x.CSV.gz", "x.feather"])
+def test_a_table_of_another_kind_is_no_store(tmp_path, capsys, name):
+    assert main([str(tmp_path / name), "--stars", "3"]) == 2
+    assert f"{name}: a table is simulated as .parquet, a store as a folder" in capsys.readouterr().err
+    assert main([str(tmp_path / "y.PARQUET"), "--stars", "3"]) == 0
+    assert (tmp_path / "y.PARQUET").is_file()
+    assert convert_command.main([str(tmp_path / "y.PARQUET"), str(tmp_path / name)]) == 2
+    assert f"{name}: a store is a folder, not a .{name.rpartition('.')[2]} file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["y.PARQUET"]
 
 
 def test_nothing_is_overwritten_and_no_folder_is_invented(tmp_path, capsys):

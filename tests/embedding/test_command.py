@@ -160,3 +160,15 @@ def test_bad_input_is_one_line_and_exit_2(
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "model", "old.parquet"]
     assert Path("old.parquet").read_text() == "precious"
+
+
+def test_a_band_that_there_is_not_leaves_nothing_in_the_way(
+    tmp_path: Path, model: af.AstroCo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stars = {"id": ["a", "b"], "band": ["V", "I"], **{name: [[1.0, 2.0, 3.0]] * 2 for name in ("time", "mag", "err")}}
+    pq.write_table(pa.table(stars), tmp_path / "in.parquet")
+    words = [str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), "--band"]
+    assert command(tmp_path, model, *words, "R") == 2
+    assert "no light curve in band 'R'; bands found: I, V" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "model"]
+    assert command(tmp_path, model, *words, "V") == 0

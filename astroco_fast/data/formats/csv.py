@@ -32,8 +32,10 @@ class CsvTable(FileTable):
         packed = path.name.lower().endswith(".gz")
         with self._utf8():
             with self.unpacked() as text:
-                if b"\0" in text.read(_CSV_HEAD):  # every other byte of UTF-16
-                    raise UnicodeError("zeros between the characters")
+                head = text.read(_CSV_HEAD)
+            if b"\0" in head:  # every other byte of UTF-16
+                raise UnicodeError("zeros between the characters")
+            self._check_delimiter(head.partition(b"\n")[0].decode(errors="replace").strip())
             with self._open(1 << 20, pyarrow.csv.ConvertOptions()) as pieces:
                 self.schema = pieces.schema
                 self.schema.names  # noqa: B018 - decodes them
@@ -51,6 +53,15 @@ class CsvTable(FileTable):
 
     def pieces(self, rows: int) -> None:
         return None
+
+    def _check_delimiter(self, header: str) -> None:
+        """Refuse a header line without the delimiter, but with others' between its names."""
+        other = next((mark for mark in ",;\t| " if header.count(mark) >= 2), None)
+        if self._delimiter not in header and other is not None:
+            raise UserError(
+                f"{self.name}: its columns are separated by {other!r}; write a .csv file with commas, or a .tsv file "
+                "with tabs"
+            )
 
     @contextmanager
     def _utf8(self) -> Iterator[None]:
