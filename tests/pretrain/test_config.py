@@ -19,6 +19,7 @@ from astroco_fast.pretrain.config import FREE, MACHINE, differences
         ("clip_norm", 0.0),
         ("weight_decay", -0.1),
         ("ema_decay", 1.0),
+        ("ema_decay", 0.0),
         ("betas", (0.9, 1.0)),
         ("checkpoint_minutes", float("inf")),
         ("keep", 0),
@@ -27,6 +28,11 @@ from astroco_fast.pretrain.config import FREE, MACHINE, differences
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(UserError, match=f"train.{name} must be"):
         TrainConfig(**{name: value})
+
+
+def test_least_values_are_taken():
+    least = TrainConfig(betas=(0.0, 0.0), weight_decay=0.0, warmup_steps=0, epochs=1, keep=1)
+    assert least.betas == (0.0, 0.0)
 
 
 def test_defaults_depend_on_the_data():

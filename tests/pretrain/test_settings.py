@@ -62,6 +62,12 @@ def test_clipping_scales_the_whole_gradient(store):
     assert all(torch.equal(untouched[name], gradient) for name, gradient in free.items())
 
 
+def test_points_and_pairs_of_a_step_are_counted(store):
+    outcome = step(trainer(), store)
+    lengths = assembler(store).assemble(WINDOWS, 1).lengths
+    assert (outcome.points, outcome.attention_pairs) == (lengths.sum(), np.square(lengths).sum())
+
+
 def test_warm_up_rises_linearly_and_stays(store):
     taught, rates = trainer(learning_rate=0.01, warmup_steps=4), []
     for number in range(7):
