@@ -29,7 +29,7 @@ from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import columns_table, object_table
 from astroco_fast.data.paths import find_files, identity, is_path, is_url, to_path
 from astroco_fast.data.points import group_points, partitions
-from astroco_fast.data.rows import BandFilter, read_rows
+from astroco_fast.data.rows import BandFilter, Rows, read_rows
 from astroco_fast.data.seen import SharedStars
 from astroco_fast.data.store import Store
 from astroco_fast.data.tables import Table
@@ -308,7 +308,7 @@ class TableSource:
                 if len(self._tables) > 1 and not mapped.has_bands and self._stars is None:
                     stars.add(to_objects(pc.unique(rows.ids)), number)
                 if mapped.is_one_star:
-                    self._check_single(mapped, rows.bands, single)
+                    self._check_single(mapped, rows, single)
                 yield rows.points()
         if stars.shared is not None:
             self.notes.add(
@@ -318,10 +318,16 @@ class TableSource:
             )
         self._check_all(wanted)
 
-    def _check_single(self, mapped: MappedTable, bands: Any, seen: dict[tuple[str, str], MappedTable]) -> None:
-        """Refuse a table of one star whose light curve another table has: they would become one."""
+    def _check_single(self, mapped: MappedTable, rows: Rows, seen: dict[tuple[str, str], MappedTable]) -> None:
+        """Refuse a table of one star with several labels, or whose light curve another table has."""
         star = mapped.constants["id"]
-        for band in pc.unique(bands).to_pylist():
+        labels = [label for label in pc.unique(rows.labels).to_pylist() if label]
+        if len(labels) > 1:
+            raise UserError(
+                f"{mapped.table.name}: no column of ids is known, but the rows have several labels, such as "
+                f"{labels[0]!r} and {labels[1]!r}, and so are of several stars; name the ids by --columns.id"
+            )
+        for band in pc.unique(rows.bands).to_pylist():
             if seen.setdefault((star, band), mapped) is not mapped:
                 raise UserError(
                     f"{self.name}: two tables are of a star {star!r}{f' in band {band!r}' if band else ''}: give each "

@@ -80,6 +80,12 @@ def test_fits_files_that_ask_for_memory_or_time(tmp_path, batch):
             list(read_curves(tmp_path / "bad.fits"))
 
 
+def test_several_labels_without_ids(tmp_path):
+    (tmp_path / "a.csv").write_text("mjd,mag,err,label\n1,15,0.1,EW\n2,15,0.1,\n3,15,0.1,RRab\n")
+    with pytest.raises(UserError, match=r"a\.csv: no column of ids is known, .*'EW' and 'RRab'.* by --columns\.id"):
+        list(read_curves(tmp_path / "a.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "mark"),
     [("a.csv", ";"), ("a.csv", "\t"), ("a.csv", "|"), ("a.csv", " "), ("a.tsv", ","), ("a.tsv.gz", ";")],
