@@ -73,6 +73,7 @@ def execute(notebook: NotebookNode, folder: Path, **environment: str) -> Noteboo
 def tidy(notebook: NotebookNode) -> int:
     """Make figures small, and leave out what is of this machine alone; returns the bytes of all figures."""
     size = 0
+    notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
