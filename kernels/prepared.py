@@ -57,7 +57,7 @@ register_optimizer_step_post_hook(_count_step)
 def prepared(
     module: nn.Module, form: Any, sources: Sequence[Tensor], make: Callable[[], T], settings: tuple[Any, ...] = ()
 ) -> T:
-    """The result of `make()`, cached with `module` until one of `sources` or of `settings` changes.
+    """The result of `make()`, cached with `module` until one of `sources` or of `settings` changes; one a stream.
 
     A change of a source is noticed by another tensor, version counter or address, by an optimiser's step, and on the
     CPU by the numbers themselves: by a sample of them in each call, and by all of them after `recheck`. So a write that
@@ -81,9 +81,10 @@ def prepared(
     forms = _cache.get(module)
     if forms is None:
         forms = _cache.setdefault(module, {})
-    found = forms.get(form)
+    key = form, _stream(sources)
+    found = forms.get(key)
     if found is None or not found.holds(sources, state):
-        found = forms[form] = _Form(sources, state, make())
+        found = forms[key] = _Form(sources, state, make())
     if _using.forms is not None:
         _using.forms.append(found)
     return found.made
@@ -92,6 +93,13 @@ def prepared(
 def steps() -> int:
     """How many steps optimisers have made in this process."""
     return _steps
+
+
+def _stream(sources: Sequence[Tensor]) -> int:
+    """The GPU's stream that a form is written on, which alone may read it: another might read it before; 0 on a CPU."""
+    if not sources or not sources[0].is_cuda:
+        return 0
+    return torch.cuda.current_stream(sources[0].device).cuda_stream
 
 
 def _state(sources: Sequence[Tensor], settings: tuple[Any, ...]) -> list[Any] | None:

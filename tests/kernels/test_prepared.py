@@ -198,3 +198,22 @@ def test_an_encoder_computes_with_its_present_weights(change: Callable[[af.Astro
             expected = model(w.time, w.mag, w.err, w.mask)
     assert (before.sequence - expected.sequence).abs().max() > 1e-3
     torch.testing.assert_close(after.sequence, expected.sequence, rtol=1e-4, atol=1e-4)
+
+
+def test_each_stream_of_a_gpu_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream could read what another one has not written yet; a fake tells which stream is current."""
+    from astroco_fast.kernels import prepared as cache
+
+    module, current = nn.Linear(20, 16), [1]
+    monkeypatch.setattr(cache, "_stream", lambda sources: current[0])
+    first = halved(module)
+    current[0] = 2
+    second = halved(module)
+    assert second is not first
+    assert halved(module) is second
+    current[0] = 1
+    assert halved(module) is first
+    in_place(module)
+    assert halved(module) is not first
+    forget(module)
+    assert not cache._cache.get(module)
