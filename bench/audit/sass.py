@@ -48,7 +48,7 @@ class Walk:
 
     Attributes:
         counts: instructions by name with suffixes and, for matrix instructions, by the kind of their first operand
-            ("HGMMA.64x128x16.F32.BF16 memory" where it is in shared memory).
+            ("HGMMA.64x128x16.F32.BF16 memory" where it is in shared memory); "LDGSTS... off" loads nothing.
         guessed: loops that depend on data, and were taken to run once.
     """
 
@@ -108,6 +108,8 @@ def walk(code: list[Instruction], words: dict[int, int], block: int) -> Walk:
         if one.op == "NOP":
             continue
         kind = f" {'memory' if 'gdesc' in one.operands[1] else 'registers'}" if one.op == "HGMMA" else ""
+        if one.op == "LDGSTS" and machine.flag(one.operands[-1]) is False:
+            kind = " off"  # as ahead of a loop's end
         result.counts[one.name + kind] += 1
         if sum(result.counts.values()) > MOST:
             raise ValueError(f"the walk through a kernel does not end: at {one}")
@@ -179,9 +181,9 @@ class _Machine:
 
     def guard(self, one: Instruction) -> bool | None:
         """Whether an instruction's predicates let it act."""
-        found = self._flag(one.guard) if one.guard else True
+        found = self.flag(one.guard) if one.guard else True
         if one.op == "BRA" and len(one.operands) > 1:  # as in "BRA.U UP0, 0x580"
-            second = self._flag(one.operands[0])
+            second = self.flag(one.operands[0])
             found = False if False in (found, second) else None if None in (found, second) else True
         return found
 
@@ -212,7 +214,8 @@ class _Machine:
             for offset in range(wide):
                 self._values[f"{found[1]}{int(found[2]) + offset}"] = None
 
-    def _flag(self, operand: str) -> bool | None:
+    def flag(self, operand: str) -> bool | None:
+        """A predicate; None: unknown."""
         negative, name = operand.startswith("!"), operand.lstrip("!")
         value = True if name in ("PT", "UPT") else self._flags.get(name)
         return None if value is None else value != negative
@@ -284,7 +287,7 @@ class _Machine:
             a, b, c = (value(part) for part in given[-5:-2])
             return given[0][0] != "P" and self._set(given[0], _lut(a, b, c, int(given[-2], 0), 0xFFFFFFFF))
         if op == "PLOP3":
-            a, b, c = (self._flag(part) for part in given[2:5])
+            a, b, c = (self.flag(part) for part in given[2:5])
             if a is None or b is None or c is None:
                 return False
             self._flags[given[0]] = bool(_lut(a, b, c, int(given[5], 0), 1))
@@ -293,10 +296,10 @@ class _Machine:
         if op == "SHF":
             return self._shift(name, given)
         if op == "SEL":
-            flag = self._flag(given[3])
+            flag = self.flag(given[3])
             return flag is not None and self._set(given[0], value(given[1] if flag else given[2]))
         if op in ("IMNMX", "VIMNMX"):
-            flag, (a, b) = self._flag(given[-1]), (_signed(value(part)) for part in given[1:3])
+            flag, (a, b) = self.flag(given[-1]), (_signed(value(part)) for part in given[1:3])
             return flag is not None and self._set(given[0], min(a, b) if flag else max(a, b))
         return False
 
@@ -316,7 +319,7 @@ class _Machine:
         if ".SHL" in name:
             total = a * b
         for carry in rest[3:]:
-            flag = self._flag(carry)
+            flag = self.flag(carry)
             if flag is None:
                 return False
             total += flag
@@ -330,13 +333,13 @@ class _Machine:
         if not unsigned:
             a, b = _signed(a), _signed(b)
         if ".EX" in name:  # the upper halves of 64 bits; the last operand is what the lower ones gave
-            lower = self._flag(given[5])
+            lower = self.flag(given[5])
             if lower is None and a == b:
                 return False
             found = lower if a == b else _COMPARE[how](a, b)
         else:
             found = _COMPARE[how](a, b)
-        joined = self._flag(given[4])
+        joined = self.flag(given[4])
         if joined is None:
             return False
         both = {"AND": lambda x, y: x and y, "OR": lambda x, y: x or y}["OR" if ".OR" in name else "AND"]

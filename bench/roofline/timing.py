@@ -163,7 +163,7 @@ def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float
         units["alu"] += 2 * n * (op in _ALU)
         units["single"] += fma * n * (op in _SINGLE) * (2 if name.endswith("2") and op == "FFMA2" else 1)
         units["special"] += 8 * n * (op in _SPECIAL)
-        size = 32 * _width(name)
+        size = 32 * _width(name) * (not name.endswith(" off"))
         if op in _GLOBAL:
             traffic += n * size * warps
         if op in _SHARED or op in _GLOBAL:
@@ -185,7 +185,7 @@ def _width(name: str) -> int:
     if name.startswith(("LDSM", "STSM")):
         return 4 * int(name.split(".")[-1]) if name.split(".")[-1].isdigit() else 4
     sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-    return next((sizes[part] for part in reversed(name.split(".")) if part in sizes), 4)
+    return next((sizes[part] for part in reversed(name.split(" ")[0].split(".")) if part in sizes), 4)
 
 
 @dataclass

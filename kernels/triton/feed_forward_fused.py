@@ -9,8 +9,9 @@ bias. At D = 276 rows and accumulators are in two parts, 256 and 32 columns wide
 the tensor cores' work unused.
 
 The price: every block reads all three matrices from the second-level cache, 1.5 MB for 64 rows of preset L, 1.2 GB for
-a batch of 51,200 rows. There is next to no memory traffic, but the kernel may wait for the cache. Neither that, nor
-whether the two kernels `gated_linear` and `linear_residual_norm` are faster, has been measured on a GPU.
+a batch of 51,200 rows. There is next to no memory traffic, but the kernel may wait for the cache. Whether the two
+kernels `gated_linear` and `linear_residual_norm` are faster has not been measured on a GPU; `_COLUMNS` says what was
+counted.
 """
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gated_linear import gelu
+from astroco_fast.kernels.triton.gated_linear import gate
 from astroco_fast.kernels.triton.launch import Config, architecture, launch
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import dot_precision, split
@@ -77,8 +78,7 @@ def _kernel(
             g = tl.dot(left_tail, _up(w_gate, last, feature, P, MASKED), g, input_precision=PRECISION)
         v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
         g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        active, _ = gelu(v)
-        gated = (active * tl.sigmoid(g)).to(compute)
+        gated = gate(v, g, True, compute != tl.float32).to(compute)
         z = tl.dot(gated, _down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
         if TAIL:
             z_tail = tl.dot(gated, _down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
@@ -109,7 +109,11 @@ def _kernel(
 # (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and need 224 KB on sm_90; 128 rows spill
 # everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x is in registers beside the
 # accumulators; wgmma and tcgen05 read it from shared memory. Float32 has twice the bytes and fits nowhere.
-_COLUMNS = {"sm_80": 256, "sm_90": 288, "sm_100": 288}
+#
+# On sm_90 it fits, but does not pay: 64 rows are one warp group's, so the two groups of a block compute both
+# up-projections twice, and shared memory feeds them twice. `bench.roofline` (modelled) expects 431 us for preset L, 256
+# windows, on an H100, and 352 us of the two kernels together.
+_COLUMNS = {"sm_80": 256, "sm_90": 0, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 128
 
 

@@ -1,5 +1,6 @@
 """The gated projections and the fused feed-forward in cases outside the sublayers' tests: widths, GLU, pads."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -124,3 +125,18 @@ def test_both_inference_forms_are_one_function(
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(found[0][:26], module(x, layout)[:26], atol=1e-5, rtol=1e-5)
+
+
+def test_gate_in_half_precision(triton: str, device: torch.device) -> None:
+    """GELU(v) sigmoid(g) within 3e-5 of the exact one, also far out and at infinities; NaN where v or g is."""
+    from tests.kernels.gate_kernel import gated
+
+    torch.manual_seed(0)
+    v, g = torch.linspace(-40, 40, 1024), torch.linspace(-30, 30, 1024)[torch.randperm(1024)]
+    v[:6] = torch.tensor([0.0, 1e30, -1e30, torch.inf, 3.0, torch.nan])
+    g[:6] = torch.tensor([1e30, 5.0, 5.0, 1.0, torch.nan, 1.0])
+    exact = F.gelu(v.double()) * g.double().sigmoid()
+    with np.errstate(over="ignore"):  # the interpreter's; a GPU's infinities are meant
+        out = gated(v.to(device), g.to(device)).cpu().double()
+    assert out[3] == torch.inf
+    torch.testing.assert_close(out, exact, atol=3e-5, rtol=1e-5, equal_nan=True)
