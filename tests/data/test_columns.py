@@ -1,10 +1,14 @@
 """Columns: a table's names are matched to roles, and a missing column is named with the way out."""
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from astroco_fast.data import columns as columns_module
 from astroco_fast.data.columns import ALIASES, Columns
 from astroco_fast.errors import UserError
+from tests.data.curve_factory import read_curves
 
 DESIGN = {
     "time": "mjd hjd hmjd jd bjd time t midpointMjdTai",
@@ -72,3 +76,15 @@ def test_flux_is_read_only_with_a_zero_point():
     assert resolve(names, Columns(zero_point=25.0))["flux_err"] == "flux_err"
     with pytest.raises(UserError, match=r"leave the zero point out"):
         resolve([*names, "mag"], Columns(zero_point=25.0, mag="mag"))
+
+
+def test_rows_that_may_be_of_several_stars_are_refused_without_a_column_of_ids():
+    time = np.arange(12.0)
+    points = pd.DataFrame({"mjd": 53000 + time, "mag": 15 + np.sin(time), "err": np.full(12, 0.1)})
+    assert len(next(read_curves(points.assign(image_id=time, CCDName="a")))) == 1
+    with pytest.raises(UserError, match=r"--columns\.star"):
+        list(read_curves(points.assign(StarName="a")))
+    lists = pa.table({name: [values.tolist()] for name, values in points.items()})
+    assert len(next(read_curves(lists))) == 1
+    with pytest.raises(UserError, match=r"no column of ids|no id column"):
+        list(read_curves(pa.concat_tables([lists, lists])))
