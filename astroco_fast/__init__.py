@@ -52,6 +52,7 @@ _LAZY = {
     "LightCurveEncoder": "astroco_fast.transformer",
     "backend": "astroco_fast.ops",
     "forget": "astroco_fast.kernels.prepared",
+    "int8": "astroco_fast.kernels.int8",
     "load": "astroco_fast.registry",
     "set_backend": "astroco_fast.ops",
     "warmup": "astroco_fast.warming",

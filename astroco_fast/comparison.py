@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from astroco_fast.kernels.int8 import int8
+
 # Tensors by name: "output 0", "the gradient of input 0", "the gradient of norm.weight", "batch_norm.running_mean".
 Results = dict[str, Tensor]
 
@@ -34,7 +36,7 @@ def results(
         inputs: the op's tensors, copied with their strides. The results have a gradient of each that requires one.
         upstream: the outputs' gradients; None: no gradients are computed.
         dtype: the dtype of the computation. For float64, inputs, parameters and buffers are cast to it; half precision
-            is autocast's.
+            is autocast's, and int8 that of `astroco_fast.int8`.
 
     Returns:
         The results, without the gradients that autograd does not reach.
@@ -44,8 +46,7 @@ def results(
     if dtype is torch.float64:
         module = module.double()
         inputs = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
-    half = dtype not in (torch.float32, torch.float64)
-    with torch.autocast(inputs[0].device.type, dtype=dtype) if half else nullcontext():
+    with _arithmetic(inputs[0].device.type, dtype):
         with torch.set_grad_enabled(upstream is not None):
             outputs = call(module, *inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -54,6 +55,12 @@ def results(
             found |= _gradients(outputs, upstream, module, inputs)
     found |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
     return {name: value.detach() for name, value in found.items() if value is not None}
+
+
+def _arithmetic(device: str, dtype: torch.dtype) -> Any:
+    if dtype is torch.int8:
+        return int8()
+    return torch.autocast(device, dtype=dtype) if dtype not in (torch.float32, torch.float64) else nullcontext()
 
 
 def _gradients(

@@ -30,7 +30,7 @@ EXTRAS = {
     "probe": "scikit-learn",
 }
 # Instruction sets by Linux's names for them, on x86 and on Arm.
-CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 DTYPES = (torch.float32, torch.bfloat16)
 # The self-check runs for the configurations of these presets.
 PRESETS = ("tiny", "S", "L")

@@ -89,8 +89,9 @@ def embed(
         views: "time", "folded" or "both": how the model sees the light curves, and so the default parts; None: as it
             was pretrained. Sequences and reconstructions are of one view.
         parts: the vector's parts, in this order (`astroco_fast.encoding` lists them); None: those of the views.
-        precision: "fp32"; "bf16": about twice as fast where the processor multiplies bfloat16; "auto": bf16 there, fp32
-            elsewhere, and inside `torch.autocast` what that says.
+        precision: "fp32"; "bf16": about twice as fast where the processor multiplies bfloat16; "int8": faster still,
+            and less exact, on CPUs with AVX512-VNNI and AVX512-BF16; "auto": bf16 or fp32, whichever is fast here, and
+            inside `torch.autocast` what that says.
         batch_size: windows in a forward pass, which take memory.
         progress: show a progress bar, on a terminal.
 

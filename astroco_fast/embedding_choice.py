@@ -11,11 +11,12 @@ from astroco_fast.data.views import Views
 from astroco_fast.encoding import Part, View, choose_parts, first_view, need_periods, views_of
 from astroco_fast.errors import UserError
 from astroco_fast.machine import pick_precision
+from astroco_fast.ops import no_int8
 
 Windows = Literal["mean", "first", "last", "all"]
 Output = Literal["embedding", "sequence", "reconstruction"]
 Short = Literal["nan", "drop"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Choice:
     view: View
     min_points: int
     short: Short
-    precision: Literal["fp32", "bf16"] | None
+    precision: Literal["fp32", "bf16", "int8"] | None
     batch_size: int
     cleaning: CleanConfig = field(init=False)
 
@@ -92,4 +93,6 @@ def choose(
     elif view == "both":
         raise UserError(f"views: output {output!r} is of one view; give views 'time' or 'folded'")
     device = next(model.parameters()).device
+    if precision == "int8" and (reason := no_int8(device)) is not None:
+        raise UserError(f"precision: {reason}")
     return Choice(output, windows, chosen, view, min_points, short, pick_precision(precision, device), batch_size)  # type: ignore[arg-type]

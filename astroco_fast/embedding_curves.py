@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from astroco_fast.encoding import (
     states_of,
     vectors_of,
 )
+from astroco_fast.kernels.int8 import int8
 
 NOT_FINITE = "curves: embedding not finite"
 NO_RESULT = (SHORT_CURVES, NOT_FINITE)  # reasons why a light curve has no result
@@ -169,7 +170,13 @@ def _table(
 
 @contextmanager
 def _arithmetic(model: nn.Module, precision: str | None) -> Iterator[None]:
-    """Autocast to bfloat16, or none, for as long as the context lasts; None: as it is."""
+    """Arithmetic of this precision for as long as the context lasts; None: as it is."""
     device = next(model.parameters()).device.type
-    with nullcontext() if precision is None else torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    if precision is None:
         yield
+    elif precision == "int8":
+        with int8():
+            yield
+    else:
+        with int8(enabled=False), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            yield

@@ -4,7 +4,7 @@ import functools
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -68,13 +68,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def pick_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"] | None:
-    """The arithmetic of a name, fp32 or bf16; auto is bf16 where the device is fast at it, else fp32.
+def pick_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "int8"] | None:
+    """The arithmetic of a name: fp32, bf16 or int8; auto is bf16 where the device is fast at it, else fp32.
 
     None is auto inside `torch.autocast`, which has decided already.
     """
     if name != "auto":
-        return "bf16" if name == "bf16" else "fp32"
+        return cast(Literal["fp32", "bf16", "int8"], name)
     if torch.is_autocast_enabled(device.type):
         return None
     return "bf16" if multiplies_bfloat16(device) else "fp32"

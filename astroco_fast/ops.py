@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from astroco_fast import selfcheck
 from astroco_fast.errors import UserError
+from astroco_fast.kernels import int8
 from astroco_fast.kernels.backend import OPS, Backend, Reference, constant_while_tracing
 from astroco_fast.kernels.cpu import Cpu
 from astroco_fast.kernels.fitness import replaced, transformed
+from astroco_fast.kernels.tensors import wants_gradient
 from astroco_fast.kernels.triton import Triton
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.layout import Layout
@@ -125,8 +127,8 @@ def choice() -> str | None:
 
 
 def settings() -> tuple[Any, ...]:
-    """What decides, beside an op's module and tensors, which backend runs it."""
-    return choice(), selfcheck.enabled, *BACKENDS.values()
+    """What decides, beside an op's module and tensors, which backend runs it, and whether in int8."""
+    return choice(), int8.here.on, selfcheck.enabled, *BACKENDS.values()
 
 
 def candidates() -> list[str]:
@@ -267,9 +269,28 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
     # Autocast leaves float64 as it is, and `is_autocast_enabled` raises for tensors without data.
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
+    if int8.here.on and op in int8.OPS:
+        dtype = torch.int8
+        if wants_gradient(cast(nn.Module, module), like):
+            raise UserError("int8 is for inference: encode under torch.no_grad() or torch.inference_mode()")
     training = like.requires_grad if module is None else module.training
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
-    return BACKENDS[select(op, device, dtype, training, module, configuration).backend].function(op)
+    selection = select(op, device, dtype, training, module, configuration)
+    if dtype is torch.int8 and (reason := _no_int8(op, selection)) is not None:
+        raise UserError(reason)
+    return BACKENDS[selection.backend].function(op)
+
+
+def no_int8(device: torch.device) -> str | None:
+    """The reason why no op can run in int8 on this device, in a sentence for the user; None: they can."""
+    return _no_int8(int8.OPS[0], select(int8.OPS[0], device, torch.int8, training=False))
+
+
+def _no_int8(op: str, selection: Selection) -> str | None:
+    if selection.backend != "reference":
+        return None
+    reason = selection.reasons.get("cpu", "only the backend cpu computes in it")
+    return f"{op} cannot run in int8: {reason}; choose bf16 or fp32"
 
 
 def _agreed(name: str, device: torch.device, dtype: torch.dtype, module: nn.Module, reason: str | None) -> str | None:

@@ -72,7 +72,7 @@ class PretrainedEncoder(Encoder):
         output: Literal["embedding", "sequence", "reconstruction"] = "embedding",
         views: Views | None = None,
         parts: Sequence[str] | None = None,
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
         batch_size: int = 256,
         progress: bool = False,
     ) -> Any:

@@ -37,7 +37,7 @@ class LightCurveEncoder(TransformerMixin, BaseEstimator):
             vectors that `fit` saw; error: a `UserError`. A warning counts such light curves in each case.
         min_points: light curves with fewer good points have too few.
         batch_size: windows in a forward pass.
-        precision: fp32, bf16; auto takes bf16 where the processor multiplies it in hardware.
+        precision: fp32, bf16, int8; auto takes bf16 where the processor multiplies it in hardware.
 
     Attributes:
         encoder_: the model.
@@ -65,7 +65,7 @@ class LightCurveEncoder(TransformerMixin, BaseEstimator):
         short: Short = "nan",
         min_points: int = 1,
         batch_size: int = 256,
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     ) -> None:
         self.model = model
         self.parts = parts

@@ -4,9 +4,9 @@
     pytest bench/bench_model.py --benchmark-only --full -k "L-encode-256"
 
 They run on a GPU if there is one. Each provider's rounds alternate with rounds of eager PyTorch in bf16, and `ratio` is
-the ratio of the medians; rounds of compiled models, ONNX Runtime and Astromer alternate with rounds of ours, too. A
-provider whose result is wrong fails and is not timed. A training step is forward (with the preset's dropout), the loss
-at probed points and backward, without the optimiser.
+the ratio of the medians; rounds of compiled models, ONNX Runtime, Astromer and ours in int8 alternate with rounds of
+ours in bf16, too. A provider whose result is wrong fails and is not timed. A training step is forward (with the
+preset's dropout), the loss at probed points and backward, without the optimiser.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def measure(benchmark: BenchmarkFixture, budget: float, case: Case, provider: Pr
     if not case.training:
         error = check_embeddings(provider, case, batch, first)
     del first
-    challenger = ours() if provider.other or (provider.role == "rival" and not isinstance(provider, Eager)) else None
+    rival = provider.role == "rival" and not isinstance(provider, Eager)
+    challenger = ours() if provider.other or rival or provider.precision == "int8" else None
     beside = None if challenger is None else challenger.make(case, batch).call
     timing = interleave(benchmark, run.call, BASELINE.make(case, batch).call, on, budget, beside)
     work = model_work(presets.preset(provider.other or case.preset).config, batch.lengths, case.training)

@@ -75,7 +75,7 @@ def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
 
     Args:
         case: to be measured.
-        rival: the provider's kind: eager, compiled (either also with "+ SDPA"), onnx, ours or ours fp32.
+        rival: the provider's kind: eager, compiled (either also with "+ SDPA"), onnx, ours, ours fp32 or ours int8.
         model: the model that it runs.
     """
     usual = case.batch == 32 and case.kind == "full"
@@ -90,10 +90,10 @@ def in_default(case: Case, rival: str, model: str = "AstroCo") -> bool:
     if case.training:  # all rounds alternate with eager bf16 anyway; a step of L in fp32 takes 6 s
         return rival == "ours" and (usual or (case.preset == "S" and case.batch == 32))
     if case.batch == 256:  # eager needs 8 s a batch of L in bf16, 16 s in fp32
-        return rival == "ours" and case.kind == "full"
+        return rival in ("ours", "ours int8") and case.kind == "full"
     if case.kind == "ragged":
         return case.batch == 32 and rival == "ours"
-    return case.batch == 32 or rival != "ours fp32"
+    return case.batch == 32 or rival not in ("ours fp32", "ours int8")
 
 
 def window_lengths(batch: int, kind: str, length: int = LENGTH) -> Tensor:

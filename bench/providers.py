@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import astroco_fast as af
 from astroco_fast import ops, registry, selfcheck
 from astroco_fast.graphs import to_onnx
+from astroco_fast.kernels import int8
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.astromer import ReferenceAstromer
 from astroco_fast.reference.layout import Layout
@@ -28,7 +29,7 @@ from astroco_fast.reference.loss import masked_loss
 from bench.cases import ENCODE, Batch, Case
 from bench.sdpa import with_sdpa
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 ASTROMER = "astromer-v2-paper"
 
 
@@ -185,21 +186,28 @@ class Ours(Provider):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        return "ours" if self.precision == "bf16" else "ours fp32"
+        return "ours" if self.precision == "bf16" else f"ours {self.precision}"
 
     def unavailable(self, device: torch.device) -> str | None:
-        reasons = [ops.BACKENDS[self.backend].unsupported(op, device, self.dtype, True) for op in ops.OPS]
+        backend, training = ops.BACKENDS[self.backend], self.precision != "int8"
+        reasons = [backend.unsupported(op, device, self.dtype, training) for op in self._ops()]
         return None if None in reasons else reasons[0]  # an op that the backend lacks is named in `fallbacks`
+
+    def runs(self, case: Case) -> bool:
+        return super().runs(case) and (case.task == ENCODE or self.precision != "int8")
+
+    def _ops(self) -> tuple[str, ...]:
+        return int8.OPS if self.precision == "int8" else ops.OPS
 
     def make(self, case: Case, batch: Batch, dropout: float | None = None) -> Run:
         model = self._model(case, batch, dropout, reference=False)
 
         @contextlib.contextmanager
         def chosen() -> Iterator[None]:
-            with af.backend(self.backend), self._autocast(batch):
+            with af.backend(self.backend), af.int8() if self.precision == "int8" else self._autocast(batch):
                 yield
 
-        found = fallbacks(model, self.backend, batch.time.device, self.dtype)
+        found = fallbacks(model, self.backend, batch.time.device, self.dtype, self._ops())
         return _run(case, model, chosen, lambda: _forward(model, batch, ops.masked_loss))._replace(fallbacks=found)
 
 
@@ -209,6 +217,7 @@ BASELINE = Eager("bf16")
 def providers() -> list[Provider]:
     """All providers except the baseline, beside which each of them is measured."""
     ours = [Ours(p, backend=name) for name in ops.BACKENDS if name != "reference" for p in ("bf16", "fp32")]
+    ours.append(Ours("int8", backend="cpu"))
     rivals = [Eager("fp32"), EagerSdpa("bf16"), EagerSdpa("fp32"), Compiled("bf16"), Compiled("fp32")]
     rivals += [CompiledSdpa("bf16"), Onnx("fp32")]
     return [*ours, *rivals, *(kind(p, ASTROMER) for kind in (Eager, Compiled) for p in ("bf16", "fp32"))]
@@ -290,13 +299,15 @@ def padded_inputs(batch: Batch) -> list[Tensor | None]:
     return inputs if batch.hidden is None else [*inputs, batch.hidden, batch.role]
 
 
-def fallbacks(model: Any, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+def fallbacks(
+    model: Any, backend: str, device: torch.device, dtype: torch.dtype, among: Sequence[str] = ops.OPS
+) -> dict[str, str]:
     """Ops that would not run on `backend`, with the reasons; runs the self-checks that are due."""
     parts = [("input_embed", model.input_embed), ("mix_pool", model.mix_pool), ("masked_loss", None)]
     parts += [(op, getattr(block, op)) for block in model.blocks for op in ("attention", "convolution", "feed_forward")]
     found = {}
     with af.backend(backend):
-        for op, module in parts:
+        for op, module in ((op, module) for op, module in parts if op in among):
             configuration = selfcheck.configuration(op, module, model.config.width)
             selection = ops.select(op, device, dtype, model.training, module, configuration)
             if selection.reasons:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from astroco_fast.kernels.backend import OPS, Backend, constant_while_tracing
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.fitness import Limits, short, unfit
+from astroco_fast.kernels.int8 import OPS as INT8_OPS
 from astroco_fast.reference.layout import Layout
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -24,8 +25,10 @@ class Cpu(Backend):
     ) -> str | None:
         if device.type != "cpu":
             return "runs on the CPU only"
-        if dtype not in DTYPES:
+        if dtype not in (*DTYPES, torch.int8):
             return f"no kernels for {short(dtype)}"
+        if dtype is torch.int8 and (op not in INT8_OPS or training):
+            return "int8 is for inference: call model.eval()" if training else f"no kernels for {op} in int8"
         if module is not None and (reason := unfit(op, module, device, LIMITS)) is not None:
             return reason
         return lacking(dtype)
@@ -46,6 +49,9 @@ def lacking(dtype: torch.dtype) -> str | None:
     if (reason := native.missing()) is not None:
         return reason
     # Without dot products of bfloat16 numbers plain PyTorch is as fast.
-    if dtype is torch.bfloat16 and "-mavx512bf16" not in native.library().isa.flags:
+    flags = native.library().isa.flags
+    if dtype is torch.bfloat16 and "-mavx512bf16" not in flags:
         return "bfloat16 needs a CPU with AVX512-BF16"
+    if dtype is torch.int8 and not {"-mavx512vnni", "-mavx512bf16"} <= set(flags):
+        return "int8 needs a CPU with AVX512-VNNI and AVX512-BF16"
     return None

@@ -23,9 +23,17 @@ from torch import Tensor
 from astroco_fast.kernels.cpu import build, native
 from astroco_fast.kernels.library import kernel_op
 
-_SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
-# The dtypes of pointers' tensors. T is the compute type for which a function is compiled: float or BFloat16.
-_ELEMENTS = {"float": torch.float32, "double": torch.float64, "int64_t": torch.int64, "uint8_t": torch.bool, "T": None}
+_SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16", torch.int8: "_i8"}
+# The dtypes of pointers' tensors. T is the compute type for which a function is compiled: float, BFloat16 or int8; H is
+# the type of half rows, T or for int8 BFloat16.
+_ELEMENTS = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "int64_t": torch.int64,
+    "uint8_t": torch.bool,
+    "T": None,
+    "H": None,
+}
 _NUMBERS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 

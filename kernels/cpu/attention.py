@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from astroco_fast.kernels.cpu.arguments import native_op
 from astroco_fast.kernels.cpu.weights import pack, padded
 from astroco_fast.kernels.cpu.windows import windows_of
+from astroco_fast.kernels.int8 import product_dtype
 from astroco_fast.kernels.prepared import prepared
-from astroco_fast.kernels.tensors import compute_dtype, new, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.tensors import new, pitch, rows_of, wants_gradient
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import Attention
 
@@ -25,7 +26,7 @@ from astroco_fast.reference.sublayers import Attention
 def head_size(width: int, heads: int, dtype: torch.dtype) -> int:
     """The columns d that a head takes up inside; F = H d."""
     size = width // heads
-    return size + size % 2 if dtype is torch.bfloat16 else size
+    return size + size % 2 if dtype is not torch.float32 else size
 
 
 def spread(matrix: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
@@ -126,7 +127,7 @@ class _Attention(torch.autograd.Function):
 
 def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.Attention`."""
-    w, windows = weights(module, compute_dtype(x)), windows_of(layout)
+    w, windows = weights(module, product_dtype(x)), windows_of(layout)
     qkv, out, norm, dropout = module.qkv, module.out, module.norm, module.dropout
     p = dropout.p if dropout.training else 0.0
     if p == 0 and not wants_gradient(module, x):

@@ -61,8 +61,8 @@ _VEC512 = ("CPU_CAPABILITY=AVX512", "CPU_CAPABILITY_AVX512")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("amx_bf16", _VEC512, (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")),
-        Isa("avx512_bf16", _VEC512, (*_AVX512, "-mavx512bf16")),
+        Isa("amx_bf16", _VEC512, (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8")),
+        Isa("avx512_bf16", _VEC512, (*_AVX512, "-mavx512bf16", "-mavx512vnni")),
         Isa("avx512", _VEC512, _AVX512),
         Isa("avx2", ("CPU_CAPABILITY=AVX2", "CPU_CAPABILITY_AVX2"), _AVX2),
         Isa("neon", ("CPU_CAPABILITY=NEON", "CPU_CAPABILITY_NEON", "AT_BUILD_ARM_VEC256_WITH_SLEEF")),

@@ -18,8 +18,9 @@ from astroco_fast.kernels.batch_statistics import Norm, merged, norm_of, running
 from astroco_fast.kernels.cpu.arguments import native_op
 from astroco_fast.kernels.cpu.weights import cpu_weight_gradient, pack, padded
 from astroco_fast.kernels.cpu.windows import windows_of
+from astroco_fast.kernels.int8 import product_dtype
 from astroco_fast.kernels.prepared import prepared
-from astroco_fast.kernels.tensors import PITCH, compute_dtype, new, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.tensors import PITCH, new, pitch, rows_of, wants_gradient
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import Convolution
 
@@ -193,7 +194,7 @@ class _Convolution(torch.autograd.Function):
 
 def convolution(module: Convolution, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.Convolution`."""
-    w, windows = weights(module, compute_dtype(x)), windows_of(layout)
+    w, windows = weights(module, product_dtype(x)), windows_of(layout)
     norm_in, inner, taps, norm = module.norm_in, module.pointwise_in, module.depthwise, module.batch_norm
     outer, norm_out, dropout = module.pointwise_out, module.norm_out, module.dropout
     p = dropout.p if dropout.training else 0.0

@@ -13,8 +13,9 @@ from torch.autograd.function import once_differentiable
 from astroco_fast.kernels.cpu.arguments import native_op
 from astroco_fast.kernels.cpu.weights import pack, padded
 from astroco_fast.kernels.cpu.windows import windows_of
+from astroco_fast.kernels.int8 import product_dtype
 from astroco_fast.kernels.prepared import prepared
-from astroco_fast.kernels.tensors import compute_dtype, new, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.tensors import new, pitch, rows_of, wants_gradient
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import FeedForward
 
@@ -100,7 +101,7 @@ class _FeedForward(torch.autograd.Function):
 
 def feed_forward(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     """Rows (N, D) to rows (N, D); see `reference.sublayers.FeedForward`."""
-    w, windows = weights(module, compute_dtype(x)), windows_of(layout)
+    w, windows = weights(module, product_dtype(x)), windows_of(layout)
     val, gate, out, norm, dropout = module.w_val, module.w_gate, module.w_out, module.norm, module.dropout
     p = dropout.p if dropout.training else 0.0
     if p == 0 and not wants_gradient(module, x):

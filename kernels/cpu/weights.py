@@ -31,7 +31,8 @@ def pack(weight: Tensor, dtype: torch.dtype, transposed: bool = False) -> Tensor
 def cpu_pack(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     """See `pack`."""
     n, k = weight.shape[::-1] if transposed else weight.shape
-    return new(weight, pitch(n) * (k + k % 2), dtype=dtype)
+    size = -(-k // 4) * 4 + 8 if dtype is torch.int8 else k + k % 2  # as csrc/gemm.h has it
+    return new(weight, pitch(n) * size, dtype=dtype)
 
 
 @native_op("d_weight")

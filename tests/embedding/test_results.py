@@ -12,6 +12,7 @@ from astroco_fast import embedding, machine
 from astroco_fast.encoding import PARTS
 from astroco_fast.errors import UserError
 from astroco_fast.kernels.cpu import build, native
+from astroco_fast.ops import no_int8
 from tests.conftest import CPU_ISA
 from tests.embedding.curves import Curve, curve, long_table, periodic
 
@@ -36,9 +37,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("no C++ compiler, or a CPU without kernels")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("width", [16, 36])
 def test_the_batch_changes_no_bit(compiled: None, precision: str, width: int) -> None:
+    if precision == "int8" and no_int8(torch.device("cpu")) is not None:
+        pytest.skip("a CPU without int8 products")
     torch.manual_seed(1)
     model = af.AstroCo.from_preset("tiny", width=width, heads=2, window=20).eval()
     curves = [curve(int(n), seed) for seed, n in enumerate(np.random.default_rng(0).integers(1, 75, 12))]
@@ -142,7 +145,7 @@ def test_sequences_and_reconstructions_are_of_points_in_time_order(
         ({"windows": "middle"}, "windows: there is no 'middle'; there are: mean, first, last, all"),
         ({"output": "image"}, "output: there is no 'image'"),
         ({"short": "zero"}, "short: there is no 'zero'"),
-        ({"precision": "int8"}, "precision: there is no 'int8'"),
+        ({"precision": "int4"}, "precision: there is no 'int4'"),
         ({"views": "sideways"}, "views: there is no 'sideways'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"min_points": 0}, "min_points must be at least 1"),

@@ -12,7 +12,7 @@ import torch._dynamo  # on import it lists torch's functions, some of which `poi
 import astroco_fast as af
 from astroco_fast import selfcheck
 from astroco_fast.kernels import triton as triton_backend
-from astroco_fast.kernels.cpu import build, native
+from astroco_fast.kernels.cpu import arguments, build, native
 from tests.conftest import CPU_ISA
 from tests.kernels import small_library
 
@@ -67,6 +67,17 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(native, "_library", None)
     monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))
     return folder
+
+
+@pytest.fixture(params=[name for name in build.isas() if name.endswith("bf16")])
+def isa(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An instruction set with BFloat16 products, which the CPU backend uses during the test."""
+    monkeypatch.setattr(build, "wish", request.param)
+    monkeypatch.setattr(native, "_library", None)
+    for kernel in arguments.kernels.values():
+        monkeypatch.setattr(kernel, "_calls", {})
+    assert native.library().isa.name == request.param
+    return request.param
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""BFloat16 products on the CPU, by each instruction set that has them: AMX's tiles, and AVX-512's vectors."""
+"""Products of BFloat16 on the CPU, by each instruction set that has them: AMX's tiles, and AVX-512's vectors."""
 
 import pytest
 import torch
@@ -6,26 +6,13 @@ from torch import Tensor
 
 import astroco_fast as af
 from astroco_fast import Layout, ops
-from astroco_fast.kernels.cpu import arguments, build, native
 from astroco_fast.kernels.tensors import pitch
 from astroco_fast.reference.sublayers import FeedForward
 from tests.kernels import harness
 from tests.kernels.harness import Case
 from tests.kernels.test_sublayers import SUBLAYERS, check
 
-ISAS = [name for name in build.isas() if name.endswith("bf16")]
 HALF = torch.bfloat16
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An instruction set with BFloat16 products, which the CPU backend uses during the test."""
-    monkeypatch.setattr(build, "wish", request.param)
-    monkeypatch.setattr(native, "_library", None)
-    for kernel in arguments.kernels.values():
-        monkeypatch.setattr(kernel, "_calls", {})
-    assert native.library().isa.name == request.param
-    return request.param
 
 
 def half_rows(rows: int, width: int) -> Tensor:
@@ -48,8 +35,9 @@ def test_gradients_of_matrices(isa: str, rows: int, n: int, k: int) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * rows)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("width", [36, 64, 100])
-def test_a_row_has_the_same_bits_wherever_it_lies(isa: str, width: int) -> None:
+def test_a_row_has_the_same_bits_wherever_it_lies(isa: str, width: int, int8: bool) -> None:
     """The last rows of a batch, which do not fill a tile or a micro-kernel, are computed as the others are."""
     torch.manual_seed(0)
     module, x = FeedForward(width, 4, 0.0).eval(), torch.randn(70, width)
@@ -57,7 +45,7 @@ def test_a_row_has_the_same_bits_wherever_it_lies(isa: str, width: int) -> None:
     def of(part: Tensor) -> Tensor:
         return ops.feed_forward(module, part, Layout.packed(torch.tensor([len(part)]), len(part)))
 
-    with torch.no_grad(), af.backend("cpu"), torch.autocast("cpu", HALF):
+    with torch.no_grad(), af.backend("cpu"), torch.autocast("cpu", HALF), af.int8(int8):
         whole = of(x)
         for n in range(1, 70):
             assert torch.equal(of(x[:n]), whole[:n])

@@ -1,8 +1,9 @@
-// Matrix products of BFloat16 by AMX, Intel's tile registers: one instruction multiplies 16 rows of 32 numbers with 32
-// rows of 16, where AVX-512 multiplies 32 numbers with 32.
+// Matrix products of BFloat16 or int8 by AMX, Intel's tile registers: one instruction multiplies 16 rows of 32 numbers
+// (64 of int8) with 32 (64) rows of 16, where AVX-512 multiplies 32 (64) numbers with as many.
 //
-// A tile register is up to 16 rows of 64 bytes. A tile of A is 16 rows by 32 steps of K, loaded as it lies in memory. A
-// tile of B is 16 pairs of K by 16 columns, which is how panels (gemm.h) hold it. A tile of C is 16 x 16 float.
+// A tile register is up to 16 rows of 64 bytes. A tile of A is 16 rows by 32 (64) steps of K, loaded as it lies in
+// memory. A tile of B is 16 groups of K, pairs of BFloat16 or fours of int8, by 16 columns, which is how panels
+// (gemm.h) hold it. A tile of C is 16 x 16 float, or int32.
 #pragma once
 
 #ifdef __AMX_BF16__
@@ -13,14 +14,14 @@
 
 namespace astroco {
 
-constexpr int64_t TILE = 16;  // rows, columns of C, and pairs of K
+constexpr int64_t TILE = 16;  // rows, columns of C, and groups of K
 
 // The shapes of this thread's tile registers, as LDTILECFG reads them: C's are 0 to 3; A's and B's are 4 and 6 over
-// TILE pairs of K, 5 and 7 over what K leaves over. Loading shapes takes as long as a dozen products of tiles, so a
+// TILE groups of K, 5 and 7 over what K leaves over. Loading shapes takes as long as a dozen products of tiles, so a
 // thread keeps them until other ones are needed or its part of an op ends.
 class TileShapes {
  public:
-  // For m rows, at most TILE, and `rest` pairs of K left over.
+  // For m rows, at most TILE, and `rest` groups of K left over.
   static void load(int64_t m, int64_t rest) {
     TileShapes& now = of_thread();
     if (now.rows_[0] != m || now.rows_[7] != rest) {
@@ -58,38 +59,49 @@ class TileShapes {
   uint8_t rows_[16] = {};
 };
 
-// One step of K for the block below. Registers have literal numbers in GCC, hence a macro.
-#define ASTROCO_TILE_STEP(A, B)              \
-  _tile_loadd(A, a, a_bytes);                \
-  _tile_loadd(B, b, b_bytes);                \
-  _tile_dpbf16ps(0, A, B);                   \
-  if constexpr (N > 1) {                     \
-    _tile_loadd(B, b + 2 * TILE, b_bytes);   \
-    _tile_dpbf16ps(1, A, B);                 \
-  }                                          \
-  if constexpr (M == 2) {                    \
-    _tile_loadd(A, a + TILE * lda, a_bytes); \
-    if constexpr (N > 1) {                   \
-      _tile_dpbf16ps(3, A, B);               \
-      _tile_loadd(B, b, b_bytes);            \
-    }                                        \
-    _tile_dpbf16ps(2, A, B);                 \
-  }                                          \
-  if constexpr (M == 1 && N > 2) {           \
-    _tile_loadd(B, b + 4 * TILE, b_bytes);   \
-    _tile_dpbf16ps(2, A, B);                 \
-  }                                          \
-  if constexpr (M == 1 && N > 3) {           \
-    _tile_loadd(B, b + 6 * TILE, b_bytes);   \
-    _tile_dpbf16ps(3, A, B);                 \
+// What a type's products add up to.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
+
+// One step of K for the block below. Registers have literal numbers in GCC, hence macros.
+#define ASTROCO_TILE_MULTIPLY(C, A, B)       \
+  if constexpr (std::is_same_v<T, int8_t>) { \
+    _tile_dpbssd(C, A, B);                   \
+  } else {                                   \
+    _tile_dpbf16ps(C, A, B);                 \
+  }
+#define ASTROCO_TILE_STEP(A, B)                \
+  _tile_loadd(A, a, a_bytes);                  \
+  _tile_loadd(B, b, b_bytes);                  \
+  ASTROCO_TILE_MULTIPLY(0, A, B)               \
+  if constexpr (N > 1) {                       \
+    _tile_loadd(B, b + G * TILE, b_bytes);     \
+    ASTROCO_TILE_MULTIPLY(1, A, B)             \
+  }                                            \
+  if constexpr (M == 2) {                      \
+    _tile_loadd(A, a + TILE * lda, a_bytes);   \
+    if constexpr (N > 1) {                     \
+      ASTROCO_TILE_MULTIPLY(3, A, B)           \
+      _tile_loadd(B, b, b_bytes);              \
+    }                                          \
+    ASTROCO_TILE_MULTIPLY(2, A, B)             \
+  }                                            \
+  if constexpr (M == 1 && N > 2) {             \
+    _tile_loadd(B, b + 2 * G * TILE, b_bytes); \
+    ASTROCO_TILE_MULTIPLY(2, A, B)             \
+  }                                            \
+  if constexpr (M == 1 && N > 3) {             \
+    _tile_loadd(B, b + 3 * G * TILE, b_bytes); \
+    ASTROCO_TILE_MULTIPLY(3, A, B)             \
   }
 
 // M by N tiles of C, 2 by 2 at most or 1 by 4. B has `ldb` columns.
-template <int M, int N>
-inline void tile_block(const bf16* a, int64_t lda, int64_t pairs, const bf16* b, int64_t ldb, float* c, int64_t ldc,
+template <int M, int N, class T>
+inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int64_t ldb, Sum<T>* c, int64_t ldc,
                        bool add) {
-  const int64_t a_bytes = 2 * lda, b_bytes = 4 * ldb, c_bytes = 4 * ldc;
-  float *third = M == 2 ? c + TILE * ldc : c + 2 * TILE, *fourth = third + TILE;
+  constexpr int64_t G = 4 / sizeof(T);
+  const int64_t a_bytes = sizeof(T) * lda, b_bytes = 4 * ldb, c_bytes = 4 * ldc;
+  Sum<T>*third = M == 2 ? c + TILE * ldc : c + 2 * TILE, *fourth = third + TILE;
   if (add) {
     _tile_loadd(0, c, c_bytes);
     if constexpr (N > 1) _tile_loadd(1, c + TILE, c_bytes);
@@ -101,10 +113,10 @@ inline void tile_block(const bf16* a, int64_t lda, int64_t pairs, const bf16* b,
     if constexpr (M == 2 || N > 2) _tile_zero(2);
     if constexpr (M * N == 4) _tile_zero(3);
   }
-  for (; pairs >= TILE; pairs -= TILE, a += 2 * TILE, b += 2 * TILE * ldb) {
+  for (; groups >= TILE; groups -= TILE, a += G * TILE, b += G * TILE * ldb) {
     ASTROCO_TILE_STEP(4, 6)
   }
-  if (pairs > 0) {
+  if (groups > 0) {
     ASTROCO_TILE_STEP(5, 7)
   }
   _tile_stored(0, c, c_bytes);
@@ -113,32 +125,39 @@ inline void tile_block(const bf16* a, int64_t lda, int64_t pairs, const bf16* b,
   if constexpr (M * N == 4) _tile_stored(3, fourth, c_bytes);
 }
 
-// C (m, N TILE) = A B or C += A B, A row-major, B a panel of `pairs` pairs of K. Rows and K that do not fill a tile go
-// to smaller ones, so a row's products do not depend on where it lies.
-template <int N>
-void tile_panel(const bf16* a, int64_t lda, int64_t m, int64_t pairs, const bf16* b, float* c, int64_t ldc, bool add) {
-  constexpr int64_t columns = N * TILE;
+// C (m, N TILE) = A B or C += A B, A row-major, B a panel of `groups` groups of K. Rows and K that do not fill a tile
+// go to smaller ones, so a row's products do not depend on where it lies. done(row, column, rows, columns) follows each
+// block of C.
+template <int N, class T, class F>
+void tile_panel(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, Sum<T>* c, int64_t ldc, bool add,
+                F&& done) {
+  constexpr int64_t columns = N * TILE, half = 2 * TILE, G = 4 / sizeof(T);
   int64_t r = 0;
-  TileShapes::load(std::min(m, TILE), pairs % TILE);
+  TileShapes::load(std::min(m, TILE), groups % TILE);
   for (; r + 2 * TILE <= m; r += 2 * TILE) {
-    tile_block<2, std::min(N, 2)>(a + r * lda, lda, pairs, b, columns, c + r * ldc, ldc, add);
-    if constexpr (N > 2)
-      tile_block<2, N - 2>(a + r * lda, lda, pairs, b + 4 * TILE, columns, c + r * ldc + 2 * TILE, ldc, add);
+    tile_block<2, std::min(N, 2)>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
+    done(r, 0, 2 * TILE, std::min(columns, half));
+    if constexpr (N > 2) {
+      tile_block<2, N - 2>(a + r * lda, lda, groups, b + G * half, columns, c + r * ldc + half, ldc, add);
+      done(r, half, 2 * TILE, columns - half);
+    }
   }
   for (; r < m; r += TILE) {
-    TileShapes::load(std::min(m - r, TILE), pairs % TILE);
-    tile_block<1, N>(a + r * lda, lda, pairs, b, columns, c + r * ldc, ldc, add);
+    TileShapes::load(std::min(m - r, TILE), groups % TILE);
+    tile_block<1, N>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
+    done(r, 0, std::min(m - r, TILE), columns);
   }
 }
 
-inline void tile_product(const bf16* a, int64_t lda, int64_t m, int64_t pairs, const bf16* b, int64_t columns, float* c,
-                         int64_t ldc, bool add) {
+template <class T, class F>
+void tile_product(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, int64_t columns, Sum<T>* c,
+                  int64_t ldc, bool add, F&& done) {
   asm volatile("" : : : "memory");  // GCC's intrinsics do not say that they read A and B: whatever was written there is
   switch (columns / TILE) {
-    case 1: return tile_panel<1>(a, lda, m, pairs, b, c, ldc, add);
-    case 2: return tile_panel<2>(a, lda, m, pairs, b, c, ldc, add);
-    case 3: return tile_panel<3>(a, lda, m, pairs, b, c, ldc, add);
-    default: return tile_panel<4>(a, lda, m, pairs, b, c, ldc, add);
+    case 1: return tile_panel<1>(a, lda, m, groups, b, c, ldc, add, done);
+    case 2: return tile_panel<2>(a, lda, m, groups, b, c, ldc, add, done);
+    case 3: return tile_panel<3>(a, lda, m, groups, b, c, ldc, add, done);
+    default: return tile_panel<4>(a, lda, m, groups, b, c, ldc, add, done);
   }
 }
 

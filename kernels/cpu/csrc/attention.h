@@ -14,19 +14,19 @@ constexpr int64_t ATTENTION_TILE = 16 * ROWS;                   // rows of the p
 constexpr int64_t QUERY_TILE = round_up(4 * ROWS, BLOCK_ROWS);  // queries whose scores lie in the fastest cache
 
 // What one window's threads share.
-template <class T>
+template <class H>
 struct WindowSpace {
-  T *qkv, *attended, *keys, *values;
+  H *qkv, *attended, *keys, *values;
 };
 
-template <class T>
+template <class T, class H = Half<T>>
 struct AttentionArguments {
   int64_t threads;         // that may run
   float* y;                // (N, D), the sublayer's output
-  T* qkv;                  // (N, pitch(3 F)), where `keep`: q, k and v. Rows that are not real are written in y only
-  T* attended;             // (N, F), where `keep`
+  H* qkv;                  // (N, pitch(3 F)), where `keep`: q, k and v. Rows that are not real are written in y only
+  H* attended;             // (N, F), where `keep`
   float* logsumexp;        // (N, H), where `keep`: the logarithm to base 2 of softmax's sum, for each head
-  T* product;              // (N, P), where `keep`: W_out's product, half rows
+  H* product;              // (N, P), where `keep`: W_out's product, half rows
   const float* x;          // (N, D)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
@@ -54,6 +54,8 @@ inline void share(const Team& team, int64_t units, F&& f) {
 
 template <class T>
 struct Attention {
+  using H = Half<T>;
+
   const AttentionArguments<T>& a;
   int64_t size;  // d
   float scale;   // of scores
@@ -61,7 +63,7 @@ struct Attention {
 
   explicit Attention(const AttentionArguments<T>& a)
       : a(a),
-        size(round_up(a.width / a.heads, STEP<T>)),
+        size(round_up(a.width / a.heads, STEP<H>)),
         scale(float(1 / std::sqrt(double(a.width / a.heads)))),
         end{a.b_out, a.gain, a.shift, a.eps, a.width, Dropout(a.seed, a.salt, a.p)} {}
 
@@ -71,15 +73,15 @@ struct Attention {
   // The numbers that a window's space takes, and the parts of it.
   int64_t space(int64_t rows) const {
     return rows * stride() + round_up(rows * features(), PITCH) +
-           a.heads * (head_size<T>(size, rows) + head_size<T>(rows, size));
+           a.heads * (head_size<H>(size, rows) + head_size<H>(rows, size));
   }
-  WindowSpace<T> space(int64_t rows, T* memory) const {
-    T *attended = memory + rows * stride(), *keys = attended + round_up(rows * features(), PITCH);
-    return {memory, attended, keys, keys + a.heads * head_size<T>(size, rows)};
+  WindowSpace<H> space(int64_t rows, H* memory) const {
+    H *attended = memory + rows * stride(), *keys = attended + round_up(rows * features(), PITCH);
+    return {memory, attended, keys, keys + a.heads * head_size<H>(size, rows)};
   }
 
   // One window, by all members of a team, each of which calls this.
-  void window(Team& team, Tile w, WindowSpace<T> at) const {
+  void window(Team& team, Tile w, WindowSpace<H> at) const {
     const int64_t n = w.count, tiles = (n + QUERY_TILE - 1) / QUERY_TILE;
     if (a.keep) {
       at.qkv = a.qkv + w.first * stride();
@@ -100,15 +102,15 @@ struct Attention {
 
  private:
   // q, k and v of some rows.
-  void project(Tile rows, const float* x, T* qkv) const {
+  void project(Tile rows, const float* x, H* qkv) const {
     Scratch scratch;
-    const int64_t m = rows.count, ld = stride(), depth = round_up(a.width, STEP<T>);
-    Left<T> left = as_left<T>(x + rows.first * a.width, a.width, m, scratch);
+    const int64_t m = rows.count, ld = stride(), size = column_size<T>(a.width);
+    Left<T> left = as_left<T>(x + rows.first * a.width, a.width, a.width, m, scratch);
     float* c = scratch.take<float>(m * PANEL);
     qkv += rows.first * ld;
     for (int64_t j = 0; j < ld; j += PANEL) {
       const int64_t n = std::min(PANEL, ld - j);
-      gemm_panel(left, m, a.width, a.w_qkv + j * depth, n, c, PANEL);
+      gemm_panel(left, m, a.width, a.w_qkv + j * size, n, c, PANEL);
       for (int64_t r = 0; r < m; ++r)
         for (int64_t i = 0; i < n; i += 2 * W)
           store2(qkv + r * ld + j + i, load2(c + r * PANEL + i) + load2(a.b_qkv + j + i));
@@ -116,23 +118,23 @@ struct Attention {
   }
 
   // A head's keys or values as right factors.
-  void pack_head(int64_t head, bool value, int64_t n, const WindowSpace<T>& at) const {
-    const T* rows = at.qkv + (value ? 2 : 1) * features() + head * size;
+  void pack_head(int64_t head, bool value, int64_t n, const WindowSpace<H>& at) const {
+    const H* rows = at.qkv + (value ? 2 : 1) * features() + head * size;
     if (value)
-      pack_upright(at.values + head * head_size<T>(n, size), rows, stride(), n, size);
+      pack_upright(at.values + head * head_size<H>(n, size), rows, stride(), n, size);
     else
-      pack_transposed(at.keys + head * head_size<T>(size, n), rows, stride(), n, size);
+      pack_transposed(at.keys + head * head_size<H>(size, n), rows, stride(), n, size);
   }
 
   // What the queries of some rows find among the keys of their window. Probabilities p take the place of the scores s.
-  void attend(int64_t head, Tile rows, Tile window, const WindowSpace<T>& at) const {
+  void attend(int64_t head, Tile rows, Tile window, const WindowSpace<H>& at) const {
     Scratch scratch;
-    const int64_t n = window.count, m = rows.count, lds = round_up(n, 2 * W), ldp = lds * STEP<T>,
+    const int64_t n = window.count, m = rows.count, lds = round_up(n, 2 * W), ldp = lds * STEP<H>,
                   ldo = round_up(size, 2 * W);
     float *s = scratch.take<float>(m * lds), *o = scratch.take<float>(m * ldo), *inverse = scratch.take<float>(m);
-    T* p = reinterpret_cast<T*>(s);
-    Left<T> q{at.qkv + rows.first * stride() + head * size, stride()};
-    head_product(q, m, size, at.keys + head * head_size<T>(size, n), n, s, lds);
+    H* p = reinterpret_cast<H*>(s);
+    Left<H> q{at.qkv + rows.first * stride() + head * size, stride()};
+    head_product(q, m, size, at.keys + head * head_size<H>(size, n), n, s, lds);
     for (int64_t r = 0; r < m; ++r) {
       Softmax found = softmax(s + r * lds, n, scale * LOG2_E, p + r * ldp);
       inverse[r] = 1.0f / found.sum;
@@ -140,19 +142,19 @@ struct Attention {
         a.logsumexp[(window.first + rows.first + r) * a.heads + head] =
             found.largest * (scale * LOG2_E) + std::log2(found.sum);
     }
-    head_product(Left<T>{p, ldp}, m, n, at.values + head * head_size<T>(n, size), size, o, ldo);
+    head_product(Left<H>{p, ldp}, m, n, at.values + head * head_size<H>(n, size), size, o, ldo);
     for (int64_t r = 0; r < m; ++r) {
-      T* to = at.attended + (rows.first + r) * features() + head * size;
+      H* to = at.attended + (rows.first + r) * features() + head * size;
       for (int64_t j = 0; j < size; j += 2 * W) store_some(to + j, load2(o + r * ldo + j) * Vec(inverse[r]), size - j);
     }
   }
 
   // W_out and what follows it; `start` is the window's first row.
-  void finish(Tile rows, int64_t start, const WindowSpace<T>& at) const {
+  void finish(Tile rows, int64_t start, const WindowSpace<H>& at) const {
     Scratch scratch;
     const int64_t m = rows.count, p = pitch(a.width), f = features();
     float* o = scratch.take<float>(m * p);
-    gemm(Left<T>{at.attended + rows.first * f, f}, m, f, a.w_out, a.width, o, p);
+    gemm(as_left<T>(at.attended + rows.first * f, f, f, m, scratch), m, f, a.w_out, a.width, o, p);
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = start + rows.first + r;
       if (a.keep) to_half(o + r * p, p, a.product + row * p);
@@ -166,9 +168,9 @@ void attention(const AttentionArguments<T>& a) {
   const Windows all(a);
   const Attention<T> op(a);
   const int64_t longest = a.batch ? *std::max_element(all.lengths, all.lengths + a.batch) : 0;
-  Shares(a.threads, all).run(op.space(longest) * sizeof(T), [&](Team& team, int64_t i, int64_t, char* memory) {
+  Shares(a.threads, all).run(op.space(longest) * sizeof(Half<T>), [&](Team& team, int64_t i, int64_t, char* memory) {
     const Tile window{all.starts[i], all.lengths[i]};
-    op.window(team, window, op.space(window.count, reinterpret_cast<T*>(memory)));
+    op.window(team, window, op.space(window.count, reinterpret_cast<Half<T>*>(memory)));
   });
   clear_others(all, a.y, a.width);
 }

@@ -110,28 +110,28 @@ struct Gated {
 
   // A tile to rows of u from `row` on. kept (N, 2, P) takes values and gates, stats (N, 2) LayerNorm's; null: not
   // wanted.
-  void forward(Tile tile, const float* x, Groups u, int64_t row, T* kept, float* stats) const {
+  void forward(Tile tile, const float* x, Groups u, int64_t row, Half<T>* kept, float* stats) const {
     Scratch scratch;
-    const int64_t p = pitch(width), m = tile.count, depth = round_up(width, STEP<T>);
-    T* a = scratch.take<T>(m * p);
+    const int64_t p = pitch(width), m = tile.count, size = column_size<T>(width);
+    Factor<T> a(m, width, scratch);
     float *v = scratch.take<float>(m * PANEL), *g = scratch.take<float>(m * PANEL), *z = scratch.take<float>(p);
     for (int64_t r = 0; r < m; ++r) {
       const float* from = x + (tile.first + r) * width;
       Statistics s = statistics(from, width, eps);
       normalise(from, s, gain, shift, width, z);
-      to_half(z, width, a + r * p);
+      a.set(r, z);
       if (stats) s.keep(stats, tile.first + r);
     }
     for (int64_t j = 0; j < p; j += PANEL) {
       const int64_t n = std::min(PANEL, p - j);
-      gemm_panel(Left<T>{a, p}, m, width, w_val + j * depth, n, v, PANEL);
-      gemm_panel(Left<T>{a, p}, m, width, w_gate + j * depth, n, g, PANEL);
+      gemm_panel<T>(a, m, width, w_val + j * size, n, v, PANEL);
+      gemm_panel<T>(a, m, width, w_gate + j * size, n, g, PANEL);
       for (int64_t r = 0; r < m; ++r)
         for (int64_t i = 0; i < n; i += 2 * W) {
           Two value = load2(v + r * PANEL + i) + load2(b_val + j + i);
           Two gate = load2(g + r * PANEL + i) + load2(b_gate + j + i);
           if (kept) {
-            T* to = kept + (tile.first + r) * 2 * p + j + i;
+            Half<T>* to = kept + (tile.first + r) * 2 * p + j + i;
             store2(to, value);
             store2(to + p, gate);
           }
@@ -190,13 +190,13 @@ void convolution(const ConvolutionArguments<T>& a) {
     team.wait();
     for_tiles(team, length, CONVOLUTION_TILE, [&](int64_t first, int64_t m) {
       Scratch scratch;
-      T* s = scratch.take<T>(m * p);
+      Half<T>* s = scratch.take<Half<T>>(m * p);
       float* o = scratch.take<float>(m * p);
       for (int64_t j = 0; j < p; j += PITCH)
         depthwise(u.of(j / PITCH), taps.of(j / PITCH), taps.count, first, m, [&](int64_t t, int64_t k, Two c) {
           store2(s + (t - first) * p + j + k, silu<T>(c + load2(a.offset + j + k)));
         });
-      gemm(Left<T>{s, p}, m, width, a.w_out, width, o, p);
+      gemm(as_left<T>(s, p, width, m, scratch), m, width, a.w_out, width, o, p);
       for (int64_t r = 0; r < m; ++r) {
         const int64_t row = start + first + r;
         end.forward(o + r * p, a.x + row * width, row, a.y + row * width);

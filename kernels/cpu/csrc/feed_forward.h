@@ -11,9 +11,9 @@ constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS;
 
 // GELU(v + b_val) * sigmoid(g + b_gate), one row of a panel's products; v and g with their biases are kept where
 // wanted.
-template <class T>
-inline void gate_row(const float* v, const float* g, const float* b_val, const float* b_gate, int64_t columns, T* h,
-                     T* keep_v, T* keep_g) {
+template <class T, class H = Half<T>>
+inline void gate_row(const float* v, const float* g, const float* b_val, const float* b_gate, int64_t columns, H* h,
+                     H* keep_v, H* keep_g) {
   for (int64_t j = 0; j < columns; j += 2 * W) {
     Two value = load2(v + j) + load2(b_val + j), gate = load2(g + j) + load2(b_gate + j);
     if (keep_v) {
@@ -35,12 +35,12 @@ struct Kept {
   T* of(int64_t row, int64_t j, int64_t n) const { return values ? values + 2 * (j * rows + row * n) : nullptr; }
 };
 
-template <class T>
+template <class T, class H = Half<T>>
 struct FeedForwardArguments {
   int64_t threads;         // that may run
   float* y;                // (N, D), the sublayer's output
-  T* kept;                 // (2, pitch(F), N), where `keep`: v and g as `Kept` orders them
-  T* product;              // (N, P), where `keep`: W_out's product, half rows
+  H* kept;                 // (2, pitch(F), N), where `keep`: v and g as `Kept` orders them
+  H* product;              // (N, P), where `keep`: W_out's product, half rows
   const float* x;          // (N, D)
   const int64_t* windows;  // (2, B): each window's first row and length
   int64_t batch;           // B
@@ -70,22 +70,23 @@ struct FeedForward {
   void tile(Tile tile) const {
     Scratch scratch;
     const int64_t width = a.width, p = pitch(width), f = pitch(a.hidden), m = tile.count;
-    const Kept<T> kept{a.keep ? a.kept : nullptr, a.rows};
-    const Left<T> left = as_left<T>(a.x + tile.first * width, width, m, scratch);
-    T* h = scratch.take<T>(m * f);
+    using H = Half<T>;
+    const Kept<H> kept{a.keep ? a.kept : nullptr, a.rows};
+    const Left<T> left = as_left<T>(a.x + tile.first * width, width, width, m, scratch);
+    H* h = scratch.take<H>(m * f);
     float *v = scratch.take<float>(m * PANEL), *g = scratch.take<float>(m * PANEL), *o = scratch.take<float>(m * p);
-    const int64_t depth = round_up(width, STEP<T>);
+    const int64_t size = column_size<T>(width);
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);
-      gemm_panel(left, m, width, a.w_val + j * depth, n, v, PANEL);
-      gemm_panel(left, m, width, a.w_gate + j * depth, n, g, PANEL);
+      gemm_panel(left, m, width, a.w_val + j * size, n, v, PANEL);
+      gemm_panel(left, m, width, a.w_gate + j * size, n, g, PANEL);
       for (int64_t r = 0; r < m; ++r) {
-        T* keep = kept.of(tile.first + r, j, n);
-        gate_row(v + r * PANEL, g + r * PANEL, a.b_val + j, a.b_gate + j, n, h + r * f + j, keep,
-                 keep ? keep + n : nullptr);
+        H* keep = kept.of(tile.first + r, j, n);
+        gate_row<T>(v + r * PANEL, g + r * PANEL, a.b_val + j, a.b_gate + j, n, h + r * f + j, keep,
+                    keep ? keep + n : nullptr);
       }
     }
-    gemm(Left<T>{h, f}, m, a.hidden, a.w_out, width, o, p);
+    gemm(as_left<T>(h, f, a.hidden, m, scratch), m, a.hidden, a.w_out, width, o, p);
     for (int64_t r = 0; r < m; ++r) {
       const int64_t row = tile.first + r;
       if (a.keep) to_half(o + r * p, p, a.product + row * p);

@@ -1,9 +1,9 @@
 // Matrix products of a few rows with a packed matrix: C = A B, A (M, K) and C float (M, N) row-major.
 //
 // B is packed into panels of PANEL columns, the last one narrower, each with K in steps of STEP: two for BFloat16,
-// which the CPU multiplies and adds in pairs. A panel is read front to back for every ROWS rows of A, whose products
-// stay in registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros. Where the CPU has AMX, `amx.h`
-// makes BFloat16 products of the same panels.
+// which the CPU multiplies and adds in pairs, and four for int8. A panel is read front to back for every ROWS rows of
+// A, whose products stay in registers meanwhile. Columns are rounded up to PITCH, K to STEP, with zeros. Where the CPU
+// has AMX, `amx.h` makes products of BFloat16 and int8 numbers of the same panels.
 #pragma once
 
 #include "amx.h"
@@ -27,7 +27,13 @@ constexpr int64_t BLOCK_ROWS = ROWS;
 constexpr int64_t PANEL = VECTORS * W;
 
 template <class T>
-constexpr int64_t STEP = std::is_same_v<T, bf16> ? 2 : 1;
+constexpr int64_t STEP = sizeof(float) / sizeof(T);
+
+// Numbers that a packed column of K numbers takes up. int8 columns come with their scale and correction: see int8.h.
+template <class T>
+constexpr int64_t column_size(int64_t k) {
+  return round_up(k, STEP<T>) + (std::is_same_v<T, int8_t> ? 8 : 0);
+}
 
 // One step: a number (or pair) of A in all lanes, a vector of B, and their product added to the sums.
 inline Vec broadcast(const float* a) { return Vec(*a); }
@@ -56,6 +62,16 @@ struct Left {
   int64_t row, step = STEP<T>;
 
   Left operator+(int64_t rows) const { return {values + rows * row, row, step}; }
+};
+
+template <>
+struct Left<int8_t> {
+  const int8_t* values;
+  int64_t row;
+  const float* scales;  // what each row is to be multiplied by
+  static constexpr int64_t step = STEP<int8_t>;
+
+  Left operator+(int64_t rows) const { return {values + rows * row, row, scales + rows}; }
 };
 
 // M rows by N vectors of C. Where `add`, they are added to what C holds.
@@ -117,22 +133,27 @@ constexpr int64_t DEPTH = 128;
 template <class T>
 void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
   if (m <= 0) return;
+  const int64_t steps = (k + STEP<T> - 1) / STEP<T>;
 #ifdef __AMX_BF16__
-  if constexpr (std::is_same_v<T, bf16>) return tile_product(a.values, a.row, m, (k + 1) / 2, b, columns, c, ldc, add);
+  if constexpr (std::is_same_v<T, int8_t>) {
+    int8_tile_product(a, m, steps, b, columns, c, ldc);
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    tile_product(a.values, a.row, m, steps, b, columns, c, ldc, add, [](auto...) {});
+  } else
 #endif
-  const int64_t steps = (k + STEP<T> - 1) / STEP<T>, most = STEP<T> == 1 ? DEPTH : steps;
-  for (int64_t k0 = 0; k0 < steps; k0 += most, add = true)
-    some_steps(Left<T>{a.values + k0 * a.step, a.row, a.step}, m, std::min(most, steps - k0),
-               b + k0 * columns * STEP<T>, columns, c, ldc, add);
+  {
+    const int64_t most = STEP<T> == 1 ? DEPTH : steps;
+    for (int64_t k0 = 0; k0 < steps; k0 += most, a.values += most * a.step, add = true)
+      some_steps(a, m, std::min(most, steps - k0), b + k0 * columns * STEP<T>, columns, c, ldc, add);
+  }
 }
 
 // C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, the number after A's last is read
 // too, and must be finite.
 template <class T>
 void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, bool add = false) {
-  int64_t depth = round_up(k, STEP<T>), end = pitch(n);
-  for (int64_t j = 0; j < end; j += PANEL)
-    gemm_panel(a, m, k, b + j * depth, std::min(PANEL, end - j), c + j, ldc, add);
+  const int64_t size = column_size<T>(k), end = pitch(n);
+  for (int64_t j = 0; j < end; j += PANEL) gemm_panel(a, m, k, b + j * size, std::min(PANEL, end - j), c + j, ldc, add);
 }
 
 // Two rows of n as one of pairs, the first in the lower half; where there is no second, zeros.
@@ -149,7 +170,7 @@ inline void interleave(const bf16* first, const bf16* second, int64_t n, bf16* p
 template <class T>
 struct PackArguments {
   int64_t threads;      // that may run
-  T* packed;            // pitch(n) * (k rounded up to STEP) numbers
+  T* packed;            // pitch(n) * column_size(k) numbers
   const float* weight;  // (n, k), or where `transposed` (k, n)
   int64_t rows;         // of weight
   int64_t width;        // its columns

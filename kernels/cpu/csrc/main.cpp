@@ -28,6 +28,12 @@ __asm__(".symver pow, pow@GLIBC_2.2.5");
 #endif
 
 EXPORT(pack)
+#ifdef __AVX512VNNI__
+EXPORT_AS(pack_i8, pack<int8_t>)
+EXPORT_AS(attention_i8, attention<int8_t>)
+EXPORT_AS(convolution_i8, convolution<int8_t>)
+EXPORT_AS(feed_forward_i8, feed_forward<int8_t>)
+#endif
 EXPORT(weight_gradient)
 EXPORT(attention)
 EXPORT(attention_backward)

@@ -1,13 +1,14 @@
 // What is done to a row (LayerNorm, dropout, residual), and which rows there are.
 //
-// Rows between ops are float (N, D), x and y below. Half rows, inside ops, are T (N, P), P = pitch(D), zero from D on.
+// Rows between ops are float (N, D), x and y below. Half rows, inside ops, are H (N, P), P = pitch(D), zero from D on,
+// where H is the compute type T, or BFloat16 for int8.
 #pragma once
 
 #include <cmath>
 #include <numeric>
 #include <vector>
 
-#include "gemm.h"
+#include "int8.h"
 
 namespace astroco {
 
@@ -101,15 +102,48 @@ inline void to_half(const float* x, int64_t width, T* half) {
   for (int64_t j = round_up(width, 2 * W); j < pitch(width); j += 2 * W) store2(half + j, Two{Vec(0.0f), Vec(0.0f)});
 }
 
-// Rows as A of a product: float rows as they are, others as half rows in `scratch`.
+// A of a product, written row by row.
 template <class T>
-inline Left<T> as_left(const float* x, int64_t width, int64_t rows, Scratch& scratch) {
-  if constexpr (std::is_same_v<T, float>) {
-    return {x, width};
+struct Factor {
+  int64_t width, row;
+  T* values;
+
+  Factor(int64_t rows, int64_t width, Scratch& scratch)
+      : width(width), row(pitch(width)), values(scratch.take<T>(rows * row)) {}
+  void set(int64_t r, const float* x) { to_half(x, width, values + r * row); }
+  operator Left<T>() const { return {values, row}; }
+};
+
+#ifdef __AVX512VNNI__
+template <>
+struct Factor<int8_t> {
+  static constexpr int64_t LINE = 64;
+  int64_t width, row;
+  int8_t* values;
+  float* scales;
+
+  Factor(int64_t rows, int64_t width, Scratch& scratch)
+      : width(width),
+        row(round_up(width, LINE)),
+        values(scratch.take<int8_t>(rows * row)),
+        scales(scratch.take<float>(rows)) {}
+  template <class X>
+  void set(int64_t r, const X* x) {
+    scales[r] = quantise(x, width, values + r * row);
+  }
+  operator Left<int8_t>() const { return {values, row, scales}; }
+};
+#endif
+
+// Rows x (rows, ld) as A of a product: as they are where they are of its type, else in `scratch`.
+template <class T, class X>
+inline Left<T> as_left(const X* x, int64_t ld, int64_t width, int64_t rows, Scratch& scratch) {
+  if constexpr (std::is_same_v<T, X>) {
+    return {x, ld};
   } else {
-    T* half = scratch.take<T>(rows * pitch(width));
-    for (int64_t r = 0; r < rows; ++r) to_half(x + r * width, width, half + r * pitch(width));
-    return {half, pitch(width)};
+    Factor<T> left(rows, width, scratch);
+    for (int64_t r = 0; r < rows; ++r) left.set(r, x + r * ld);
+    return left;
   }
 }
 

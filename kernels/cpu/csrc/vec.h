@@ -1,7 +1,7 @@
 // SIMD: ATen's portable vectors, and the few functions that the ops are made of.
 //
-// T is the compute type, float or BFloat16; arithmetic is always float. Two vectors (2 W numbers) are loaded or stored
-// at a time, because that is one vector of BFloat16.
+// T is the compute type, float, BFloat16 or int8; arithmetic is always float. Two vectors (2 W numbers) are loaded or
+// stored at a time, because that is one vector of BFloat16.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -18,6 +18,10 @@ namespace astroco {
 using bf16 = c10::BFloat16;
 using Vec = at::vec::Vectorized<float>;
 constexpr int64_t W = Vec::size();
+
+// H, what half rows (rows.h) are made of. The compute type int8 is that of products with weights only (int8.h).
+template <class T>
+using Half = std::conditional_t<std::is_same_v<T, int8_t>, bf16, T>;
 
 // Columns of a half row come in multiples of this, whatever the vector's size: see kernels/tensors.py.
 constexpr int64_t PITCH = 32;
@@ -65,6 +69,15 @@ ALWAYS_INLINE Two load2(const float* p, int64_t n) {
   return {Vec::loadu(p, n), Vec(0.0f)};
 }
 
+#ifdef __AVX512VNNI__
+ALWAYS_INLINE Two load2(const bf16* p, int64_t n) {
+  if (n >= 2 * W) return load2(p);
+  alignas(64) bf16 some[2 * W];
+  _mm512_store_si512(some, _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, p));
+  return load2(some);
+}
+#endif
+
 ALWAYS_INLINE void store2(float* p, Two v, int64_t n) {
   if (n >= 2 * W) return store2(p, v);
   v.a.store(p, n < W ? n : W);
@@ -84,8 +97,23 @@ inline Vec exponential(Vec x) {
   return std::is_same_v<T, float> ? x.exp() : x.exp_u20();
 }
 
+#ifdef CPU_CAPABILITY_AVX512
+// 2^x to 1e-4 of it.
+ALWAYS_INLINE Vec rough_exp2(Vec x) {
+  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec part = x - Vec(whole);
+  Vec power = at::vec::fmadd(part, Vec(0.0555041f), Vec(0.2402265f));
+  power = at::vec::fmadd(power, part, Vec(0.6931472f));
+  power = at::vec::fmadd(power, part, Vec(1.0f));
+  return Vec(_mm512_scalef_ps(power, whole));
+}
+#endif
+
 template <class T>
 inline Vec sigmoid(Vec x) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, int8_t>) return Vec(_mm512_rcp14_ps(Vec(1.0f) + rough_exp2(x * Vec(-1.442695041f))));
+#endif
   Vec y = Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg()));
   return std::is_same_v<T, float> ? y : Vec::blendv(y, x, x != x);  // the quick exponential makes a number of NaN
 }

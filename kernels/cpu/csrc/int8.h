@@ -1,0 +1,155 @@
+// Products of rows with weights in int8: y = (sum_k q_k w_k) * row's scale * column's scale.
+//
+// A row x becomes q = round(x / s) with s = max |x| / 127, a column of weights likewise; ties go to even. The sums are
+// whole numbers, exact in int32, so results do not depend on the instructions that make them. vpdpbusd multiplies
+// unsigned numbers with signed ones: for it, rows are q + 128, and sums start at minus 128 times the column's sum. AMX
+// multiplies signed numbers. A row with a NaN or an infinity has the scale NaN, and so only NaN for products.
+//
+// A packed panel is the columns' whole numbers as `gemm.h` describes, their scales (float), and what vpdpbusd's sums
+// start at (int32).
+#pragma once
+
+#include <c10/util/bit_cast.h>
+
+#include "gemm.h"
+
+namespace astroco {
+
+constexpr float LEVELS = 127.0f;
+constexpr float LEAST = 1e-30f;  // max |x| counts as no less, so that its inverse is finite
+
+// What follows a panel's numbers: its columns' scales, and where their sums start.
+template <class Byte>
+struct Columns {
+  Byte* panel;
+  int64_t columns, steps;
+
+  auto* scales() const { return reinterpret_cast<Like<float>*>(panel + columns * steps * STEP<int8_t>); }
+  auto* starts() const { return reinterpret_cast<Like<int32_t>*>(scales() + columns); }
+
+ private:
+  template <class X>
+  using Like = std::conditional_t<std::is_const_v<Byte>, const X, X>;
+};
+template <class Byte>
+Columns(Byte*, int64_t, int64_t) -> Columns<Byte>;
+
+// A column that has a NaN or an infinity gets the scale NaN.
+template <>
+inline void pack(const PackArguments<int8_t>& a) {
+  const int64_t k = a.transposed ? a.rows : a.width, n = a.transposed ? a.width : a.rows, end = pitch(n);
+  const int64_t by_k = a.transposed ? n : 1, by_n = a.transposed ? 1 : k, steps = (k + STEP<int8_t> - 1) / STEP<int8_t>;
+  parallel_for(a.threads, (end + PANEL - 1) / PANEL, [&](int64_t i) {
+    const int64_t start = i * PANEL, columns = std::min(PANEL, end - start), size = column_size<int8_t>(k);
+    int8_t* panel = a.packed + start * size;
+    std::fill(panel, panel + columns * size, int8_t(0));
+    const Columns made{panel, columns, steps};
+    for (int64_t j = 0; j < std::min(columns, n - start); ++j) {
+      const float* weight = a.weight + (start + j) * by_n;
+      float most = LEAST, finite = 0.0f;
+      for (int64_t r = 0; r < k; ++r) {
+        most = std::max(most, std::abs(weight[r * by_k]));
+        finite += weight[r * by_k] - weight[r * by_k];
+      }
+      made.scales()[j] = most / LEVELS + finite;
+      if (finite != 0.0f) continue;
+      for (int64_t r = 0; r < k; ++r) {
+        const auto q = int8_t(std::nearbyint(weight[r * by_k] * (LEVELS / most)));
+        panel[r / STEP<int8_t> * STEP<int8_t> * columns + j * STEP<int8_t> + r % STEP<int8_t>] = q;
+        made.starts()[j] -= 128 * q;
+      }
+    }
+  });
+}
+
+#ifdef __AVX512VNNI__
+
+// The largest size of n numbers as its bits, which order as sizes do; those of NaN are above infinity's.
+inline uint32_t largest_bits(const float* x, int64_t n) {
+  __m512i most = _mm512_setzero_si512();
+  const __m512i size = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t j = 0; j < n; j += W) {
+    const __mmask16 some = n - j >= W ? 0xffff : (1u << (n - j)) - 1;
+    most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_maskz_loadu_epi32(some, x + j), size));
+  }
+  return _mm512_reduce_max_epu32(most);
+}
+
+inline uint32_t largest_bits(const bf16* x, int64_t n) {
+  __m512i most = _mm512_setzero_si512();
+  const __m512i size = _mm512_set1_epi16(0x7fff);
+  for (int64_t j = 0; j < n; j += 2 * W) {
+    const __mmask32 some = n - j >= 2 * W ? 0xffffffff : (uint32_t(1) << (n - j)) - 1;
+    most = _mm512_max_epu16(most, _mm512_and_si512(_mm512_maskz_loadu_epi16(some, x + j), size));
+  }
+  const __m512i low = _mm512_slli_epi32(most, 16), high = _mm512_andnot_si512(_mm512_set1_epi32(0xffff), most);
+  return _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
+}
+
+// n numbers to q, and zeros up to the next multiple of 2 W; returns the scale.
+template <class X>
+inline float quantise(const X* x, int64_t n, int8_t* q) {
+  const uint32_t bits = largest_bits(x, n);
+  const float most = std::max(LEAST, c10::bit_cast<float>(bits));
+  const Vec inverse(LEVELS / most);
+  for (int64_t j = 0; j < n; j += 2 * W) {
+    const Two scaled = load2(x + j, n - j) * inverse;
+    auto whole = [](Vec v) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)); };
+    __m256i both = _mm256_set_m128i(whole(scaled.b), whole(scaled.a));
+#ifndef __AMX_BF16__
+    both = _mm256_xor_si256(both, _mm256_set1_epi8(-128));  // q + 128
+#endif
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + j), both);
+  }
+  return bits < 0x7f800000 ? most / LEVELS : NAN;
+}
+
+#ifdef __AMX_BF16__
+
+// C (m, columns) = A B. A block of sums is scaled while it is in the fastest cache.
+inline void int8_tile_product(Left<int8_t> a, int64_t m, int64_t steps, const int8_t* b, int64_t columns, float* c,
+                              int64_t ldc) {
+  const float* scales = Columns{b, columns, steps}.scales();
+  auto* sums = reinterpret_cast<int32_t*>(c);
+  tile_product(a.values, a.row, m, steps, b, columns, sums, ldc, false,
+               [&](int64_t row, int64_t column, int64_t rows, int64_t n) {
+                 for (int64_t j = column; j < column + n; j += W) {
+                   const Vec by = Vec::loadu(scales + j);
+                   for (int64_t r = row; r < row + rows; ++r) {
+                     float* at = c + r * ldc + j;
+                     const Vec sum(_mm512_cvtepi32_ps(_mm512_loadu_si512(at)));
+                     (sum * (by * Vec(a.scales[r]))).store(at);
+                   }
+                 }
+               });
+}
+
+#else
+
+// M rows by N vectors of C, as gemm.h's for other types. Nothing is ever added to C.
+template <int M, int N>
+inline void micro_kernel(Left<int8_t> a, int64_t steps, const int8_t* b, float* c, int64_t ldc, bool) {
+  const Columns of{b, N * W, steps};
+  __m512i sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = _mm512_loadu_si512(of.starts() + n * W);
+  for (int64_t k = 0; k < steps; ++k, a.values += a.step, b += N * W * STEP<int8_t>) {
+    __m512i right[N];
+    for (int n = 0; n < N; ++n) right[n] = _mm512_loadu_si512(b + n * W * STEP<int8_t>);
+    for (int m = 0; m < M; ++m) {
+      int32_t four;
+      std::memcpy(&four, a.values + m * a.row, sizeof four);
+      const __m512i left = _mm512_set1_epi32(four);
+      for (int n = 0; n < N; ++n) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], left, right[n]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n)
+      (Vec(_mm512_cvtepi32_ps(sums[m][n])) * (Vec::loadu(of.scales() + n * W) * Vec(a.scales[m])))
+          .store(c + m * ldc + n * W);
+}
+
+#endif
+#endif
+
+}  // namespace astroco
