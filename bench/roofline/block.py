@@ -87,5 +87,6 @@ def _table(lines: list[Line], device: Device) -> str:
                 f"{kernel.memory / device.bandwidth * 1e6:.0f}", "",
                 f"{kernel.expected(on, device.bandwidth) * 1e6:.0f}",
             )  # fmt: skip
-            table.append(f"| - {kernel.name} | " + " | ".join(cells) + " |")
+            note = " (a loop that depends on data counted once)" if kernel.guessed else ""
+            table.append(f"| - {kernel.name}{note} | " + " | ".join(cells) + " |")
     return "\n".join(table)
