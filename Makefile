@@ -5,6 +5,7 @@
 #   make test-slow   the tests that `make test` leaves out
 #   make wheels      source distribution, wheel, and a wheel for Linux on x86-64 with compiled CPU kernels: dist/
 #   make wheel-test  source distribution and wheel, built and installed, and tests run against them
+#   make matrix      tests on other versions of Python, PyTorch and Triton, and docs/versions.md: each takes gigabytes
 #   make lint        ruff, ruff format --check, clang-format, mypy
 #   make audit       what the compiler makes of every GPU kernel, on each architecture; needs no GPU
 #   make docs        the documentation site: build/site; it shows the notebooks as they are stored
@@ -39,7 +40,7 @@ LOCKED := $(VENV)/.locked-$(VERSION)
 READY := $(VENV)/.ready-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env lock test test-slow wheels wheel-test lint audit docs notebooks bench reliability demo clean
+.PHONY: help env lock test test-slow wheels wheel-test matrix lint audit docs notebooks bench reliability demo clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -81,6 +82,9 @@ wheels: $(READY)
 
 wheel-test: $(READY)
 	$(BIN)/python -m tests.wheel
+
+matrix: $(READY)
+	$(BIN)/python -m tests.matrix
 
 lint: $(READY)
 	$(BIN)/ruff check .

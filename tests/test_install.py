@@ -45,7 +45,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
     """The output of a command, in an environment whose only variables about Python are those given."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
+        [str(part) for part in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
