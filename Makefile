@@ -78,7 +78,7 @@ test-slow: $(READY)
 
 wheels: $(READY)
 	$(INSTALL) -e '.[wheels]'
-	$(BIN)/python wheels.py
+	$(BIN)/python -m tests.wheels
 
 wheel-test: $(READY)
 	$(BIN)/python -m tests.wheel

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import wheels
+from tests import wheels
 from tests.test_install import ROOT, bare_environment, run
 
 # Some of each part: the encoder and its kernels, light curves and stores, released weights, commands.

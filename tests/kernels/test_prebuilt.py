@@ -12,6 +12,7 @@ import torch
 
 from astroco_fast import diagnosis, ops
 from astroco_fast.kernels.cpu import build, native, prebuilt
+from tests import wheels
 from tests.kernels import small_library
 from tests.kernels.small_library import no_compiling, numbers
 from tests.test_install import ROOT, bare_environment, run
@@ -148,7 +149,6 @@ print(json.dumps({"library": str(native.library().path), "vectors": found}))
 def test_the_wheel_runs_without_a_compiler_and_computes_the_same_bits(tmp_path: Path) -> None:
     """Compiled here by the same compiler, the library's results are equal bit for bit, forwards and backwards."""
     pytest.importorskip("auditwheel")
-    wheels = pytest.importorskip("wheels")
     (tmp_path / "work").mkdir()
     _, pure = wheels.pure(tmp_path / "work")
     wheel = wheels.platform(pure, tmp_path / "work")
@@ -182,7 +182,7 @@ def test_make_wheels_needs_a_compiler(tmp_path: Path) -> None:
     pytest.importorskip("auditwheel")
     environment = os.environ | {"PATH": str(tmp_path), "CXX": ""}
     done = subprocess.run(
-        [sys.executable, ROOT / "wheels.py", tmp_path], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tests.wheels", tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "wheels.py: no C++ compiler\n"
+    assert done.stderr == "make wheels: no C++ compiler\n"

@@ -1,4 +1,4 @@
-"""`python wheels.py [FOLDER]`: the source distribution, the wheel made from it, and that wheel with compiled kernels.
+"""`python -m tests.wheels [FOLDER]`: the source distribution, the wheel made from it, and that wheel with compiled kernels.
 
 The last is for Linux on x86-64. Its tag is the oldest one that auditwheel finds its libraries to fit. They depend on
 PyTorch's libraries, which the wheel leaves out.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from astroco_fast.kernels.cpu import build, prebuilt
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 _PYTORCHS = ("libtorch_cpu.so", "libc10.so")
 
 
@@ -68,7 +68,7 @@ def main() -> int:
         try:
             made = [source, wheel, platform(wheel, Path(name))]
         except build.BuildFailed as error:
-            print(f"wheels.py: {error}", file=sys.stderr)
+            print(f"make wheels: {error}", file=sys.stderr)
             return 2
         folder.mkdir(parents=True, exist_ok=True)
         for path in made:
