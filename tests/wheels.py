@@ -1,4 +1,4 @@
-"""`python -m tests.wheels [FOLDER]`: the source distribution, the wheel made from it, and that wheel with compiled kernels.
+"""`python -m tests.wheels [FOLDER]`: the source distribution, the wheel made from it, and one with compiled kernels.
 
 The last is for Linux on x86-64. Its tag is the oldest one that auditwheel finds its libraries to fit. They depend on
 PyTorch's libraries, which the wheel leaves out.
