@@ -23,8 +23,8 @@ def all_kernels() -> dict[str, Kernel]:
 
 
 def declared_type(field: Field) -> str:
-    """The field's C++ type without `const`, with float for T."""
-    return ("float" if field.type == "T" else field.type) + "*" * field.pointers
+    """The field's C++ type without `const`, with float for T and for H, the type of half rows."""
+    return ("float" if field.type in ("T", "H") else field.type) + "*" * field.pointers
 
 
 def test_every_struct_is_that_of_an_op() -> None:
@@ -42,7 +42,7 @@ def test_sizes_offsets_and_types_are_those_of_cpp(tmp_path: Path, monkeypatch: p
     ]
     for kernel in all_kernels().values():
         structure, fields = kernel.structure, structs(build.SOURCES)[kernel.structure.__name__]
-        generic = any(field.type == "T" for field in fields)
+        generic = any(field.type in ("T", "H") for field in fields)
         struct = f"astroco::{structure.__name__}" + ("<float>" if generic else "")
         assert ctypes.sizeof(structure) == 8 * len(fields)  # so C++ has no more fields than Python
         lines.append(f"static_assert(sizeof({struct}) == {ctypes.sizeof(structure)});")
