@@ -1,5 +1,6 @@
 """AstroCo as users import it: the reference's parameters, with each op run by the best backend."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
@@ -60,8 +61,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
             return ops.mix_pool(self.mix_pool, self._states(*points, layout), layout)
 
         def last() -> tuple[Tensor, ...]:
-            *_, x = self._states(*points, layout)
-            return (x,)
+            return tuple(deque(self._states(*points, layout), maxlen=1))
 
         if isinstance(self.mix_pool, LastLayer):  # which is no kernel, and so no part of a plan
             (x,) = planned(self, points, layout, ops.settings(), last)

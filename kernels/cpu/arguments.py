@@ -108,13 +108,11 @@ class Call(NamedTuple):
 
     Attributes:
         function: the C++ function, which takes the struct.
-        address: where the function lies in memory.
         take: picks each field's value from the arguments, the results and `threads`.
         conversions: the places of fields whose values must be converted, and the functions that convert them.
     """
 
     function: Any
-    address: int
     take: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     conversions: list[tuple[int, Callable[[Any], Any]]]
 
@@ -123,7 +121,7 @@ class Recorded(NamedTuple):
     """A call that was made: its function, the struct that it took, and the values that the struct points to."""
 
     kernel: "Kernel"
-    address: int
+    function: Any
     structure: ctypes.Structure
     values: tuple[Any, ...]
 
@@ -171,14 +169,14 @@ class Kernel:
             ValueError: an argument is not a tensor that the function can read.
         """
         dtype = None if self._typed is None else values[self._typed].dtype
-        function, address, take, conversions = self._calls.get(dtype) or self._call(dtype)
+        function, take, conversions = self._calls.get(dtype) or self._call(dtype)
         fields = list(take(values))
         for place, convert in conversions:
             fields[place] = convert(fields[place])
         structure = self.structure(*fields)
         function(structure)
         if (record := recording.calls) is not None:
-            record.append(Recorded(self, address, structure, values))
+            record.append(Recorded(self, function, structure, values))
 
     def _source(self, struct: str, field: Field) -> str:
         """The name of the value that a field takes, or is derived from."""
@@ -200,7 +198,7 @@ class Kernel:
             for place, (field, source) in enumerate(zip(self.fields, self._sources, strict=True))
             if (convert := self._conversion(field, source, dtype)) is not None
         ]
-        self._calls[dtype] = Call(function, cast(int, address), take, conversions)
+        self._calls[dtype] = Call(function, take, conversions)
         return self._calls[dtype]
 
     def _conversion(self, field: Field, source: str, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:

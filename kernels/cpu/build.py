@@ -257,9 +257,8 @@ def plan(sources: Path, isa: Isa, compiler: tuple[str, ...], prebuilt: bool = Fa
     )
     libraries = [_torch("lib", f"lib{name}{_SUFFIX}") for name in ("torch_cpu", "c10")]
     link = ["-shared", *map(str, libraries)]
-    if (
-        prebuilt
-    ):  # the runtime's file has another name elsewhere: `astroco_fast.kernels.cpu.prebuilt` says how it is found
+    if prebuilt:
+        # OpenMP's file has another name elsewhere: `astroco_fast.kernels.cpu.prebuilt` says how it is found.
         link += ["-lm", "-s"]
     else:
         link += [str(runtime) if runtime is not None else "-fopenmp"]

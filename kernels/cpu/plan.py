@@ -242,7 +242,8 @@ class Plan:
                 if slot.get() in places and (name in _FLOW or name in call.kernel.results):
                     self._outputs[places[slot.get()]].append(slot)
         self._memory = _share_memory(calls, set(places))
-        self._table = np.array([(c.address, ctypes.addressof(c.structure)) for c in calls], dtype=np.int64)
+        addresses = [(ctypes.cast(c.function, ctypes.c_void_p).value, ctypes.addressof(c.structure)) for c in calls]
+        self._table = np.array(addresses, dtype=np.int64)
         words = [form.samples() for form in forms]
         self._where = np.concatenate([addresses for addresses, _ in words])
         self._what = np.concatenate([values for _, values in words])
