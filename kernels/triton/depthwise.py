@@ -140,10 +140,11 @@ def _convolve(
     group = (tl.arange(0, BLOCK_R // 8) * 8)[:, None]
     row = tl.arange(0, BLOCK_R)
     high_of_row = tl.load(end + row, mask=row < left, other=0)
+    last = tl.minimum(group + 7, left - 1)  # of each run
     low = tl.load(first + group, mask=group < left, other=0)
     high = tl.load(end + group, mask=group < left, other=0)
-    mixed = low != tl.load(first + group + 7, mask=group + 7 < left, other=0)
-    mixed |= high != tl.load(end + group + 7, mask=group + 7 < left, other=0)
+    mixed = low != tl.load(first + last, mask=group < left, other=0)
+    mixed |= high != tl.load(end + last, mask=group < left, other=0)
     before = tl.zeros_like(high)
     for turn in range(tl.where(tl.max(mixed.to(tl.int32)) > 0, 8, 1)):
         low = tl.load(first + group + turn, mask=group + turn < left, other=0)

@@ -77,6 +77,21 @@ def test_forward(taps: int, length: int, packed: bool, triton: str, device: torc
     assert_rows(s, torch.nn.functional.silu(exact + shift[:WIDTH]) * real[:, None])
 
 
+@pytest.mark.parametrize(("lengths", "length"), [([0, 3], 3), ([0, 2, 2], 2)])
+def test_a_short_tile_that_begins_with_an_empty_window(
+    lengths: list[int], length: int, triton: str, device: torch.device
+) -> None:
+    """The last row of a run of eight may be missing, which must not pass for a row of the empty window."""
+    from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient
+
+    layout, rows, u, weight, prepared = ready(2, lengths, length, False, device)
+    upstream = u[:, :WIDTH].double().nan_to_num(0).requires_grad_()
+    convolved(upstream, weight.double(), layout).backward(half := half_rows(layout)[:, :WIDTH].double().nan_to_num(0))
+    given = torch.zeros_like(u)
+    given[:, :WIDTH] = half
+    assert_rows(depthwise_input_gradient(given, prepared, rows.first, rows.end), upstream.grad)
+
+
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
 def test_gradients(taps: int, length: int, packed: bool, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient, depthwise_tap_gradient
