@@ -49,8 +49,9 @@ def find_anomalies(config: AnomaliesConfig) -> None:
     for name, value in (("top", config.top), ("k", config.k)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
-        raise UserError(f"seeds must be different whole numbers from 0 on, not {list(config.seeds)}")
+    fit = all(0 <= seed < 2**32 for seed in config.seeds)  # what scikit-learn takes
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or not fit:
+        raise UserError(f"seeds must be different whole numbers from 0 to 2^32 - 1, not {list(config.seeds)}")
     if config.out is not None:
         refuse_input(Path(config.out), [Path(config.source)], "the vectors")
     vectors = read_vectors(config.source)

@@ -23,8 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from astroco_fast.data.columns import listed
+from astroco_fast.data.formats.arrow import ArrowTable
+from astroco_fast.data.formats.file import FileTable
 from astroco_fast.data.formats.fits import FitsTable
 from astroco_fast.data.paths import find_files
+from astroco_fast.data.tables import readable, without_views
 from astroco_fast.digest import DIGEST, MODEL
 from astroco_fast.embedding_formats import KEY, SIMULATED
 from astroco_fast.errors import UserError
@@ -38,7 +41,7 @@ _FROM_EMBED = "give the table that `astroco embed` wrote"
 
 
 class VectorTable:
-    """A table of vectors: a file, or the files of a folder one after the other.
+    """A table of vectors: a file, or the files of a folder one after the other (.npz is read as a single file only).
 
     Attributes:
         path: the file or the folder.
@@ -64,14 +67,16 @@ class VectorTable:
         """The rows in order, a few thousand at a time, of these columns.
 
         Raises:
-            UserError: a file is damaged, or its columns are not those of the first one.
+            UserError: there is no such column, a file is damaged, or its columns are not those of the first one.
         """
+        if missing := [name for name in names if name not in self.schema.names]:
+            raise UserError(f"{self._first.path}: no column {missing[0]!r}; {_FROM_EMBED}")
         schema = pa.schema([self.schema.field(name) for name in names])
         for path in self._paths:
             file = self._first if path == self._first.path else _open(path)
             if missing := [name for name in names if name not in file.schema.names]:
                 raise UserError(f"{path}: no column {missing[0]!r}, which {self._first.path} has")
-            with _readable(path):
+            with readable(str(path), Exception):  # of many libraries
                 for batch in file.batches(names):
                     yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
@@ -135,7 +140,7 @@ class _File(ABC):
 
 def _open(path: Path) -> _File:
     """A file, by its first bytes, or as text by its name."""
-    with _readable(path):
+    with readable(str(path), Exception):  # of many libraries
         with path.open("rb") as file:
             kind = _MAGIC.get(file.read(4), "")
         if not kind and path.suffix.lower() == ".csv":
@@ -148,26 +153,30 @@ def _open(path: Path) -> _File:
 class _Parquet(_File):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.schema = pq.read_schema(path)
+        self.schema = without_views(pq.read_schema(path))
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(_ROWS, columns=list(names))
+            yield from map(without_views, file.iter_batches(_ROWS, columns=list(names)))
 
 
-class _Feather(_File):
+class _LikeCurves(_File):
+    """A file of a format that light curves come in, too, by its reader there."""
+
+    reader: type[FileTable]
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            self.schema = file.schema
+        self._table = self.reader(path, path.parent)
+        self.schema = self._table.schema
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        options = pa.ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name) for name in names])
-        with pa.memory_map(str(self.path)) as source, pa.ipc.open_file(source, options=options) as file:
-            for i in range(file.num_record_batches):
-                batch = file.get_batch(i).select(list(names))
-                batch.validate(full=True)  # of a damaged file, which functions of Arrow trust
-                yield batch
+        for _, batch in self._table.batches(names, _ROWS):
+            yield batch
+
+
+class _Feather(_LikeCurves):
+    reader = ArrowTable
 
 
 class _Csv(_File):
@@ -212,20 +221,17 @@ class _Csv(_File):
             yield rows
 
 
-class _Fits(_File):
+class _Fits(_LikeCurves):
     """The first binary table; card ASTROCO of the first header is the provenance."""
+
+    reader = FitsTable
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._table = FitsTable(path, path.parent)
         from astropy.io import fits
 
         told = fits.getheader(path).get("ASTROCO", "")
-        self.schema = _with_metadata(self._table.schema, str(told))
-
-    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for _, batch in self._table.batches(names, _ROWS):
-            yield batch
+        self.schema = _with_metadata(self.schema, str(told))
 
 
 class _Npz(_File):
@@ -306,14 +312,3 @@ def _with_metadata(schema: pa.Schema, provenance: str) -> pa.Schema:
     if place >= 0:
         schema = schema.set(place, schema.field(place).with_metadata({"parts": parts}))
     return schema.with_metadata(metadata)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn errors of reading into one line that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of many libraries
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from astroco_fast.data import hats
 from astroco_fast.data.words import to_objects
+from astroco_fast.embedding_formats import SIMULATED
 from astroco_fast.errors import UserError
 from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
 
@@ -52,11 +53,11 @@ class Vectors:
     @property
     def simulated(self) -> bool:
         """Whether the light curves are simulated rather than observed."""
-        return self.metadata.get(b"simulated") == b"true"
+        return self.metadata.get(SIMULATED.encode()) == b"true"
 
 
 def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Vectors:
-    """Read vectors: a file of a format that `astroco embed` writes, a folder of such of one form, or a HATS catalogue.
+    """Read vectors: a file of a format of `astroco embed`, a folder of such (not of .npz), or a HATS catalogue.
 
     Args:
         path: the table, with the columns id and embedding (a list of numbers a row) and any others.
@@ -69,14 +70,16 @@ def read_vectors(path: str | Path, most: int | None = None, seed: int = 0) -> Ve
     """
     path = Path(path)
     found = VectorTable(path)
-    total = sum(batch.num_rows for batch in found.batches(["id"]))
-    if not total:
-        raise UserError(f"{path}: the table is empty")
+    total = 0 if most is None else sum(batch.num_rows for batch in found.batches(["id"]))
     chosen = None
     if most is not None and total > most:
         chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
     names = [f.name for f in found.schema if _is_single(f.type) or f.name == EMBEDDING]
     table = _read(found, [name for name in names if not name.startswith(hats.INDEX)], chosen)
+    if chosen is None:
+        total = table.num_rows
+    if not total:
+        raise UserError(f"{path}: the table is empty")
     matrix = matrix_of(table[EMBEDDING].combine_chunks(), path)
     finite = np.isfinite(matrix).all(1)
     if not finite.all():
@@ -109,7 +112,7 @@ def _read(found: VectorTable, names: list[str], chosen: NDArray[np.int64] | None
         if stop > start:
             parts.append(batch.take(pa.array(chosen[start:stop] - first)))
         first += batch.num_rows
-    return pa.Table.from_batches(parts, parts[0].schema)
+    return pa.Table.from_batches(parts, pa.schema([found.schema.field(name) for name in names]))
 
 
 def _words(table: Any, name: str) -> Text:

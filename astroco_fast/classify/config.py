@@ -78,7 +78,8 @@ class PredictConfig:
         out: table to write, .parquet or .csv, one row a light curve: id, band, label, class, probability, and a column
             p_NAME for each class.
         classifier: folder of `astroco classify fit`.
-        model: where the classifier's model is now, if it was moved; its weights must be the same.
+        model: where the classifier's model is now, if it was moved; its weights must be the same. For embeddings in
+            CSV: the model that made them.
         priors: how common the classes are among these light curves: labels, uniform. Default: as the classifier was
             fitted for.
         band: use only this band.

@@ -86,7 +86,7 @@ class EmbeddingTable:
     """A table that `astroco embed` wrote.
 
     Args:
-        path: a file of one of its formats, or a folder of such.
+        path: a file of one of its formats, or a folder of such (not of .npz).
         model: the model that made the vectors, for a table that does not say it; CSV has no place for it.
         model_parts: the vectors' parts, if they are not the model's own.
 
@@ -94,6 +94,7 @@ class EmbeddingTable:
         model, digest: the name and the hash of the model that made the vectors, and of their parts.
         parts: the vectors' parts.
         simulated: whether the light curves are simulated.
+        taken: the user's model, where the table does not say which made it; None: it says so.
 
     Raises:
         UserError: it does not say which model made it, or does not hold one vector for each whole light curve.
@@ -111,15 +112,13 @@ class EmbeddingTable:
         self.simulated = told.get(SIMULATED) == "true"
         self.model, self.digest = told.get(MODEL, ""), told.get(DIGEST, "")
         self.parts: tuple[str, ...] = tuple(json.loads((schema.field(EMBEDDING).metadata or {}).get(b"parts", "{}")))
-        if not self.digest:
-            self._take_model(model, model_parts)
+        self.taken = None if self.digest else self._take_model(model, model_parts)
 
-    def _take_model(self, name: str | None, parts: list[str] | None) -> None:
+    def _take_model(self, name: str | None, parts: list[str] | None) -> Model:
         """Believe the user which model made the vectors, if they have as many numbers as its own."""
         if name is None:
             raise UserError(
-                f"{self.path}: does not say which model made its vectors, as the Parquet files of astroco embed do; "
-                "name it by --model"
+                f"{self.path}: does not say which model made its vectors (CSV has no place for it); name it by --model"
             )
         model = Model.open(name, parts, "cpu")
         wanted = dimensions(model.encoder, model.parts)
@@ -131,6 +130,7 @@ class EmbeddingTable:
                 )
             break
         self.model, self.digest, self.parts = model.name, model.digest, model.parts
+        return model
 
     def chunks(self, dropped: Counter[str], band: str | None) -> Iterator[Chunk]:
         """The rows in bounded memory. Rows without a finite vector are left out, and counted in `dropped`.
@@ -150,7 +150,7 @@ class EmbeddingTable:
                 kept = [i for i in np.flatnonzero(good) if band is None or bands[i] == band]
                 ids, bands, labels = ([column[i] for i in kept] for column in (ids, bands, labels))
                 yield Chunk(ids, bands, labels, vectors[kept])
-        except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+        except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path}: not a table of embeddings that can be read ({reason})") from error
 
@@ -182,7 +182,9 @@ def labelled_table(config: FitConfig) -> Labelled:
         tell([f"{config.data}{because(stars.dropped)}"])
     ids, labels = _chosen(config, stars)
     name, parts = config.model or table.model, table.parts
-    if config.model is not None or config.parts is not None:
+    if table.taken is not None:
+        name = table.taken.name
+    elif config.model is not None or config.parts is not None:
         model = Model.open(name, config.parts, "cpu")
         if model.digest != table.digest:
             raise UserError(f"{config.data}: its vectors are not those of {name} with these parts; leave --model out")

@@ -63,8 +63,8 @@ def _check(config: ExploreConfig) -> tuple[str, Path]:
         raise UserError(f"stars must be from {_FEWEST} to {_MOST:,}, not {config.stars}")
     if config.points is not None and config.points < 1:
         raise UserError(f"points must be at least 1, not {config.points}")
-    if config.seed < 0:
-        raise UserError(f"seed must be at least 0, not {config.seed}")
+    if not 0 <= config.seed < 2**32 - _SEEDS:  # what scikit-learn takes
+        raise UserError(f"seed must be at least 0 and below 2^32 - {_SEEDS}, not {config.seed}")
     return config.curves, Path(config.out)
 
 
