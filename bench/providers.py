@@ -118,22 +118,23 @@ class Compiled(Provider):
         return _run(case, model, lambda: self._autocast(batch), lambda: compiled(*inputs))
 
 
-class EagerSdpa(Eager):
+class _Sdpa(Provider):
+    """The reference with PyTorch's fused attention."""
+
+    def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
+        return with_sdpa(super()._model(case, batch, dropout, reference))
+
+
+class EagerSdpa(_Sdpa, Eager):
     """The reference with PyTorch's fused attention, run op by op."""
 
     kind = "eager + SDPA"
 
-    def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
-        return with_sdpa(super()._model(case, batch, dropout, reference))
 
-
-class CompiledSdpa(Compiled):
+class CompiledSdpa(_Sdpa, Compiled):
     """`torch.compile` of the reference with PyTorch's fused attention."""
 
     kind = "compiled + SDPA"
-
-    def _model(self, case: Case, batch: Batch, dropout: float | None, reference: bool = True) -> nn.Module:
-        return with_sdpa(super()._model(case, batch, dropout, reference))
 
 
 class Onnx(Provider):

@@ -66,7 +66,7 @@ def environment(row: Row, folder: Path) -> Path:
     """Make the row's environment in a folder; returns its Python."""
     subprocess.run([str(interpreter(row.python)), "-m", "venv", "--clear", str(folder)], check=True)
     python = folder / "bin" / "python"
-    named = {"triton", *(re.split(r"\W", other)[0] for other in row.others)}
+    named = {"triton", *(re.findall(r"^[\w.-]+", other)[0] for other in row.others)}
     locked = [block for block in _pins((ROOT / "requirements-dev.lock").read_text()) if _name(block) not in named]
     pins = folder / "pins.txt"
     pins.write_text("\n".join(locked) + "\n")
@@ -90,6 +90,7 @@ def _name(block: str) -> str:
 def counts(python: Path, work: Path, tests: list[str]) -> tuple[dict[str, int], str]:
     """Run the tests; returns how many ended in each way, and pytest's last lines."""
     told = work / "results.xml"
+    told.unlink(missing_ok=True)  # of an environment that was kept
     command = [str(python), "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={told}", *tests]
     settings = os.environ | {"ASTROCO_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.wheels import copy_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"astroco_fast": "astroco_fast", "kernels": "astroco_fast/kernels", "reference": "astroco_fast/reference"}
@@ -73,13 +74,7 @@ def bare_environment(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, so that a build leaves nothing behind in the real checkout."""
-    copy = tmp_path_factory.mktemp("work") / "checkout"
-    copy.mkdir()
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    return copy
+    return copy_checkout(tmp_path_factory.mktemp("work") / "checkout")
 
 
 @pytest.fixture(scope="module")

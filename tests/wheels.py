@@ -18,13 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 _PYTORCHS = ("libtorch_cpu.so", "libc10.so")
 
 
-def pure(work: Path) -> tuple[Path, Path]:
-    """Build from a copy of the checkout; returns the source distribution and the wheel, which is made from it."""
-    copy = work / "checkout"
+def copy_checkout(copy: Path) -> Path:
+    """Copy what the package is built from to a new folder, which is returned."""
     for folder in ("astroco_fast", "kernels", "reference"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def pure(work: Path) -> tuple[Path, Path]:
+    """Build from a copy of the checkout; returns the source distribution and the wheel, which is made from it."""
+    copy = copy_checkout(work / "checkout")
     _run("build", "--no-isolation", "--outdir", work / "dist", copy, work=work)
     (source,), (wheel,) = (work / "dist").glob("*.tar.gz"), (work / "dist").glob("*.whl")
     return source, wheel

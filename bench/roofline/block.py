@@ -11,7 +11,7 @@ from astroco_fast.reference.config import AstroCoConfig
 from bench.roofline.counting import Counts
 from bench.roofline.model import BACKWARD, FORWARD, INFERENCE, STEP, Device
 from bench.roofline.subject import DTYPES, count, window_lengths
-from bench.roofline.timing import MULTIPROCESSORS, Line, a_block, fused, together
+from bench.roofline.timing import MEMORY, MULTIPROCESSORS, PRODUCTS, Line, a_block, fused, together
 
 NOTE = """\
 Expected on {device}, *modelled*: the time of one block, by the machine code of its kernels, their grids and data
@@ -30,7 +30,6 @@ RIVALS: dict[str, tuple[bool, Callable[[Counts], Counts]]] = {
 
 def markdown(config: AstroCoConfig, batch: int, length: int, dtype: str, device: Device) -> str:
     """The tables of a device: ours by kernel, and all implementations in sum."""
-    from bench.roofline.timing import MEMORY, PRODUCTS
 
     @cache
     def run(backend: str, sdpa: bool, layers: int) -> dict[str, Counts]:

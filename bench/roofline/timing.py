@@ -161,7 +161,7 @@ def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float
         op = re.split(r"[. ]", name)[0]
         units["issue"] += n
         units["alu"] += 2 * n * (op in _ALU)
-        units["single"] += fma * n * (op in _SINGLE) * (2 if name.endswith("2") and op == "FFMA2" else 1)
+        units["single"] += fma * n * (op in _SINGLE)
         units["special"] += 8 * n * (op in _SPECIAL)
         size = 32 * _width(name) * (not name.endswith(" off"))
         if op in _GLOBAL:

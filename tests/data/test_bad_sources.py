@@ -26,11 +26,6 @@ from tests.data.curve_factory import (
 fits = pytest.importorskip("astropy.io.fits")
 
 
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
-
-
 def test_damaged_metadata_of_a_column(batch, tmp_path):
     """Pyarrow 26 ends the process when it is asked for the metadata of a column that does not fit the schema."""
     content = write_nested(batch, tmp_path / "good.parquet").read_bytes()

@@ -17,14 +17,9 @@ import pytest
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.sources import open_source
 from astroco_fast.errors import UserError
-from tests.data.curve_factory import as_long, as_nested, assert_same_curves, make_batch, read_curves
+from tests.data.curve_factory import as_long, as_nested, assert_same_curves, read_curves
 
 astropy_table = pytest.importorskip("astropy.table")
-
-
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
 
 
 def write_astropy(table, path, format):

@@ -20,11 +20,6 @@ from tests.data.curve_factory import as_long, as_nested, assert_same_curves, mak
 ROLES = ["mjd", "mag", "err"]
 
 
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
-
-
 def arrays(batch):
     return np.split(np.column_stack([batch.time, batch.mag, batch.err]), batch.offsets[1:-1])
 

@@ -16,11 +16,6 @@ from astroco_fast.errors import UserError
 from tests.data.curve_factory import as_long, as_nested, assert_same_curves, gather, make_batch, read_curves
 
 
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
-
-
 @pytest.mark.parametrize("key", ["band", "id", "label"])
 @pytest.mark.parametrize("star_a_row", [False, True])
 def test_columns_that_became_folders(batch, tmp_path, key, star_a_row):

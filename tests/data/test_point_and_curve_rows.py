@@ -24,11 +24,6 @@ from tests.data.curve_factory import (
 fits = pytest.importorskip("astropy.io.fits")
 
 
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
-
-
 def write_fits(frame, path):
     columns = []
     for name, code in (("id", "20A"), ("band", "5A"), ("label", "10A"), ("mjd", "D"), ("mag", "E"), ("err", "E")):

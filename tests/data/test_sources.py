@@ -26,11 +26,6 @@ from tests.data.curve_factory import (
 fits = pytest.importorskip("astropy.io.fits")
 
 
-@pytest.fixture
-def batch():
-    return make_batch(6, bands=("V", "I"))
-
-
 def test_folder_pattern_and_list(tmp_path):
     parts = [make_batch(3, first=10 * i) for i in range(3)]
     for i, part in enumerate(parts):
