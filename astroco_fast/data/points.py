@@ -36,9 +36,9 @@ def partitions(
     expected: int,
     source: str,
     folder: Path | None,
-    extent: Extent | None = None,
-    skip: int = 0,
-    progress: bool = False,
+    extent: Extent,
+    skip: int,
+    progress: bool,
 ) -> Iterator[Any]:
     """Cut points into tables that hold all points of their stars.
 
@@ -62,7 +62,6 @@ def partitions(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astroco-")))
-        extent = extent or Extent()
         done = folder / DONE
         found = _whole(folder, done)
         if found is None:

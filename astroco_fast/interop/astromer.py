@@ -35,9 +35,10 @@ from astroco_fast.data.training import TrainingData
 from astroco_fast.errors import UserError
 from astroco_fast.interop.windows import good_points, window_states
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig
-from astroco_fast.pretrain.ranks import DONE, Ranks, StopRequest
+from astroco_fast.pretrain.ranks import Ranks, StopRequest
 from astroco_fast.pretrain.run import train
 from astroco_fast.pretrain.task import Pretraining
+from astroco_fast.pretrain.watch import DONE
 from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.reference.config import AstromerConfig
 from astroco_fast.registry import load

@@ -16,9 +16,10 @@ from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.checkpoint import BEST, STATE_FORMAT, CheckpointFolder, Interval, State, save_weights
 from astroco_fast.pretrain.config import TrainConfig
 from astroco_fast.pretrain.log import Log, Stopwatch, describe_skipped, skipped_record
-from astroco_fast.pretrain.ranks import DONE, INTERRUPTED, Diverged, Ranks, StopRequest
+from astroco_fast.pretrain.ranks import Diverged, Ranks, StopRequest
 from astroco_fast.pretrain.step import Outcome, Requests, Trainer
 from astroco_fast.pretrain.task import Task
+from astroco_fast.pretrain.watch import DONE, INTERRUPTED
 
 
 @dataclass

@@ -33,7 +33,6 @@ from astroco_fast.pretrain.watch import JOIN, Watch
 
 T = TypeVar("T")
 
-DONE, LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # A rank that dies is noticed at once, since its connections close. These limits are for a rank that does not answer:

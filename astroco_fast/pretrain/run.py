@@ -16,9 +16,10 @@ from astroco_fast.pretrain.checkpoint import STATE_FORMAT, CheckpointFolder, Sta
 from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.log import Console, Log
 from astroco_fast.pretrain.loop import Loop, limit_reached, require_best
-from astroco_fast.pretrain.ranks import DONE, Ranks, StopRequest
+from astroco_fast.pretrain.ranks import Ranks, StopRequest
 from astroco_fast.pretrain.step import Trainer
 from astroco_fast.pretrain.task import Pretraining, Task
+from astroco_fast.pretrain.watch import DONE
 
 
 def pretrain(

@@ -15,10 +15,6 @@ from astroco_fast.commands import is_rank_zero, one_line, system_error
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain.agreement import require_same_start
 from astroco_fast.pretrain.ranks import (
-    BAD_INPUT,
-    DIVERGED,
-    INTERRUPTED,
-    LOST,
     Diverged,
     Interrupted,
     Ranks,
@@ -26,6 +22,7 @@ from astroco_fast.pretrain.ranks import (
     StopRequest,
     join,
 )
+from astroco_fast.pretrain.watch import BAD_INPUT, DIVERGED, INTERRUPTED, LOST
 
 Config = TypeVar("Config")
 

@@ -24,7 +24,7 @@ BEAT = 1.0  # seconds between two signs of life
 SPEAK = 40.0  # seconds without a sign of life, or in joining, after which it is said; and then each minute
 JOIN = 180.0  # seconds that ranks may take to join one another
 GRACE = 10.0  # seconds that a rank that was asked to stop waits for one that does not answer
-BAD_INPUT, INTERRUPTED = 2, 75
+DONE, LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses of a rank
 
 
 class Watch:

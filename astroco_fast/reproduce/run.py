@@ -20,8 +20,9 @@ from astroco_fast.folders import ResultFolder, result_folder
 from astroco_fast.pretrain import run_folder
 from astroco_fast.pretrain.config import PretrainConfig, TrainConfig, differences
 from astroco_fast.pretrain.log import Console
-from astroco_fast.pretrain.ranks import DIVERGED, DONE, INTERRUPTED, Diverged, Interrupted, Ranks, StopRequest
+from astroco_fast.pretrain.ranks import Diverged, Interrupted, Ranks, StopRequest
 from astroco_fast.pretrain.run import pretrain
+from astroco_fast.pretrain.watch import DIVERGED, DONE, INTERRUPTED
 from astroco_fast.pretrained import WEIGHTS_FILE
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.heads import require_scikit_learn
