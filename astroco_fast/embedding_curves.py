@@ -16,7 +16,6 @@ from astroco_fast.data.clean import SHORT_CURVES, clean
 from astroco_fast.data.curves import CurveBatch, offsets_of
 from astroco_fast.data.periods import Periods
 from astroco_fast.embedding_choice import Choice, Short
-from astroco_fast.embedding_formats import SIMULATED
 from astroco_fast.encoding import (
     Rows,
     config_of,
@@ -165,7 +164,7 @@ def _table(
     if choice.output == "embedding":
         places = {part: [place.start, place.stop] for part, place in layout(model, choice.parts).items()}
         fields[-1] = fields[-1].with_metadata({"parts": json.dumps(places)})
-    metadata = {SIMULATED: "true"} if curves.simulated else None
+    metadata = {"simulated": "true"} if curves.simulated else None
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
 
 
