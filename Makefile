@@ -23,8 +23,8 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Test processes and ranks run side by side: one thread each, or they wait for one another.
-test test-slow wheel-test notebooks demo: export OMP_NUM_THREADS ?= 1
+# Ranks run side by side: one thread each, or they wait for one another.
+notebooks demo: export OMP_NUM_THREADS ?= 1
 
 # mypy and mkdocstrings find modules by folder only, and `kernels` and `reference` lie beside their package: both read the
 # package as setuptools builds it.

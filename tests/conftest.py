@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Test processes, and the ranks that they start, run side by side: one thread each, or they wait for one another. Runs
+# are compared bit for bit, and sums depend on the number of threads. OpenMP reads this when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 # Without a GPU, kernels run in Triton's interpreter; triton reads this once, when it is imported.

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from astroco_fast import cli
 from astroco_fast.data.convert import convert
@@ -32,14 +31,6 @@ model: {width: 16, heads: 2, layers: 1, window: 20, kernel: 4}
 train: {max_steps: 2, global_batch: 16, plots: false, device: cpu}
 """
 Make = Callable[[Path, Path], object]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +404,7 @@ def test_a_slow_rank_0_still_tells_what_is_wrong(tmp_path: Path) -> None:
         "time.sleep(2 * (os.environ['RANK'] == '0'))\nsys.exit(main(sys.argv[1:]))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     told = subprocess.run(
         [*launch, "--bogus", "1"], capture_output=True, text=True, timeout=120, env=environment, check=False
     ).stderr

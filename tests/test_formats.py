@@ -1,7 +1,7 @@
 """From a file to vectors, a user's first steps, with every kind of table that can be read."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from astroco_fast import convert, embed, pretrain
 from astroco_fast.data.convert import convert as convert_curves
@@ -28,14 +27,6 @@ train: {max_steps: 2, global_batch: 16, plots: false, device: cpu}
 """
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,6 @@ def on_one_rank(folder: Path, backend: str) -> None:
 
     # The same as the fixture `fused` does in the test's process, where it is undone after the test.
     triton_backend.interpreting, selfcheck.enabled = backend == "triton", False
-    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.save(gradients(dist.get_rank(), backend), folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()

@@ -17,7 +17,6 @@ CLASSES = ("EW", "LPV", "RRab")
 
 def finetune(argv: Sequence[str], accident: tuple[Callable[..., None], tuple[Any, ...]] | None = None) -> int:
     """Run `astroco finetune ARGV` after preparing an accident of `tests.pretrain.patches`."""
-    torch.set_num_threads(1)
     if accident is not None:
         plan, args = accident
         plan(*args)

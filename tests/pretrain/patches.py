@@ -19,7 +19,6 @@ Accident = Callable[[], None]
 
 def command(argv: Sequence[str], accident: tuple[Callable[..., None], tuple[Any, ...]] | None = None) -> int:
     """Run `astroco pretrain ARGV` after preparing an accident: a function of this module, and its arguments."""
-    torch.set_num_threads(1)
     if accident is not None:
         plan, args = accident
         plan(*args)

@@ -18,10 +18,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 COMMAND = ["-m", "astroco_fast.pretrain"]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -45,7 +41,7 @@ def test_torchrun_stops_at_sigterm_and_goes_on(arguments, tmp_path):
         "--train.patience",
         "9999",
     ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, **pipes) as process:
         wait_for(out / "checkpoints" / "best", process)
         process.send_signal(signal.SIGTERM)
@@ -54,7 +50,7 @@ def test_torchrun_stops_at_sigterm_and_goes_on(arguments, tmp_path):
     assert "everything saved" in stdout
     state = json.loads((out / "checkpoints" / "last" / "state.json").read_text())["state"]
     limited = [*argv, "--train.max_steps", str(state["step"] + 3)]
-    again = subprocess.run(limited, capture_output=True, text=True, env=environment(), timeout=90, check=False)
+    again = subprocess.run(limited, capture_output=True, text=True, timeout=90, check=False)
     assert again.returncode == 0, again.stderr
     assert f"Going on from {out / 'checkpoints' / 'step'}-{state['step']:08d}" in again.stdout
     assert json.loads((out / "summary.json").read_text())["step"] == state["step"] + 3
@@ -74,7 +70,7 @@ def test_a_rank_whose_torchrun_is_gone_saves_and_stops(arguments, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     flags = ["--out", str(out), "--train.epochs", "100000", "--train.patience", "99999"]
     argv = [sys.executable, "-c", ORPHAN_MAKER, str(log), *COMMAND, *arguments, *flags]
-    run = {"stdout": subprocess.PIPE, "text": True, "env": {**environment(), "TORCHELASTIC_RUN_ID": "none"}}
+    run = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, "TORCHELASTIC_RUN_ID": "none"}}
     with subprocess.Popen(argv, **run) as torchrun:
         rank = int(torchrun.stdout.readline())
         wait_for(out / "checkpoints" / "last", torchrun)
@@ -105,9 +101,7 @@ def test_the_best_checkpoint_is_a_model(arguments, tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_without_any_argument(ranks, tmp_path):
     start = time.monotonic()
-    done = subprocess.run(
-        [*TORCHRUN, str(ranks), *COMMAND], capture_output=True, text=True, cwd=tmp_path, env=environment(), check=False
-    )
+    done = subprocess.run([*TORCHRUN, str(ranks), *COMMAND], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     print(f"{ranks} ranks: {time.monotonic() - start:.0f} s")
     assert "simulat" in done.stdout

@@ -29,7 +29,6 @@ def trainer_of(ranks: Ranks) -> Trainer:
 
 
 def evaluated(path: str, micro: int) -> dict[str, float]:
-    torch.set_num_threads(1)
     ranks = Ranks.start("cpu")
     store = Store.open(path, verify=False)
     place = {"rank": ranks.rank, "world": ranks.world}

@@ -55,7 +55,6 @@ def by_trainer(
     path: str, loss: str, convolution: bool, micro: int, windows: range
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The loss, and the gradient that the trainer passes to the optimiser on this rank."""
-    torch.set_num_threads(1)
     ranks = Ranks.start("cpu")
     settings = {"learning_rate": 1e-3, "warmup_steps": 0, "clip_norm": None, "precision": "fp32"}
     config = TrainConfig(loss=loss, sync_batchnorm=True, **settings)

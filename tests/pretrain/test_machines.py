@@ -36,7 +36,6 @@ PATIENCE = 300  # seconds
 # Without the third, torchrun cannot take a lost machine back: https://github.com/pytorch/pytorch/issues/135712
 ENVIRONMENT = {
     **os.environ,
-    "OMP_NUM_THREADS": "1",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }

@@ -2,14 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
@@ -40,7 +39,7 @@ def quick_probe(config: ProbeConfig, assigned: Mapping[str, str]) -> dict[str, A
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
     sizes = {"windows": 96, "global_batch": 16, "warmup_steps": 2, "validation_windows": 6}
     tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
@@ -48,10 +47,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
     # A start reports after each model and stage, and writing pictures takes most of its time: one start alone does it.
     monkeypatch.setattr(report, "_save", lambda figure, path: path.touch())
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
