@@ -3,12 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from astroco_fast import commands
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
-from astroco_fast.errors import UserError
 
 
 @dataclass
@@ -47,11 +45,7 @@ def _convert(argv: Sequence[str] | None) -> int:
     )
 
     from astroco_fast.data.convert import convert
-    from astroco_fast.data.formats import format_of
 
-    if format_of(Path(config.output)) is not None:
-        suffix = Path(config.output).suffix
-        raise UserError(f"{config.output}: a store is a folder, not a {suffix} file; give another name")
     report = convert(
         config.input, config.output, columns=config.columns, band=config.band, clean=config.clean, progress=True
     )

@@ -18,6 +18,7 @@ from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.clean import clean as clean_batch
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.extent import progress_bar
+from astroco_fast.data.formats import format_of
 from astroco_fast.data.hashing import star_hash
 from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import Source, open_source
@@ -90,9 +91,12 @@ def convert(
         progress: show a progress bar, on a terminal.
 
     Raises:
-        UserError: the input cannot be used, nothing is left after cleaning, or `out` is something else.
+        UserError: the input cannot be used, nothing is left after cleaning, or `out` is something else or named like a
+            table.
     """
     out, columns, clean = Path(out), columns or Columns(), clean or CleanConfig()
+    if format_of(out) is not None:
+        raise UserError(f"{out}: a store is a folder, not a {out.suffix} file; give another name")
     opened = open_source(source, columns, band)
     plan = _plan(opened, columns, band, clean, provenance)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -228,7 +228,10 @@ def test_a_table_of_another_kind_is_no_store(tmp_path, capsys, name):
     assert main([str(tmp_path / "y.PARQUET"), "--stars", "3"]) == 0
     assert (tmp_path / "y.PARQUET").is_file()
     assert convert_command.main([str(tmp_path / "y.PARQUET"), str(tmp_path / name)]) == 2
-    assert f"{name}: a store is a folder, not a .{name.rpartition('.')[2]} file" in capsys.readouterr().err
+    refused = f"{name}: a store is a folder, not a .{name.rpartition('.')[2]} file"
+    assert refused in capsys.readouterr().err
+    with pytest.raises(UserError, match=refused):
+        convert(tmp_path / "y.PARQUET", tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["y.PARQUET"]
 
 
