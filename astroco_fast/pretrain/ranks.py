@@ -99,16 +99,22 @@ def _meet(store: dist.Store, watch: Watch, rank: int, world: int, word_for_all: 
     word = secrets.token_hex(8)
     store.set(f"astroco/came/{rank}", word)
     group = f"astroco/{word}" if rank == 0 else None
+    answered: set[str] = set()
+    joined = False
     watch.missing = [0]
     while True:
         if rank == 0:
             for came in (f"astroco/came/{other}" for other in range(1, world)):
-                if store.check([came]):  # perhaps the word of an earlier rank, which nobody reads the answer to
-                    store.set(f"astroco/answer/{store.get(came).decode()}", str(group))
+                # Perhaps the word of an earlier rank, which nobody reads the answer to.
+                if store.check([came]) and (other_word := store.get(came).decode()) not in answered:
+                    store.set(f"astroco/answer/{other_word}", str(group))
+                    answered.add(other_word)
         elif group is None and store.check([f"astroco/answer/{word}"]):
             group = store.get(f"astroco/answer/{word}").decode()
         if group is not None:
-            store.set(f"{group}/joined/{rank}", word_for_all)
+            if not joined:
+                store.set(f"{group}/joined/{rank}", word_for_all)
+                joined = True
             watch.missing = [other for other in range(world) if not store.check([f"{group}/joined/{other}"])]
             if not watch.missing:
                 return group
