@@ -3,11 +3,22 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from astroco_fast.pretrained import PretrainedEncoder
 
 # In the metadata of a table of vectors: the model's name, and its digest with the vectors' parts.
 MODEL, DIGEST = "model", "model_sha256"
+
+
+def model_facts(name: str, model: PretrainedEncoder, parts: Iterable[str]) -> dict[str, Any]:
+    """What a table of vectors says of the model that made them: plain data, under `model` of its provenance.
+
+    The name of a folder is made absolute.
+    """
+    absolute = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return {"name": absolute, "architecture": model.name, "sha256": model_digest(model, parts)}
 
 
 def model_digest(model: PretrainedEncoder, parts: Iterable[str] = ()) -> str:

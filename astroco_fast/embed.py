@@ -102,7 +102,7 @@ def write_embeddings(config: EmbedConfig) -> int:
     # Imported here, because `--help` should not wait for them.
     from astroco_fast import embedding_formats as formats
     from astroco_fast.data.sources import open_source
-    from astroco_fast.digest import model_digest
+    from astroco_fast.digest import model_facts
     from astroco_fast.embedding import choose
     from astroco_fast.embedding_parts import Parts
     from astroco_fast.files import refuse_input
@@ -120,13 +120,14 @@ def write_embeddings(config: EmbedConfig) -> int:
     refuse_input(out, [folder], "the model")
     formats.check(out, config.output)
     settings = {
-        "columns": asdict(config.columns), "band": config.band, "min_points": config.min_points, "short": choice.short,
-        "windows": config.windows, "output": config.output, "view": choice.view, "parts": choice.parts,
-        "precision": choice.precision, "device": next(model.parameters()).device.type,
-    }  # fmt: skip
+        "columns": asdict(config.columns),
+        "band": config.band,
+        **choice.settings(),
+        "device": next(model.parameters()).device.type,
+    }
     provenance = {
         "version": astroco_fast.__version__,
-        "model": {"name": name, "architecture": model.name, "sha256": model_digest(model, choice.parts)},
+        "model": model_facts(name, model, choice.parts),
         "source": config.source,
         "settings": settings,
     }
@@ -146,7 +147,7 @@ def write_embeddings(config: EmbedConfig) -> int:
 
 
 def _load(name: str | None) -> "tuple[str, Path, PretrainedEncoder]":
-    """A model's name (a folder's is absolute), its folder, which is looked up once, and the model; None: the best."""
+    """A model's name, its folder, which is looked up once, and the model; None: the best."""
     from astroco_fast.pretrained import read_saved, require_local
     from astroco_fast.registry import load
     from astroco_fast.released import given_or_best
@@ -154,7 +155,7 @@ def _load(name: str | None) -> "tuple[str, Path, PretrainedEncoder]":
     name = given_or_best(name)
     require_local(name)
     folder, model = read_saved(name, lambda folder: (folder, load(folder)))
-    return str(Path(name).resolve()) if Path(name).is_dir() else name, folder, model
+    return name, folder, model
 
 
 def _ranks() -> tuple[int, int, int]:
@@ -178,6 +179,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
     from astroco_fast.data.extent import progress_bar
     from astroco_fast.data.seen import Seen
     from astroco_fast.embedding import embed_curves, evaluating, pieces
+    from astroco_fast.machine import give_back_memory
 
     skip = parts.batches_done
     if parts.count:
@@ -195,6 +197,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
                     parts.add(batches, number, len(cut), table, record)
                 advance(piece)
             batches += 1
+            give_back_memory()
     return batches
 
 

@@ -1,8 +1,8 @@
 """What is computed of light curves, and how: the settings of `embed`, checked and filled in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -53,6 +53,10 @@ class Choice:
         if self.output != "embedding":
             return self.view == "folded"
         return need_periods(self.parts)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, as plain data for their provenance."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "cleaning")}
 
 
 def choose(

@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from astroco_fast.data import hats
 from astroco_fast.data.columns import listed
 from astroco_fast.data.formats.arrow import ArrowTable
 from astroco_fast.data.formats.file import FileTable
@@ -43,6 +44,8 @@ _FROM_EMBED = "give the table that `astroco embed` wrote"
 class VectorTable:
     """A table of vectors: a file, or the files of a folder one after the other (.npz is read as a single file only).
 
+    A HATS catalogue is a folder of such files, and says in its properties how the vectors were made.
+
     Attributes:
         path: the file or the folder.
         schema: the Arrow schema of the first file, with the metadata of the Parquet file that `astroco embed` writes:
@@ -58,6 +61,8 @@ class VectorTable:
         self._paths = _paths(path)
         self._first = _open(self._paths[0])
         self.schema = self._first.schema
+        if path.is_dir() and (told := hats.told(path, KEY)):
+            self.schema = _with_metadata(self.schema, told)
         for name in ("id", EMBEDDING):
             if name not in self.schema.names:
                 names = listed(self.schema.names)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from astroco_fast.classify.classifier import Classifier, load_classifier
 from astroco_fast.classify.config import PredictConfig
 from astroco_fast.classify.vectors import Chunk, EmbeddingTable, Model, curve_chunks
 from astroco_fast.commands import tell
 from astroco_fast.data.clean import because
+from astroco_fast.data.extent import Extent, progress_bar
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.sources import open_source
 from astroco_fast.digest import DIGEST, MODEL
@@ -47,7 +47,9 @@ def predict(config: PredictConfig) -> int:
         refuse_input(out, [Path(config.data)], "the embeddings")
         table = EmbeddingTable(config.data, config.model, list(classifier.parts) or None)
         _require(table.digest, classifier, f"{config.data}: vectors of {table.model or 'another model'}")
-        chunks, notes = table.chunks(dropped, config.band), Notes()
+        chunks, extent, notes = table.chunks(dropped, config.band), Extent(), Notes()
+        if config.model is not None and table.taken is None:
+            notes.add(config.data, f"says itself that {table.model} made its vectors; --model is not used")
     else:
         source = open_source(config.data, config.columns, config.band)
         refuse_input(out, source.inputs, "the light curves")
@@ -55,15 +57,15 @@ def predict(config: PredictConfig) -> int:
         model = Model.open(name, list(classifier.parts) or None, config.device)
         _require(model.digest, classifier, f"{name}: another model")
         chunks = curve_chunks(model, source, dropped, config.batch_size, classifier.min_points)
-        notes = source.notes
+        extent, notes = source.extent, source.notes
     count = 0
     with whole_file(out) as partial, _writer(partial, out.suffix.lower(), classifier) as write:
-        with tqdm(desc="classify", unit=" curves", disable=None) as bar:
+        with progress_bar(extent, "classify", shown=True) as advance:
             for chunk in chunks:
-                if chunk.ids:
+                if len(chunk):
                     write(columns(chunk, classifier))
-                    count += len(chunk.ids)
-                    bar.update(len(chunk.ids))
+                    count += len(chunk)
+                    advance(chunk)
         if not count:
             raise UserError(f"{config.data}: no light curve left to classify{because(dropped)}")
     tell(notes)

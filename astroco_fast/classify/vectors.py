@@ -76,10 +76,14 @@ class Labelled:
 
 
 class Chunk:
-    """Some light curves' ids, bands and labels (n,) and vectors (n, D)."""
+    """Some light curves' ids, bands and labels (n,) and vectors (n, D), and how many points were read for them."""
 
-    def __init__(self, ids: Any, bands: Any, labels: Any, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, ids: Any, bands: Any, labels: Any, vectors: NDArray[np.float32], n_points: int = 0) -> None:
         self.ids, self.bands, self.labels, self.vectors = list(ids), list(bands), list(labels), vectors
+        self.n_points = n_points
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class EmbeddingTable:
@@ -140,11 +144,13 @@ class EmbeddingTable:
         """
         size = None
         try:
-            for rows in self._table.batches([*WORDS, EMBEDDING]):
+            known = [name for name in WORDS if name in self._table.schema.names]  # LSDB's catalogues may lack a label
+            for rows in self._table.batches([*known, EMBEDDING]):
                 vectors = matrix_of(rows.column(EMBEDDING), self._table.path, size)
                 size = vectors.shape[1]
-                texts = [rows.column(name).cast(pa.string()).to_pylist() for name in WORDS]
-                ids, bands, labels = ([text or "" for text in column] for column in texts)
+                texts = {name: rows.column(name).cast(pa.string()).to_pylist() for name in known}
+                none = [""] * rows.num_rows
+                ids, bands, labels = ([text or "" for text in texts.get(name, none)] for name in WORDS)
                 good = np.asarray(np.isfinite(vectors).all(1))
                 _count(dropped, good)
                 kept = [i for i in np.flatnonzero(good) if band is None or bands[i] == band]
@@ -233,7 +239,7 @@ def curve_chunks(
         UserError: the light curves cannot be read, or an (id, band) comes twice.
     """
     config, seen = CleanConfig(min_points=min_points), Seen()
-    for raw in source.batches():
+    for raw in source.batches(progress=True):
         seen.check(raw)
         batch, reasons = clean(raw, config)
         dropped.update(reasons)
@@ -242,4 +248,4 @@ def curve_chunks(
             good = np.asarray(np.isfinite(vectors).all(1))
             _count(dropped, good)
             batch = batch.select(good)
-            yield Chunk(batch.ids, batch.band, batch.label, vectors[good])
+            yield Chunk(batch.ids, batch.band, batch.label, vectors[good], raw.n_points)

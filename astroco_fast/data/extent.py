@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from tqdm import tqdm
 
-from astroco_fast.data.curves import CurveBatch
+
+class Done(Protocol):
+    """Light curves that are done: `len` is their number, `n_points` that of their points."""
+
+    @property
+    def n_points(self) -> int: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Extent:
 
 
 @contextmanager
-def progress_bar(extent: Extent, desc: str, shown: bool) -> Iterator[Callable[[CurveBatch], object]]:
+def progress_bar(extent: Extent, desc: str, shown: bool) -> Iterator[Callable[[Done], object]]:
     """A progress bar of what is done with an input, on a terminal.
 
     Args:
@@ -45,7 +52,7 @@ def progress_bar(extent: Extent, desc: str, shown: bool) -> Iterator[Callable[[C
             bar.total = extent.total
             bar.update((n if extent.total is None else min(n, extent.total)) - bar.n)
 
-        def advance(done: CurveBatch) -> None:
+        def advance(done: Done) -> None:
             show(max(int(bar.n), extent.done) + (done.n_points if extent.unit == " points" else len(done)))
 
         yield advance

@@ -27,19 +27,31 @@ def dataset(path: Any) -> Any:
     Raises:
         UserError: the collection names no catalogue, or the folder is a margin or the like.
     """
-    if (path / _COLLECTION).is_file():
-        main = path / _properties(path / _COLLECTION).get(_MAIN, "")
-        if main == path or not main.is_dir():
-            raise UserError(
-                f"{path}: {_COLLECTION} names no catalogue in this collection by {_MAIN}; name its folder instead"
-            )
-        return dataset(main)
+    path = _catalogue(path)
     kind = _kind(path)
     if kind in _DERIVED:
         raise UserError(
             f"{path}: is no catalogue of its own, but the {kind} of one, by its {_KIND}; name the catalogue instead"
         )
     return path / "dataset" if kind is not None and (path / "dataset").is_dir() else path
+
+
+def told(path: Any, key: str) -> str:
+    """What a catalogue, or a collection's own catalogue, says by a key of its properties; "" if it says nothing."""
+    file = _properties_file(_catalogue(path))
+    return "" if file is None else _properties(file).get(key, "")
+
+
+def _catalogue(path: Any) -> Any:
+    """The folder of a collection's own catalogue; any other folder as it is."""
+    if not (path / _COLLECTION).is_file():
+        return path
+    main = path / _properties(path / _COLLECTION).get(_MAIN, "")
+    if main == path or not main.is_dir():
+        raise UserError(
+            f"{path}: {_COLLECTION} names no catalogue in this collection by {_MAIN}; name its folder instead"
+        )
+    return _catalogue(main)
 
 
 def pieces(files: Sequence[Any], root: Any) -> list[Any]:
@@ -71,8 +83,12 @@ def pieces(files: Sequence[Any], root: Any) -> list[Any]:
 
 def _kind(path: Any) -> str | None:
     """What kind of catalogue a folder is; "" if it does not say; None: it is no catalogue."""
-    file = next((path / name for name in _CATALOGUE if (path / name).is_file()), None)
+    file = _properties_file(path)
     return None if file is None else _properties(file).get(_KIND, "").lower()
+
+
+def _properties_file(path: Any) -> Any:
+    return next((path / name for name in _CATALOGUE if (path / name).is_file()), None)
 
 
 def _properties(file: Any) -> dict[str, str]:

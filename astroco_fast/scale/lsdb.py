@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from astroco_fast.embedding_formats import KEY
 from astroco_fast.errors import MissingExtraError
-from astroco_fast.scale.partition import embed_partition
+from astroco_fast.scale.partition import embed_partition, provenance
 
 
 def embed_catalog(catalog: Any, model: str | None = None, **settings: Any) -> Any:
@@ -18,6 +19,7 @@ def embed_catalog(catalog: Any, model: str | None = None, **settings: Any) -> An
 
     Returns:
         An `lsdb.Catalog` with the plain columns of `catalog`, ra and dec among them, and those of `embed_partition`.
+        Property `astroco_fast` of the catalogue, in `hats.properties` once it is written, is the vectors' provenance.
         `write_catalog(PATH, resume=True)` goes on after a crash with the partitions that are missing.
 
     Raises:
@@ -32,4 +34,8 @@ def embed_catalog(catalog: Any, model: str | None = None, **settings: Any) -> An
         import lsdb  # noqa: F401
     except ImportError:
         raise MissingExtraError("lsdb", "lsdb", "embed_catalog") from None
-    return catalog.map_partitions(embed_partition, model=model, **settings)
+    vectors = catalog.map_partitions(embed_partition, model=model, **settings)
+    structure = vectors.hc_structure
+    told = provenance(model, catalog.name, **settings)
+    structure.catalog_info = structure.catalog_info.copy_and_update(**{KEY: told})
+    return vectors

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,34 @@ def embed_partition(
     return rows.assign(**new)
 
 
+def provenance(
+    model: str | None, source: str, *, columns: Columns | None = None, band: str | None = None, **settings: Any
+) -> str:
+    """What `astroco embed` writes beside vectors, as JSON: version, the model and its digest, settings, and parts.
+
+    Without what only embedding tells, such as counts. The precision is that of this machine.
+
+    Args:
+        model, columns, band, settings: as for `embed_partition`.
+        source: the light curves' name.
+    """
+    import astroco_fast
+    from astroco_fast.digest import model_facts
+    from astroco_fast.embedding import choose, layout
+
+    encoder = _encoder(model)
+    others = ("prefix", "threads", "progress")  # which change no vector
+    choice = choose(encoder, **{"short": "nan", **{key: settings[key] for key in settings if key not in others}})
+    facts = {
+        "version": astroco_fast.__version__,
+        "model": model_facts(_name(model), encoder, choice.parts),
+        "source": source,
+        "settings": {"columns": asdict(columns or Columns()), "band": band, **choice.settings()},
+        "parts": {part: [place.start, place.stop] for part, place in layout(encoder, choice.parts).items()},
+    }
+    return json.dumps(facts, sort_keys=True, ensure_ascii=False)
+
+
 def _plain(frame: pd.DataFrame) -> list[str]:
     """The columns that are no lists, and so no light curves."""
     import pyarrow as pa
@@ -78,6 +107,11 @@ def _plain(frame: pd.DataFrame) -> list[str]:
 @lru_cache(maxsize=2)
 def _encoder(model: str | None) -> PretrainedEncoder:
     from astroco_fast.registry import load
+
+    return load(_name(model))
+
+
+def _name(model: str | None) -> str:
     from astroco_fast.released import names
 
-    return load(model or names()[0])
+    return model or names()[0]

@@ -14,8 +14,10 @@ from astroco_fast.classify import main
 from astroco_fast.classify.classifier import DESCRIPTION, NUMBERS, load_classifier
 from astroco_fast.digest import DIGEST, MODEL, model_digest
 from astroco_fast.embedding import embed_batch
+from astroco_fast.embedding_formats import KEY
 from astroco_fast.errors import UserError
 from astroco_fast.registry import load
+from astroco_fast.scale.partition import provenance
 from tests.probe.survey import CLASSES, survey, table, tiny_model
 
 PARTS = "[magnitudes]"
@@ -105,6 +107,28 @@ def test_what_astroco_embed_writes_is_read_if_it_holds_whole_light_curves(place,
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "w.parquet"), out + "2.csv", "--classifier", str(place / "fitted")]) == 2
     assert "--windows first; --windows mean is needed" in said(capsys)
+
+
+def test_a_catalogue_of_lsdb_says_which_model_made_its_vectors(place, tmp_path, capsys):
+    table = pq.read_table(embeddings(place, tmp_path / "vectors.parquet")).drop_columns(["label"])
+    piece = tmp_path / "collection" / "vectors" / "dataset" / "Norder=0" / "Dir=0" / "Npix=4.parquet"
+    piece.parent.mkdir(parents=True)
+    pq.write_table(table.replace_schema_metadata(None), piece)
+    told = provenance(str(place / "model"), "survey", parts=["magnitudes"], threads=2)
+    catalogue = tmp_path / "collection" / "vectors"
+    (tmp_path / "collection" / "collection.properties").write_text("hats_primary_table_url=vectors\n")
+    (catalogue / "hats.properties").write_text(f"dataproduct_type=object\n{KEY}={told}\n", encoding="utf-8")
+    words = ["predict", "--classifier", str(place / "fitted"), "--model", str(place / "model")]
+    for number, data in enumerate((catalogue, catalogue.parent)):
+        assert main([*words, str(data), str(tmp_path / f"{number}.parquet")]) == 0
+        assert f"{data}: says itself that {place / 'model'} made its vectors; --model is not used" in said(capsys)
+        assert pq.read_table(tmp_path / f"{number}.parquet")["id"].to_pylist() == [
+            star for i, star in enumerate(table["id"].to_pylist()) if i != 3
+        ]
+    other = provenance(str(place / "model"), "survey", parts=["magnitudes", "time_mean"])
+    (catalogue / "hats.properties").write_text(f"dataproduct_type=object\n{KEY}={other}\n", encoding="utf-8")
+    assert main([*words, str(catalogue), str(tmp_path / "no.parquet")]) == 2
+    assert "the classifier takes those of" in said(capsys)
 
 
 def test_priors_change_the_probabilities(place):

@@ -8,7 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from astroco_fast.digest import DIGEST, MODEL, model_digest
+from astroco_fast.registry import load
+from astroco_fast.scale.lsdb import embed_catalog
 from astroco_fast.scale.partition import embed_partition
+from astroco_fast.vector_tables import VectorTable
 from bench.scale import make_catalog
 from tests.scale.test_partition import model  # noqa: F401
 
@@ -48,8 +52,6 @@ def contents(folder):
 
 
 def test_vectors_are_written_beside_ra_and_dec(catalog, client, model, tmp_path):  # noqa: F811
-    from astroco_fast.scale.lsdb import embed_catalog
-
     opened = lsdb.open_catalog(catalog)
     embed_catalog(opened, model).write_catalog(tmp_path / "vectors", progress_bar=False)
     columns, vectors = contents(tmp_path / "vectors")
@@ -59,12 +61,15 @@ def test_vectors_are_written_beside_ra_and_dec(catalog, client, model, tmp_path)
     np.testing.assert_array_equal(columns["ra"], stars["ra"])
     np.testing.assert_array_equal(columns.index, stars.index)
     assert vectors.shape == (300, 16)
+    told = VectorTable(tmp_path / "vectors").schema.metadata
+    assert told[MODEL.encode()].decode() == model
+    assert told[DIGEST.encode()].decode() == model_digest(load(model), ["time_mean"])
     assert np.isfinite(vectors).all()
 
 
 def test_a_crash_costs_the_partitions_that_were_not_written(catalog, client, model, tmp_path):  # noqa: F811
     opened = lsdb.open_catalog(catalog)
-    whole = opened.map_partitions(embed_partition, model=model)
+    whole = embed_catalog(opened, model)
     whole.write_catalog(tmp_path / "whole", progress_bar=False)
     mark = tmp_path / "mark"
     mark.touch()
@@ -79,14 +84,13 @@ def test_a_crash_costs_the_partitions_that_were_not_written(catalog, client, mod
     after = written(tmp_path / "vectors")
     assert len(before) < len(after) == opened.npartitions
     assert {path: (tmp_path / "vectors" / path).stat().st_mtime_ns for path in before} == times
+    assert MODEL.encode() in VectorTable(tmp_path / "vectors").schema.metadata
     (columns, vectors), (expected_columns, expected) = contents(tmp_path / "vectors"), contents(tmp_path / "whole")
     pd.testing.assert_frame_equal(columns, expected_columns)
     np.testing.assert_array_equal(vectors, expected)
 
 
 def test_partitions_without_rows_pass(catalog, client, model):  # noqa: F811
-    from astroco_fast.scale.lsdb import embed_catalog
-
     few = lsdb.open_catalog(catalog).query("dec > 0")
     found = embed_catalog(few, model).compute()
     assert 0 < len(found) < 300

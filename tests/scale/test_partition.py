@@ -1,14 +1,19 @@
 """A worker's piece of a catalogue: rows and columns stay, vectors are those of `model.embed`."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import astroco_fast as af
+from astroco_fast import embed
+from astroco_fast.embedding_formats import KEY
 from astroco_fast.errors import UserError
-from astroco_fast.scale.partition import embed_partition
+from astroco_fast.scale.partition import embed_partition, provenance
 from astroco_fast.scale.ray import Embedder
 
 
@@ -57,6 +62,17 @@ def test_no_rows_have_the_same_columns_and_types(model, stars):
     assert none.dtypes.to_dict() == some.dtypes.to_dict()
     assert none.index.name == "_healpix_29"
     assert len(none) == 0
+
+
+def test_the_provenance_is_what_astroco_embed_writes(model, stars, tmp_path):
+    options = ["--model", model, "--band", "g", "--short", "nan", "--windows", "first"]
+    star = pd.DataFrame({name: stars[name].iloc[0] for name in ("mjd", "mag", "magerr")}).assign(band="g")
+    star.to_parquet(tmp_path / "one.parquet")
+    assert embed.main([str(tmp_path / "one.parquet"), str(tmp_path / "out.parquet"), *options]) == 0
+    written = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[KEY.encode()])
+    told = json.loads(provenance(model, written["source"], band="g", windows="first", prefix="p", threads=2))
+    assert written["settings"].pop("device") == "cpu"
+    assert told == {key: written[key] for key in written if key not in ("counts", "simulated")}
 
 
 def test_a_row_for_each_window_repeats_the_star(model, stars):
