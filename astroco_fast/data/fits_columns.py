@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astroco_fast.data.arrays import arrow_array
+from astroco_fast.data.words import is_no_value
 
 _SAMPLE = 1000  # rows from which the mean length of a column's arrays is taken
+
+# Where headers name the star of a light curve.
+_STAR_KEYS = ("OBJECT", "TICID", "KEPLERID", "TARGETID")
+# A point of these surveys is good if its flag is 0.
+_SURVEYS_WITH_FLAGS, _QUALITY = ("kepler", "k2", "tess"), ("sap_quality", "quality")
 
 
 def hdus(file: Any) -> Iterator[Any]:
@@ -27,6 +33,15 @@ def hdus(file: Any) -> Iterator[Any]:
             raise ValueError("the header gives a negative size")
         last = place["hdrLoc"]
         yield hdu
+
+
+def told(primary: Any, header: Any, names: Sequence[str]) -> tuple[str | None, str | None]:
+    """What the headers of a file say: the id of its star, and the column of flags, of Kepler and TESS."""
+    said = [str(place.get(key, "")).strip() for key in _STAR_KEYS for place in (header, primary)]
+    star = next((name for name in said if not is_no_value(name) and name != "0"), None)
+    survey = str(primary.get("TELESCOP", header.get("TELESCOP", ""))).strip().lower()
+    flags = [name for name in names if name.lower() in _QUALITY] if survey in _SURVEYS_WITH_FLAGS else []
+    return star, next(iter(flags), None)
 
 
 class Piece:

@@ -1,10 +1,11 @@
-"""Tables that come one by one, from a generator or a collection, as one table."""
+"""Tables that come one by one, from a generator or a collection, as one table; pairs of a name and a light curve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from astroco_fast.data.columns import Columns, find, map_tables
@@ -18,10 +19,49 @@ _ID = "id"
 _ROWS = 250_000  # of an item that are read at a time
 
 
+def is_pair(item: Any) -> bool:
+    """Whether an item is a pair of a name and a light curve, as those of `dict.items()` and of pandas' groups."""
+    return isinstance(item, tuple) and len(item) == 2 and (_is_word(item[0]) or _is_key(item[0]))
+
+
+def named(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """The names and light curves of pairs.
+
+    Raises:
+        UserError: an item is no pair, or its name is of several words.
+    """
+    for place, (key, curve) in enumerate(_checked(items)):
+        yield _name(key, place), curve
+
+
+def _checked(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    for place, item in enumerate(items):
+        if not is_pair(item):
+            raise UserError(f"item {place + 1} is no pair of an id and a light curve, but the first is")
+        yield item
+
+
+def _name(key: Any, place: int) -> str:
+    words = key if isinstance(key, tuple) else (key,)
+    if len(words) > 1:
+        raise UserError(f"item {place + 1}: the key {key} is no id; group by the id alone, or keep the column of ids")
+    return str(words[0])
+
+
+def _is_word(key: Any) -> bool:
+    return isinstance(key, str | int | np.integer)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether this is the key of a group by several columns, or by a list of one."""
+    return isinstance(key, tuple) and bool(key) and all(map(_is_word, key))
+
+
 def items_table(first: Any, start: Callable[[], Iterator[Any]], once: bool, columns: Columns) -> Table | None:
     """Tables that come one by one, as one table; None: the first is no table.
 
-    Tables with a column of ids are pieces of one table. A table without one is one star, which gets such a column.
+    Tables with a column of ids are pieces of one table. A table without one is one star, which gets such a column: of
+    the names, if the items are pairs.
 
     Args:
         first: the first item.
@@ -32,10 +72,11 @@ def items_table(first: Any, start: Callable[[], Iterator[Any]], once: bool, colu
     Raises:
         UserError: a column is missing in the first.
     """
-    table = object_table(first, called="0")
+    paired = is_pair(first)
+    table = object_table(first[1] if paired else first, called="0")
     if table is None:
         return None
-    kind = f"tables ({type(first).__name__})"
+    kind = f"tables ({table.name})"
     schema = table.schema
     a_star_each = columns.id is None and find("id", list(table.fields()), None) is None
     if a_star_each:
@@ -45,9 +86,9 @@ def items_table(first: Any, start: Callable[[], Iterator[Any]], once: bool, colu
     def batches(names: Sequence[str]) -> Iterator[Any]:
         stars: set[str] = set()
         own = [name for name in names if not (a_star_each and name == _ID)]
-        for place, item in enumerate(start()):
+        for place, (key, item) in enumerate(_checked(start()) if paired else ((None, item) for item in start())):
             piece = _like(item, place, table, own)
-            star = piece.star or piece.called
+            star = _name(key, place) if paired and a_star_each else piece.star or piece.called
             if a_star_each and star in stars:
                 raise UserError(f"{kind}: two are of a star {star!r}; join them, or give each a column of ids")
             stars.add(star)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from astroco_fast.data import fits_columns
 from astroco_fast.data.arrays import arrow_array, holds_values
 from astroco_fast.data.streams import StreamTable
 from astroco_fast.data.tables import Table, mean_length, readable, unreadable, without_views
@@ -55,16 +56,24 @@ def object_table(source: Any, called: str) -> Table | None:
     """A table-like object as a table; None for any other object.
 
     Table-like are pandas frames, what hands out Arrow's data (Arrow, polars, DuckDB ...), astropy tables and time
-    series, xarray's data sets, and objects with `time` and `flux` (lightkurve).
+    series, arrays of records, FITS tables and lists of HDUs, xarray's data sets, and objects with `time` and `flux`
+    (lightkurve).
 
     Args:
         source: the object.
         called: what to call its only star, if there is no column of ids and its metadata do not name it.
 
     Raises:
-        UserError: a frame has two columns of one name, or is not in memory; a data set is no table.
+        UserError: a frame has two columns of one name, or is not in memory; a data set or an array of records is no
+            table; an HDU list has no table.
     """
     kind = type(source).__name__
+    if isinstance(source, np.ndarray) and source.dtype.names:
+        return _of_records(source, kind, called)
+    if hasattr(source, "header") and hasattr(source, "columns"):  # astropy's HDU of a table
+        return _of_hdu(source, source.header, kind, called)
+    if hasattr(source, "fileinfo") and isinstance(source, list):  # astropy's HDUList
+        return _of_hdus(source, kind, called)
     if isinstance(source, pa.Table):
         return MemoryTable(source, kind, called)
     if hasattr(source, "to_dataframe") and hasattr(source, "dims"):
@@ -105,6 +114,40 @@ def columns_table(columns: Mapping[Any, Any], called: str) -> Table:
     if len({*lengths.values()}) > 1:
         raise UserError(f"dict: its columns differ in length: {', '.join(f'{n!r} {k}' for n, k in lengths.items())}")
     return MemoryTable(_of_columns({str(name): values for name, values in columns.items()}), "dict", called)
+
+
+def _of_records(records: Any, kind: str, called: str) -> Table:
+    """An array whose elements have named fields, of numpy or of a FITS table (`FITS_rec`)."""
+    if records.ndim != 1:
+        raise UserError(f"{kind}: has {records.ndim} dimensions, but a table has one; give it .ravel()")
+    if hasattr(records, "columns"):
+        return MemoryTable(_of_fits(records), kind, called)
+    return MemoryTable(_of_columns({name: records[name] for name in records.dtype.names}), kind, called)
+
+
+def _of_hdus(hdus: Any, kind: str, called: str) -> Table:
+    tables = [hdu for hdu in hdus if hasattr(hdu, "columns")]
+    if not tables:
+        raise UserError(f"{kind}: there is no table in it")
+    table = _of_hdu(tables[0], hdus[0].header, kind, called)
+    if len(tables) > 1:
+        table.remarks = [f"only the first of its {len(tables)} tables is read; give another itself"]
+    return table
+
+
+def _of_hdu(hdu: Any, primary: Any, kind: str, called: str) -> Table:
+    star, quality = fits_columns.told(primary, hdu.header, hdu.columns.names)
+    table = MemoryTable(_of_fits(hdu.data), kind, called, star)
+    table.quality = quality
+    return table
+
+
+def _of_fits(data: Any) -> Any:
+    """An Arrow table of astropy's `FITS_rec`."""
+    piece = fits_columns.Piece(data, slice(None))
+    names = data.columns.names
+    units = {name: text(unit) for name, unit in zip(names, data.columns.units, strict=True)}
+    return _table({name: partial(piece.column, index) for index, name in enumerate(names)}, units)
 
 
 def _stream(source: Any, kind: str, called: str) -> Table | None:

@@ -23,7 +23,7 @@ from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.extent import Extent
 from astroco_fast.data.formats import format_of, open_table
 from astroco_fast.data.formats.handed import is_file, table_of_file
-from astroco_fast.data.items import items_table
+from astroco_fast.data.items import is_pair, items_table, named
 from astroco_fast.data.metadata import METADATA, StarTable
 from astroco_fast.data.notes import Notes
 from astroco_fast.data.objects import columns_table, object_table
@@ -79,7 +79,8 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
             kinds of files), of a folder of such tables, of a HATS catalogue, or of a folder with Astromer's
             `metadata.parquet`; a pattern with `*`; a list of paths; an open file; the path of a store, or a `Store`;
             (L, 3) arrays or tensors with columns time (days), magnitude, error, one, or several in a list, a generator
-            or a dict; tables of other libraries (`objects.object_table`), one or several; batches of curves. Masked
+            or a dict, or in pairs with their names; tables of other libraries (`objects.object_table`), one or several;
+            batches of curves. Masked
             values become NaN, and units are converted (`units`). Docs: docs/data.md, "Objects in Python".
         columns: the user's choice of columns; the rest is found by `columns.ALIASES`.
         band: read only this band.
@@ -100,13 +101,13 @@ def open_source(source: Any, columns: Columns | None = None, band: str | None = 
         return _store_source(source, band)
     if isinstance(source, CurveBatch):
         return BatchSource(lambda: iter([source]), band)
-    if is_array(source):
-        return _open_list(_curves_of(source), columns, band)
     if isinstance(source, list | tuple) and source and all(map(is_path, source)):
         return _open_paths([to_path(item) for item in source], columns, band)
     table = object_table(source, called="0")
     if table is not None:
         return _of_tables([table], columns, band, table.name)
+    if is_array(source):
+        return _open_list(_curves_of(source), columns, band)
     if isinstance(source, Mapping):
         return _open_dict(source, columns, band)
     if isinstance(source, Sequence):
@@ -150,6 +151,8 @@ def _curves_of(array: Any) -> Any:
 def _open_list(items: Any, columns: Columns, band: str | None) -> Source:
     if len(items) and isinstance(items[0], CurveBatch):
         return BatchSource(lambda: iter(items), band)
+    if len(items) and is_pair(items[0]):
+        return _open_iterable(items, columns, band)
     tables = [table for i, item in enumerate(items) if (table := object_table(item, called=str(i))) is not None]
     if tables and len(tables) == len(items):
         return _of_tables(tables, columns, band, f"list of {len(items)} tables")
@@ -175,7 +178,8 @@ def _open_dict(source: Mapping[Any, Any], columns: Columns, band: str | None) ->
 
 
 def _open_iterable(source: Iterable[Any], columns: Columns, band: str | None) -> Source:
-    """Batches, arrays, tables or paths that come one by one; those of a generator can be read once."""
+    """Batches, arrays, tables, pairs of a name and one of these, or paths, that come one by one; those of a generator
+    can be read once."""
     items = iter(source)
     first = next(items, None)
     once = iter(source) is items
@@ -188,12 +192,14 @@ def _open_iterable(source: Iterable[Any], columns: Columns, band: str | None) ->
         return _open_paths([to_path(item) for item in start()], columns, band)
     if first is None or isinstance(first, CurveBatch):
         return BatchSource(start, band)
+    table = items_table(first, start, once, columns)
+    if table is not None:
+        return _of_tables([table], columns, band, table.name)
+    if is_pair(first):
+        return _of_arrays(NamedArrays(lambda: named(start()), "pairs of name and array"), band)
     if is_array(first) or isinstance(first, list | tuple):
         return _of_arrays(ArraySource(start), band)
-    table = items_table(first, start, once, columns)
-    if table is None:
-        raise UserError(f"light curves cannot be read from an iterable of {type(first).__name__}")
-    return _of_tables([table], columns, band, table.name)
+    raise UserError(f"light curves cannot be read from an iterable of {type(first).__name__}")
 
 
 def _of_tables(tables: Sequence[Table], columns: Columns, band: str | None, name: str) -> TableSource:

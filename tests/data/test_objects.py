@@ -193,6 +193,88 @@ def test_tables_of_one_star(make, batch):
     assert next(read_curves(curves[0], Columns(star="V* X"))).ids.tolist() == ["V* X"]
 
 
+def records(table):
+    return table.to_pandas().to_records(index=False)
+
+
+def masked_records(table):
+    masked = np.ma.array(records(table))
+    masked["mag"][3] = np.ma.masked
+    return masked
+
+
+def hdu(table):
+    from astropy.io import fits
+
+    return fits.BinTableHDU(records(table).astype([("id", "S8"), *((role, "f8") for role in ROLES), ("band", "S2")]))
+
+
+def hdu_list(table):
+    from astropy.io import fits
+
+    return fits.HDUList([fits.PrimaryHDU(), hdu(table)])
+
+
+@pytest.mark.parametrize(
+    "make", [records, hdu, hdu_list, lambda table: hdu(table).data], ids=["numpy", "HDU", "HDU list", "FITS records"]
+)
+def test_records(make, batch):
+    """Arrays whose elements have named fields are tables, such as those that astropy reads from FITS files."""
+    table = pa.Table.from_pandas(as_long(batch)).select(["id", *ROLES, "band"])
+    batch.label[:] = ""
+    assert_same_curves(read_curves(make(table)), [batch])
+    parts = [make(table.slice(start, 7)) for start in range(0, len(table), 7)]
+    assert_same_curves(read_curves(iter(parts)), [batch])
+
+
+def test_masked_records(batch):
+    table = pa.Table.from_pandas(as_long(batch)).select(["id", *ROLES, "band"])
+    (found,) = read_curves(masked_records(table))
+    assert np.isnan(found.mag).sum() == 1
+    with pytest.raises(UserError, match=r"recarray: has 2 dimensions, but a table has one; give it \.ravel\(\)"):
+        open_source(records(table)[:4].reshape(2, 2))
+
+
+def test_headers_of_fits_objects():
+    from astropy.io import fits
+
+    null = fits.Column("mag", "J", null=-9, array=[15, -9, 16])
+    table = fits.BinTableHDU.from_columns(
+        [fits.Column("mjd", "D", unit="h", array=[24.0, 48.0, 72.0]), null, fits.Column("err", "D", array=[0.1] * 3)]
+    )
+    table.header["OBJECT"] = "V* X"
+    source = open_source(table)
+    (found,) = source.batches()
+    assert found.ids.tolist() == ["V* X"]
+    assert found.time.tolist() == [1.0, 2.0, 3.0]
+    assert found.mag[[0, 2]].tolist() == [15.0, 16.0]
+    assert np.isnan(found.mag[1])
+    assert "'mjd' is in 'h' and was converted" in "".join(source.notes)
+    assert "only the first of its 2 tables" in "".join(
+        open_source(fits.HDUList([fits.PrimaryHDU(), table, table])).notes
+    )
+    with pytest.raises(UserError, match="HDUList: there is no table in it"):
+        open_source(fits.HDUList([fits.PrimaryHDU()]))
+
+
+@pytest.mark.parametrize("make", [np.asarray, frame_of, table_of])
+@pytest.mark.parametrize("give", [iter, list, tuple])
+def test_pairs_of_name_and_curve(give, make, batch):
+    names = [f"s{i}" for i in range(6)]
+    pairs = list(zip(names, map(make, arrays(batch)), strict=True))
+    assert_same_curves(read_curves(give(pairs)), [plain(batch, names)])
+    with pytest.raises(UserError, match="item 2 is no pair of an id and a light curve, but the first is"):
+        list(read_curves(give([pairs[0], pairs[1][1]])))
+
+
+def test_groups_of_a_frame(batch):
+    frame = as_long(batch)
+    for keys in ("id", ["id"], ["id", "band"]):
+        assert_same_curves(read_curves(frame.groupby(keys)), [batch])
+    with pytest.raises(UserError, match=r"item 1: the key \('.*', '.*'\) is no id"):
+        list(read_curves(frame.groupby(["id", "band"])[ROLES]))
+
+
 def test_dict_of_columns(batch):
     columns = {name: values.to_numpy() for name, values in as_long(batch).items()}
     assert_same_curves(read_curves(columns), [batch])

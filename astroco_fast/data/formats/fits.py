@@ -13,17 +13,10 @@ from astroco_fast.data import fits_columns
 from astroco_fast.data.formats.file import FileTable
 from astroco_fast.data.tables import readable, unreadable
 from astroco_fast.data.units import text, with_unit
-from astroco_fast.data.words import is_no_value
 from astroco_fast.errors import MissingExtraError, UserError
 
 # Astropy warns of a damaged table, or raises errors of many kinds.
 _FITS_DAMAGE = "File may have been truncated|Error validating header"
-
-
-# Where headers name the star of a light curve.
-_STAR_KEYS = ("OBJECT", "TICID", "KEPLERID", "TARGETID")
-# A point of these surveys is good if its flag is 0.
-_SURVEYS_WITH_FLAGS, _QUALITY = ("kepler", "k2", "tess"), ("sap_quality", "quality")
 
 
 class FitsTable(FileTable):
@@ -54,7 +47,7 @@ class FitsTable(FileTable):
         if len(tables) > 1:
             self.remarks = [f"only the first of its {len(tables)} tables is read; write others to their own files"]
         self._data = data[0]
-        self.star, self.quality = _told(self._file[0].header, tables[0].header, tables[0].columns.names)
+        self.star, self.quality = fits_columns.told(self._file[0].header, tables[0].header, tables[0].columns.names)
         self._names = list(tables[0].columns.names)
         self.rows = len(self._data)
         if self.rows and not self._data.dtype.itemsize:
@@ -82,12 +75,3 @@ class FitsTable(FileTable):
         with readable(self.name, Exception):
             arrays = [piece.column(self._names.index(name)) for name in names]
         return pa.RecordBatch.from_arrays(arrays, names=list(names))
-
-
-def _told(primary: Any, header: Any, names: Sequence[str]) -> tuple[str | None, str | None]:
-    """What the headers of a file say: the id of its star, and the column of flags, of Kepler and TESS."""
-    said = [str(place.get(key, "")).strip() for key in _STAR_KEYS for place in (header, primary)]
-    star = next((name for name in said if not is_no_value(name) and name != "0"), None)
-    survey = str(primary.get("TELESCOP", header.get("TELESCOP", ""))).strip().lower()
-    flags = [name for name in names if name.lower() in _QUALITY] if survey in _SURVEYS_WITH_FLAGS else []
-    return star, next(iter(flags), None)
