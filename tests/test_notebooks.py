@@ -100,6 +100,22 @@ def test_the_names_and_commands_that_a_notebook_uses_exist(name: str) -> None:
     assert [command for command in run if command not in COMMANDS] == []
 
 
+def test_the_survey_is_left_as_it_is_without_lsdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On Python 3.10, for which LSDB does not exist, the other notebooks are run all the same."""
+    run = []
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text("# %%\nprint(1)\n")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(notebooks, "find_spec", lambda name: None)
+    monkeypatch.setattr(notebooks, "execute", lambda notebook, folder: run.append(notebook) or notebook)
+    notebooks.main([])
+    assert len(run) == 2
+    assert "survey: left as it is, because it needs LSDB" in capsys.readouterr().out
+    assert sorted(path.stem for path in tmp_path.glob("*.ipynb")) == ["classes", "pretraining"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_offline_in_an_empty_folder(name: str, tmp_path: Path) -> None:
