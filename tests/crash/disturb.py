@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from astroco_fast.files import write_text
 from tests.crash import commands
+from tests.ports import free_port
 
 # Children are forked from a server that has imported the package, and never run anything itself.
 _context = multiprocessing.get_context("forkserver")
@@ -91,13 +91,6 @@ def call_ranks(world: int, function: Any, *args: Any, killed: str, log: Path) ->
         Ended(process.exitcode, own_log.read_text(errors="replace"), value)
         for (process, _, own_log), value in zip(ranks, values, strict=True)
     ]
-
-
-def free_port() -> int:
-    """A port that no process listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_rank(

@@ -72,12 +72,17 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(params=[name for name in build.isas() if name.endswith("bf16")])
 def isa(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An instruction set with BFloat16 products, which the CPU backend uses during the test."""
-    monkeypatch.setattr(build, "wish", request.param)
+    choose_isa(request.param, monkeypatch)
+    return request.param
+
+
+def choose_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU backend use the library of an instruction set for the rest of the test."""
+    monkeypatch.setattr(build, "wish", name)
     monkeypatch.setattr(native, "_library", None)
     for kernel in arguments.kernels.values():
         monkeypatch.setattr(kernel, "_calls", {})
-    assert native.library().isa.name == request.param
-    return request.param
+    assert native.library().isa.name == name
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import astroco_fast as af
 from astroco_fast import Layout, ops
+from astroco_fast.kernels.cpu import build
 from astroco_fast.kernels.tensors import pitch
 from astroco_fast.reference.sublayers import FeedForward
 from tests.kernels import harness
@@ -79,6 +80,7 @@ def test_beside_products_of_pytorch(isa: str, threads: None, count: int) -> None
 
 @pytest.mark.parametrize("case", [case for case in harness.pairwise() if case.dtype == HALF], ids=harness.name)
 @pytest.mark.parametrize("op", SUBLAYERS)
+@pytest.mark.parametrize("isa", [name for name in build.isas()[1:] if name.endswith("bf16")], indirect=True)
 def test_sublayers(isa: str, op: str, case: Case) -> None:
     """`test_sublayer` has the best instruction set only."""
     check(op, case, "cpu", torch.device("cpu"))

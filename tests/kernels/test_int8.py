@@ -1,6 +1,6 @@
 """Products in int8 on the CPU, by each instruction set that has them, against sums of whole numbers in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,14 +19,27 @@ from astroco_fast.kernels.cpu import Cpu, build, native
 from astroco_fast.reference.int8 import int8_of, quantised
 from astroco_fast.reference.sublayers import Attention, FeedForward
 from tests.kernels import harness
+from tests.kernels.conftest import choose_isa
 from tests.kernels.harness import Case
 from tests.kernels.test_sublayers import SUBLAYERS
 
 F32, INT8, F64 = torch.float32, torch.int8, torch.float64
 CPU = torch.device("cpu")
-CASES = sorted(
-    {case._replace(dtype=F32, mode="inference") for case in harness.pairwise() if case.strides != "expanded"}, key=str
-)
+
+
+def inference(cases: Sequence[Case]) -> set[Case]:
+    """The cases in int8, which has no gradients to expand."""
+    return {
+        case._replace(dtype=F32, mode="inference", strides="sliced" if case.strides == "sliced" else "contiguous")
+        for case in cases
+    }
+
+
+FEW = inference(harness.INTERPRETED)  # every length, width and layout
+CASES = [
+    *sorted(FEW, key=str),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in sorted(inference(harness.pairwise()) - FEW, key=str)),
+]
 
 
 def made(op: str, width: int) -> nn.Module:
@@ -77,14 +90,9 @@ def test_whole_numbers_are_rounded_by_row() -> None:
 
 @pytest.mark.parametrize("op", ["convolution", "feed_forward"])  # attention's scores are products of bfloat16 numbers
 def test_instruction_sets_agree_to_the_bit(op: str, cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from astroco_fast.kernels.cpu import arguments
-
     found = []
     for name in (name for name in build.isas() if name.endswith("bf16")):
-        monkeypatch.setattr(build, "wish", name)
-        monkeypatch.setattr(native, "_library", None)
-        for kernel in arguments.kernels.values():
-            monkeypatch.setattr(kernel, "_calls", {})
+        choose_isa(name, monkeypatch)
         torch.manual_seed(0)
         module = made(op, 100)
         found.append(encoded(op, module, torch.randn(70, 100), [47, 23]))

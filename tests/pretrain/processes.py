@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 # Children are forked from a server that has imported PyTorch once, with the modules that optimisers import late, so
 # that a rank starts in milliseconds.
@@ -86,9 +87,3 @@ def _child(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(value if isinstance(value, int) else 0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

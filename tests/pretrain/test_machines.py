@@ -25,8 +25,9 @@ from astroco_fast.data.convert import convert
 from astroco_fast.errors import UserError
 from astroco_fast.pretrain import agreement, main, ranks
 from astroco_fast.pretrain.ranks import Ranks
+from tests.ports import free_port
 from tests.pretrain.patches import command, this_rank
-from tests.pretrain.processes import free_port, on_ranks
+from tests.pretrain.processes import on_ranks
 from tests.pretrain.test_failures import one_line
 from tests.pretrain.test_resume import outcome
 
