@@ -28,8 +28,8 @@ from astroco_fast.kernels.triton.depthwise import (
     depthwise_input_gradient,
     depthwise_silu,
     depthwise_statistics,
-    depthwise_tap_gradient,
 )
+from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.norm_backward import norm_backward

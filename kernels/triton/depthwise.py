@@ -1,10 +1,9 @@
 """The depthwise convolution over time: y[t] = sum_k w[k] x[t + k - K/2], within a window's real points.
 
-Four kernels work on half rows (N, P). Bytes a row in half precision:
+Three kernels work on half rows (N, P). Bytes a row in half precision:
 - Inference, with BatchNorm folded into taps and offset, then SiLU: reads u, writes s; 4 P.
 - Training, with BatchNorm's statistics of c: reads u, writes c; 4 P, and 12 P a tile for the statistics.
 - The gradient of the input, the same sum mirrored: reads dc, writes du; 4 P.
-- The gradient of the taps: reads dc and u; 4 P.
 
 Tiling: a thread computes a run of eight rows of four channels. It loads a row of the input once, and adds it to all of
 the run's rows that see it, so that a multiply-add in the loop over taps takes 1.46 instructions (sm_90, bf16), where
@@ -14,9 +13,6 @@ not unrolled further, because 32 unrolled taps spill. Rows are counted from the 
 
 A row is masked as it is loaded, once for a whole run. So a run is computed for one window at a time: in a tile where a
 window begins or ends within a run, which is rare with windows of a multiple of eight points, once for each window.
-
-The taps' gradient needs an accumulator a tap; a block has 8 of them and sweeps many row tiles, so that there are few
-partial sums. It sweeps the same number of rows on every GPU, so every GPU adds them in the same order.
 """
 
 import triton
@@ -24,15 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
-from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, launch
-
-# Rows that one partial sum of the taps' gradient covers: at 32 taps the partial sums are 3 % of the traffic.
-SWEEP = 1024
 
 
 @triton.jit
-def _float32(value):
+def float32(value):
     """The value in float32; bfloat16 by its bits, because the compiler's own conversion takes half as many again."""
     if value.dtype == tl.bfloat16:
         return (value.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -52,7 +45,7 @@ def _eight_steps(
     """
     for i in tl.static_range(8):
         if PART < 2 or i < 7:
-            value = _float32(tl.load(value_at + i * P, mask=(low <= i) & (high > i), other=0.0))
+            value = float32(tl.load(value_at + i * P, mask=(low <= i) & (high > i), other=0.0))
             w7, w6, w5, w4, w3, w2, w1 = w6, w5, w4, w3, w2, w1, w0
             if PART < 2 and TAPS == 0:
                 w0 = tl.load(weight_at + i * STEP)
@@ -209,32 +202,6 @@ def _input_gradient_kernel(
     _convolve(dc, taps, taps, first, end, du, tile, rows, column, P, K, -1, False, BLOCK_R, BLOCK_C)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _tap_gradient_kernel(
-    dc, u, first, end, partial, rows,
-    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, SWEEP_TILES: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    # The taps are the grid's fastest index, so that the blocks that read the same rows run side by side.
-    tap_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    k = tl.program_id(0) % tap_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-    column = tl.program_id(0) // tap_blocks % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
-    sweep = (tl.program_id(0) // (tap_blocks * (P // BLOCK_C))).to(tl.int64)
-    total = tl.zeros([BLOCK_K, BLOCK_R, BLOCK_C], tl.float32)
-    left = tl.cdiv(rows - sweep * (SWEEP_TILES * BLOCK_R), BLOCK_R)
-    for tile in range(tl.minimum(left, SWEEP_TILES).to(tl.int32)):
-        row = (sweep * SWEEP_TILES + tile) * BLOCK_R + tl.arange(0, BLOCK_R)
-        low = tl.load(first + row, mask=row < rows, other=0)
-        high = tl.load(end + row, mask=row < rows, other=0)
-        upstream = tl.load(dc + row[:, None] * P + column[None, :], mask=(high > 0)[:, None], other=0.0).to(tl.float32)
-        near = row[None, :] + (k[:, None] - K // 2)
-        here = (near >= low[None, :]) & (near < high[None, :]) & (k < K)[:, None]
-        at = u + near[:, :, None] * P + column[None, None, :]
-        total += tl.load(at, mask=here[:, :, None], other=0.0).to(tl.float32) * upstream[None, :, :]
-    at = partial + sweep * D * K + column[None, :] * K + k[:, None]
-    tl.store(at, tl.sum(total, 1), mask=(k < K)[:, None] & (column < D)[None, :])
-
-
 def columns(padded: int, most: int = 64) -> int:
     """The channels of a tile: the largest power of two that divides a half row, so that no lane is idle."""
     return min(padded & -padded, most)
@@ -245,11 +212,6 @@ def _config(rows: Tensor) -> Config:
     # three blocks share a multiprocessor.
     block = columns(rows.shape[1])
     return Config({"BLOCK_R": 4096 // block, "BLOCK_C": block}, warps=4, stages=1)
-
-
-def _tap_config(taps: int) -> Config:
-    # 8 taps of 32 rows of 32 channels are 64 sums a thread; more would leave no registers to load into.
-    return Config({"BLOCK_K": min(8, triton.next_power_of_2(taps)), "BLOCK_R": 32, "BLOCK_C": 32}, warps=4, stages=1)
 
 
 def _grid(rows: int, padded: int, config: Config) -> tuple[int]:
@@ -321,28 +283,3 @@ def depthwise_input_gradient(dc: Tensor, taps: Tensor, first: Tensor, end: Tenso
     grid = _grid(rows, padded, config)
     launch(_input_gradient_kernel, grid, dc, taps, first, end, du, rows, P=padded, K=taps.shape[0], config=config)
     return du
-
-
-def _tap_gradient_outputs(dc: Tensor, u: Tensor, taps: Tensor, first: Tensor, end: Tensor, width: int) -> Tensor:
-    return new(taps, cdiv(dc.shape[0], SWEEP), width, taps.shape[0])
-
-
-@kernel_op(_tap_gradient_outputs)
-def depthwise_tap_gradient(dc: Tensor, u: Tensor, taps: Tensor, first: Tensor, end: Tensor, width: int) -> Tensor:
-    """Partial sums (sweeps, D, K) float32 whose sum over sweeps is the gradient of the module's taps.
-
-    Args:
-        dc, u: (N, P) half rows.
-        taps: (K, P) float32; only its shape is used.
-        first, end: (N,) int32, as in `Segments`.
-        width: D.
-    """
-    partial = _tap_gradient_outputs(dc, u, taps, first, end, width)
-    rows, padded = dc.shape
-    config = _tap_config(taps.shape[0])
-    blocks = cdiv(taps.shape[0], config.blocks["BLOCK_K"]) * (pitch(width) // config.blocks["BLOCK_C"])
-    launch(
-        _tap_gradient_kernel, (cdiv(rows, SWEEP) * blocks,), dc, u, first, end, partial, rows,
-        D=width, P=padded, K=taps.shape[0], SWEEP_TILES=SWEEP // config.blocks["BLOCK_R"], config=config,
-    )  # fmt: skip
-    return partial

@@ -12,7 +12,8 @@ class Segments(NamedTuple):
     """The window of each row, and the rows of each window.
 
     Attributes:
-        first: (N,) int32, the first row of the row's window.
+        first: (N,) int32, the first row of the row's window; at rows that are not real points the next window's, or N,
+            so that a kernel that follows windows row by row can pass over such rows at once.
         end: (N,) int32, the row after the last real one of the row's window; 0 at rows that are not real points.
         offsets: (S + 1,) int32, the first row of each run of rows, and N. A run is a window's real rows, or the rows
             between two windows. Rows attend within their run only; rows that are not real have runs too, so that
@@ -41,8 +42,9 @@ def _padded(layout: Layout) -> Segments:
     batch, length = layout.batch, layout.length
     lengths = layout.lengths.to(torch.int32)
     start = torch.arange(batch, dtype=torch.int32, device=lengths.device) * length
-    first = start.repeat_interleave(length, output_size=layout.rows)
-    end = torch.where(layout.positions, (start + lengths)[:, None], 0).flatten()
+    real = layout.positions
+    first = torch.where(real, start[:, None], (start + length)[:, None]).flatten()
+    end = torch.where(real, (start + lengths)[:, None], 0).flatten()
     if layout.full:
         offsets = torch.arange(batch + 1, dtype=torch.int32, device=lengths.device) * length
     else:
@@ -58,7 +60,7 @@ def _packed(layout: Layout) -> Segments:
     start = ends - lengths
     window = index // layout.length
     filler = layout.rows - index.shape[0]
-    first = torch.cat([start[window], start.new_zeros(filler)])
+    first = torch.cat([start[window], start.new_full((filler,), layout.rows)])
     end = torch.cat([ends[window], start.new_zeros(filler)])
     offsets = torch.cat([start.new_zeros(1), ends, start.new_full((1,), layout.rows)])
     return Segments(first, end, offsets, max(layout.length, filler), start, lengths)

@@ -94,7 +94,8 @@ def test_a_short_tile_that_begins_with_an_empty_window(
 
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
 def test_gradients(taps: int, length: int, packed: bool, triton: str, device: torch.device) -> None:
-    from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient, depthwise_tap_gradient
+    from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient
+    from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
 
     layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
     upstream = half_rows(layout)
@@ -107,17 +108,48 @@ def test_gradients(taps: int, length: int, packed: bool, triton: str, device: to
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_taps_gradient_sums_over_sweeps(triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from astroco_fast.kernels.triton import depthwise
+@pytest.mark.parametrize(
+    ("lengths", "length", "packed", "sweeps"),
+    [
+        ([199, 0, 201, 200], 201, True, 3),  # cut within windows
+        ([60, 7, 70], 70, True, 1),
+        ([0, 0, 3, 0, 9, 1, 0], 9, False, 2),
+        ([31, 32, 33, 1], 33, False, 128),  # a sweep for every 32 rows
+        ([0, 0], 31, False, 2),
+        ([1], 1, True, 128),
+    ],
+)
+def test_taps_gradient_follows_windows(
+    lengths: list[int], length: int, packed: bool, sweeps: int, triton: str, device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from astroco_fast.kernels.triton import depthwise_taps
 
-    monkeypatch.setattr(depthwise, "SWEEP", 64)
-    layout, rows, u, weight, prepared = ready(3, [60, 7, 70], 70, True, device)
+    monkeypatch.setattr(depthwise_taps, "SWEEPS", sweeps)
+    layout, rows, u, weight, prepared = ready(32, lengths, length, packed, device)
     upstream = half_rows(layout)
     exact = weight.double().requires_grad_()
     convolved(u[:, :WIDTH].double(), exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
-    partial = depthwise.depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
-    assert partial.shape[0] == -(-layout.rows // 64) > 1
+    partial = depthwise_taps.depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
+    assert partial.shape[0] == min(sweeps, -(-layout.rows // 32))
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_windows_can_be_followed_row_by_row(packed: bool) -> None:
+    from astroco_fast.kernels.triton.segments import segments
+
+    counts = torch.tensor([0, 3, 0, 0, 5, 1, 0])
+    layout = Layout.packed(counts, 5, capacity=12) if packed else Layout.padded(counts, 5)
+    rows, real, at = segments(layout), [], 0
+    while at < layout.rows:
+        first, end = int(rows.first[at]), int(rows.end[at])
+        if end:
+            assert first == at < end
+            real += range(at, end)
+        at = max(end, first)
+    assert at == layout.rows
+    assert real == harness.real_rows(layout).nonzero().flatten().tolist()
 
 
 def test_half_precision_statistics_are_of_what_is_stored(triton: str, device: torch.device) -> None:
