@@ -21,10 +21,10 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.depthwise import columns
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
-@triton.jit(do_not_specialize=["tiles", "momentum", "eps"])
+@triton.jit(repr=named("batch_norm_statistics_forward"), do_not_specialize=["tiles", "momentum", "eps"])
 def _merge_kernel(
     count, partial, running_mean, running_var, batches, momentum, eps, total, statistics, tiles,
     D: tl.constexpr, P: tl.constexpr, UPDATE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -101,7 +101,7 @@ def _upstream(ds, n, row, real, column, P: tl.constexpr):
     return given * gate * (1.0 + n * (1.0 - gate)), gate
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("batch_norm_silu_forward"), do_not_specialize=["rows"])
 def _silu_kernel(
     c, statistics, scale, offset, end, s, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -112,7 +112,7 @@ def _silu_kernel(
     tl.store(s + row[:, None] * P + column[None, :], result, mask=(row < rows)[:, None])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("batch_norm_silu_backward_sums"), do_not_specialize=["rows"])
 def _sums_kernel(
     ds, c, statistics, scale, offset, end, s, partial, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -127,7 +127,7 @@ def _sums_kernel(
     tl.store(at + D, tl.sum(dn, 0), mask=column < D)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("batch_norm_silu_backward_input"), do_not_specialize=["rows"])
 def _gradient_kernel(
     ds, c, statistics, scale, offset, end, count, sums, dc, rows,
     D: tl.constexpr, P: tl.constexpr, FIXED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
-@triton.jit
+@triton.jit(repr=named("convolution_weights"))
 def _kernel(
     w_in, w_out, depthwise, matrices, taps,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
 @triton.jit
@@ -162,7 +162,7 @@ def _tile(P: tl.constexpr, BLOCK_C: tl.constexpr):
     return tile, tl.program_id(0) % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("depthwise_silu_forward"), do_not_specialize=["rows"])
 def _silu_kernel(
     u, taps, offset, first, end, s, rows,
     P: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -171,7 +171,7 @@ def _silu_kernel(
     _convolve(u, taps, offset, first, end, s, tile, rows, column, P, K, 1, True, BLOCK_R, BLOCK_C)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("depthwise_statistics_forward"), do_not_specialize=["rows"])
 def _statistics_kernel(
     u, taps, first, end, c, count, partial, rows,
     P: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -193,7 +193,7 @@ def _statistics_kernel(
     tl.store(at + 2 * P, tl.sum(deviation * deviation, 0))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("depthwise_backward_input"), do_not_specialize=["rows"])
 def _input_gradient_kernel(
     dc, taps, first, end, du, rows,
     P: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,

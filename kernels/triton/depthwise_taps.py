@@ -19,7 +19,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.depthwise import columns, float32
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 # Sweeps at most. At D = 256 and 32 taps a sweep has four blocks, and all blocks run at once on the 132 multiprocessors
 # of an H100.
@@ -49,7 +49,7 @@ def _eight_rows(
     return v0, v1, v2, v3, v4, v5, v6, y0, y1, y2, y3, y4, y5, y6, y7
 
 
-@triton.jit(do_not_specialize=["rows", "sweep"])
+@triton.jit(repr=named("depthwise_backward_taps"), do_not_specialize=["rows", "sweep"])
 def _kernel(
     dc, u, first, end, partial, rows, sweep,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def dropout_scale(seed, salt, row, column, p, BLOCK_R: tl.constexpr, BLOCK_C: tl
     return tl.where(tl.uint_to_uniform_float(drawn) >= p, 1.0 / (1.0 - p), 0.0)
 
 
-@triton.jit(do_not_specialize=["salt", "rows"])
+@triton.jit(repr=named("dropout_mask"), do_not_specialize=["salt", "rows"])
 def _mask_kernel(seed, salt, p, mask, rows, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     for start in range(0, D, BLOCK_C):

@@ -23,7 +23,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.gated_linear import gate
-from astroco_fast.kernels.triton.launch import Config, architecture, launch
+from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 
@@ -48,7 +48,7 @@ def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.const
     return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
 
 
-@triton.jit(do_not_specialize=["rows", "hidden"])
+@triton.jit(repr=named("feed_forward_inference"), do_not_specialize=["rows", "hidden"])
 def _kernel(
     x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, hidden,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,

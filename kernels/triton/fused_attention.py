@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import on_gpu
 
 HEAD_MULTIPLE = 8  # what the fused kernels ask of a head's size
@@ -231,7 +231,7 @@ def _stack_one(source, stacked, partial, block, row, inside, real, column, part:
     tl.store(partial + block * (3 * F) + part * F + column, tl.sum(values, 0), mask=column < F)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("attention_backward_stack"), do_not_specialize=["rows"])
 def _stack_kernel(
     dq, dk, dv, end, stacked, partial, rows, F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):

@@ -25,7 +25,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.launch import Config, architecture, launch
+from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision
 
 
@@ -132,7 +132,7 @@ def gate(v, g, GELU: tl.constexpr, HALF: tl.constexpr):
     return v * tl.sigmoid(g)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("gated_linear_forward", GELU=("glu", "gelu")), do_not_specialize=["rows"])
 def _forward_kernel(
     x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
@@ -163,7 +163,7 @@ def _forward_kernel(
     tl.store(u + row[:, None] * F + feature[None, :], gated.to(u.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("gated_linear_backward", GELU=("glu", "gelu")), do_not_specialize=["rows"])
 def _backward_kernel(
     x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
     partial, rows,

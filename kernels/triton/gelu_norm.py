@@ -18,7 +18,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.gated_linear import gelu
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.point_features import field, hides
 from astroco_fast.kernels.triton.tensors import chunk
 
@@ -36,7 +36,7 @@ def _activated(
     return tl.where(here, activated, 0.0), slope
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("gelu_norm_forward"), do_not_specialize=["rows"])
 def _forward_kernel(
     o, b, gain, shift, end, eps, y, mean, rstd, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -69,7 +69,7 @@ def _forward_kernel(
         tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("gelu_norm_backward"), do_not_specialize=["rows"])
 def _backward_kernel(
     dy, o, b, gain, end, mean, rstd, mag, err, hidden, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,

@@ -78,6 +78,22 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
             kernel[grid](*args, **constants, **config.options)
 
 
+def named(name: str, **forms: tuple[str, str]) -> Callable[[Any], str]:
+    """A kernel's name in a profiler, as `triton.jit(repr=...)` takes it, which else is that of its Python function.
+
+    Args:
+        name: the op, with its direction.
+        forms: for each constant that makes another kernel of the function, the words that follow where it is false
+            and where it is true.
+    """
+
+    def full(specialisation: Any) -> str:
+        words = (pair[bool(specialisation.constants[constant])] for constant, pair in forms.items())
+        return "_".join(word for word in ("astroco", name, *words) if word)
+
+    return full
+
+
 def architecture(device: torch.device) -> Architecture:
     """The architecture of a GPU; on a CPU (Triton's interpreter) sm_80 stands in for one."""
     if _architecture is not None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision
 
 
-@triton.jit(do_not_specialize=["rows", "depth"])
+@triton.jit(repr=named("linear", ONTO=("forward", "onto_backward")), do_not_specialize=["rows", "depth"])
 def _product_kernel(
     x, w, b, base, end, y, rows, depth,
     K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
@@ -119,7 +119,7 @@ def linear_onto(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
     return y
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("half_rows_backward"), do_not_specialize=["rows"])
 def _half_rows_kernel(x, end, y, rows, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows

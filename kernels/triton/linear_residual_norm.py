@@ -17,7 +17,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.launch import Config, architecture, launch
+from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 
 
@@ -62,7 +62,7 @@ def squares_about(z, means, column, D: tl.constexpr):
     return tl.sum(deviation * deviation, 1)
 
 
-@triton.jit(do_not_specialize=["rows", "depth"])
+@triton.jit(repr=named("linear_residual_norm_inference"), do_not_specialize=["rows", "depth"])
 def _kernel(
     a, w, b, x, gain, shift, end, eps, y, rows, depth,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,

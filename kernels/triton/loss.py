@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import new
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def _error(prediction, target, role, offset, inside):
     return value - tl.load(target + offset, mask=probed, other=0.0).to(tl.float32), tl.where(probed, code, 0)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(repr=named("masked_loss_forward"), do_not_specialize=["length"])
 def _forward_kernel(prediction, target, role, squared, count, length, BLOCK_T: tl.constexpr):
     window = tl.program_id(0).to(tl.int64)
     by_role = tl.arange(0, 4)
@@ -42,7 +42,7 @@ def _forward_kernel(prediction, target, role, squared, count, length, BLOCK_T: t
     tl.store(count + window * 3 + by_role, tl.sum(counts, 0), mask=by_role < 3)
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(repr=named("masked_loss_backward"), do_not_specialize=["length"])
 def _backward_kernel(upstream, prediction, target, role, gradient, length, BLOCK_T: tl.constexpr):
     window = tl.program_id(0).to(tl.int64)
     for at in range(0, length, BLOCK_T):

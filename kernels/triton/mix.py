@@ -24,7 +24,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 # The most states that one launch takes, because kernels name their arguments one by one.
 GROUP = 5
@@ -56,7 +56,7 @@ def _pick(weights, layer, BLOCK_L: tl.constexpr):
     return tl.sum(tl.where(tl.arange(0, BLOCK_L) == layer, weights, 0.0), 0)
 
 
-@triton.jit(do_not_specialize=["index", "rows", "windows"])
+@triton.jit(repr=named("mix_forward", POOL=("", "pool")), do_not_specialize=["index", "rows", "windows"])
 def _forward_kernel(
     x0, x1, x2, x3, x4, total, logits, index, start, lengths, mixed, pooled, rows, windows,
     D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, TOTAL: tl.constexpr,
@@ -112,7 +112,7 @@ def _store_sum(at, dot, lost):
     tl.store(at, tl.sum(dot.to(tl.float64) + lost.to(tl.float64)))
 
 
-@triton.jit(do_not_specialize=["index", "rows", "windows"])
+@triton.jit(repr=named("mix_backward", POOLED=("", "pool")), do_not_specialize=["index", "rows", "windows"])
 def _backward_kernel(
     x0, x1, x2, x3, x4, dmixed, dpooled, logits, index, start, lengths, dx0, dx1, dx2, dx3, dx4, partial, rows, windows,
     D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, MIXED: tl.constexpr,

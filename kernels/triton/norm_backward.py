@@ -12,7 +12,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import chunk
 
 
@@ -29,7 +29,7 @@ def _loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.
     return upstream, upstream * tl.load(gain + column, mask=column < D, other=0.0)[None, :], unit
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("norm_backward"), do_not_specialize=["rows"])
 def _kernel(
     da, dz, x, gain, mean, rstd, end, dx, partial, rows,
     D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,

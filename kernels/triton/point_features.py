@@ -16,7 +16,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import PITCH, cdiv, new, pitch
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 
 _BITS = {"time": 1, "magnitude": 2, "uncertainty": 4}
 
@@ -59,7 +59,7 @@ def sine_and_cosine(angle):
     return tl.where((quarter & 2) != 0, -a, a), tl.where(((quarter + 1) & 2) != 0, -b, b)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(repr=named("point_features_forward"), do_not_specialize=["rows"])
 def _kernel(
     time, mag, err, hidden, frequencies, w_points, b_points, end, features, rows,
     D: tl.constexpr, P: tl.constexpr, HIDE_TIME: tl.constexpr, HIDE_MAGNITUDE: tl.constexpr,

@@ -20,7 +20,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
-from astroco_fast.kernels.triton.launch import Config, launch
+from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import split
 
 
@@ -58,7 +58,7 @@ def _store(z, means, rstds, gain, shift, y, row, inside, real, start, D: tl.cons
     tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
-@triton.jit(do_not_specialize=["salt", "rows"])
+@triton.jit(repr=named("residual_norm_forward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _forward_kernel(
     o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
@@ -116,7 +116,7 @@ def _store_gradients(
     tl.store(partial + 2 * D + column, tl.sum(inward, 0), mask=column < D)
 
 
-@triton.jit(do_not_specialize=["salt", "rows"])
+@triton.jit(repr=named("residual_norm_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _backward_kernel(
     dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
