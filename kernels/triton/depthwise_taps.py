@@ -99,7 +99,7 @@ def _kernel(
             left -= 8
             low -= 8
             high -= 8
-        at = tl.where(close > 0, close, begin)
+        at = tl.maximum(tl.where(close > 0, close, begin), at + 1)  # which ends, whatever `first` and `end` hold
     fours = tl.join(tl.join(y0, y4), tl.join(y2, y6)), tl.join(tl.join(y1, y5), tl.join(y3, y7))
     total = tl.join(fours[0], fours[1]).reshape([PARTS, eights, BLOCK_C, 8])
     total = tl.sum(total, 0).permute(0, 2, 1).reshape([BLOCK_K, BLOCK_C])
