@@ -12,15 +12,16 @@ A vector is made of parts, which `layout` finds in it:
 By default a model that was pretrained on the time view gives time_mean alone, the paper's mean pooling (section 3.1).
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from astroco_fast.data.batches import WindowBatches
+from astroco_fast.data.copies import Arrivals, to_device
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periods import Periods, find_periods
 from astroco_fast.data.summary import (
@@ -195,8 +196,11 @@ def states_of(
     """
     values = np.empty(curves.n_points if reconstruct else (curves.n_points, config_of(model).width), dtype=np.float32)
     windows = _Windows(model, curves, periods, view)
-    for chosen, out in windows.passes(batch_size):
-        given = (out.reconstruction if reconstruct else out.sequence).float().cpu().numpy()
+
+    def wanted(out: AstroCoOutput) -> list[Tensor]:
+        return [(out.reconstruction if reconstruct else out.sequence).float()]
+
+    for chosen, (given,) in windows.passes(batch_size, wanted):
         for row, points in zip(given, windows.points(chosen), strict=True):
             middle = curves.mag[points].mean(dtype=np.float64) if reconstruct else 0.0
             values[points] = row[: len(points)] + np.float32(middle)
@@ -227,11 +231,15 @@ def _pooled_states(
     length = windows.table.length
     row, points = (np.arange(len(length)), length) if by_window else (windows.table.curve, curves.lengths)
     total, squares = (np.zeros((len(points), config_of(model).width)) for _ in range(2))
-    for chosen, out in windows.passes(batch_size):
-        vectors = out.embedding.double().cpu().numpy()
+
+    def wanted(out: AstroCoOutput) -> list[Tensor]:
+        # States are zero at padding.
+        return [out.embedding.double(), *([out.sequence.double().square().sum(1)] if with_spread else [])]
+
+    for chosen, (vectors, *spread) in windows.passes(batch_size, wanted):
         np.add.at(total, row[chosen], vectors * length[chosen, None])
-        if with_spread:  # states are zero at padding
-            np.add.at(squares, row[chosen], out.sequence.double().square().sum(1).cpu().numpy())
+        for of_points in spread:
+            np.add.at(squares, row[chosen], of_points)
     mean = total / points[:, None]
     if not with_spread:
         return [mean.astype(np.float32)]
@@ -262,13 +270,24 @@ class _Windows:
         places = self._batches.points(chosen)
         return [place[:length] for place, length in zip(places, self.table.length[chosen], strict=True)]
 
-    def passes(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], AstroCoOutput]]:
-        """The places (B,) of the windows of each forward pass, `batch_size` at most, and what the model gives."""
+    def passes(
+        self, batch_size: int, wanted: Callable[[AstroCoOutput], Sequence[Tensor]]
+    ) -> Iterator[tuple[NDArray[np.int64], list[NDArray[Any]]]]:
+        """The places (B,) of the windows of each forward pass, `batch_size` at most, and what is `wanted` of it.
+
+        A pass's results are read when the next pass has been launched, so that a GPU always has work.
+        """
         device = next(self._model.parameters()).device
+        before: tuple[NDArray[np.int64], Arrivals] | None = None
         for first in range(0, len(self.table), batch_size):
             chosen = np.arange(first, min(first + batch_size, len(self.table)))
             batch = self._batches.assemble(chosen, epoch=None)
-            time, mag, err = (torch.from_numpy(x).to(device) for x in (batch.time, batch.mag, batch.err))
+            time, mag, err = (to_device(x, device) for x in (batch.time, batch.mag, batch.err))
             with torch.inference_mode():
                 out = self._model(time, mag, err, centered=True, lengths=torch.from_numpy(batch.lengths))
-            yield chosen, out
+                arrivals = Arrivals(wanted(out))
+            if before is not None:
+                yield before[0], before[1].arrays()
+            before = chosen, arrivals
+        if before is not None:
+            yield before[0], before[1].arrays()

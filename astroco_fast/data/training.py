@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from astroco_fast.data.batches import Batch, Prefetcher, WindowBatches, prefetch
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.columns import Columns
 from astroco_fast.data.convert import convert
+from astroco_fast.data.copies import to_device
 from astroco_fast.data.hashing import TEST, TRAIN, VALIDATION, split_of
 from astroco_fast.data.masking import EVALUATION_EPOCH, HIDDEN
 from astroco_fast.data.simulate import simulate_survey
@@ -242,17 +242,12 @@ class DeviceBatch:
 
 def upload(batch: Batch, device: torch.device) -> DeviceBatch:
     """Copy a batch to the device, without waiting for the copy to end."""
-
-    def copy(array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
     return DeviceBatch(
-        time=copy(batch.time),
-        mag=copy(batch.mag),
-        err=copy(batch.err),
-        target=copy(batch.target),
-        role=copy(batch.role),
+        time=to_device(batch.time, device),
+        mag=to_device(batch.mag, device),
+        err=to_device(batch.err, device),
+        target=to_device(batch.target, device),
+        role=to_device(batch.role, device),
         lengths=torch.from_numpy(batch.lengths),
         index=torch.from_numpy(batch.index),
     )
