@@ -236,10 +236,10 @@ def _pooled_states(
         # States are zero at padding.
         return [out.embedding.double(), *([out.sequence.double().square().sum(1)] if with_spread else [])]
 
-    for chosen, (vectors, *spread) in windows.passes(batch_size, wanted):
+    for chosen, (vectors, *of_points) in windows.passes(batch_size, wanted):
         np.add.at(total, row[chosen], vectors * length[chosen, None])
-        for of_points in spread:
-            np.add.at(squares, row[chosen], of_points)
+        for values in of_points:
+            np.add.at(squares, row[chosen], values)
     mean = total / points[:, None]
     if not with_spread:
         return [mean.astype(np.float32)]
