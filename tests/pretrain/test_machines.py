@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,19 @@ def test_ranks_join_again_in_a_store_that_knows_earlier_ranks(tmp_path):
     for start, counts in enumerate([(0, 0), (1, 0)]):
         ended = on_ranks(2, join_again, store.port, counts, 10 * start, tmp_path=tmp_path)
         assert [rank.value for rank in ended] == [[10 * start, 10 * start + 1]] * 2, ended
+
+
+def test_ranks_that_wait_for_one_another_write_each_word_once():
+    store, written = dist.HashStore(), []
+    noted = SimpleNamespace(
+        check=store.check, get=store.get, set=lambda key, word: (written.append(key), store.set(key, word))
+    )
+    with ThreadPoolExecutor(2) as pool:
+        groups = [pool.submit(ranks._meet, noted, SimpleNamespace(), 0, 2, "first")]
+        time.sleep(0.3)
+        groups.append(pool.submit(ranks._meet, noted, SimpleNamespace(), 1, 2, "second"))
+        assert groups[0].result(60) == groups[1].result(60)
+    assert len(written) == len(set(written)) == 5  # two words, an answer, and two that have joined
 
 
 class Machine:
