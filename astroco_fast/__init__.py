@@ -55,6 +55,7 @@ _LAZY = {
     "int8": "astroco_fast.kernels.int8",
     "load": "astroco_fast.registry",
     "set_backend": "astroco_fast.ops",
+    "set_cuda_graphs": "astroco_fast.capture",
     "warmup": "astroco_fast.warming",
 }
 __all__ = ["__version__", *_LAZY]

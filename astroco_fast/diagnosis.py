@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import astroco_fast
-from astroco_fast import machine, ops, selfcheck, verdicts
+from astroco_fast import capture, machine, ops, selfcheck, verdicts
 from astroco_fast.kernels.cpu import native
 from astroco_fast.model import AstroCo
 from astroco_fast.text import rows
@@ -83,7 +83,10 @@ def _devices() -> Iterator[tuple[str, str]]:
         properties = torch.cuda.get_device_properties(index)
         name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         yield f"cuda:{index}", f"{name}, capability {properties.major}.{properties.minor}"
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        switched = "on, by ASTROCO_CUDA_GRAPHS=1" if capture.enabled else "off; ASTROCO_CUDA_GRAPHS=1 switches them on"
+        yield "", f"CUDA graphs: {switched} (never yet run on a GPU)"
+    else:
         yield "cuda", f"no GPU that torch {torch.__version__} can use"
 
 

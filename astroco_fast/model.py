@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from astroco_fast import ops
+from astroco_fast import capture, ops
 from astroco_fast.kernels.cpu.plan import planned
 from astroco_fast.kernels.prepared import recheck
 from astroco_fast.pretrained import PretrainedEncoder
@@ -16,7 +16,7 @@ from astroco_fast.reference.astroco import Block, ReferenceAstroCo
 from astroco_fast.reference.batchnorm import frozen_statistics
 from astroco_fast.reference.config import AstroCoConfig
 from astroco_fast.reference.encoder import AstroCoOutput
-from astroco_fast.reference.layout import Layout
+from astroco_fast.reference.layout import Layout, in_graph
 from astroco_fast.reference.sublayers import LastLayer
 
 
@@ -49,6 +49,27 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
     paper = "arXiv 2509.24134"
     block = FusedBlock
     recompute = False
+
+    def forward(
+        self,
+        time: Tensor,
+        mag: Tensor,
+        err: Tensor,
+        mask: Tensor | None = None,
+        *,
+        hidden: Tensor | None = None,
+        centered: bool = False,
+        lengths: Tensor | None = None,
+    ) -> AstroCoOutput:
+        """Encode windows; see `Encoder.forward`. On a GPU in inference, by a CUDA graph if these are switched on."""
+
+        def one_by_one() -> AstroCoOutput:
+            return super(AstroCo, self).forward(time, mag, err, mask, hidden=hidden, centered=centered, lengths=lengths)
+
+        if not capture.enabled or in_graph():
+            return one_by_one()
+        call = capture.Call(time, mag, err, mask, hidden, centered, lengths)
+        return capture.encoded(self, call, one_by_one)
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:
         if self.training:

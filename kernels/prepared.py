@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
 
@@ -26,9 +27,15 @@ _steps = 0
 
 
 class _Using(threading.local):
-    """The forms that one thread uses while they are listed; None: they are not."""
+    """What holds in one thread.
+
+    Attributes:
+        forms: the forms used since they are listed; None: they are not.
+        stream: the stream whose forms to use, whichever is current, even while a graph is captured; None: the current.
+    """
 
     forms: "list[_Form] | None" = None
+    stream: int | None = None
 
 
 _using = _Using()
@@ -38,11 +45,23 @@ _using = _Using()
 def uses() -> Iterator["list[_Form]"]:
     """List the forms that this thread uses inside the block."""
     forms: list[_Form] = []
-    _using.forms = forms
+    before, _using.forms = _using.forms, forms
     try:
         yield forms
     finally:
-        _using.forms = None
+        _using.forms = before
+        if before is not None:
+            before += forms
+
+
+@contextmanager
+def on_stream(stream: int) -> Iterator[None]:
+    """Use the forms of the stream that a graph will be replayed on, while this thread captures the graph on another."""
+    _using.stream = stream
+    try:
+        yield
+    finally:
+        _using.stream = None
 
 
 def _count_step(*_: Any) -> None:
@@ -64,7 +83,8 @@ def prepared(
     PyTorch does not count (through `.data`, a numpy array, shared memory or a collective) goes unnoticed if it spares
     the sample, or if it is to a GPU's memory: call `forget` after it. Nothing is cached while gradients of the sources
     are wanted, because an optimiser is about to change them, nor while a graph is traced or captured, because the graph
-    must contain the casts.
+    must contain the casts. The exception are graphs of our own (`astroco_fast.capture`), which read forms made before;
+    these are prepared anew in the same place.
 
     Args:
         module: the owner of the parameters.
@@ -84,7 +104,11 @@ def prepared(
     key = form, _stream(sources)
     found = forms.get(key)
     if found is None or not found.holds(sources, state):
-        found = forms[key] = _Form(sources, state, make())
+        if _capturing(sources):  # what is captured is not computed yet
+            return make()
+        made = make()
+        if found is None or not found.renew(sources, state, made):
+            found = forms[key] = _Form(sources, state, made)
     if _using.forms is not None:
         _using.forms.append(found)
     return found.made
@@ -99,6 +123,8 @@ def _stream(sources: Sequence[Tensor]) -> int:
     """The GPU's stream that a form is written on, which alone may read it: another might read it before; 0 on a CPU."""
     if not sources or not sources[0].is_cuda:
         return 0
+    if _using.stream is not None:
+        return _using.stream
     return torch.cuda.current_stream(sources[0].device).cuda_stream
 
 
@@ -109,9 +135,15 @@ def _state(sources: Sequence[Tensor], settings: tuple[Any, ...]) -> list[Any] | 
         if source.is_inference():  # it has no version
             return None
         state += (source.data_ptr(), source._version)
-    if sources and sources[0].is_cuda and torch.cuda.is_current_stream_capturing():  # a graph keeps addresses
+    if _using.stream is None and _capturing(sources):  # a graph keeps addresses
         return None
     return state
+
+
+def _capturing(sources: Sequence[Tensor]) -> bool:
+    """Whether what is made of the sources now becomes a part of a CUDA graph; a form without sources may do so, too."""
+    on_gpu = sources[0].is_cuda if sources else torch.cuda.is_initialized()
+    return on_gpu and torch.cuda.is_current_stream_capturing()
 
 
 class _Form:
@@ -121,13 +153,19 @@ class _Form:
         made: the form.
         doubted: whether the next use compares all of the sources' numbers.
         dropped: whether the form was forgotten.
+        pinned: whether graphs read the form at its present addresses.
         sampled: whether the sources' numbers are compared at all, which are float32 then.
     """
 
     def __init__(self, sources: Sequence[Tensor], state: list[Any], made: Any) -> None:
-        self.made, self.doubted, self.dropped = made, False, False
+        self.made, self.dropped, self.pinned = made, False, False
         # The tensors' identities count too: a new tensor may get the address of a freed one.
-        self._state, self._sources = state, [ref(source) for source in sources]
+        self._sources = [ref(source) for source in sources]
+        self._note(sources, state)
+
+    def _note(self, sources: Sequence[Tensor], state: list[Any]) -> None:
+        """Remember what the sources are like."""
+        self._state, self.doubted = state, False
         self._seen = all(source.is_cpu for source in sources)  # reading a GPU's memory would wait for the GPU
         self._words = [_words(source) for source in sources] if self._seen else []
         self._samples = [words[:: _stride(source)] for words, source in zip(self._words, sources, strict=False)]
@@ -142,6 +180,24 @@ class _Form:
             if known() is not source:
                 return False
         return self._sampled() == self._sample and self.settle()
+
+    def renew(self, sources: Sequence[Tensor], state: list[Any], made: Any) -> bool:
+        """Write what was prepared anew over a pinned form; False: it is not pinned, or made of other tensors.
+
+        A form may contain a source itself: it must not be written to, nor may another source be written over it.
+        """
+        same = len(sources) == len(self._sources) and all(k() is s for k, s in zip(self._sources, sources, strict=True))
+        if not self.pinned or self.dropped or not same or _places(state) != _places(self._state):
+            return False
+        old, new = tree_leaves(self.made), tree_leaves(made)
+        if [x.shape for x in old] != [x.shape for x in new]:
+            return False
+        apart = [(x, y) for x, y in zip(old, new, strict=True) if x.data_ptr() != y.data_ptr()]
+        if apart:
+            with torch.inference_mode():  # which may write to tensors of either kind
+                torch._foreach_copy_([x for x, _ in apart], [y for _, y in apart])
+        self._note(sources, state)
+        return True
 
     def settle(self) -> bool:
         """Whether the form still stands; where it is in doubt, all of the sources' numbers are compared."""
@@ -160,6 +216,11 @@ class _Form:
 
     def _summed(self) -> list[int]:
         return [int((words if words.nbytes % 8 else words.view(np.uint64)).sum()) for words in self._words]
+
+
+def _places(state: list[Any]) -> list[int]:
+    """The addresses in what `_state` returns."""
+    return state[2::2]
 
 
 def _words(source: Tensor) -> np.ndarray:

@@ -77,7 +77,15 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"{self.name}: parameters must stay float32, got {dtype}; for half precision use torch.autocast"
             )
-        layout = self._layout(time, mag, err, mask, hidden, lengths)
+        return self.encode_windows(
+            time, mag, err, hidden, centered, self._layout(time, mag, err, mask, hidden, lengths)
+        )
+
+    def encode_windows(
+        self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, centered: bool, layout: Layout
+    ) -> AstroCoOutput:
+        """Encode windows (B, T) whose layout is known; arguments as of `forward`, which has checked them."""
+        dtype = self._dtype()
         time, mag, err = (layout.enter(values) for values in (time, mag, err))
         hidden = None if hidden is None else layout.enter(hidden)
         if not centered:

@@ -22,7 +22,7 @@ from torch import Tensor
 class _Gather(torch.autograd.Function):
     """Gather (size, ...) to (n, ...): row i comes from `index[i]`.
 
-    The gradient is a copy, because indices are distinct; plain indexing would accumulate, which is slow.
+    The gradient is a copy, because indices are distinct (`_scatter`); plain indexing would accumulate, which is slow.
     """
 
     generate_vmap_rule = True
@@ -55,7 +55,10 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _scatter(rows: Tensor, index: Tensor, size: int) -> Tensor:
-    """Scatter (n, ...) to (size, ...): row i goes to `index[i]`, the other rows are zero. Indices are distinct."""
+    """Scatter (n, ...) to (size, ...): row i goes to `index[i]`, the other rows are zero.
+
+    Indices are distinct, except for those of filler rows that all go to one spare row, which nobody reads.
+    """
     zeros = rows.new_zeros((size, *rows.shape[1:]))
     # A compiler allocates once either way. In eager mode the copy of the zeros would cost a percent of a forward pass.
     return zeros.index_copy(0, index, rows) if in_graph() else zeros.index_copy_(0, index, rows)
@@ -68,7 +71,7 @@ ROW_MULTIPLE = 128
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The rows of one batch. Make it with `padded`, `packed` or `from_mask`.
+    """The rows of one batch. Make it with `padded`, `packed`, `from_mask` or `on_device`.
 
     Attributes:
         batch: B, the number of windows.
@@ -81,6 +84,9 @@ class Layout:
         positions: (B, T) bool, True at positions that hold real points.
         valid: (N,) bool, True at rows that are real points; None: all rows are (known on the host).
         full: whether every row is a real point and every position has one (known on the host).
+        filler: an upper bound of the number of filler rows where only the device knows it; the indices of all N rows
+            are then in `index` and `source`, those of filler rows being B*T, a position that there is not. None: the
+            host knows it.
         scratch: tensors that backends derive from the layout; they live as long as the batch.
     """
 
@@ -93,6 +99,7 @@ class Layout:
     index: Tensor | None = None
     source: Tensor | None = None
     full: bool = False
+    filler: int | None = None
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -146,6 +153,25 @@ class Layout:
         return Layout(batch, length, on_device, positions, rows, valid, index, index)
 
     @staticmethod
+    def on_device(lengths: Tensor, length: int, rows: int, filler: int) -> "Layout":
+        """The packed layout of lengths that the host does not know, as in a CUDA graph: N is fixed, and the batch not.
+
+        Args:
+            lengths: (B,) int64, from 0 to T, on the activations' device.
+            length: T.
+            rows: N, at least the number of real points.
+            filler: at least N minus the number of real points, and at least 1.
+        """
+        batch, ends = lengths.shape[0], lengths.cumsum(0)
+        row = torch.arange(rows, device=lengths.device)
+        window = torch.searchsorted(ends, row, right=True)  # B at filler rows
+        valid = window < batch
+        first = torch.cat([ends - lengths, ends.new_zeros(1)])
+        index = (window * length + row - first[window]).masked_fill(~valid, batch * length)
+        positions = _prefix_mask(lengths, length)
+        return Layout(batch, length, lengths, positions, rows, valid, index, index, filler=filler)
+
+    @staticmethod
     def from_mask(mask: Tensor) -> "Layout":
         """The layout of a (B, T) bool mask, True at real points.
 
@@ -176,9 +202,7 @@ class Layout:
     def enter(self, values: Tensor) -> Tensor:
         """The caller's (B, T, ...) to rows (N, ...). Filler rows are zero."""
         flat = values.reshape(self.batch * self.length, *values.shape[2:])
-        if self.source is None:
-            return flat
-        return self._fill(_gather(flat, self.source))
+        return flat if self.source is None else self._take(flat, self.source)
 
     def leave(self, rows: Tensor) -> Tensor:
         """Rows (N, ...) to the caller's (B, T, ...), zero at padded positions, contiguous."""
@@ -191,21 +215,25 @@ class Layout:
     def unpad(self, windows: Tensor) -> Tensor:
         """Windows (B, T, ...) to rows (N, ...); the inverse of `pad`. Filler rows are zero."""
         flat = windows.reshape(self.batch * self.length, *windows.shape[2:])
-        if self.index is None:
-            return flat
-        return self._fill(_gather(flat, self.index))
+        return flat if self.index is None else self._take(flat, self.index)
+
+    def _take(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Positions (B*T, ...) to rows (N, ...); filler rows are zero."""
+        if self.filler is not None:
+            return _gather(torch.cat([flat, flat.new_zeros((1, *flat.shape[1:]))]), index)
+        rows = _gather(flat, index)
+        missing = self.rows - rows.shape[0]
+        return rows if missing == 0 else torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
 
     def _to_positions(self, rows: Tensor, index: Tensor | None) -> Tensor:
         shape = (self.batch, self.length, *rows.shape[1:])
         if self.index is None and self.valid is not None:
             rows = rows.masked_fill(~self.valid.view(-1, *[1] * (rows.dim() - 1)), 0)
         if index is not None:
-            rows = _scatter(rows[: index.shape[0]], index, self.batch * self.length)
+            size = self.batch * self.length
+            spare = self.filler is not None  # the row to which filler rows go
+            rows = _scatter(rows[: index.shape[0]], index, size + spare)[:size]
         return rows.reshape(shape)
-
-    def _fill(self, rows: Tensor) -> Tensor:
-        missing = self.rows - rows.shape[0]
-        return rows if missing == 0 else torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
 
 
 def _check_whole(kind: str, lengths: Tensor) -> None:

@@ -24,7 +24,7 @@ from astroco_fast.kernels.triton.launch import Architecture, recording
 aten = torch.ops.aten
 
 # Ops that reserve memory without touching it.
-_ALLOCATIONS = {
+ALLOCATIONS = {
     aten.empty.memory_format,
     aten.empty_strided.default,
     aten.empty_like.default,
@@ -143,7 +143,7 @@ class Traffic(TorchDispatchMode):
         self._follow(func, inputs, outputs)
         known = {_storage(tensor) for tensor in inputs}
         makes = [tensor for tensor in outputs if _storage(tensor) not in known]
-        if func in _ALLOCATIONS or not (makes or func._schema.is_mutable):
+        if func in ALLOCATIONS or not (makes or func._schema.is_mutable):
             return result
         name = func._schema.name.partition("::")[2]
         op = Op(name, self._launches.get(name, 1), flops=self._flops(func, args, kwargs, result), dtype=_dtype(inputs))

@@ -11,7 +11,6 @@ of the encoder runs elsewhere, the ops are called one by one.
 """
 
 import ctypes
-import operator
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
@@ -21,14 +20,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._C import TensorBase
-from torch.nn.modules.module import _has_any_global_hook
 
 from astroco_fast.kernels import prepared
 from astroco_fast.kernels.cpu import native
 from astroco_fast.kernels.cpu.arguments import Recorded, recording
 from astroco_fast.kernels.cpu.windows import windows_of
-from astroco_fast.kernels.fitness import transformed
+from astroco_fast.kernels.snapshot import Snapshot, watched
 from astroco_fast.kernels.tensors import compute_dtype
 from astroco_fast.reference.layout import Layout
 
@@ -39,13 +36,9 @@ _MOST_PLANS = 8  # of one encoder, each with scratch memory for its shape
 _FLOW = ("x", "states", "mixed")
 _INPUTS = ("time", "mag", "err", "hidden", "windows")
 
-_VERSION: Any = TensorBase._version.__get__  # type: ignore[attr-defined]
-_WANTS_GRADIENT: Any = TensorBase.requires_grad.__get__  # type: ignore[attr-defined]
 _FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
 )  # run_plan in csrc/plan.h
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 Run = Callable[[], tuple[Tensor, ...]]
 
 
@@ -85,60 +78,7 @@ def _fits(model: nn.Module, points: Sequence[Tensor | None], layout: Layout) -> 
             continue
         if not values.is_cpu or type(values) is not Tensor or not values.is_contiguous() or values.requires_grad:
             return False
-    # Modes and hooks see every op that PyTorch's dispatcher or a module's call passes, so that none may be left out.
-    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    return points[0].dtype is torch.float32 and not (modes or transformed() or _has_any_global_hook())  # type: ignore[union-attr]
-
-
-class Snapshot:
-    """What inference by a model depends on, apart from the numbers of its weights; it is compared in every call.
-
-    It refers to the model's parts and not to the model, which can be freed.
-    """
-
-    @staticmethod
-    def of(model: nn.Module) -> "Snapshot | None":
-        """The model as it is; None: hooks want to see its calls, or its tensors do not count their changes."""
-        if next(model.parameters()).is_inference():  # so are the others, as a rule, and this is soon known
-            return None
-        found = Snapshot(model)
-        if any(found._hooks) or any(tensor.is_inference() for tensor in found._tensors):
-            return None
-        found._state = found._now()
-        return found
-
-    def __init__(self, model: nn.Module) -> None:
-        parts = [part for part in model.modules() if part is not model]
-        own = (model._modules, model._parameters, model._buffers)
-        self._places: list[dict[str, Any]] = [
-            *own, *(d for part in parts for d in (part.__dict__, part._modules, part._parameters, part._buffers))
-        ]  # fmt: skip
-        self._values = list(chain.from_iterable(map(dict.values, self._places)))
-        self._hooks = [getattr(part, name) for part in parts for name in _HOOKS]
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._parts = parts
-        self._kinds: list[Any] = list(map(type, parts))
-        self._forwards = [(kind, kind.forward) for kind in set(self._kinds)]
-        self._state: list[Any] = []
-
-    def holds(self) -> bool:
-        """Whether the model is as it was."""
-        if sum(map(len, self._places)) != len(self._values) or any(self._hooks):
-            return False
-        now = chain.from_iterable(map(dict.values, self._places))
-        if not all(map(operator.is_, now, self._values)):
-            return False
-        if list(map(type, self._parts)) != self._kinds or any(kind.forward is not f for kind, f in self._forwards):
-            return False
-        return self._now() == self._state
-
-    def wants_gradient(self) -> bool:
-        return any(map(_WANTS_GRADIENT, self._tensors))
-
-    def _now(self) -> list[Any]:
-        """What PyTorch counts of the tensors' changes."""
-        tensors = self._tensors
-        return [prepared.steps(), *map(_VERSION, tensors), *map(Tensor.data_ptr, tensors)]
+    return points[0].dtype is torch.float32 and not watched()  # type: ignore[union-attr]
 
 
 class Planner:

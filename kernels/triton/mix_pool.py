@@ -77,4 +77,6 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
             total, pooled = mix([rows_of(x)], total, logits, added - 1, where.start, where.lengths, added == layers)
     if kept:
         total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *kept)
+    if layout.filler is not None:  # then `where` has more windows than the batch
+        pooled = cast(Tensor, pooled)[: layout.batch]
     return cast(Tensor, total), cast(Tensor, pooled)

@@ -5,6 +5,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from astroco_fast.kernels.tensors import cdiv
 from astroco_fast.reference.layout import Layout
 
 
@@ -20,7 +21,9 @@ class Segments(NamedTuple):
             attention's output is defined in every row.
         longest: an upper bound of a run's length.
         start: (B,) int32, the first row of each window.
-        lengths: (B,) int32, the real points of each window.
+        lengths: (B,) int32, the real points of each window. Where only the device knows how many filler rows there are,
+            `start` and `lengths` have empty windows after the batch's, one for each run of filler, so that kernels with
+            a block for each window share the filler among many.
     """
 
     first: Tensor
@@ -34,7 +37,8 @@ class Segments(NamedTuple):
 def segments(layout: Layout) -> Segments:
     """The batch's segments; the first call makes them and caches them in the layout."""
     if "segments" not in layout.scratch:
-        layout.scratch["segments"] = _packed(layout) if layout.index is not None else _padded(layout)
+        make = _padded if layout.index is None else _packed if layout.filler is None else _on_device
+        layout.scratch["segments"] = make(layout)
     return layout.scratch["segments"]
 
 
@@ -64,3 +68,21 @@ def _packed(layout: Layout) -> Segments:
     end = torch.cat([ends[window], start.new_zeros(filler)])
     offsets = torch.cat([start.new_zeros(1), ends, start.new_full((1,), layout.rows)])
     return Segments(first, end, offsets, max(layout.length, filler), start, lengths)
+
+
+def _on_device(layout: Layout) -> Segments:
+    """Filler is cut into runs no longer than a window: in one run, its rows would attend to thousands of others."""
+    index, length = cast(Tensor, layout.index), layout.length
+    lengths = layout.lengths.to(torch.int32)
+    ends = lengths.cumsum(0, dtype=torch.int32)
+    start, none = ends - lengths, ends.new_zeros(1)
+    window = index // length  # B at filler rows
+    first = torch.cat([start, ends.new_full((1,), layout.rows)])[window]
+    end = torch.cat([ends, none])[window]
+    runs = cdiv(cast(int, layout.filler), length)
+    filler = ends[-1] + length * torch.arange(runs, dtype=torch.int32, device=ends.device)
+    filler = filler.clamp_max(layout.rows)
+    offsets = torch.cat([none, ends, filler[1:], ends.new_full((1,), layout.rows)])
+    return Segments(
+        first, end, offsets, length, torch.cat([start, filler]), torch.cat([lengths, lengths.new_zeros(runs)])
+    )

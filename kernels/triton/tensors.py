@@ -36,10 +36,11 @@ def on_gpu(x: Tensor) -> bool:
 def dot_precision(x: Tensor) -> str:
     """`tl.dot`'s input_precision on x's device: as exact as IEEE float32, unless torch's own switch allows TF32."""
     exact = architecture(x.device).matrix_fp32
-    return "tf32" if exact == "tf32x3" and x.is_cuda and _tf32_allowed() else exact
+    return "tf32" if exact == "tf32x3" and x.is_cuda and tf32_allowed() else exact
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
+    """torch's switch for products of float32 on a GPU."""
     matmul = torch.backends.cuda.matmul
     try:
         return matmul.allow_tf32

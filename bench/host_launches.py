@@ -1,0 +1,111 @@
+"""What the host launches for an encode, one op after the other and by a CUDA graph; counted, needs no GPU.
+
+    python -m bench.host_launches
+
+Every op that reaches PyTorch's dispatcher and does more than reserve or view memory counts as one launch, an op of this
+project as the kernels that it launches, a copy from the host as one, and the replay of a graph as one. The kernels are
+recorded and not run, on tensors of the CPU that count as a GPU's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import astroco_fast as af
+from astroco_fast import capture, selfcheck
+from astroco_fast.kernels import triton as triton_backend
+from astroco_fast.kernels.triton.launch import ARCHITECTURES, recording
+from astroco_fast.reference import layout
+from bench.fake_graphs import FakeCuda
+from bench.roofline.counting import ALLOCATIONS
+
+ARCHITECTURE = ARCHITECTURES["sm_90"]
+LENGTHS, SIZE = (20, 7, 13), 20
+
+
+class Launches(TorchDispatchMode):
+    """A mode that counts launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def record(self, *_: Any) -> None:
+        """Takes the launch of a kernel of this project."""
+        self.count += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.count
+        out = func(*args, **(kwargs or {}))
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if self.count == before and func not in ALLOCATIONS and not views:  # none of our kernels was recorded meanwhile
+            self.count += 1
+        return out
+
+
+@contextlib.contextmanager
+def standing_in(device: FakeCuda) -> Iterator[None]:
+    """A context in which tensors of the CPU count as a GPU's, and graphs as those of `device`."""
+    before = triton_backend.interpreting, selfcheck.enabled, capture.driver, capture.enabled, capture.watched
+    upload = layout._upload
+    triton_backend.interpreting, selfcheck.enabled, capture.driver = True, False, device
+    capture.watched = lambda: False  # the counting itself is a mode that watches
+    layout._upload = lambda values, _: values.clone()  # a copy from the host, as on a GPU
+    try:
+        with af.backend("triton"), torch.no_grad():
+            yield
+    finally:
+        triton_backend.interpreting, selfcheck.enabled, capture.driver, capture.enabled, capture.watched = before
+        layout._upload = upload
+
+
+def _encode(preset: str) -> Any:
+    model = af.AstroCo.from_preset(preset).eval()
+    points = torch.randn(3, len(LENGTHS), SIZE)
+    return lambda: model(*points, centered=True, lengths=torch.tensor(LENGTHS))
+
+
+def encode_launches(preset: str) -> tuple[int, int]:
+    """The launches of an encode in inference: op by op, and by a graph."""
+    device, encode, counts = FakeCuda(computes=False), _encode(preset), []
+    with standing_in(device):
+        for capture.enabled in (False, True):
+            launches = Launches()
+            with recording(launches.record, ARCHITECTURE):
+                for _ in range(2):  # prepares weights, captures
+                    encode()
+                launches.count, device.launches = 0, []
+                with launches:
+                    encode()
+            counts.append(launches.count + device.launches.count("replay"))
+    return counts[0], counts[1]
+
+
+def replay_seconds(preset: str, rounds: int = 30) -> float:
+    """The median processor time of an encode by a graph on the host; a GPU's driver is not in it."""
+    encode, spent = _encode(preset), []
+    with standing_in(FakeCuda(computes=False)), recording(lambda *_: None, ARCHITECTURE):
+        capture.enabled = True
+        for _ in range(rounds):
+            before = time.thread_time()
+            encode()
+            spent.append(time.thread_time() - before)
+    return sorted(spent[2:])[len(spent[2:]) // 2]
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    print("| preset | launches of an encode, op by op | by a graph | processor time by a graph |\n|---|---:|---:|---:|")
+    for preset in ("S", "L"):
+        alone, by_graph = encode_launches(preset)
+        print(f"| {preset} | {alone} | {by_graph} | {replay_seconds(preset) * 1e3:.2f} ms |")
+
+
+if __name__ == "__main__":
+    main()
