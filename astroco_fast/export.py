@@ -51,7 +51,7 @@ def export(config: ExportConfig) -> float:
     import torch
 
     from astroco_fast import graphs
-    from astroco_fast.files import refuse_input, whole_file
+    from astroco_fast.files import refuse_input, require_place, whole_file
     from astroco_fast.pretrained import local_folder, require_local
     from astroco_fast.registry import load
     from astroco_fast.released import given_or_best
@@ -60,6 +60,7 @@ def export(config: ExportConfig) -> float:
         graphs.require_onnx()
     name = given_or_best(config.model)
     require_local(name)
+    require_place(out)
     refuse_input(out, [local_folder(name)], "the model")
     model = load(name)
     told = facts(model, name)
