@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -396,7 +397,28 @@ def test_both_ranks_end(case: str, good: Path, tmp_path: Path) -> None:
     assert ranks[1].err == ""
 
 
-def test_a_slow_rank_0_still_tells_what_is_wrong(tmp_path: Path) -> None:
+def begin_late(argv: list[str], folder: Path) -> int:
+    """Run a command as one rank; rank 0 begins a second later. Tell when it began and when it was done."""
+    rank = os.environ["RANK"]
+    time.sleep(rank == "0")
+    (folder / f"began{rank}").write_text(str(time.time()))
+    code = cli.main(argv)
+    (folder / f"done{rank}").write_text(str(time.time()))
+    return code
+
+
+def test_ranks_wait_for_a_slow_rank_0_that_tells_what_is_wrong(tmp_path: Path) -> None:
+    """Rank 0 alone prints the error, but torchrun ends all ranks as soon as one of them exits."""
+    ranks = on_ranks(2, begin_late, ["pretrain", "--bogus", "1"], tmp_path, tmp_path=tmp_path)
+    assert [rank.code for rank in ranks] == [2, 2]
+    assert ranks[0].err.count("astroco: error: ") == 1
+    assert "--bogus" in ranks[0].err
+    assert ranks[1].err == ""
+    assert float((tmp_path / "done1").read_text()) > float((tmp_path / "began0").read_text())
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_slow_rank_0_still_tells_what_is_wrong(tmp_path: Path) -> None:
     """Rank 0 alone prints the error, but torchrun ends all ranks as soon as one of them exits."""
     script = tmp_path / "script.py"
     script.write_text(

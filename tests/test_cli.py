@@ -52,15 +52,15 @@ def test_the_rest_of_the_line_goes_to_the_command(monkeypatch: pytest.MonkeyPatc
     assert seen == [["--json", "x"]]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_loads_no_heavy_library(name: str) -> None:
+def test_help_loads_no_heavy_library() -> None:
     """Parsing needs no heavy library; torch alone takes longer to load than all other modules."""
     code = (
-        "import sys\nfrom astroco_fast.cli import main\n"
-        f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"
-        "print('loaded:', *sorted({'torch', 'pandas', 'triton', 'sklearn', 'matplotlib'} & {*sys.modules}))"
+        "import sys\nfrom astroco_fast.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    try:\n        main([name, '--help'])\n    except SystemExit as left:\n        assert left.code == 0\n"
+        "    loaded = {'torch', 'pandas', 'triton', 'sklearn', 'matplotlib'} & {*sys.modules}\n"
+        "    assert not loaded, (name, loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ")
-    assert done.stdout.splitlines()[-1] == "loaded:"
+    assert done.stdout.count("usage: ") == len(cli.COMMANDS)

@@ -5,12 +5,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from astroco_fast import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,6 +23,7 @@ MARKED = re.compile(
 SOURCE = re.compile(r"`([\w./]+/[\w.]+\.(?:py|h|cpp))`")
 OTHERS = re.compile(r"src/|kernels/(toy|BACKEND)/|kernels/cpu/scale\.py")  # files of Astromer's code, and of examples
 LANGUAGES = {"python", "bash"}
+COMMANDS = re.compile(r"(astroco [^|&;<>$*?`~\n]+\n)+")  # nothing that only a shell understands
 
 
 def blocks() -> Iterator[object]:
@@ -35,9 +39,14 @@ def blocks() -> Iterator[object]:
 def test_a_marked_block_runs_in_an_empty_folder(
     language: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if language == "python":  # in this process, which has imported PyTorch
-        monkeypatch.chdir(tmp_path)
+    # Python, and commands of astroco alone, run in this process, which has imported PyTorch.
+    monkeypatch.chdir(tmp_path)
+    if language == "python":
         exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+        return
+    if COMMANDS.fullmatch(joined := code.replace("\\\n", " ")):
+        for line in joined.splitlines():
+            assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
         return
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = ["bash", "-euo", "pipefail", "-c", code]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.import_graph import ROOT, cycles, draw, grouped, import_graph
+from tests.import_graph import ROOT, Graph, cycles, draw, grouped, import_graph
 
 # The bottom of the graph: modules without tensors and without parts of the model.
 BOTTOM = {f"astroco_fast.{name}" for name in ("errors", "files", "private", "text", "checksums", "machine")}
@@ -20,25 +20,30 @@ def layer(module: str) -> str:
     return name if name in LAYERS else "package"
 
 
-def test_no_arrow_points_back() -> None:
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return import_graph()
+
+
+def test_no_arrow_points_back(graph: Graph) -> None:
     upwards = [
         f"{name} -> {target}"
-        for name, targets in import_graph().items()
+        for name, targets in graph.items()
         for target in targets
         if LAYERS.index(layer(target)) > LAYERS.index(layer(name))
     ]
     assert not upwards
 
 
-def test_nothing_imports_in_a_circle() -> None:
-    assert cycles(import_graph()) == []
+def test_nothing_imports_in_a_circle(graph: Graph) -> None:
+    assert cycles(graph) == []
 
 
-def test_no_two_groups_of_modules_import_one_another(tmp_path: Path) -> None:
-    counts = grouped(import_graph())
+def test_no_two_groups_of_modules_import_one_another(graph: Graph, tmp_path: Path) -> None:
+    counts = grouped(graph)
     assert not [(a, b) for a, b in counts if (b, a) in counts]
     pytest.importorskip("matplotlib")
-    draw(import_graph(), tmp_path / "imports.png")
+    draw(graph, tmp_path / "imports.png")
     assert (tmp_path / "imports.png").stat().st_size > 0
 
 

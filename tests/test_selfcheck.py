@@ -283,7 +283,7 @@ def test_location_of_the_verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_many_processes_write_at_once(fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_processes_write_at_once(fresh_selfcheck: Path) -> None:
     def key(width: int) -> verdicts.Key:
         return verdicts.Key("fused", "attention", CPU, F32, (("width", width),))
 

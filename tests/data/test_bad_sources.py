@@ -196,7 +196,7 @@ def test_unneeded_columns_may_hold_anything():
     assert len(next(read_curves(frame))) == 1
 
 
-def test_lists_of_unequal_length(tmp_path):
+def test_lists_of_unequal_length():
     table = as_nested(make_batch(3, lengths=[10, 11, 12]))
     mags = [values.as_py() for values in table["mag"]]
     mags[1] = mags[1][:-2]

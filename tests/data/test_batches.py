@@ -116,7 +116,7 @@ def test_a_window_is_the_same_in_any_batch(batches):
                 assert np.array_equal(getattr(together, name)[row], getattr(alone[int(i)], name)[0])
 
 
-def test_batches_share_no_memory(store, batches):
+def test_batches_share_no_memory(batches):
     first = batches.assemble([0, 1], 1)
     kept = first.target.copy()
     second = batches.assemble([2, 3], 1)

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,11 @@ from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
 from astroco_fast.errors import UserError
+from tests.data.convert_child import killed_conversion
 from tests.data.curve_factory import SHARED, as_long, as_nested, assert_same_curves, make_batch, write_nested
+from tests.pretrain.processes import on_ranks
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real light curves are not beside this checkout")
-ROOT = Path(__file__).resolve().parents[2]
-CHILD = [sys.executable, "-m", "tests.data.convert_child"]
 # Small enough that the small inputs of these tests take several steps.
 SMALL = {
     (sources, "BATCH_POINTS"): 100,
@@ -236,9 +234,10 @@ def test_killed_conversion_goes_on_to_the_same_bytes(tmp_path, kind, kill, small
     else:
         as_long(batch).sample(frac=1, random_state=1).to_parquet(source)
     convert(source, tmp_path / "whole")
-    words = [*CHILD, *map(str, (source, tmp_path / "store", *KILLS[kill]))]
-    killed = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    small = {(where.__name__.rpartition(".")[2], name): value for (where, name), value in SMALL.items()}
+    arguments = (source, tmp_path / "store", small, KILLS[kill])
+    (killed,) = on_ranks(None, killed_conversion, *arguments, tmp_path=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.err
     assert not (tmp_path / "store").exists()
     report = convert(source, tmp_path / "store")
     assert content(tmp_path / "store") == content(tmp_path / "whole")

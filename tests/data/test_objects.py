@@ -126,7 +126,7 @@ def test_pieces_do_not_depend_on_how_rows_come():
 
 
 @pytest.mark.parametrize("form", ["points", "rows"])
-def test_streams_are_read_in_bounded_memory(form, tmp_path):
+def test_streams_are_read_in_bounded_memory(form):
     """Arrow never holds more than some pieces of a stream of 60 MB."""
     n = 250
     batch = make_batch(n, lengths=[400] * n)

@@ -61,7 +61,7 @@ def test_simulated_by_a_folder(batch, tmp_path):
     assert open_table(next((tmp_path / "s").rglob("*.parquet"))).is_simulated()
 
 
-def test_bands_by_the_names_of_surveys(batch, tmp_path):
+def test_bands_by_the_names_of_surveys(batch):
     for name in ("fid", "filtercode", "filterid", "FILTER", "Band"):
         assert_same_curves(read_curves(as_long(batch).rename(columns={"band": name, "id": "oid"})), [batch])
 

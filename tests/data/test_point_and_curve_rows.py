@@ -134,7 +134,7 @@ def test_names_with_points(tmp_path):
     )
 
 
-def test_bands_in_lists_make_several_curves_of_a_star(tmp_path):
+def test_bands_in_lists_make_several_curves_of_a_star():
     table = pa.table(
         {
             "id": ["a", "b"],

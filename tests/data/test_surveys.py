@@ -222,7 +222,7 @@ def test_lightkurve_collections():
 
 
 @pytest.mark.slow
-def test_lightkurve(tmp_path):
+def test_lightkurve():
     lightkurve = pytest.importorskip("lightkurve")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +64,7 @@ def test_stars_left_out_of_a_table_are_counted(model: af.AstroCo, curves: list[C
         assert len(model.embed(frame)) == 3
 
 
-def test_vectors_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, model: af.AstroCo) -> None:
+def test_vectors_that_are_not_finite_are_left_out_and_counted(model: af.AstroCo) -> None:
     arrays = [curve(20), curve(20), curve(3)]
     broken = copy.deepcopy(model)
     plain = broken.forward

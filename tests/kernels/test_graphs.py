@@ -59,7 +59,11 @@ def test_waits_for_the_device_are_recognised() -> None:
     assert len(ops.waits()) == 2
 
 
-@pytest.mark.parametrize("training", [True, False])
+# The CPU's cases show by default what the shorter of Triton's interpreted ones would.
+CASES = [("triton", True), pytest.param("triton", False, marks=pytest.mark.slow), ("cpu", True), ("cpu", False)]
+
+
+@pytest.mark.parametrize(("fused", "training"), CASES, indirect=["fused"])
 def test_compiles_whole(training: bool, fused: str, device: torch.device) -> None:
     model = shortened("tiny", layers=1, dropout=0.0).to(device).train(training)
     inputs = windows(device)
@@ -81,7 +85,7 @@ def test_compiles_whole(training: bool, fused: str, device: torch.device) -> Non
 
 
 # The ungated feed-forward runs on the reference, whose dropout draws from torch's generator.
-@pytest.mark.parametrize("gate", [True, False], ids=["all fused", "beside the reference"])
+@pytest.mark.parametrize(("fused", "gate"), CASES, indirect=["fused"])
 def test_recomputation_drops_what_was_dropped(gate: bool, fused: str, device: torch.device) -> None:
     model = shortened("tiny", layers=1, dropout=0.3, gate=gate).to(device).train()
     again = copy.deepcopy(model)

@@ -99,7 +99,7 @@ def test_a_library_that_somebody_else_may_have_written_is_not_loaded(
     assert log.read_text().split() == ["one", "one"]
 
 
-def test_the_cache_folder_is_the_users_own(sources: Path, tmp_path: Path) -> None:
+def test_the_cache_folder_is_the_users_own(sources: Path) -> None:
     """Only the user can write to the folder, even if the umask or the folder's old permissions let others write."""
     before = os.umask(0)
     try:

@@ -56,7 +56,7 @@ def test_the_library_is_that_of_the_cpu(installed: Path, monkeypatch: pytest.Mon
     assert native.library().path == installed / f"{lower[0]}.so"
 
 
-def test_it_uses_pytorchs_threads_and_names_no_runtime(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_uses_pytorchs_threads_and_names_no_runtime(installed: Path) -> None:
     out = torch.zeros(3, dtype=torch.int64)
     small_library.call("team", out=out)
     assert out.tolist() == [torch.get_num_threads()] * 3

@@ -78,7 +78,7 @@ def test_a_folder_holds_one_run_at_a_time(arguments, tmp_path):
     assert main(argv) == 0  # and the run releases the folder
 
 
-def test_without_locks_a_run_goes_without(arguments, monkeypatch, tmp_path):
+def test_without_locks_a_run_goes_without(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with run_folder.held(tmp_path / "run"), run_folder.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
@@ -160,7 +160,7 @@ def test_unreadable_settings_of_a_run_are_told(text, tmp_path):
         run_folder.claim(ResultFolder(out, "pretrain"), config, checkpoints, Console(speaks=True))
 
 
-def test_a_setting_of_a_later_version_has_its_default(tmp_path, capsys):
+def test_a_setting_of_a_later_version_has_its_default(tmp_path):
     """A run from before the setting existed has the setting's default."""
     out, config = tmp_path / "run", PretrainConfig().resolve(presets.preset("tiny"))
     checkpoints = CheckpointFolder(out / "checkpoints", keep=1)

@@ -83,7 +83,7 @@ def test_probe_command_reads_folders_of_splits(tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "out" / "embeddings.parquet")) == 36  # each star once, in both folds
 
 
-def test_leakage_in_folders_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leakage_in_folders_is_refused(tmp_path: Path) -> None:
     root = tree(tmp_path / "alcock")
     as_tables(root, portion(slice(5, 6)), "fold_1/alcock_4/test/more")
     with pytest.raises(UserError, match="leakage: n = 4, fold 1: star 'star-5' in both train and test"):

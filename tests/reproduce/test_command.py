@@ -23,7 +23,7 @@ from astroco_fast.reproduce.plan import TIME, WINDOWS, Budget, Row
 from astroco_fast.reproduce.run import BUDGETS
 from tests.probe.survey import survey, table
 
-_SAVE = report._save
+_FIGURES = report.figures.figures
 _SMALL = {"width": 16, "heads": 2, "layers": 1, "window": 8}
 _RATE = {"learning_rate": 1e-3}
 _ROWS = (
@@ -45,8 +45,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
     monkeypatch.setattr(run, "probe", quick_probe)
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
-    # A start reports after each model and stage, and writing pictures takes most of its time: one start alone does it.
-    monkeypatch.setattr(report, "_save", lambda figure, path: path.touch())
+    # A start reports after each model and stage, and drawing takes most of its time.
+    monkeypatch.setattr(report.figures, "figures", lambda results, runs: {})
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_report(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report has all tables with the paper's figures; a second start repeats no work."""
-    out = tmp_path / "out"
+    out, given = tmp_path / "out", {}
+    monkeypatch.setattr(report.figures, "figures", lambda *arguments: given.update(last=arguments) or {})
     assert start(data, out) == 0
     results = json.loads((out / "results.json").read_text())
     for facts in results["models"].values():
@@ -84,13 +85,14 @@ def test_report(
     made = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
     assert len(made) == 2 * len(_ROWS) + 1
     capsys.readouterr()
-    monkeypatch.setattr(report, "_save", _SAVE)
     assert start(data, out) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")} == made
     assert "Pretraining" not in capsys.readouterr().out
-    if (out / "training.png").exists() or pytest.importorskip("matplotlib"):
-        for name in ("figure3.png", "training.png"):
-            assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report.figures, "figures", _FIGURES)
+    report.write_report(out, *given["last"])
+    for name in ("figure3.png", "training.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +109,7 @@ def test_the_slowest_sets_the_time(data: Path, tmp_path: Path, monkeypatch: pyte
 def test_a_model_that_stays_is_probed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slowest is the same model after both stages, so the second stage copies its probes."""
     probed = []
+    monkeypatch.setattr(report.figures, "figures", _FIGURES)
 
     def counted(config, assigned):  # type: ignore[no-untyped-def]
         probed.append(Path(config.model).name)
