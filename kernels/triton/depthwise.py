@@ -21,6 +21,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
+from astroco_fast.kernels.triton.gated_linear import gate
 from astroco_fast.kernels.triton.launch import Config, launch, named
 
 
@@ -75,7 +76,7 @@ def _runs(
     source, taps, low, high, group, column,
     P: tl.constexpr, K: tl.constexpr, SIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The sum for runs of eight rows, [BLOCK_R, BLOCK_C], as if all of a run's rows saw the rows low .. high - 1.
+    """The sums for the eight rows of each run, [BLOCK_R / 8, BLOCK_C] each, as if all saw the rows low .. high - 1.
 
     Args:
         source: the tile's first row.
@@ -89,6 +90,9 @@ def _runs(
     value_at = source + ((group - before) * P + column[None, :])
     weight_at = taps + ((0 if SIGN == 1 else (K - 1) * P) + column[None, :] + group * 0)
     low, high = low - group + before, high - group + before
+    # Where the loop ends, anew: what a loop has carried, the compiler would move between threads before it is used.
+    steps: tl.constexpr = (K + 7) // 8 * 8
+    last_at, last_low, last_high = value_at + steps * P, low - steps, high - steps
     none = tl.zeros([BLOCK_R // 8, BLOCK_C], tl.float32)
     w0, w1, w2, w3, w4, w5, w6, w7, y0, y1, y2, y3, y4, y5, y6, y7 = _eight_steps(
         value_at, weight_at, 0, low, high, none, none, none, none, none, none, none, none, none, none, none, none, none,
@@ -104,11 +108,10 @@ def _runs(
             P, step, known, 0,
         )  # fmt: skip
     _, _, _, _, _, _, _, _, y0, y1, y2, y3, y4, y5, y6, y7 = _eight_steps(
-        value_at + 8 * P, weight_at, 0, low - 8, high - 8, w0, w1, w2, w3, w4, w5, w6, w7,
+        last_at, weight_at, 0, last_low, last_high, w0, w1, w2, w3, w4, w5, w6, w7,
         y0, y1, y2, y3, y4, y5, y6, y7, P, step, known, 2,
     )  # fmt: skip
-    fours = tl.join(tl.join(y0, y1), tl.join(y2, y3)), tl.join(tl.join(y4, y5), tl.join(y6, y7))
-    return tl.join(fours[0], fours[1]).permute(0, 4, 3, 2, 1).reshape([BLOCK_R, BLOCK_C])
+    return y0, y1, y2, y3, y4, y5, y6, y7
 
 
 @triton.jit
@@ -131,27 +134,35 @@ def _convolve(
     end += base
     start = base.to(tl.int32)
     group = (tl.arange(0, BLOCK_R // 8) * 8)[:, None]
-    row = tl.arange(0, BLOCK_R)
-    high_of_row = tl.load(end + row, mask=row < left, other=0)
     last = tl.minimum(group + 7, left - 1)  # of each run
     low = tl.load(first + group, mask=group < left, other=0)
     high = tl.load(end + group, mask=group < left, other=0)
     mixed = low != tl.load(first + last, mask=group < left, other=0)
     mixed |= high != tl.load(end + last, mask=group < left, other=0)
+    # A run's rows as bits, so that the mask of a row takes no load of its own.
+    bit = tl.arange(0, 8)[None, :]
+    own = tl.load(end + group + bit, mask=group + bit < left, other=0)
+    real = tl.sum((own > 0).to(tl.int32) << bit, 1)[:, None]
+    zeros = tl.zeros([BLOCK_R // 8, BLOCK_C], result.dtype.element_ty)
     before = tl.zeros_like(high)
     for turn in range(tl.where(tl.max(mixed.to(tl.int32)) > 0, 8, 1)):
         low = tl.load(first + group + turn, mask=group + turn < left, other=0)
         high = tl.load(end + group + turn, mask=group + turn < left, other=0)
         if (turn == 0) | (tl.max(((high != before) & (high > 0)).to(tl.int32)) > 0):
-            total = _runs(source, taps, low - start, high - start, group, column, P, K, SIGN, BLOCK_R, BLOCK_C)
+            totals = _runs(source, taps, low - start, high - start, group, column, P, K, SIGN, BLOCK_R, BLOCK_C)
+            stored = (group + bit < left) & ((own == high) | ((turn == 0) & (own == 0)))
+            stored = tl.sum(stored.to(tl.int32) << bit, 1)[:, None]
             if SILU:
-                total += tl.load(offset + column)[None, :]
-                total *= tl.sigmoid(total)
-            in_turn = row // 8 * 8 + turn
-            now = tl.load(end + in_turn, mask=in_turn < left, other=0)
-            stored = (row < left) & ((high_of_row == now) | ((turn == 0) & (high_of_row == 0)))
-            total = tl.where((high_of_row > 0)[:, None], total, 0.0).to(result.dtype.element_ty)
-            tl.store(result + (row[:, None] * P + column[None, :]), total, mask=stored[:, None])
+                shift = tl.load(offset + column)[None, :]
+            # Row by row, as the threads have them: to store 16 bytes at a time, they would have to exchange rows.
+            for i in tl.static_range(8):
+                total = totals[i]
+                if SILU:
+                    total += shift
+                    total = gate(total, total, False, result.dtype.element_ty != tl.float32)
+                at = result + ((group + i) * P + column[None, :])
+                tl.store(at, total.to(result.dtype.element_ty), mask=((stored & real) >> i & 1) != 0)
+                tl.store(at, zeros, mask=((stored & ~real) >> i & 1) != 0)
         before = high
 
 
