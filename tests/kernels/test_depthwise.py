@@ -135,12 +135,16 @@ def test_taps_gradient_follows_windows(
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_windows_can_be_followed_row_by_row(packed: bool) -> None:
+@pytest.mark.parametrize("kind", ["packed", "padded", "on_device"])
+def test_windows_can_be_followed_row_by_row(kind: str) -> None:
     from astroco_fast.kernels.triton.segments import segments
 
     counts = torch.tensor([0, 3, 0, 0, 5, 1, 0])
-    layout = Layout.packed(counts, 5, capacity=12) if packed else Layout.padded(counts, 5)
+    layout = {
+        "packed": lambda: Layout.packed(counts, 5, capacity=12),
+        "padded": lambda: Layout.padded(counts, 5),
+        "on_device": lambda: Layout.on_device(counts, 5, rows=12, filler=3),
+    }[kind]()
     rows, real, at = segments(layout), [], 0
     while at < layout.rows:
         first, end = int(rows.first[at]), int(rows.end[at])
