@@ -21,7 +21,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -41,7 +42,7 @@ enabled = os.environ.get("ASTROCO_CUDA_GRAPHS") == "1"
 
 
 def set_cuda_graphs(on: bool) -> None:
-    """Choose whether encoders on a GPU run by CUDA graphs in inference; off by default, see docs/gpu.md.
+    """Choose whether inference and pretraining on a GPU run by CUDA graphs; off by default, see docs/gpu.md.
 
     `ASTROCO_CUDA_GRAPHS=1` in the environment switches them on from the start.
     """
@@ -117,6 +118,13 @@ class Call(NamedTuple):
         lengths = given.numpy().astype(np.int64)
         return lengths if (lengths >= 0).all() and (lengths <= length).all() else None
 
+    def inputs(self) -> list[Tensor]:
+        """The tensors to fetch."""
+        given = [self.time, self.mag, self.err]
+        if self.hidden is not None:
+            given.append(self.hidden.view(torch.uint8))
+        return [x.contiguous() for x in given]
+
     def fits(self) -> bool:
         """Whether the tensors are such as graphs fetch; what is wrong with others is said by the call one by one."""
         points = (self.time, self.mag, self.err)
@@ -151,109 +159,187 @@ class Table:
     """A graph's memory that the host writes: B, the addresses of inputs and outputs, the lengths; int64 on the device.
 
     Args:
-        dtypes: of time, mag and err; uint8 for hidden, if it is given.
-        width: D.
+        bucket: the sizes to have room for.
+        dtypes: of the inputs, (B, T) each.
+        outputs: how many results of windows are delivered to the caller's memory.
     """
 
-    def __init__(self, bucket: Bucket, dtypes: Sequence[torch.dtype], width: int, device: torch.device) -> None:
-        self.bucket, self.dtypes = bucket, tuple(dtypes)
-        self.shapes = ((bucket.length, width), (width,), (bucket.length,))  # of a window's results
-        self._header = 1 + len(dtypes) + len(self.shapes)
+    def __init__(self, bucket: Bucket, dtypes: Sequence[torch.dtype], outputs: int, device: torch.device) -> None:
+        self._bucket, self._dtypes = bucket, tuple(dtypes)
+        self._header = 1 + len(dtypes) + outputs
         with torch.inference_mode(False):  # else it could not be written outside of that mode
             self.numbers = torch.zeros(self._header + bucket.windows, dtype=torch.int64, device=device)
 
     def write(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], lengths: np.ndarray) -> None:
-        """Write the table for a batch: one copy to the device."""
+        """Write the table for a batch: one copy to the device. The tensors are contiguous."""
         numbers = np.zeros(len(self.numbers), dtype=np.int64)
         addresses = [x.data_ptr() for x in (*inputs, *outputs)]
         numbers[: self._header] = [len(lengths), *addresses]
         numbers[self._header : self._header + len(lengths)] = lengths
         driver.upload(numbers, self.numbers)
 
-    def run(self, model: Encoder, centered: bool) -> None:
-        """Encode the batch that the table describes, all on the device: this is what a graph repeats."""
-        from astroco_fast.kernels.triton.transfer import deliver, fetch
+    def inputs(self) -> list[Tensor]:
+        """The batch's inputs, (W, T) each; they are zero beyond the batch."""
+        from astroco_fast.kernels.triton.transfer import fetch
 
-        windows, length, rows, filler = self.bucket
-        inputs = [fetch(self.numbers, 1 + i, (windows, length), dtype) for i, dtype in enumerate(self.dtypes)]
-        hidden = inputs[3].view(torch.bool) if len(inputs) > 3 else None
-        layout = Layout.on_device(self.numbers[self._header :], length, rows, filler)
-        time, mag, err = inputs[:3]
-        results = model.encode_windows(time, mag, err, hidden, centered, layout)
-        for i, (result, shape) in enumerate(zip(results, self.shapes, strict=True)):
-            if result.shape != (windows, *shape) or result.dtype is not torch.float32:
-                raise RuntimeError(
-                    f"the encoder returned {tuple(result.shape)}, {result.dtype}, which no graph delivers"
-                )
-            deliver(self.numbers, 1 + len(inputs) + i, result.contiguous())
+        shape = (self._bucket.windows, self._bucket.length)
+        return [fetch(self.numbers, 1 + i, shape, dtype) for i, dtype in enumerate(self._dtypes)]
+
+    def layout(self) -> Layout:
+        """The batch's layout, whose lengths the device knows."""
+        return Layout.on_device(
+            self.numbers[self._header :], self._bucket.length, self._bucket.rows, self._bucket.filler
+        )
+
+    def deliver(self, outputs: Sequence[Tensor]) -> None:
+        """Copy the batch's part of the outputs, (W, ...) each, to the caller's memory."""
+        from astroco_fast.kernels.triton.transfer import deliver
+
+        for i, output in enumerate(outputs):
+            deliver(self.numbers, 1 + len(self._dtypes) + i, output.contiguous())
 
 
-class Graph(NamedTuple):
-    """A captured graph.
+G = TypeVar("G")
+T = TypeVar("T")
+
+
+class Store(Generic[G]):
+    """Captured graphs by key. Those used longest ago are dropped, and what has come only once is not captured."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[Hashable, G] = OrderedDict()
+        self._seen: set[Hashable] = set()
+        self._pools: dict[int, Any] = {}  # by stream, on which one graph runs after the other
+
+    def get(self, key: Hashable) -> G | None:
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+        return self._graphs.get(key)
+
+    def comes_again(self, key: Hashable) -> bool:
+        """Whether the key has come before."""
+        if key in self._seen:
+            return True
+        if len(self._seen) == _MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(key)
+        return False
+
+    def put(self, key: Hashable, graph: G) -> None:
+        if len(self._graphs) == MOST_GRAPHS:
+            self.drop(next(iter(self._graphs)))
+        self._graphs[key] = graph
+
+    def drop(self, key: Hashable) -> None:
+        del self._graphs[key]
+        self._seen.discard(key)
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._graphs.clear()
+        self._seen.clear()
+
+    def pool(self, stream: int) -> Any:
+        """The memory of all graphs of a stream."""
+        if stream not in self._pools:
+            self._pools[stream] = driver.pool()
+        return self._pools[stream]
+
+
+@contextmanager
+def attempt() -> Iterator[None]:
+    """A context whose errors are `CaptureError`s: drivers and compilers raise many kinds."""
+    try:
+        yield
+    except Exception as error:
+        raise CaptureError from error
+
+
+def capture(run: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any, list[Any], T]:
+    """What `run` launches, as a graph, the prepared weights that it reads, and what `run` returned.
+
+    It must have run before, so that all is compiled and prepared.
+
+    Raises:
+        CaptureError: the cause says why that is not possible.
+    """
+    results: list[T] = []
+    with attempt(), prepared.on_stream(driver.stream(device)), prepared.uses() as forms:
+        graph = driver.capture(lambda: results.append(run()), device, pool)
+    for form in forms:
+        form.pinned = True
+    return graph, forms, results[0]
+
+
+class CaptureError(Exception):
+    """The cause says why a graph could not be captured."""
+
+    def reason(self) -> str:
+        """The cause in one line."""
+        return str(self.__cause__).split("\n")[0] or type(self.__cause__).__name__
+
+
+@dataclass
+class Graph:
+    """A captured encode.
 
     Attributes:
         captured: with a `replay`.
         table: what the host writes before.
         forms: the prepared weights that it reads, kept alive.
+        changes: those of the weights, when they were prepared.
     """
 
     captured: Any
     table: Table
     forms: list[Any]
+    changes: list[int]
 
-    def holds(self) -> bool:
-        """Whether nobody has asked to look at the prepared weights again, or to forget them."""
-        return not any(form.doubted or form.dropped for form in self.forms)
+    def holds(self, changes: list[int]) -> bool:
+        """Whether the weights are as prepared, and nobody has asked to look at them again, or to forget them."""
+        return self.changes == changes and not any(form.doubted or form.dropped for form in self.forms)
 
 
 class Graphs:
-    """The graphs of one model, by bucket, settings and stream.
+    """The graphs of one model in inference, by bucket, settings and stream.
 
     Attributes:
+        snapshot: the model as it is in the graphs.
         refusal: the reason why there are none and will be none; None: there may be.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.refusal: str | None = None
-        self.captured: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._changes: dict[Hashable, list[int]] = {}  # of the weights, when a graph's prepared weights were made
-        self._seen: set[Hashable] = set()
-        self._pools: dict[int, Any] = {}  # by stream, on which one graph runs after the other
+        self.store: Store[Graph] = Store()
         self._lock = threading.Lock()  # between the writing of a table and the replay, no other thread may write it
 
     def run(
-        self,
-        model: Encoder,
-        call: Call,
-        lengths: np.ndarray,
-        key: tuple[Any, ...],
-        one_by_one: Callable[[], Any],
+        self, model: Encoder, call: Call, lengths: np.ndarray, key: tuple[Any, ...], one_by_one: Callable[[], Any]
     ) -> AstroCoOutput:
         """The outputs of a call, by a graph where there is one; one is captured at the second call of its kind."""
         if not self._lock.acquire(blocking=False):
             return one_by_one()
         try:
             changes = self.snapshot.changes()
-            if (graph := self.captured.get(key)) is not None:
-                self.captured.move_to_end(key)
-                if graph.holds() and self._changes[key] == changes:
-                    return self._replay(graph, call, lengths)
+            if (graph := self.store.get(key)) is not None:
+                if graph.holds(changes):
+                    inputs, outputs = call.inputs(), _outputs(model, call)
+                    graph.table.write(inputs, outputs, lengths)
+                    graph.captured.replay()
+                    return outputs
                 with prepared.uses() as forms:
                     outputs = one_by_one()
                 if {*map(id, graph.forms)} <= {*map(id, forms)}:  # all are up to date, and where they were
-                    self._changes[key] = changes
+                    graph.changes = changes
                 else:
-                    self._drop(key)
+                    self.store.drop(key)
                 return outputs
-            if key in self._seen:
+            if self.store.comes_again(key):
                 return self._capture(model, call, lengths, key, changes)
-            if len(self._seen) == _MOST_SEEN:
-                self._seen.clear()
-            self._seen.add(key)
-        except _CaptureError as error:
-            self.refusal = str(error.__cause__).split("\n")[0] or type(error.__cause__).__name__
-            self.captured.clear()
+        except CaptureError as error:
+            self.refusal = error.reason()
+            self.store.clear()
             warnings.warn(
                 f"no CUDA graphs for this {model.name}, whose ops run one by one: {self.refusal}",
                 RuntimeWarning,
@@ -263,45 +349,32 @@ class Graphs:
             self._lock.release()
         return one_by_one()
 
-    def _replay(self, graph: Graph, call: Call, lengths: np.ndarray) -> AstroCoOutput:
-        inputs, outputs = _inputs(call), _outputs(graph.table, call)
-        graph.table.write(inputs, outputs, lengths)
-        graph.captured.replay()
-        return outputs
-
     def _capture(
         self, model: Encoder, call: Call, lengths: np.ndarray, key: tuple[Any, ...], changes: list[int]
     ) -> AstroCoOutput:
         """Run the call once as the graph will, which gives its outputs and compiles its kernels; then capture it."""
-        device, stream = call.time.device, driver.stream(call.time.device)
-        inputs = _inputs(call)
-        config: Any = model.config
-        table = Table(Bucket.of(lengths, call.time.shape[1]), [x.dtype for x in inputs], config.width, device)
-        outputs = _outputs(table, call)
-        if stream not in self._pools:
-            self._pools[stream] = driver.pool()
-        try:
-            with _no_cached_casts(device):
+        device = call.time.device
+        inputs, outputs = call.inputs(), _outputs(model, call)
+        bucket = Bucket.of(lengths, call.time.shape[1])
+        table = Table(bucket, [x.dtype for x in inputs], len(outputs), device)
+
+        def encode() -> None:
+            time, mag, err, *hidden = table.inputs()
+            results = model.encode_windows(
+                time, mag, err, hidden[0].view(torch.bool) if hidden else None, call.centered, table.layout()
+            )
+            for result, output in zip(results, outputs, strict=True):
+                if result.shape != (bucket.windows, *output.shape[1:]) or result.dtype != output.dtype:
+                    raise TypeError(f"the encoder returned {tuple(result.shape)}, {result.dtype}")
+            table.deliver(results)
+
+        with no_cached_casts():
+            with attempt():
                 table.write(inputs, outputs, lengths)
-                table.run(model, call.centered)
-                with prepared.on_stream(stream), prepared.uses() as forms:
-                    graph = driver.capture(lambda: table.run(model, call.centered), device, self._pools[stream])
-        except Exception as error:  # drivers and compilers raise many kinds
-            raise _CaptureError from error
-        for form in forms:
-            form.pinned = True
-        if len(self.captured) == MOST_GRAPHS:
-            self._drop(next(iter(self.captured)))
-        self.captured[key], self._changes[key] = Graph(graph, table, forms), changes
+                encode()
+            graph, forms, _ = capture(encode, device, self.store.pool(driver.stream(device)))
+        self.store.put(key, Graph(graph, table, forms, changes))
         return outputs
-
-    def _drop(self, key: Hashable) -> None:
-        del self.captured[key], self._changes[key]
-        self._seen.discard(key)
-
-
-class _CaptureError(Exception):
-    """The cause says why a graph could not be captured."""
 
 
 _graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
@@ -322,7 +395,7 @@ def encoded(model: Encoder, call: Call, one_by_one: Callable[[], Any]) -> AstroC
         return one_by_one()
     if (lengths := call.prefix()) is None:
         return one_by_one()
-    key = (Bucket.of(lengths, call.time.shape[1]), *_kind(model, call), *ops.settings())
+    key = (Bucket.of(lengths, call.time.shape[1]), *_kind(model, call))
     return graphs.run(model, call, lengths, key, one_by_one)
 
 
@@ -339,36 +412,33 @@ def _graphs_of(model: Encoder) -> Graphs | None:
 
 
 def _kind(model: Encoder, call: Call) -> tuple[Any, ...]:
-    """What decides, beside the sizes and the model's parts, what is computed, and where."""
+    """What decides, beside the sizes and the model's parts, what is computed."""
+    dtypes = (call.time.dtype, call.mag.dtype, call.err.dtype, call.hidden is not None)
+    return (dtypes, call.centered, type(model), tuple(model.hides), *surroundings(call.time.device))
+
+
+def surroundings(device: torch.device) -> tuple[Any, ...]:
+    """What else decides what is launched, and where: device and stream, autocast, torch's switches, the backends."""
     from astroco_fast.kernels.triton.tensors import tf32_allowed
 
-    device = call.time.device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    matmul = torch.backends.cuda.matmul
-    flags = (
-        tf32_allowed(),
-        matmul.allow_bf16_reduced_precision_reduction,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    dtypes = (call.time.dtype, call.mag.dtype, call.err.dtype, call.hidden is not None)
-    return (device, driver.stream(device), autocast, flags, dtypes, call.centered, type(model), tuple(model.hides))
+    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    switches = (tf32_allowed(), reduced, torch.are_deterministic_algorithms_enabled())
+    return (device, driver.stream(device), autocast, *switches, *ops.settings())
 
 
-def _inputs(call: Call) -> list[Tensor]:
-    given = [call.time, call.mag, call.err]
-    if call.hidden is not None:
-        given.append(call.hidden.view(torch.uint8))
-    return [x.contiguous() for x in given]
-
-
-def _outputs(table: Table, call: Call) -> AstroCoOutput:
+def _outputs(model: Encoder, call: Call) -> AstroCoOutput:
     """Room for a batch's results."""
-    batch, device = call.time.shape[0], call.time.device
-    return AstroCoOutput(*(torch.empty((batch, *shape), device=device, dtype=torch.float32) for shape in table.shapes))
+    config: Any = model.config
+    (batch, length), width = call.time.shape, config.width
+    like = torch.empty(0, dtype=torch.float32, device=call.time.device)
+    return AstroCoOutput(
+        *(like.new_empty(shape) for shape in ((batch, length, width), (batch, width), (batch, length)))
+    )
 
 
 @contextmanager
-def _no_cached_casts(device: torch.device) -> Iterator[None]:
+def no_cached_casts() -> Iterator[None]:
     """A context without autocast's cache, whose casts of the weights end with the caller's autocast."""
     before = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()

@@ -24,24 +24,41 @@ REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "aten.eq
 
 
 class FakeGraph(TorchDispatchMode):
-    """A graph of the ops that run while the mode is on."""
+    """A graph of the ops that run while the mode is on; then the memory that they wrote to is as it was before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ops: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-        self.replays = 0
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}  # by address
+
+    def __enter__(self) -> FakeGraph:
+        self._random = torch.get_rng_state()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_rng_state(self._random)
+        with torch.no_grad():
+            for tensor, content in self._before.values():
+                tensor.detach().copy_(content)
+        self._before = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(name in str(func) for name in REFUSED):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        written = (
+            x for x, a in zip(args, func._schema.arguments, strict=False) if a.alias_info and a.alias_info.is_write
+        )
+        for x in tree_leaves(list(written)):
+            if isinstance(x, Tensor):
+                self._before.setdefault(x.data_ptr(), (x, x.detach().clone()))
         out = func(*args, **kwargs)
         self.ops.append((func, args, kwargs, out))
         return out
 
     def replay(self) -> None:
         """Run the recorded ops again, on the same memory."""
-        self.replays += 1
         # Inference mode may write to tensors of either kind. Autocast has had its part when the ops were recorded.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, out in self.ops:

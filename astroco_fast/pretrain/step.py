@@ -18,18 +18,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from astroco_fast import ops
+from astroco_fast import capture, ops
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.hashing import hash64
 from astroco_fast.data.training import DeviceBatch
 from astroco_fast.pretrain.config import TrainConfig
 from astroco_fast.pretrain.ranks import Ranks
+from astroco_fast.pretrain.step_graphs import StepGraphs
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 
 _STREAM = 1000  # of the counter-based random numbers; the data package's streams have small numbers
@@ -201,6 +203,7 @@ class Trainer:
                     module.group = dist.group.WORLD
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]  # at the beginning of a step
         # Synchronised running statistics are the same on every rank already.
         averaged = [] if config.sync_batchnorm or ranks.world == 1 else self._buffers
         self._averaged_buffers = [b for b in averaged if b.is_floating_point()]
@@ -208,6 +211,9 @@ class Trainer:
         if ranks.world > 1:
             self._forward = _data_parallel(model)
             self._settle_buckets()
+        # Ranks meet in DDP's backward pass, and other objectives read a batch's places on the host.
+        by_graphs = ranks.world == 1 and isinstance(self.objective, Reconstruction)
+        self._graphs = StepGraphs(model, self.parameters, self.objective.part, self.autocast) if by_graphs else None
         self.learning_rate, self.warmup_steps = cast(float, config.learning_rate), cast(int, config.warmup_steps)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -233,13 +239,23 @@ class Trainer:
         """Begin a step (from 0). Dropout is seeded by its number, so that it does not depend on the steps before."""
         torch.manual_seed(_step_seed(self.seed, step, self.ranks.rank))
         self._forward.train()
-        self._before = [buffer.clone() for buffer in self._buffers]
+        _copy(self._buffers, self._before)
         self._sums = torch.zeros(SumIndex.SIZE, dtype=torch.float64, device=self.ranks.device)
         self._by_window: list[Tensor] = []  # by micro-batch
         self._points = self._attention_pairs = 0.0
 
     def forward_backward(self, batch: DeviceBatch, *, is_last: bool) -> None:
         """Add a micro-batch's part to the gradients and sums. The ranks' gradients meet in the last micro-batch."""
+        parts = self._graphs.run(batch) if self._graphs is not None and capture.enabled else None
+        added, by_window = self._one_by_one(batch, is_last) if parts is None else parts
+        lengths = batch.lengths.numpy()
+        self._sums += added
+        self._by_window.append(by_window)
+        self._points += float(lengths.sum())
+        self._attention_pairs += float(np.square(lengths).sum())
+
+    def _one_by_one(self, batch: DeviceBatch, is_last: bool) -> tuple[Tensor, Tensor]:
+        """The passes of `forward_backward`, op by op; the micro-batch's vector of sums and its numbers by window."""
         positional, keywords = batch.inputs()
         is_local = not is_last and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if is_local else nullcontext():  # type: ignore[operator]
@@ -247,11 +263,7 @@ class Trainer:
                 output = self._forward(*positional, **keywords)
             value, added, by_window = self.objective.part(output, batch)
             value.backward()
-        lengths = batch.lengths.double()
-        self._sums += added
-        self._by_window.append(by_window)
-        self._points += lengths.sum().item()
-        self._attention_pairs += lengths.square().sum().item()
+        return added, by_window
 
     def reduce(self, requests: Requests) -> Outcome:
         """Sum over ranks everything that they must agree on; the step's one wait for the device."""
@@ -294,14 +306,13 @@ class Trainer:
         pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
         means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(means, values, 1 - decay)
-        for counter, value in pairs:
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        _copy([value for _, value in counters], [counter for counter, _ in counters])
 
     def undo(self) -> None:
         """Undo what the step has changed so far: gradients and running statistics."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._restore(self._before)
+        _copy(self._before, self._buffers)
 
     def suspects(self, batches: list[Batch]) -> list[int]:
         """Windows of this rank's micro-batches in the step whose own loss is not finite."""
@@ -336,11 +347,7 @@ class Trainer:
         self.objective.touch(output).backward()
         for parameter in self.parameters:
             parameter.grad = None
-        self._restore(before)
-
-    def _restore(self, saved: list[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, saved, strict=True):
-            buffer.copy_(value)
+        _copy(before, self._buffers)
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
@@ -357,6 +364,13 @@ def _data_parallel(model: nn.Module) -> DistributedDataParallel:
         # PyTorch 2.13 renames the argument; earlier versions do not know its new name.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy tensors to others of their dtypes, by one launch a dtype."""
+    for dtype in {source.dtype for source in sources}:
+        pairs = [(x, y) for x, y in zip(sources, targets, strict=True) if x.dtype == dtype]
+        torch._foreach_copy_([y for _, y in pairs], [x for x, _ in pairs])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -202,7 +202,7 @@ def test_changed_numbers_keep_the_graph(native: FakeCuda) -> None:
         assert (list(native.graphs), native.launches) == ([graph], ["copy", "replay"]), change
     forget(model)
     captured(model, batch)
-    (kept,) = capture._graphs[model].captured.values()
+    (kept,) = capture._graphs[model].store._graphs.values()
     assert kept.captured.graph is not graph
 
 
@@ -327,11 +327,11 @@ def test_memory_is_bounded_over_many_batches(native: FakeCuda, monkeypatch: pyte
         for _ in range(2):
             model(*points, lengths=lengths)
         assert len(native.graphs) <= 4
-    graphs = capture._graphs[model]
-    assert len(graphs.captured) == len(graphs._changes) == len(native.graphs) == len(graphs._seen) == 4
+    graphs = capture._graphs[model].store
+    assert len(graphs._graphs) == len(native.graphs) == len(graphs._seen) == 4
     assert 20 < replays(native) < 150  # many batches needed a graph that had been dropped
     assert len(graphs._pools) == 1
-    assert sum(graph.table.numbers.nbytes for graph in graphs.captured.values()) < 4 * 1024
+    assert sum(graph.table.numbers.nbytes for graph in graphs._graphs.values()) < 4 * 1024
     monkeypatch.setattr(capture, "_MOST_SEEN", 4)
     model(*windows(*[1] * 100))
     assert len(graphs._seen) == 1

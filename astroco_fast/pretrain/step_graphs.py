@@ -1,0 +1,153 @@
+"""Forward and backward passes of training by CUDA graphs, if they are switched on (`astroco_fast.capture`).
+
+A graph takes a micro-batch from the copy of its points to the sum of its gradients: the loss's part, dropout, which
+draws from torch's generator as the generator stands at the replay, the update of BatchNorm's running statistics, and
+the casts of the weights. It adds the gradients to buffers that all graphs share and that are the parameters' `.grad`.
+What depends on the whole step follows op by op: sums over ranks, clipping, the optimiser, the average of the weights.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astroco_fast import capture
+from astroco_fast.capture import Bucket, CaptureError, Store, Table
+from astroco_fast.data.masking import HIDDEN
+from astroco_fast.data.training import DeviceBatch
+from astroco_fast.kernels.snapshot import Snapshot
+from astroco_fast.reference.encoder import Encoder
+
+# A micro-batch's vector of sums and its numbers by window, of `Objective.part`.
+Parts = tuple[Tensor, Tensor]
+
+
+@dataclass
+class _Graph:
+    """A captured micro-batch.
+
+    Attributes:
+        captured: with a `replay`.
+        table: what the host writes before.
+        parts: the graph's own results, for W windows.
+        forms: the prepared weights that it reads, kept alive.
+    """
+
+    captured: Any
+    table: Table
+    parts: Parts
+    forms: list[Any]
+
+
+class StepGraphs:
+    """The graphs of a model's micro-batches.
+
+    Args:
+        model: the encoder, in training mode when it is used.
+        parameters: those to train.
+        part: the part of the loss, the vector of sums and the numbers by window; see `Objective.part`.
+        autocast: mixed precision as configured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        part: Callable[[Any, DeviceBatch], tuple[Tensor, Tensor, Tensor]],
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._model, self._parameters, self._part, self._autocast = model, list(parameters), part, autocast
+        self._snapshot: Snapshot | None = None
+        self._store: Store[_Graph] = Store()
+        self._gradients: list[Tensor] = []
+        self._refused = False
+
+    def run(self, batch: DeviceBatch) -> Parts | None:
+        """Add a micro-batch's gradients to the parameters', and return its parts; None: no graph does it."""
+        model, lengths = self._model, batch.lengths.numpy()
+        if self._refused or not isinstance(model, Encoder) or not self._may_run(batch.time.device):
+            return None
+        bucket = Bucket.of(lengths, batch.time.shape[1])
+        with self._autocast():
+            key = (bucket, *capture.surroundings(batch.time.device))
+        graph = self._store.get(key)
+        if graph is None and not self._store.comes_again(key):
+            return None
+        if graph is None:
+            return self._capture(model, batch, bucket, key)
+        graph.table.write(_inputs(batch), (), lengths)
+        self._attach()
+        graph.captured.replay()
+        torch.autograd.graph.increment_version(list(model.buffers()))  # a replay counts no changes
+        added, by_window = graph.parts
+        return added, by_window[: len(lengths)].clone()  # the next replay overwrites it
+
+    def _may_run(self, device: torch.device) -> bool:
+        """Whether the model is as it is in the graphs, and nobody watches; of another model they are dropped."""
+        hooked = any(getattr(self._model, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+        if hooked or capture.watched() or not capture.driver.has(device) or getattr(self._model, "recompute", False):
+            return False
+        if self._snapshot is None or not self._snapshot.stands():
+            self._store.clear()
+            self._snapshot = Snapshot.of(self._model)
+        return self._snapshot is not None
+
+    def _attach(self) -> None:
+        """Make the buffers the parameters' gradients, with what these have, or zero."""
+        if not self._gradients:
+            self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        pairs = list(zip(self._parameters, self._gradients, strict=True))
+        if fresh := [gradient for parameter, gradient in pairs if parameter.grad is None]:
+            torch._foreach_zero_(fresh)
+        if others := [(g, p.grad) for p, g in pairs if p.grad is not None and p.grad is not g]:
+            torch._foreach_copy_([g for g, _ in others], [x for _, x in others])
+        for parameter, gradient in pairs:
+            parameter.grad = gradient
+
+    def _capture(self, model: Encoder, batch: DeviceBatch, bucket: Bucket, key: tuple[Any, ...]) -> Parts | None:
+        """Run the micro-batch once as the graph will, and then capture it."""
+        device, lengths, inputs = batch.time.device, batch.lengths.numpy(), _inputs(batch)
+        table = Table(bucket, [x.dtype for x in inputs], 0, device)
+
+        def compute() -> Parts:
+            time, mag, err, target, role = table.inputs()
+            still = DeviceBatch(time, mag, err, target, role, lengths=batch.lengths, index=batch.index)
+            with self._autocast():
+                output = model.encode_windows(time, mag, err, role == HIDDEN, True, table.layout())
+            value, added, by_window = self._part(output, still)
+            torch._foreach_add_(self._gradients, torch.autograd.grad(value, self._parameters))
+            return added, by_window
+
+        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        gradients = [(parameter, parameter.grad) for parameter in self._parameters]
+        done: Parts | None = None
+        try:
+            with capture.no_cached_casts():
+                with capture.attempt():
+                    table.write(inputs, (), lengths)
+                    self._attach()
+                    added, by_window = compute()
+                done = added, by_window[: len(lengths)]
+                pool = self._store.pool(capture.driver.stream(device))
+                graph, forms, parts = capture.capture(compute, device, pool)
+        except CaptureError as error:
+            self._refused = True
+            self._store.clear()
+            told = f"no CUDA graphs in training, whose ops run one by one: {error.reason()}"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            if done is None:  # as if nothing had been tried
+                for buffer, content in statistics:
+                    buffer.copy_(content)
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+            return done
+        self._store.put(key, _Graph(graph, table, parts, forms))
+        return done
+
+
+def _inputs(batch: DeviceBatch) -> list[Tensor]:
+    return [x.contiguous() for x in (batch.time, batch.mag, batch.err, batch.target, batch.role)]
