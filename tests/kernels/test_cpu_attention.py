@@ -83,6 +83,58 @@ def test_widths_and_lengths_at_the_limits(
     harness.assert_close(found, real=harness.real_rows(layout))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(("width", "heads"), [(64, 1), (276, 4), (64, 2), (92, 4)], ids=["64", "69", "32", "23"])
+def test_backward_for_every_size_of_heads(isa: str, width: int, heads: int, dtype: torch.dtype) -> None:
+    """Ragged windows end in every part of a tile, of a vector and of a group of queries; filler may hold anything."""
+    layout = Layout.packed(torch.tensor([1, 31, 0, 32, 33, 199, 200, 201, 257]), 257, capacity=960)
+    real = harness.real_rows(layout)[:, None]
+
+    def draw(number: int) -> tuple[harness.Draw, Tensor]:
+        torch.manual_seed(number)
+        module = Attention(width, heads, 0.0)
+        x, up = (torch.randn(layout.rows, width) * real for _ in range(2))
+        found = harness.variants(
+            lambda module, x: ops.attention(module, x, layout),
+            module,
+            [x.requires_grad_()],
+            [up],
+            dtype,
+            "cpu",
+            fused_inputs=[x.detach().masked_fill(~real, float("nan")).requires_grad_()],
+            fused_upstream=[up.masked_fill(~real, float("nan"))],
+        )
+        return found, harness.real_rows(layout)
+
+    harness.check(draw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_the_gradient_of_a_window_does_not_depend_on_the_others(isa: str, dtype: torch.dtype) -> None:
+    """Neither on where it lies among them, nor on what they hold: it has the same bits."""
+    torch.manual_seed(0)
+    module, lengths = Attention(WIDTH, 3, 0.0), [33, 0, 100, 7, 31]
+    windows, ups = ([torch.randn(n, WIDTH) for n in lengths] for _ in range(2))
+
+    def gradients(which: list[int]) -> list[Tensor]:
+        rows = sum(lengths[i] for i in which)
+        layout = Layout.packed(torch.tensor([lengths[i] for i in which]), 100, capacity=rows)
+        x = torch.cat([windows[i] for i in which]).requires_grad_()
+        y = ops.attention(module, x, layout)
+        (found,) = torch.autograd.grad(y, x, torch.cat([ups[i] for i in which]))
+        return list(found.split([lengths[i] for i in which]))
+
+    with af.backend("cpu"), in_dtype(dtype):
+        together = gradients([0, 1, 2, 3, 4])
+        for i in (0, 2, 3, 4):
+            assert torch.equal(gradients([i])[0], together[i])
+        windows[2].fill_(float("nan"))
+        among_nan = gradients([4, 3, 2, 1, 0])[::-1]
+    assert among_nan[2].isnan().all()
+    for i in (0, 3, 4):
+        assert torch.equal(among_nan[i], together[i])
+
+
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_results_are_bitwise_reproducible(cpu: str, threads: None, op: str) -> None:
     """The result does not depend on which thread computes which part."""

@@ -1,6 +1,6 @@
 // Back through sublayer a: its ending and W_out tile by tile, then the heads of each window, then W_qkv tile by tile,
 // and the gradients of the matrices. This is done for some windows (a chunk) at a time, so that what passes from one
-// step to the next stays in the shared cache. Scores and their exponentials are computed again from q, k and the
+// step to the next stays in the cores' own caches. Scores and their exponentials are computed again from q, k and the
 // logarithms of softmax's sums.
 #pragma once
 
@@ -9,10 +9,30 @@
 
 namespace astroco {
 
-constexpr int64_t BACKWARD_TILE = 16 * ROWS;  // queries at a time: sums over them are read and written once for all
+constexpr int64_t GROUP = 2 * W;  // queries whose scores lie in the fastest cache, as columns
+constexpr int64_t QUERIES = 256;  // whose probabilities lie in a core's own cache; a multiple of GROUP
+
+// Where two rows of numbers go: to rows, and side by side to a right factor of a product.
+ALWAYS_INLINE void store_rows(Vec first, Vec, float* rows, int64_t, float* packed) {
+  first.store(rows);
+  if (packed) first.store(packed);
+}
+#ifdef __AVX512BF16__
+ALWAYS_INLINE void store_rows(Vec first, Vec second, bf16* rows, int64_t ld, bf16* packed) {
+  const auto both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(both));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + ld), _mm512_extracti64x4_epi64(both, 1));
+  if (packed) {
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(packed, _mm512_permutexvar_epi16(pairs, both));
+  }
+}
+#endif
 
 // One head of one window. q, k, v and their gradients have rows of `ld`, the gradient of what was attended
-// of `features`.
+// of `features`. Scores are made as (keys, queries): so probabilities and gradients of scores lie in memory as the left
+// factors of the products for dv and dk, and none of the matrices as large as the scores is transposed.
 template <class T>
 struct AttentionHead {
   int64_t n, size, ld, features;
@@ -22,79 +42,114 @@ struct AttentionHead {
   int64_t heads;
   float scale;
 
-  // A row of scores s and of the gradients dp of probabilities: probabilities p and the gradients ds of scores, both
-  // zero beyond n; s and dp have room for a multiple of 2 W.
-  void probabilities(float* s, float* dp, int64_t row, T* p, T* ds) const {
-    const int64_t end = round_up(n, 2 * W);
-    std::fill(s + n, s + end, -1e30f);
-    std::fill(dp + n, dp + end, 0.0f);
-    const Vec by(scale * LOG2_E), minus(-logsumexp[row * heads]), factor(scale);
-    Two total{Vec(0.0f), Vec(0.0f)}, along = total;
-    for (int64_t j = 0; j < end; j += 2 * W) {
-      Two e = map(load2(s + j), [&](Vec v) { return exp2(at::vec::fmadd(v, by, minus)); });
-      store2(s + j, e);
-      total = total + e;
-      along = along + e * load2(dp + j);
-    }
-    // Their sum is one but for the logarithm's rounding, which all of a row would share and columns' sums would add up.
-    const Vec one(1.0f / sum(total)), mean(sum(along) / sum(total));
-    for (int64_t j = 0; j < end; j += 2 * W) {
-      Two e = load2(s + j) * one;
-      store2(p + j, e);
-      store2(ds + j, map(e, load2(dp + j), [&](Vec e, Vec d) { return e * (d - mean) * factor; }));
-    }
-  }
-
-  static void store(const float* from, int64_t from_ld, int64_t rows, int64_t size, T* to, int64_t to_ld) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < size; j += 2 * W) store_some(to + r * to_ld + j, load2(from + r * from_ld + j), size - j);
-  }
-
   void run() const {
     Scratch scratch;
-    const int64_t across = head_size<T>(size, n), down = head_size<T>(n, size), width = round_up(size, 2 * W);
-    T *keys_across = scratch.take<T>(across), *values_across = scratch.take<T>(across), *keys = scratch.take<T>(down);
+    const int64_t most = std::min(n, QUERIES), width = round_up(size, 2 * W), row = row_of(most), depth = even(n);
+    T *p = scratch.take<T>(depth * row), *ds = scratch.take<T>(depth * row);  // probabilities, gradients of scores
+    T* packed = scratch.take<T>(head_size<T>(most, size));
     float *k_sums = scratch.take<float>(n * width), *v_sums = scratch.take<float>(n * width);
-    pack_transposed(keys_across, k, ld, n, size);
-    pack_transposed(values_across, v, ld, n, size);
-    pack_upright(keys, k, ld, n, size);
-    std::fill(k_sums, k_sums + n * width, 0.0f);
-    std::fill(v_sums, v_sums + n * width, 0.0f);
-    for (int64_t first = 0; first < n; first += BACKWARD_TILE)
-      tile(first, std::min(BACKWARD_TILE, n - first), keys_across, values_across, keys, k_sums, v_sums);
-    store(k_sums, width, n, size, dk, ld);
+    const Factors of{rows_of(k, scratch), rows_of(v, scratch), transposed(k, ld, n, size, scratch)};
+    for (int64_t first = 0; first < n; first += QUERIES) {
+      const int64_t m = std::min(QUERIES, n - first);
+      for (int64_t j = 0; j < m; j += GROUP) group(first + j, std::min(GROUP, m - j), of, p + j, ds + j, row);
+      pack_upright(packed, d_attended + first * features, features, m, size);
+      head_product(Left<T>{p, row}, n, m, packed, size, v_sums, width, first > 0);
+      pack_upright(packed, q + first * ld, ld, m, size);
+      head_product(Left<T>{ds, row}, n, m, packed, size, k_sums, width, first > 0);
+    }
     store(v_sums, width, n, size, dv, ld);
+    store(k_sums, width, n, size, dk, ld, scale);
+  }
+
+  static void store(const float* from, int64_t from_ld, int64_t rows, int64_t size, T* to, int64_t to_ld,
+                    float by = 1.0f) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < size; j += 2 * W)
+        store_some(to + r * to_ld + j, load2(from + r * from_ld + j) * Vec(by), size - j);
   }
 
  private:
-  // Some queries' share.
-  void tile(int64_t first, int64_t m, const T* keys_across, const T* values_across, const T* keys, float* k_sums,
-            float* v_sums) const {
+  // Left factors that all queries use.
+  struct Factors {
+    Left<T> keys, values, keys_across;
+  };
+
+  // Keys or values in rows of their own: those of all heads are too far apart for the fastest cache to hold them.
+  Left<T> rows_of(const T* x, Scratch& scratch) const {
+    const int64_t row = row_of(size);
+    T* rows = scratch.take<T>(n * row);
+    for (int64_t r = 0; r < n; ++r) std::copy_n(x + r * ld, size, rows + r * row);
+    return {rows, row};
+  }
+
+  static int64_t even(int64_t rows) { return round_up(rows, STEP<T>); }
+  static int64_t row_of(int64_t columns) {
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<T, bf16>) return spaced(columns);
+#endif
+    return round_up(columns, GROUP);
+  }
+
+  // Some queries' columns of p and ds, and their gradients.
+  void group(int64_t first, int64_t m, const Factors& of, T* p, T* ds, int64_t row) const {
     Scratch scratch;
-    const int64_t lds = round_up(n, 2 * W), width = round_up(size, 2 * W), packed = head_size<T>(m, size);
-    float *s = scratch.take<float>(m * lds), *dp = scratch.take<float>(m * lds),
-          *q_sums = scratch.take<float>(m * width);
-    T *p = scratch.take<T>(m * lds), *ds = scratch.take<T>(m * lds);
-    T *queries = scratch.take<T>(packed), *up = scratch.take<T>(packed);
-    head_product(Left<T>{q + first * ld, ld}, m, size, keys_across, n, s, lds);
-    head_product(Left<T>{d_attended + first * features, features}, m, size, values_across, n, dp, lds);
-    for (int64_t r = 0; r < m; ++r) probabilities(s + r * lds, dp + r * lds, first + r, p + r * lds, ds + r * lds);
-    head_product(Left<T>{ds, lds}, m, n, keys, size, q_sums, width);
-    store(q_sums, width, m, size, dq + first * ld, ld);
-    pack_upright(queries, q + first * ld, ld, m, size);
-    pack_upright(up, d_attended + first * features, features, m, size);
-    head_product(transposed(ds, lds, m, n, scratch), n, m, queries, size, k_sums, width, true);
-    head_product(transposed(p, lds, m, n, scratch), n, m, up, size, v_sums, width, true);
+    const int64_t columns = vectors(m) * W, width = round_up(size, 2 * W);
+    T *across = scratch.take<T>(size * columns), *packed = scratch.take<T>(even(n) * columns);
+    float *s = scratch.take<float>(n * columns), *dp = scratch.take<float>(n * columns);
+    pack_transposed(across, q + first * ld, ld, m, size);
+    head_product(of.keys, n, size, across, m, s, columns);
+    pack_transposed(across, d_attended + first * features, features, m, size);
+    head_product(of.values, n, size, across, m, dp, columns);
+    for (int64_t j = 0; j < columns; j += W) {
+      alignas(64) float sums[W] = {};
+      for (int64_t i = 0; i < std::min(W, m - j); ++i) sums[i] = logsumexp[(first + j + i) * heads];
+      probabilities(s + j, dp + j, columns, Vec::loadu(sums), p + j, ds + j, row, packed + j * STEP<T>);
+    }
+    float *q_sums = scratch.take<float>(size * columns), *upright = scratch.take<float>(columns * width);
+    head_product(of.keys_across, size, n, packed, m, q_sums, columns);
+    transpose(q_sums, columns, size, columns, upright, width);
+    store(upright, width, m, size, dq + first * ld, ld, scale);
+  }
+
+  // For each of W queries a column of scores s and one of gradients dp of probabilities: probabilities p and the
+  // gradients ds of scores, these also as a right factor, `packed`.
+  void probabilities(float* s, const float* dp, int64_t columns, Vec sums, T* p, T* ds, int64_t row, T* packed) const {
+    const Vec by(scale * LOG2_E), minus = sums.neg();
+    Vec total(0.0f), along(0.0f);
+    for (int64_t r0 = 0; r0 < n; r0 += 16) {  // in parts, as one long sum would lose digits
+      Vec some(0.0f), some_along(0.0f);
+      for (int64_t r = r0; r < std::min(n, r0 + 16); ++r) {
+        Vec e = exp2(at::vec::fmadd(Vec::loadu(s + r * columns), by, minus));
+        e.store(s + r * columns);
+        some = some + e;
+        some_along = at::vec::fmadd(e, Vec::loadu(dp + r * columns), some_along);
+      }
+      total = total + some;
+      along = along + some_along;
+    }
+    // Their sum is one but for the logarithm's rounding, which all of a query would share and sums over keys add up.
+    const Vec one = Vec(1.0f) / total, mean = along * one;
+    for (int64_t r = 0; r < n; r += STEP<T>, packed += columns * STEP<T>) {
+      auto pair = [&](int64_t r) -> Two {
+        if (r >= n) return {Vec(0.0f), Vec(0.0f)};
+        Vec e = Vec::loadu(s + r * columns) * one;
+        return {e, e * (Vec::loadu(dp + r * columns) - mean)};
+      };
+      const Two first = pair(r), second = STEP<T> == 1 ? first : pair(r + 1);
+      store_rows(first.a, second.a, p + r * row, row, static_cast<T*>(nullptr));
+      store_rows(first.b, second.b, ds + r * row, row, packed);
+    }
   }
 };
 
-// Column sums of rows (m, n), n a multiple of 2 W, added to `sums`; in float only as many as do no harm.
+// Column sums of rows (m, n), n a multiple of 2 W, added to `sums`.
 template <class T>
 inline void add_columns(const T* rows, int64_t m, int64_t n, double* sums) {
-  for (int64_t j = 0; j < n; j += 2 * W)
-    for (int64_t r0 = 0; r0 < m; r0 += 16) {
+  constexpr int64_t SOME = TileSums::IN_FLOAT;
+  for (int64_t r0 = 0; r0 < m; r0 += SOME)
+    for (int64_t j = 0; j < n; j += 2 * W) {
       Two some{Vec(0.0f), Vec(0.0f)};
-      for (int64_t r = r0; r < std::min(m, r0 + 16); ++r) some = some + load2(rows + r * n + j);
+      for (int64_t r = r0; r < std::min(m, r0 + SOME); ++r) some = some + load2(rows + r * n + j);
       add_to(sums + j, some, 2 * W);
     }
 }
@@ -129,7 +184,7 @@ struct AttentionBackwardArguments {
 
 template <class T>
 struct AttentionBackward {
-  static constexpr int64_t CHUNK_ROWS = 1024;
+  static constexpr int64_t CHUNK_ROWS = 400;  // a thread: what is made of them fits a core's own cache
 
   const AttentionBackwardArguments<T>& a;
   int64_t size;  // d
@@ -158,9 +213,10 @@ struct AttentionBackward {
     const int64_t m = tile.count, width = a.width, p = pitch(width), f = features(), at = tile.first - chunk.first;
     T* d_o = scratch.take<T>(m * p);
     float* c = scratch.take<float>(m * pitch(f));
+    TileSums sums(d_vectors, 3 * p, scratch);
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
       end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, a.dx + row * width, d_o + r * p,
-                   {d_vectors, d_vectors + p, d_vectors + 2 * p});
+                   {sums, p});
     gemm(Left<T>{d_o, p}, m, width, a.w_out, f, c, pitch(f));
     AttentionHead<T>::store(c, pitch(f), m, f, chunk.d_attended + at * f, f);
     pack_rows(a.x + tile.first * width, width, m, width, chunk.x, at, chunk.rows);
@@ -242,7 +298,7 @@ void attention_backward(const AttentionBackwardArguments<T>& a) {
     do {
       chunk.rows += all.lengths[next++];
     } while (next < a.batch && all.starts[next] == chunk.first + chunk.rows &&
-             chunk.rows + all.lengths[next] <= std::max(Op::CHUNK_ROWS, a.threads * ATTENTION_TILE));
+             chunk.rows + all.lengths[next] <= a.threads * Op::CHUNK_ROWS);
     chunk.windows = next - chunk.first_window;
     if (chunk.rows > 0) op.run(all, chunk, d_vectors, d_b_qkv);
   }

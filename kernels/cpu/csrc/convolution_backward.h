@@ -49,10 +49,11 @@ void convolution_backward_out(const ConvolutionBackwardOutArguments<T>& a) {
     Scratch scratch;
     const int64_t first = work[i].first, m = work[i].count;
     float* ds = scratch.take<float>(m * p);
-    double *sums = vectors.of(i), *norm_sums = norms.of(i);
+    double* norm_sums = norms.of(i);
+    TileSums sums(vectors.of(i), 3 * p, scratch);
     for (int64_t row = first; row < first + m; ++row)
       end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, a.dz + row * width, a.d_o + row * p,
-                   {sums, sums + p, sums + 2 * p});
+                   {sums, p});
     gemm(Left<T>{a.d_o + first * p, p}, m, width, a.w_out, width, ds, p);
     for (int64_t r0 = 0; r0 < m; r0 += 16)  // few enough for sums in float
       for (int64_t j = 0; j < p; j += 2 * W) {
@@ -207,12 +208,14 @@ struct ConvolutionBackwardIn {
     const int64_t width = a.width, p = pitch(width), m = tile.count;
     float *back = scratch.take<float>(m * p), *line = scratch.take<float>(p);
     gemm(Left<T>{a.d_kept + tile.first * 2 * p, 2 * p}, m, 2 * p, a.w_in, width, back, p);
+    TileSums sums(d_vectors, 2 * p, scratch);
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row) {
+      float* d_gain = sums.next();
       const float* x = a.x + row * width;
       const Statistics s = Statistics::of(a.stats_in, row);
       normalise(x, s, a.gain_in, a.shift_in, width, line);
       to_half(line, width, a.normed + row * p);
-      normalise_backward(back + r * p, x, s, a.gain_in, width, line, d_vectors, d_vectors + p);
+      normalise_backward(back + r * p, x, s, a.gain_in, width, line, d_gain, d_gain + p);
       columns(width, [&](int64_t j, int64_t n) {
         store2(a.dx + row * width + j, load2(line + j, n) + load2(a.dz + row * width + j, n), n);
       });

@@ -84,9 +84,10 @@ struct FeedForwardBackward {
     float *dz = scratch.take<float>(m * width), *dh = scratch.take<float>(m * PANEL),
           *back = scratch.take<float>(m * p);
     T* d_o = scratch.take<T>(m * p);
+    TileSums vectors(d_vectors, 3 * p, scratch);
     for (int64_t r = 0, row = tile.first; r < m; ++r, ++row)
       end.backward(a.dy + row * width, a.product + row * p, a.x + row * width, row, dz + r * width, d_o + r * p,
-                   {d_vectors, d_vectors + p, d_vectors + 2 * p});
+                   {vectors, p});
     T* rows = chunk.hidden + (tile.first - chunk.first) * 3 * f;
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "rows.h"
+#include "transpose.h"
 
 namespace astroco {
 
@@ -44,7 +45,7 @@ inline void pack_transposed(T* packed, const T* source, int64_t ld, int64_t rows
     const int64_t real = std::min(n, rows - j);
     float* panel = to + j * steps;
     if (real < n) std::fill(panel, panel + n * steps, 0.0f);
-    at::vec::transpose_mxn<float>(from + j * (ld / STEP<T>), ld / STEP<T>, panel, n, int(real), int(steps));
+    transpose(from + j * (ld / STEP<T>), ld / STEP<T>, real, steps, panel, n);
   });
 }
 

@@ -165,7 +165,7 @@ void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
   parallel_for(a.threads, work.size(), [&](int64_t i) {
     Scratch scratch;
     float *z = scratch.take<float>(p), *slope = scratch.take<float>(p), *d = scratch.take<float>(p);
-    double* into = vectors.of(i);
+    TileSums sums(vectors.of(i), 5 * p, scratch);
     for (int64_t row = work[i].first; row < work[i].first + work[i].count; ++row) {
       columns(width, [&](int64_t j, int64_t n) {
         auto one = [](Vec x, Vec& z, Vec& slope) {
@@ -179,15 +179,16 @@ void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
         store2(z + j, value);
         store2(slope + j, steep);
       });
+      float* into = sums.next();
       normalise_backward(a.dy + row * width, z, statistics(z, width, a.eps), a.gain, width, d, into, into + p);
       const Point at = point(a, row);
       columns(width, [&](int64_t j, int64_t n) {
         const Two through = load2(d + j, n) * load2(slope + j);
         store2(d + j, through);
-        double* to = into + 2 * p + j;
-        add_to(to, through, n);
-        add_to(to + p, through * Vec(at.mag), n);
-        add_to(to + 2 * p, through * Vec(at.err), n);
+        float* to = into + 2 * p + j;
+        add_to(to, through);
+        add_to(to + p, through * Vec(at.mag));
+        add_to(to + 2 * p, through * Vec(at.err));
       });
       to_half(d, width, a.d_o + row * p);
     }

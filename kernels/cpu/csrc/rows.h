@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 #include "int8.h"
@@ -231,9 +230,42 @@ ALWAYS_INLINE void add_to(double* sums, Two v, int64_t n) {
     for (int64_t j = 0; j < n; ++j) sums[j] += lanes[j];
 }
 
+// A tile's sums over its rows: in float over as many rows as do no harm, then in double.
+class TileSums {
+ public:
+  static constexpr int64_t IN_FLOAT = 16;  // rows
+
+  TileSums(double* sums, int64_t columns, Scratch& scratch)
+      : sums_(sums), columns_(columns), some_(scratch.take<float>(columns)) {
+    std::fill(some_, some_ + columns_, 0.0f);
+  }
+  ~TileSums() { settle(); }
+  TileSums(const TileSums&) = delete;
+  TileSums& operator=(const TileSums&) = delete;
+
+  // What the next row adds its numbers to.
+  float* next() {
+    if (rows_ == IN_FLOAT) settle();
+    ++rows_;
+    return some_;
+  }
+
+ private:
+  void settle() {
+    for (int64_t j = 0; j < columns_; ++j) sums_[j] += some_[j], some_[j] = 0.0f;
+    rows_ = 0;
+  }
+
+  double* sums_;
+  int64_t columns_, rows_ = 0;
+  float* some_;
+};
+
+ALWAYS_INLINE void add_to(float* sums, Two v) { store2(sums, load2(sums) + v); }
+
 // Back through `normalise` of z: dz from dy, and what the row adds to the gradients of gain and shift. dz may be dy.
 inline void normalise_backward(const float* dy, const float* z, Statistics s, const float* gain, int64_t width,
-                               float* dz, double* d_gain, double* d_shift) {
+                               float* dz, float* d_gain, float* d_shift) {
   Vec mean(s.mean), rstd(s.rstd);
   auto normal = [&](int64_t j, int64_t n) { return map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; }); };
   Two second{Vec(0.0f), Vec(0.0f)};
@@ -242,11 +274,13 @@ inline void normalise_backward(const float* dy, const float* z, Statistics s, co
     Two up = load2(dy + j, n), unit = normal(j, n), scaled = up * load2(gain + j, n);  // zero beyond the row
     add_to(first, scaled, 2 * W);
     second = second + scaled * unit;
-    add_to(d_gain + j, up * unit, n);
-    add_to(d_shift + j, up, n);
+    add_to(d_gain + j, up * unit);
+    add_to(d_shift + j, up);
   });
   // Where dy is the same in all rows, so is the rounding error of its mean, and sums over rows would show it.
-  const double level = std::accumulate(first, first + 2 * W, 0.0) / width;
+  for (int64_t half = W; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) first[i] += first[half + i];
+  const double level = first[0] / width;
   const Vec minus_level(-float(level)), rest(float(level - float(level))), along(sum(second) / width);
   columns(width, [&](int64_t j, int64_t n) {
     Two up = load2(dy + j, n), scale = load2(gain + j, n), unit = normal(j, n);
@@ -310,9 +344,11 @@ inline void dropout_mask(const DropoutMaskArguments& a) {
   parallel_for(a.threads, a.rows, [&](int64_t row) { dropout.scales(row, a.width, a.mask + row * a.width); });
 }
 
-// Gradients of an ending's vectors, (D,) each: of the bias of the product before it, and of LayerNorm.
+// What a row adds to the gradients of an ending's vectors: of the bias of the product before it, and of LayerNorm.
 struct EndingSums {
-  double *bias, *gain, *shift;
+  float *bias, *gain, *shift;
+
+  EndingSums(TileSums& sums, int64_t pitch) : bias(sums.next()), gain(bias + pitch), shift(gain + pitch) {}
 };
 
 // How a sublayer ends: y = LayerNorm(x + Dropout(o + bias)).
@@ -358,7 +394,7 @@ struct Ending {
     columns(width, [&](int64_t j, int64_t n) {
       Two through = load2(d_x + j, n);
       if (scale) through = through * load2(scale + j, n);
-      add_to(sums.bias + j, through, n);
+      add_to(sums.bias + j, through);
       store2(d + j, through);
     });
     to_half(d, width, d_o);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "transpose.h"
 
 namespace astroco {
 
@@ -17,22 +18,21 @@ inline int64_t block_columns(int64_t n, int64_t threads) {
 // A block of y as the left factor's transpose.
 template <class T>
 Left<T> transposed(const T* y, int64_t ld, int64_t rows, int64_t n, Scratch& scratch) {
-  const int64_t depth = round_up(rows, STEP<T>);
-  T* pairs = scratch.take<T>(depth * n);
-  for (int64_t r = 0; r < rows; r += STEP<T>)
-    if constexpr (STEP<T> == 1)
-      std::copy_n(y + r * ld, n, pairs + r * n);
-    else
-      interleave(y + r * ld, r + 1 < rows ? y + (r + 1) * ld : nullptr, n, pairs + r * n);
 #ifdef __AMX_BF16__
   if constexpr (std::is_same_v<T, bf16>) {  // tiles are loaded from row-major memory only
-    T* across = scratch.take<T>(depth * n);
-    at::vec::transpose_mxn<float>(reinterpret_cast<float*>(pairs), n, reinterpret_cast<float*>(across), depth / 2,
-                                  int(depth / 2), int(n));
-    return {across, depth};
+    const int64_t row = spaced(rows);
+    T* across = scratch.take<T>(n * row);
+    transpose(y, ld, rows, n, across, row);
+    return {across, row};
   }
 #endif
-  return {pairs, STEP<T>, STEP<T> * n};
+  T* steps = scratch.take<T>(round_up(rows, STEP<T>) * n);
+  for (int64_t r = 0; r < rows; r += STEP<T>)
+    if constexpr (STEP<T> == 1)
+      std::copy_n(y + r * ld, n, steps + r * n);
+    else
+      interleave(y + r * ld, r + 1 < rows ? y + (r + 1) * ld : nullptr, n, steps + r * n);
+  return {steps, STEP<T>, STEP<T> * n};
 }
 
 // Packs rows (m, k) of x as those from `first` on of a right factor (depth, k); `first` is a multiple of STEP.
