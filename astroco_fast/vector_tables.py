@@ -7,8 +7,10 @@ and what the file says of itself in the metadata of the Arrow schema.
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
@@ -63,6 +65,8 @@ class VectorTable:
         self.schema = self._first.schema
         if path.is_dir() and (told := hats.told(path, KEY)):
             self.schema = _with_metadata(self.schema, told)
+        if twice := [name for name, count in Counter(self.schema.names).items() if count > 1]:
+            raise UserError(f"{self._first.path}: has two columns {twice[0]!r}; remove or rename one of them")
         for name in ("id", EMBEDDING):
             if name not in self.schema.names:
                 names = listed(self.schema.names)
@@ -92,6 +96,15 @@ def is_embeddings(path: Path) -> bool:
         return EMBEDDING in _open(_paths(path)[0]).schema.names
     except (UserError, OSError):
         return False
+
+
+def plain(text: str | bytes) -> dict[str, Any]:
+    """The JSON object of a text, {} if it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def matrix_of(column: Any, path: Path, size: int | None = None) -> NDArray[np.float32]:
@@ -235,7 +248,9 @@ class _Fits(_LikeCurves):
         super().__init__(path)
         from astropy.io import fits
 
-        told = fits.getheader(path).get("ASTROCO", "")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the style of headers
+            told = fits.getheader(path).get("ASTROCO", "")
         self.schema = _with_metadata(self.schema, str(told))
 
 
@@ -304,15 +319,14 @@ def _lists(matrix: Any) -> Any:
 
 def _with_metadata(schema: pa.Schema, provenance: str) -> pa.Schema:
     """The schema with the metadata that `astroco embed` gives a Parquet file, from the provenance as JSON."""
-    try:
-        told = json.loads(provenance)
-        model = told["model"]
-        metadata = {KEY: provenance, MODEL: model["name"], DIGEST: model["sha256"]}
-        if told.get(SIMULATED):
-            metadata[SIMULATED] = "true"
-        parts = json.dumps(told.get("parts", {}))
-    except (ValueError, KeyError, TypeError):
+    told = plain(provenance)
+    model = told.get("model")
+    if not isinstance(model, dict) or not all(isinstance(model.get(key), str) for key in ("name", "sha256")):
         return schema
+    metadata = {KEY: provenance, MODEL: model["name"], DIGEST: model["sha256"]}
+    if told.get(SIMULATED):
+        metadata[SIMULATED] = "true"
+    parts = json.dumps(told.get("parts", {}))
     place = schema.get_field_index(EMBEDDING)
     if place >= 0:
         schema = schema.set(place, schema.field(place).with_metadata({"parts": parts}))

@@ -1,7 +1,6 @@
 """Vectors with ids: of light curves, embedded here, or of a table that `astroco embed` wrote."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from astroco_fast.pretrained import PretrainedEncoder, require_local
 from astroco_fast.probe.embeddings import Describer, Embeddings, extract
 from astroco_fast.probe.stars import Stars, choose, read_survey, relabel
 from astroco_fast.registry import load
-from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of
+from astroco_fast.vector_tables import EMBEDDING, WORDS, VectorTable, matrix_of, plain
 
 NOT_FINITE = "light curves without a finite vector"
 
@@ -108,14 +107,18 @@ class EmbeddingTable:
         self.path = path
         self._table = VectorTable(Path(path))
         schema = self._table.schema
-        told = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-        settings = json.loads(told.get(KEY, "{}")).get("settings", {})
+        told = {
+            key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+            for key, value in (schema.metadata or {}).items()
+        }
+        settings = plain(told.get(KEY, "")).get("settings")
+        settings = settings if isinstance(settings, dict) else {}
         for name, wanted in (("windows", "mean"), ("output", "embedding")):
             if settings.get(name, wanted) != wanted:
                 raise UserError(f"{path}: made by astroco embed --{name} {settings[name]}; --{name} {wanted} is needed")
         self.simulated = told.get(SIMULATED) == "true"
         self.model, self.digest = told.get(MODEL, ""), told.get(DIGEST, "")
-        self.parts: tuple[str, ...] = tuple(json.loads((schema.field(EMBEDDING).metadata or {}).get(b"parts", "{}")))
+        self.parts: tuple[str, ...] = tuple(plain((schema.field(EMBEDDING).metadata or {}).get(b"parts", b"")))
         self.taken = None if self.digest else self._take_model(model, model_parts)
 
     def _take_model(self, name: str | None, parts: list[str] | None) -> Model:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from astroco_fast import astromer_weights, commands, presets, registry, settings, verdicts
 from astroco_fast.checksums import MANIFEST, write_manifest
+from astroco_fast.classify.vectors import EmbeddingTable
 from astroco_fast.data import store
 from astroco_fast.data.clean import CleanConfig, clean
 from astroco_fast.data.columns import Columns
@@ -32,6 +34,7 @@ from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.probe.embeddings import Embeddings
 from astroco_fast.probe.splits import read_splits
+from astroco_fast.vectors import read_vectors
 from tests.fuzz import seeds, strategies
 from tests.fuzz.limits import limits
 
@@ -236,6 +239,45 @@ def _read_cache(folder: Path) -> None:
             cache.save()
 
 
+def _read_vectors(folder: Path) -> None:
+    """Read a table of vectors as `classify` and as `neighbours`, `anomalies` and `explore` do."""
+    (path,) = folder.glob("vectors*")
+    refused = None
+    try:
+        for chunk in EmbeddingTable(str(path)).chunks(Counter(), None):
+            assert len(chunk.ids) == len(chunk.bands) == len(chunk.labels) == len(chunk.vectors)
+            assert np.isfinite(chunk.vectors).all()
+    except UserError as error:
+        refused = None if path.suffix == ".csv" else error  # which has no place for the model's name
+    found = read_vectors(path)
+    assert len(found) == len(found.band) == len(found.label) == len(found.matrix) == found.columns.num_rows
+    assert np.isfinite(found.matrix).all()
+    if refused is not None:
+        raise refused
+
+
+def _vector_files() -> Iterator[Kind]:
+    plain = {"id", "band", "label", "n_points"}
+    odd: dict[str, Callable[[list[bytes]], Any] | None] = {
+        ".parquet": _odd_table(*sorted(plain), "embedding", metadata=seeds.vector_table().schema.metadata),
+        ".feather": None,
+        ".csv": _odd_text(*sorted(plain), "embedding_0", "embedding_1"),
+        ".fits": None,
+        ".npz": None,
+    }
+    for suffix, strategy in odd.items():
+        file = f"vectors{suffix}"
+        yield Kind(f"vectors: {suffix}", file, _read_vectors, functools.partial(seeds.vector_files, suffix), strategy)
+    yield Kind(
+        "vectors: hats.properties",
+        "vectors/hats.properties",
+        _read_vectors,
+        None,
+        lambda _: _json([json.dumps(seeds.PROVENANCE).encode()]).map(seeds.properties),
+        lambda _: seeds.vector_catalogue(),
+    )
+
+
 def _read_splits(folder: Path) -> None:
     for split in read_splits(folder / "splits.csv"):
         assert all(split.parts.values())
@@ -397,6 +439,7 @@ KINDS: dict[str, Kind | Objects] = {
             seeds.cache_files,
             _odd_table("id", "curve", "embedding", metadata={b"model_sha256": seeds.DIGEST.encode()}),
         ),
+        *_vector_files(),
         Kind(
             "splits.csv", "splits.csv", _read_splits, seeds.splits_files, _odd_text("n", "fold", "split", "id", "label")
         ),

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from astroco_fast import registry
+from astroco_fast import embedding_formats, registry
 from astroco_fast.checksums import write_manifest
 from astroco_fast.data import points, writer
 from astroco_fast.data.clean import CleanConfig
@@ -307,6 +307,49 @@ def cache_files() -> list[bytes]:
         cache.save()
 
     return list(made(make).values())
+
+
+PROVENANCE = {
+    "version": "1",
+    "model": {"name": "m", "architecture": "AstroCo", "sha256": DIGEST},
+    "settings": {"windows": "mean", "output": "embedding", "parts": ["time_mean"]},
+    "parts": {"time_mean": [0, 4]},
+    "simulated": True,
+}
+
+
+def vector_table() -> pa.Table:
+    """Two vectors of four numbers, as `astroco embed` makes them."""
+    values = pa.array(np.arange(8, dtype=np.float32))
+    columns = {
+        "id": pa.array(["a", "b"]),
+        "band": pa.array(["V", ""]),
+        "label": pa.array(["EW", ""]),
+        "n_points": pa.array([5, 7]),
+        "embedding": pa.FixedSizeListArray.from_arrays(values, 4),
+    }
+    return pa.table(columns, schema=embedding_formats.with_provenance(pa.table(columns).schema, PROVENANCE))
+
+
+def vector_files(suffix: str) -> list[bytes]:
+    table = vector_table()
+    rows = embedding_formats.Rows(
+        table.schema, table.num_rows, lambda names: iter(table.select(names or table.schema.names).to_batches())
+    )
+    return list(made(lambda folder: embedding_formats.write(folder / "vectors", suffix, rows)).values())
+
+
+def vector_catalogue() -> Files:
+    """The same as a HATS catalogue, as LSDB writes it."""
+    return {
+        "vectors/hats.properties": properties(json.dumps(PROVENANCE).encode()),
+        "vectors/dataset/Norder=0/Dir=0/Npix=4.parquet": parquet(vector_table().replace_schema_metadata(None)),
+    }
+
+
+def properties(provenance: bytes) -> bytes:
+    """The properties of a catalogue of vectors with this provenance, JSON."""
+    return b"dataproduct_type=object\n%s=%s\n" % (embedding_formats.KEY.encode(), provenance)
 
 
 def splits_files() -> list[bytes]:

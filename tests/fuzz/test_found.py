@@ -26,7 +26,7 @@ from astroco_fast.pretrain.config import PretrainConfig
 from astroco_fast.pretrain.report import read_metrics, training_lines
 from astroco_fast.probe.embeddings import Embeddings
 from tests.fuzz import seeds
-from tests.fuzz.kinds import KINDS, VALID, outcome, read_curves
+from tests.fuzz.kinds import KINDS, REFUSED, VALID, outcome, read_curves
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -160,3 +160,40 @@ def test_text_of_a_store_that_is_no_text(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest)
     with pytest.raises(UserError, match=r"curves\.parquet: column 'id' cannot be read"):
         assert Store.open(tmp_path).ids is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "found"),
+    [
+        ({"model": {"name": True, "sha256": seeds.DIGEST}}, REFUSED),
+        ({"model": {"name": "m"}}, REFUSED),
+        ({"model": "m"}, REFUSED),
+        ({"settings": 1.5}, VALID),
+        ({"parts": 1.5}, VALID),
+        ("[" * 20_000, REFUSED),
+        ("[]", REFUSED),
+    ],
+)
+def test_provenance_of_another_form(odd: Any, found: str) -> None:
+    told = odd if isinstance(odd, str) else json.dumps({**seeds.PROVENANCE, **odd})
+    assert KINDS["vectors: hats.properties"].outcome(seeds.properties(told.encode())) == found
+
+
+def test_vectors_with_metadata_that_are_no_text() -> None:
+    table = seeds.vector_table()
+    table = table.replace_schema_metadata({**table.schema.metadata, b"\xff": b"\xff"})
+    assert KINDS["vectors: .parquet"].outcome(seeds.parquet(table)) == VALID
+
+
+def test_vectors_with_two_columns_of_one_name() -> None:
+    content = b"id,band,label,x,x,embedding_0\na,V,EW,1,2,0.5\n"
+    assert KINDS["vectors: .csv"].outcome(content) == REFUSED
+    assert KINDS["vectors: .csv"].outcome(content.replace(b"x,x", b"x,y")) == VALID
+
+
+def test_vectors_in_fits_of_an_odd_style_are_read_without_a_warning() -> None:
+    pytest.importorskip("astropy")
+    content = seeds.vector_files(".fits")[0]
+    odd = content.replace(b"SIMPLE  =                    T", b"SIMPLE  = T                   ", 1)
+    assert odd != content
+    assert KINDS["vectors: .fits"].outcome(odd) == VALID
