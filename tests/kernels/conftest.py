@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch._dynamo  # on import it lists torch's functions, some of which `poisoned` replaces later
@@ -115,64 +114,10 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_interpreter() -> None:
-    """Look through `triton.language` once a module: Triton's interpreter does so in every call of a device function.
+def interpreter() -> None:
+    """Make Triton's interpreter quicker, and compute bfloat16 as GPUs do."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.importorskip("triton")
+        from tests.kernels.interpreter import patch
 
-    Every launch has replaced the functions of `triton.language` by the interpreter's; those of `triton.language.core`,
-    which Triton's own device functions use, stay replaced from the first call on.
-    """
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    pytest.importorskip("triton")
-    from triton.runtime.interpreter import InterpretedFunction
-
-    call, seen = InterpretedFunction.__call__, set()
-
-    def quick(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if self.fn.__module__ in seen:
-            return self.rewrite()(*args, **kwargs)
-        seen.add(self.fn.__module__)
-        return call(self, *args, **kwargs)
-
-    InterpretedFunction.__call__ = quick
-
-
-@pytest.fixture(autouse=True, scope="session")
-def interpreted_bfloat16() -> None:
-    """Make Triton's interpreter compute bfloat16 as GPUs do.
-
-    The interpreter stores bfloat16 as bits and would multiply the bits. It truncates where GPUs round: truncation errs
-    to one side, which doubled the error of sums over rows. It rounds a multiply-add twice, GPUs once.
-    """
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    pytest.importorskip("triton")
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def values(operand: TensorHandle) -> np.ndarray:
-        if operand.dtype.scalar == tl.bfloat16:
-            return (operand.data.astype(np.uint32) << 16).view(np.float32)
-        return operand.data.astype(np.float32)
-
-    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
-        return TensorHandle(np.matmul(values(a), values(b)) + d.data, d.dtype.scalar)
-
-    cast_impl = InterpreterBuilder.cast_impl
-
-    def rounding_cast(self, src, dst_type):  # type: ignore[no-untyped-def]
-        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
-            return cast_impl(self, src, dst_type)
-        rounded = torch.from_numpy(np.array(src.data)).bfloat16()
-        return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
-
-    def create_fma(self, x, y, z):  # type: ignore[no-untyped-def]
-        if x.dtype.scalar != tl.float32:
-            return fma(self, x, y, z)
-        exact = x.data.astype(np.float64) * y.data + z.data
-        return TensorHandle(exact.astype(np.float32), x.dtype.scalar)
-
-    fma = InterpreterBuilder.create_fma
-    InterpreterBuilder.create_fma = create_fma
-    InterpreterBuilder.create_dot = create_dot
-    InterpreterBuilder.cast_impl = rounding_cast
+        patch()
