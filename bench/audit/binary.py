@@ -12,7 +12,7 @@ from typing import Any
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
-from bench.audit.sass import inner_loops, multiply_adds, parse
+from bench.audit.sass import LOADS, inner_loops, lane_bytes, multiply_adds, parse
 
 # Processor time that a compilation may take; time by the clock would depend on what else runs.
 COMPILE_SECONDS = 5.0
@@ -168,31 +168,17 @@ def disassembled(cubin: bytes) -> tuple[dict[str, int], str]:
 def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
     usage, sass = disassembled(cubin)
     result.registers, result.stack = usage["REG"], usage["STACK"]
-    # As in "/*01f0*/  @!P0 LDG.E.LTC128B.128 R4, desc[UR4][R2.64] ;"
-    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)((?:\.\w+)*)", sass)
-    result.size = int(code[-1][0], 16) + 16
-    names = Counter(name for _, name, _ in code)
-    result.local = names["LDL"] + names["STL"]
-    result.loads = dict(Counter(_width(name, suffixes) for _, name, suffixes in code if name in _LOADS))
+    code = parse(sass)
+    result.size = code[-1].at + 16
+    result.local = sum(one.op in ("LDL", "STL") for one in code)
+    result.loads = dict(Counter(min(lane_bytes(one.name), WIDE) for one in code if one.op in LOADS))
     if result.kernel in CONVOLUTIONS:
-        loops = [(loop, multiply_adds(loop)) for loop in inner_loops(parse(sass))]
+        loops = [(loop, multiply_adds(loop)) for loop in inner_loops(code)]
         loop, work = max(loops, key=lambda found: found[1], default=([], 0))
         result.taps = round(len(loop) / work, 2) if work else 0.0
         result.barriers = sum(one.op == "BAR" for one in loop)
     kinds = {"wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05", "mma.sync": "mma.sync"}
     result.matrix = "+".join(short for long, short in kinds.items() if long in ptx)
-
-
-# The last two load whole tiles or rows by the copy engine.
-_LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
-
-
-def _width(name: str, suffixes: str) -> int:
-    """Bytes that a thread loads, by suffixes like ".E.LTC128B.128", whose first 128 is a hint to the cache."""
-    if name not in ("LDG", "LDGSTS"):
-        return WIDE
-    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": WIDE, "256": WIDE}
-    return next((sizes[part] for part in reversed(suffixes.split(".")) if part in sizes), 4)
 
 
 def _read_amd(result: Result, assembly: str) -> None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 # Where an architecture's kernels find their first argument in constant memory.
 _ARGUMENTS = {"sm_80": 0x160, "sm_86": 0x160, "sm_89": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
+# Where kernels for sm_80 to sm_90 find the number of blocks on the grid's first axis.
+BLOCKS = 0xC
 _SIZES = {"i1": 1, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "bf16": 2, "fp16": 2, "i64": 8, "u64": 8, "fp64": 8}
 # A kernel of this project executes far fewer; a walk that is longer has misread a loop.
 MOST = 200_000
@@ -52,12 +55,27 @@ class Walk:
         guessed: loops that depend on data, and were taken to run once.
     """
 
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Mapping[str, float]
     guessed: int = 0
 
-    def total(self, *ops: str) -> int:
+    def total(self, *ops: str) -> float:
         """Instructions of these names, without suffixes; all, without any."""
         return sum(n for name, n in self.counts.items() if not ops or re.split(r"[. ]", name)[0] in ops)
+
+
+# Loads from global memory; the last two bring whole tiles or rows by the copy engine.
+LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+
+
+def lane_bytes(name: str) -> int:
+    """Bytes that a lane moves, by suffixes as in "LDG.E.LTC128B.128", whose first 128 is a hint to the cache."""
+    op, *suffixes = name.split(" ")[0].split(".")
+    if op in LOADS[2:]:
+        return 32
+    if op in ("LDSM", "STSM"):  # so many matrices of 8 x 8, of which a lane has four bytes each
+        return 4 * int(suffixes[-1]) if suffixes[-1].isdigit() else 4
+    return next((_WIDTHS[part] for part in reversed(suffixes) if part in _WIDTHS), 4)
 
 
 def parse(sass: str) -> list[Instruction]:
@@ -97,7 +115,7 @@ def walk(code: list[Instruction], words: dict[int, int], block: int) -> Walk:
     Raises:
         ValueError: the walk does not end.
     """
-    machine, result = _Machine(words, block), Walk()
+    machine, counts, guesses, steps = _Machine(words, block), Counter[str](), 0, 0
     places = {instruction.at: i for i, instruction in enumerate(code)}
     returns: list[int] = []
     left: set[int] = set()
@@ -108,15 +126,16 @@ def walk(code: list[Instruction], words: dict[int, int], block: int) -> Walk:
         if one.op == "NOP":
             continue
         kind = f" {'memory' if 'gdesc' in one.operands[1] else 'registers'}" if one.op == "HGMMA" else ""
-        if one.op == "LDGSTS" and machine.flag(one.operands[-1]) is False:
+        if one.op == "LDGSTS" and False in (machine.guard(one), machine.flag(one.operands[-1])):
             kind = " off"  # as ahead of a loop's end
-        result.counts[one.name + kind] += 1
-        if sum(result.counts.values()) > MOST:
+        counts[one.name + kind] += 1
+        steps += 1
+        if steps > MOST:
             raise ValueError(f"the walk through a kernel does not end: at {one}")
         taken = machine.guard(one)
         if taken is None and one.op in ("BRA", "EXIT", "CALL"):
             taken, guessed = _guess(code, i, places, left)
-            result.guessed += guessed
+            guesses += guessed
         if one.op == "EXIT" and taken:
             break
         if one.op == "RET":
@@ -130,7 +149,14 @@ def walk(code: list[Instruction], words: dict[int, int], block: int) -> Walk:
                 i = places.get(_target(one), len(code))
         else:
             machine.run(one, taken)
-    return result
+    return Walk(counts, guesses)
+
+
+def mean(walks: list[Walk]) -> Walk:
+    """What a warp executed on average."""
+    names = dict.fromkeys(name for walked in walks for name in walked.counts)
+    counts = {name: sum(walked.counts.get(name, 0) for walked in walks) / len(walks) for name in names}
+    return Walk(counts, max(walked.guessed for walked in walks))
 
 
 def _guess(code: list[Instruction], i: int, places: dict[int, int], left: set[int]) -> tuple[bool, bool]:
@@ -277,6 +303,9 @@ class _Machine:
         if op == "HFMA2" and given[1:3] == ["-RZ", "RZ"]:  # how the compiler writes some constants
             halves = [int(np.float16(float(part)).view(np.uint16)) for part in given[3:5]]
             return self._set(given[0], halves[0] << 16 | halves[1])
+        if op == "LEA" and ".HI" in name and ".X" not in name:
+            a, b, c = (value(part) for part in given[1:4])
+            return self._set(given[0], b + ((c << 32 | a) >> 32 - int(given[4], 0)))
         if op == "VIADD":
             return self._set(given[0], value(given[1]) + value(given[2]))
         if op in ("IADD3", "IMAD"):

@@ -45,8 +45,7 @@ def main() -> None:
     limits = bars(found)
     print(markdown(args, found, limits))
     if args.kernels:
-        for device in devices:
-            print(block.markdown(config, args.batch, args.length, args.dtype, device))
+        print("\n" + block.markdown(config, args.batch, args.length, args.dtype, devices))
     if args.json:
         args.json.write_text(json.dumps(as_json(args, found, limits), indent=2) + "\n")
 

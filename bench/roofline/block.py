@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -28,35 +28,35 @@ RIVALS: dict[str, tuple[bool, Callable[[Counts], Counts]]] = {
 }
 
 
-def markdown(config: AstroCoConfig, batch: int, length: int, dtype: str, device: Device) -> str:
-    """The tables of a device: ours by kernel, and all implementations in sum."""
+def markdown(config: AstroCoConfig, batch: int, length: int, dtype: str, devices: Iterable[Device]) -> str:
+    """The tables of devices: ours by kernel, and all implementations in sum."""
 
-    @cache
-    def run(backend: str, sdpa: bool, layers: int) -> dict[str, Counts]:
-        architecture = ARCHITECTURES[device.architecture]
+    @cache  # what is counted depends on the tilings at most, and plain PyTorch has none
+    def run(backend: str, sdpa: bool, layers: int, architecture: str) -> dict[str, Counts]:
         changed, lengths = replace(config, layers=layers), window_lengths(batch, length, padded=False)
-        return count(backend, changed, lengths, length, DTYPES[dtype], architecture, sdpa)
+        return count(backend, changed, lengths, length, DTYPES[dtype], ARCHITECTURES[architecture], sdpa)
 
-    def passed(backend: str, sdpa: bool, layers: int, names: tuple[str, ...]) -> Counts:
-        found = run(backend, sdpa, layers)
-        return sum((found[name] for name in names[1:]), found[names[0]])
+    def ours(name: str, device: Device) -> list[Line]:
+        return a_block(lambda layers: run("triton", False, layers, device.architecture)[name], device)
 
-    parts = [NOTE.format(device=device.name, memory=MEMORY, products=PRODUCTS)]
-    sums = ["| a block | pass | launches | GB | ideal, us | expected, us |", "|---|---|---:|---:|---:|---:|"]
-    for name, names in PASSES.items():
-        ours: list[Line] = []
-        for one in names:
-            lines = a_block(lambda layers, one=one: passed("triton", False, layers, (one,)), device)  # type: ignore[misc]
-            parts.append(f"{one}:\n\n{_table(lines, device)}")
-            ours += lines
-        sums.append(_sum("astroco_fast", name, together(ours)))
-        for rival, (sdpa, change) in RIVALS.items():
+    def rival(sdpa: bool, change: Callable[[Counts], Counts], names: tuple[str, ...], device: Device) -> list[Line]:
+        def counted(layers: int) -> Counts:
+            found = run("reference", sdpa, layers, "sm_80")
+            return change(sum((found[name] for name in names), Counts()))
 
-            def counted(layers: int, sdpa=sdpa, change=change, names=names) -> Counts:  # type: ignore[no-untyped-def]
-                return change(passed("reference", sdpa, layers, names))
+        return a_block(counted, device)
 
-            sums.append(_sum(rival, name, together(a_block(counted, device))))
-    return "\n\n".join([*parts, "\n".join(sums)])
+    parts = []
+    for device in devices:
+        parts.append(NOTE.format(device=device.name, memory=MEMORY, products=PRODUCTS))
+        sums = ["| a block | pass | launches | GB | ideal, us | expected, us |", "|---|---|---:|---:|---:|---:|"]
+        for step, names in PASSES.items():
+            lines = {name: ours(name, device) for name in names}
+            parts += [f"{name}:\n\n{_table(found, device)}" for name, found in lines.items()]
+            sums.append(_sum("astroco_fast", step, together(line for found in lines.values() for line in found)))
+            sums += [_sum(title, step, together(rival(*how, names, device))) for title, how in RIVALS.items()]
+        parts.append("\n".join(sums))
+    return "\n\n".join(parts)
 
 
 def _sum(title: str, name: str, line: Line) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.audit.binary import compiled, disassembled
 from bench.audit.launches import specialise
-from bench.audit.sass import Walk, constants, parse, walk
+from bench.audit.sass import BLOCKS, Walk, constants, lane_bytes, mean, parse, walk
 from bench.roofline.counting import Counts, Launch, Op
 from bench.roofline.flops import PAIRWISE
 
@@ -35,7 +35,6 @@ class Multiprocessor:
     """The units of a GPU that instructions compete for.
 
     Attributes:
-        architecture: the compiler's name for it.
         count: multiprocessors.
         clock: cycles a second at which the data sheet's rates hold.
         cache: bytes a second from the second-level cache; microbenchmarks report about so much.
@@ -44,7 +43,6 @@ class Multiprocessor:
         mma: cycles of a scheduler's tensor core that an `mma.sync` of 16 x 8 x 16 half-precision numbers takes.
     """
 
-    architecture: str
     count: int
     clock: float
     cache: float
@@ -55,9 +53,9 @@ class Multiprocessor:
 
 # On sm_90, mma.sync reaches 0.62 of the rate of wgmma.
 MULTIPROCESSORS = {
-    "A100": Multiprocessor("sm_80", 108, 1.41e9, 4.0e12, 164 * 1024, fma=2, mma=8.0),
-    "H100": Multiprocessor("sm_90", 132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
-    "H200": Multiprocessor("sm_90", 132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
+    "A100": Multiprocessor(108, 1.41e9, 4.0e12, 164 * 1024, fma=2, mma=8.0),
+    "H100": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
+    "H200": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
 }
 
 _ALU = {
@@ -123,8 +121,8 @@ class Kernel:
         return busy + LAUNCH
 
 
-def read(launch: Launch, arch: str, mma: float, fma: int) -> Kernel:
-    """A launch's kernel: compiled, disassembled and walked through."""
+def read(launch: Launch, arch: str, on: Multiprocessor) -> Kernel:
+    """A launch's kernel: compiled for an architecture, disassembled and walked through."""
     kernel = specialise(launch.function, launch.arguments, launch.constants, launch.config, arch)
     names = launch.function.arg_names
     given = {name: value for name, value in zip(names, launch.arguments, strict=False) if isinstance(value, int)}
@@ -133,13 +131,16 @@ def read(launch: Launch, arch: str, mma: float, fma: int) -> Kernel:
     if key not in _seen:
         found = compiled(kernel)
         usage, sass = disassembled(found.asm["cubin"])
-        words = constants(arch, kernel.arguments[0], given)
-        _seen[key] = usage["REG"], found.metadata.shared, walk(parse(sass), words, blocks // 2)
+        words = {**constants(arch, kernel.arguments[0], given), BLOCKS: launch.grid[0]}
+        code, middle = parse(sass), blocks // 2
+        # Three neighbours: a row tile's column tiles may differ, as three do at D = 276.
+        walks = [walk(code, words, block) for block in range(middle, min(middle + 3, blocks))]
+        _seen[key] = usage["REG"], found.metadata.shared, mean(walks)
     registers, shared, walked = _seen[key]
     warps = launch.config.warps
-    issue, tensor, traffic = cycles(walked, warps, mma, fma)
+    issue, tensor, traffic = cycles(walked, warps, on)
     return Kernel(
-        kernel.name, blocks, warps, registers, shared, walked.total(), issue, tensor, launch.bytes,
+        kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor, launch.bytes,
         max(launch.bytes, traffic * blocks) if tensor else launch.bytes, walked.guessed,
     )  # fmt: skip
 
@@ -147,13 +148,13 @@ def read(launch: Launch, arch: str, mma: float, fma: int) -> Kernel:
 _seen: dict[Any, tuple[int, int, Walk]] = {}
 
 
-def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float, float]:
+def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float, float]:
     """Cycles of a block's instructions and of its products, and bytes that it moves beyond its multiprocessor.
 
     Args:
         walked: what a warp executed.
         warps: of the block.
-        mma, fma: of the `Multiprocessor`.
+        on: the multiprocessor that it runs on.
     """
     units = {"issue": 0.0, "alu": 0.0, "single": 0.0, "special": 0.0}
     shared = products = traffic = 0.0
@@ -161,9 +162,9 @@ def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float
         op = re.split(r"[. ]", name)[0]
         units["issue"] += n
         units["alu"] += 2 * n * (op in _ALU)
-        units["single"] += fma * n * (op in _SINGLE)
+        units["single"] += on.fma * n * (op in _SINGLE)
         units["special"] += 8 * n * (op in _SPECIAL)
-        size = 32 * _width(name) * (not name.endswith(" off"))
+        size = 32 * lane_bytes(name) * (not name.endswith(" off"))
         if op in _GLOBAL:
             traffic += n * size * warps
         if op in _SHARED or op in _GLOBAL:
@@ -174,18 +175,10 @@ def cycles(walked: Walk, warps: int, mma: float, fma: int) -> tuple[float, float
             item = 32 // depth  # bytes: a step along the depth is 32 bytes of a row
             shared += n * warps / 4 * (columns * depth * item + rows * depth * item * ("memory" in name)) / 128
         elif op == "HMMA":
-            products += n * mma * (0.5 if ".1688." in name and "TF32" not in name else 1) * warps / 4
+            products += n * on.mma * (0.5 if ".1688." in name and "TF32" not in name else 1) * warps / 4
     tensor = max(products, shared) if products else 0.0
     issue = max(max(units.values()) * warps / 4, 0.0 if products else shared)
     return issue, tensor, traffic
-
-
-def _width(name: str) -> int:
-    """Bytes that a lane moves."""
-    if name.startswith(("LDSM", "STSM")):
-        return 4 * int(name.split(".")[-1]) if name.split(".")[-1].isdigit() else 4
-    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-    return next((sizes[part] for part in reversed(name.split(" ")[0].split(".")) if part in sizes), 4)
 
 
 @dataclass
@@ -210,7 +203,7 @@ def lines(counts: Counts, device: Any) -> list[Line]:
     found: dict[str, Line] = {}
     for op in counts.ops:
         line = found.setdefault(op.name, Line(op.name))
-        kernels = [read(launch, on.architecture, on.mma, on.fma) for launch in op.launched]
+        kernels = [read(launch, device.architecture, on) for launch in op.launched]
         line.kernels += kernels
         line.launches += op.launches
         line.bytes += op.bytes

@@ -8,6 +8,7 @@
 
 Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
 the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
+The last column tile is narrower where fewer columns are left: at D = 276 these are 128, 128 and 32.
 """
 
 import torch
@@ -21,16 +22,14 @@ from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision
 
 
-@triton.jit(repr=named("linear", ONTO=("forward", "onto_backward")), do_not_specialize=["rows", "depth"])
-def _product_kernel(
-    x, w, b, base, end, y, rows, depth,
+@triton.jit
+def _tile(
+    x, w, b, base, end, y, rows, depth, row, first,
     K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
     ONTO: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, N) = x W^T + b, or base + x W if ONTO; x is (rows, K), W (W_ROWS, W_COLUMNS) with its pitch, b (B,)."""
-    tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """The rows' columns first .. first + BLOCK_N - 1."""
+    column = first + tl.arange(0, BLOCK_N)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
@@ -57,11 +56,41 @@ def _product_kernel(
     tl.store(y + row[:, None] * N + column[None, :], total.to(y.dtype.element_ty), mask=inside[:, None] & here)
 
 
+@triton.jit(repr=named("linear", ONTO=("forward", "onto_backward")), do_not_specialize=["rows", "depth"])
+def _product_kernel(
+    x, w, b, base, end, y, rows, depth,
+    K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
+    ONTO: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, LAST: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y (rows, N) = x W^T + b, or base + x W if ONTO; x is (rows, K), W (W_ROWS, W_COLUMNS) with its pitch, b (B,)."""
+    tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile = tl.program_id(0) % tiles
+    if LAST == BLOCK_N:  # noqa: SIM114 (known to the compiler, unlike the next condition)
+        _tile(
+            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
+            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    elif tile < tiles - 1:
+        _tile(
+            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
+            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        _tile(
+            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
+            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, LAST, BLOCK_K,
+        )  # fmt: skip
+
+
 def _product_config(w: Tensor, columns: int) -> Config:
-    if w.dtype == torch.float32:
-        return Config({"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, warps=4, stages=2)
+    """The tiling for so many columns; LAST is the width of the last column tile."""
+    half = w.dtype != torch.float32
     # At D = 64 columns are 64 or 192: tiles of 128 would be idle by half or a quarter, and spill on sm_120.
-    return Config({"BLOCK_R": 128, "BLOCK_N": 128 if columns >= 256 else 64, "BLOCK_K": 32}, warps=8, stages=3)
+    rows, wide, warps, stages = (128, 128 if columns >= 256 else 64, 8, 3) if half else (64, 64, 4, 2)
+    last = max(32, triton.next_power_of_2((columns - 1) % wide + 1))
+    return Config({"BLOCK_R": rows, "BLOCK_N": wide, "LAST": last, "BLOCK_K": 32}, warps, stages)
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None, base: Tensor | None, end: Tensor, y: Tensor) -> None:
