@@ -20,6 +20,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "batch_norm_silu": (),
     "batch_norm_silu_gradient": (),
     "batch_norm_silu_sums": (),
+    "column_sums": (),
     "convolution_weights": (),
     "depthwise_input_gradient": ("taps",),
     "depthwise_silu": ("taps",),
@@ -27,11 +28,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "depthwise_tap_gradient": ("taps",),
     "feed_forward_fused": ("w_val", "w_gate", "w_out"),
     "gated_linear": ("w_val", "w_gate"),
-    "gated_linear_backward": (
-        "w_val",
-        "w_gate",
-        "w_out",
-    ),  # v and g again, and the gradient of their product
+    "gated_linear_backward": ("w_val", "w_gate"),  # v and g again
     "gelu_norm": (),
     "gelu_norm_backward": (),
     "half_rows": (),
@@ -102,5 +99,7 @@ def _of_rows(func: Any, name: str, args: tuple, kwargs: dict) -> float:
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     matrices = [given[product] for product in PRODUCTS[name] if given[product] is not None]
+    if not matrices:
+        return 0.0
     rows = next(value for value in given.values() if isinstance(value, Tensor)).shape[0]
     return forward_flops(sum(matrix.numel() for matrix in matrices), rows)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.prepared import cast, prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch, stack_gradients
 from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
@@ -83,15 +84,15 @@ class _Attention(torch.autograd.Function):
         width, heads = x.shape[1], ctx.heads
         size = width // heads
         with no_autocast(x):
-            dz, do, sums = residual_norm_backward(
+            dz, do, of_norm = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
             )
-            d_gain, d_shift, d_b_out = sums.sum(0)
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
             d_attended = torch.mm(do, w_out)
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
-            d, sums = stack_gradients(*gradients, end)
-            d_b_qkv = sums.sum(0).view(3, heads, -1)[..., :size]
+            d, of_qkv = stack_gradients(*gradients, end)
+            (d_gain, d_shift, d_b_out), d_b_qkv = summed(of_norm, of_qkv)
+            d_b_qkv = d_b_qkv.view(3, heads, -1)[..., :size]
             d_qkv = weight_gradient(d, half_rows(x, end, d.dtype)).view(3, heads, -1, w_qkv.shape[1])[
                 :, :, :size, :width
             ]

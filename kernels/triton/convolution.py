@@ -23,6 +23,7 @@ from astroco_fast.kernels.triton.batch_norm import (
     batch_norm_silu_gradient,
     batch_norm_silu_sums,
 )
+from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.convolution_weights import convolution_weights
 from astroco_fast.kernels.triton.depthwise import (
     depthwise_input_gradient,
@@ -121,10 +122,9 @@ class _Convolution(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, taps), x.shape[1]
         with no_autocast(x):
-            dz, do, sums = residual_norm_backward(
+            dz, do, of_norm_out = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean_out, rstd_out
             )
-            d_gain_out, d_shift_out, d_b_out = sums.sum(0)
             ds = torch.mm(do, w.out)
             s, sums = batch_norm_silu_sums(ds, c, statistics, scale, offset, end)
             d_w_out = weight_gradient(do, s)[:width, :width]
@@ -134,16 +134,18 @@ class _Convolution(torch.autograd.Function):
                 everywhere = local.clone()
                 dist.all_reduce(everywhere, group=ctx.group)
             dc = batch_norm_silu_gradient(ds, c, statistics, scale, offset, end, count, everywhere, ctx.fixed)
-            d_depthwise = depthwise_tap_gradient(dc, u, taps, first, end, width).sum(0)
+            of_taps = depthwise_tap_gradient(dc, u, taps, first, end, width)
             du = depthwise_input_gradient(dc, taps, first, end)
             b_val, b_gate = b_in.chunk(2)
-            d, _, a, sums = gated_linear_backward(
-                x, gain_in, shift_in, mean_in, rstd_in, w.val, w.gate, b_val, b_gate, end, du, None, "glu"
+            d, _, a, of_gate = gated_linear_backward(
+                x, gain_in, shift_in, mean_in, rstd_in, w.val, w.gate, b_val, b_gate, end, du, "glu"
             )
-            d_b_in = sums.sum(0)[:, :width].reshape(-1)
             d_w_in = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :width, :width].reshape(-1, width)
-            dx, sums = norm_backward(torch.mm(d, w.both), dz, x, gain_in, mean_in, rstd_in, end)
-            d_gain_in, d_shift_in = sums.sum(0)
+            dx, of_norm_in = norm_backward(torch.mm(d, w.both), dz, x, gain_in, mean_in, rstd_in, end)
+            (d_gain_out, d_shift_out, d_b_out), d_depthwise, d_b_in, (d_gain_in, d_shift_in) = summed(
+                of_norm_out, of_taps, of_gate, of_norm_in
+            )
+            d_b_in = d_b_in[:, :width].reshape(-1)
         return (
             dx, d_gain_in, d_shift_in, d_w_in, d_b_in, d_depthwise, d_scale, d_offset, d_w_out, d_b_out, d_gain_out,
             d_shift_out, *[None] * 9,

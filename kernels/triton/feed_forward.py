@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
+from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, fits
 from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 from astroco_fast.kernels.triton.linear import linear_onto
@@ -87,15 +88,16 @@ class _FeedForward(torch.autograd.Function):
         w = Weights(up, out)
         hidden, width = ctx.shape
         with no_autocast(x):
-            dz, do, sums = residual_norm_backward(
+            dz, do, of_norm = residual_norm_backward(
                 rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
             )
-            d_gain, d_shift, d_b_out = sums.sum(0)
             none = x.new_empty(0)
-            d, h, a, sums = gated_linear_backward(
-                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, do, w.out, "gelu", kept
+            dh = torch.mm(do, w.out)
+            d, h, a, of_gate = gated_linear_backward(
+                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, dh, "gelu", kept
             )
-            d_b_val, d_b_gate = sums.sum(0)[:, :hidden]
+            (d_gain, d_shift, d_b_out), d_biases = summed(of_norm, of_gate)
+            d_b_val, d_b_gate = d_biases[:, :hidden]
             d_out = weight_gradient(do, h)[:width, :hidden]
             d_val, d_gate = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :hidden, :width]
             dx = linear_onto(d, w.up, dz, end)

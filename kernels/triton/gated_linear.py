@@ -6,16 +6,16 @@ dtype, u (N, F) half rows.
 
 Bytes: forward reads 4 D and writes 2 F a row; v, g and LayerNorm(x) are never in memory. Backward computes v and g
 again, which costs one product's time and saves 8 F bytes a row, and writes their gradients side by side, so that the
-gradients of x and of both weights are one library product each. In the feed-forward, backward also computes the
-gradient of u, which is do W_out, as a third product in the same kernel, so its 2 F bytes are neither written nor read.
-Backward writes a and, in the feed-forward, u in half precision for the products that compute the weights' gradients.
+gradients of x and of both weights are one library product each. Backward writes a and, in the feed-forward, u in half
+precision for the products that compute the weights' gradients.
 
 With `keep`, forward writes v and g as well, side by side, and backward reads them instead of computing them. This saves
 one product's time and takes 4 F bytes a row from forward to backward, written once and read once.
 
-Tiling: a block computes one tile of rows and columns of both projections, stepping along D. The column tiles of a row
-tile are neighbours in the grid, so x is read from memory once and from the second-level cache thereafter. Each of them
-computes LayerNorm's statistics again, which saves a launch and rereads nothing from memory.
+Tiling: where that fits, blocks hold whole rows (gated_rows.py). Elsewhere a block computes one tile of rows and columns
+of both projections, stepping along D. The column tiles of a row tile are neighbours in the grid, so x is read from
+memory once and from the second-level cache thereafter. Each of them computes LayerNorm's statistics again, which saves
+a launch and rereads nothing from memory.
 """
 
 import triton
@@ -24,9 +24,12 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton import gated_rows
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
+from astroco_fast.kernels.triton.gate import gate, gate_gradient
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision
+from astroco_fast.kernels.triton.whole_rows import grid as grid_of_rows
 
 
 @triton.jit
@@ -89,49 +92,6 @@ def _projections(
     return v, g
 
 
-@triton.jit
-def gelu(v):
-    """v Phi(v), and its derivative."""
-    below = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
-    return v * below, below + v * tl.exp(-0.5 * v * v) * 0.3989422804014327
-
-
-@triton.jit
-def _reciprocal(x):
-    """1 / x for x >= 1, to float32's rounding, in two instructions; a division takes eight."""
-    root = tl.rsqrt(x)
-    return root * root
-
-
-@triton.jit
-def _exceeds_one(g):
-    """1 / sigmoid(g)."""
-    return 1.0 + tl.exp2(g * -1.4426950408889634)
-
-
-@triton.jit
-def _inverse_phi(v):
-    """1 / Phi(v) for results in half precision: v divided by it is GELU within 3e-5, where erf takes 28 instructions.
-
-    Phi is the sigmoid of v times a polynomial of v^2, which is fitted to it up to |v| = 5 and constant beyond.
-    """
-    square = tl.minimum(v * v, 25.0)
-    return 1.0 + tl.exp2(v * (-2.3012593 + square * (-0.10666291 + square * 0.000997865)))
-
-
-@triton.jit
-def gate(v, g, GELU: tl.constexpr, HALF: tl.constexpr):
-    """act(v) sigmoid(g); HALF: to be rounded to half precision."""
-    if HALF:
-        inverse = _exceeds_one(g)
-        if GELU:
-            inverse *= _inverse_phi(v)
-        return v * _reciprocal(inverse)
-    if GELU:
-        v, _ = gelu(v)
-    return v * tl.sigmoid(g)
-
-
 @triton.jit(repr=named("gated_linear_forward", GELU=("glu", "gelu")), do_not_specialize=["rows"])
 def _forward_kernel(
     x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
@@ -165,11 +125,9 @@ def _forward_kernel(
 
 @triton.jit(repr=named("gated_linear_backward", GELU=("glu", "gelu")), do_not_specialize=["rows"])
 def _backward_kernel(
-    x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
-    partial, rows,
+    x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, kept, d, u, a, partial, rows,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
-    OUT: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    KEPT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0) // tl.cdiv(F, BLOCK_F), tl.program_id(0) % tl.cdiv(F, BLOCK_F)
     row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -196,27 +154,16 @@ def _backward_kernel(
             x, row, inside, real, means, rstds, gain, shift, w_val, w_gate, b_val, b_gate, feature, a,
             WIDTH, D, P, F, NORM, True, PRECISION, BLOCK_R, BLOCK_F, BLOCK_K,
         )  # fmt: skip
-    if OUT:
-        arrived = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-        for start in range(0, P, BLOCK_K):
-            column = start + tl.arange(0, BLOCK_K)
-            do = tl.load(upstream + row[:, None] * P + column[None, :], mask=real[:, None], other=0.0)
-            out = tl.load(w_out + column[:, None] * F + feature[None, :], mask=(feature < F)[None, :], other=0.0)
-            arrived = tl.dot(do, out, arrived, input_precision=PRECISION)
-    else:
-        arrived = tl.load(upstream + row[:, None] * F + feature[None, :], mask=here, other=0.0).to(tl.float32)
-    open_ = tl.sigmoid(g)
-    slope = 1.0
-    if GELU:
-        v, slope = gelu(v)
-    dv = tl.where(here, arrived * open_ * slope, 0.0)
-    dg = tl.where(here, arrived * v * open_ * (1.0 - open_), 0.0)
+    arrived = tl.load(upstream + row[:, None] * F + feature[None, :], mask=here, other=0.0).to(tl.float32)
+    gated, for_v, for_g = gate_gradient(v, g, GELU, u.dtype.element_ty != tl.float32)
+    dv = tl.where(here, arrived * for_v, 0.0)
+    dg = tl.where(here, arrived * for_g, 0.0)
     stored = inside[:, None] & (feature < F)[None, :]
     at = d + row[:, None] * (2 * F) + feature[None, :]
     tl.store(at, dv.to(d.dtype.element_ty), mask=stored)
     tl.store(at + F, dg.to(d.dtype.element_ty), mask=stored)
-    if OUT:
-        gated = tl.where(here, v * open_, 0.0)
+    if GELU:
+        gated = tl.where(here, gated, 0.0)
         tl.store(u + row[:, None] * F + feature[None, :], gated.to(u.dtype.element_ty), mask=stored)
     at = partial + tile.to(tl.int64) * 2 * F + feature
     tl.store(at, tl.sum(dv, 0), mask=feature < F)
@@ -226,14 +173,12 @@ def _backward_kernel(
 def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
     """The tiling, chosen from the compilers' figures (registers, spills, shared memory), not from times on a GPU.
 
-    128 x 64 with 8 warps compiles without spilling on every architecture, except for the feed-forward's backward: its
-    three accumulators and GELU's derivative fit only where accumulators are wgmma's or tcgen05's, so elsewhere its
-    tiles have half the rows. The second-level cache serves x once for each column tile, so wider tiles are better where
-    they fit: only sm_90 compiles 128 x 128, in steps of 32 where LayerNorm goes before, and only where the columns fill
-    such tiles. LayerNorm's statistics are then computed twice a row at D = 256, not four times. Steps of 64 along D
-    halve the loop's overhead; three buffers of them fit in 227 KB, not in 99 KB. In float32 each product is three
-    (3xTF32), whose split operands need registers. `keep` needs registers for the addresses of v and g: with it the wide
-    tile spills in forward, and 128 rows leave no register free in backward.
+    128 x 64 with 8 warps compiles without spilling on every architecture, except for the feed-forward's backward:
+    GELU's derivative fits only where accumulators are wgmma's or tcgen05's, so elsewhere its tiles have half the rows.
+    Steps of 64 along D halve the loop's overhead; three buffers of them fit in 227 KB, not in 99 KB. In float32 each
+    product is three (3xTF32), whose split operands need registers. `keep` needs registers for the addresses of v and g:
+    with it 128 rows leave no register free in backward. The second-level cache serves x once for each column tile, so
+    wider tiles are better where they fit, as 128 x 128 do on sm_90 in the feed-forward's forward.
     """
     on = architecture(weight.device)
     if weight.element_size() == 4:
@@ -242,10 +187,9 @@ def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
         return Config({"BLOCK_R": 64, "BLOCK_F": columns, "BLOCK_K": 32}, warps, stages=2)
     roomy = on.shared > 200 * 1024
     rows = 64 if gelu and backward and (keep or not roomy) else 128
-    wide = on.name == "sm_90" and not backward and not keep and (gelu or weight.shape[0] % 128 == 0)
-    columns = 128 if wide else 64
-    step = 64 if roomy and weight.shape[1] % 64 == 0 and (gelu or not wide) else 32
-    return Config({"BLOCK_R": rows, "BLOCK_F": columns, "BLOCK_K": step}, warps=8, stages=3)
+    wide = on.name == "sm_90" and gelu and not backward and not keep
+    step = 64 if roomy and weight.shape[1] % 64 == 0 else 32
+    return Config({"BLOCK_R": rows, "BLOCK_F": 128 if wide else 64, "BLOCK_K": step}, warps=8, stages=3)
 
 
 def _grid(rows: int, features: int, config: Config) -> tuple[int]:
@@ -286,59 +230,72 @@ def gated_linear(
     u, mean, rstd, vg = outputs = _forward_outputs(
         x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, activation, keep
     )
-    rows, width = x.shape
-    config = _config(w_val, activation == "gelu", backward=False, keep=keep)
-    launch(
-        _forward_kernel, _grid(rows, u.shape[1], config),
-        x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, vg, rows,
-        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=u.shape[1], NORM=gain is not None,
-        GELU=activation == "gelu", KEEP=keep, PRECISION=dot_precision(x), config=config,
-    )  # fmt: skip
+    (rows, width), features = x.shape, u.shape[1]
+    given = (x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd)
+    constants = {
+        "WIDTH": b_val.shape[0], "D": width, "P": pitch(width), "F": features, "NORM": gain is not None,
+        "GELU": activation == "gelu", "PRECISION": dot_precision(x),
+    }  # fmt: skip
+    if not keep and (config := gated_rows.config(w_val, width, activation == "gelu", backward=False)):
+        grid = grid_of_rows(rows, config)
+        launch(gated_rows.forward_kernel, grid, *given, rows, features, config=config, **constants)
+    else:
+        config = _config(w_val, activation == "gelu", backward=False, keep=keep)
+        launch(_forward_kernel, _grid(rows, features, config), *given, vg, rows, KEEP=keep, config=config, **constants)
     return outputs
+
+
+def _backward_config(weight: Tensor, width: int, activation: str, kept: Tensor | None) -> Config:
+    held = gated_rows.config(weight, width, activation == "gelu", backward=True) if kept is None else None
+    return held or _config(weight, activation == "gelu", backward=True, keep=kept is not None)
 
 
 def _backward_outputs(
     x: Tensor, gain: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
-    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, activation: str,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows, (features, depth) = x.shape[0], w_val.shape
-    config = _config(w_val, activation == "gelu", backward=True, keep=kept is not None)
-    blocks = cdiv(rows, config.blocks["BLOCK_R"])
-    u = new(w_val, 0) if w_out is None else new(w_val, rows, features)
-    return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), new(x, blocks, 2, features)
+    config = _backward_config(w_val, x.shape[1], activation, kept)
+    u = new(w_val, rows, features) if activation == "gelu" else new(w_val, 0)
+    partial = new(x, cdiv(rows, config.blocks["BLOCK_R"]), 2, features)
+    return new(w_val, rows, 2 * features), u, new(w_val, rows, depth), partial
 
 
 @kernel_op(_backward_outputs)
 def gated_linear_backward(
     x: Tensor, gain: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor, w_val: Tensor,
-    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, w_out: Tensor | None, activation: str,
+    w_gate: Tensor, b_val: Tensor, b_gate: Tensor, end: Tensor, upstream: Tensor, activation: str,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `gated_linear`, up to v = a W_val^T + b_val and g = a W_gate^T + b_gate.
 
     Args:
         mean, rstd: LayerNorm's, as `gated_linear` returns them.
-        upstream: the gradient of u, (N, F) half rows; with `w_out`, the gradient of o = u W_out^T, (N, P) half rows.
-        w_out: (P, F) in the compute dtype; None: upstream is the gradient of u.
+        upstream: the gradient of u, (N, F) half rows.
         kept: v and g, as `gated_linear` returns them with `keep`; None: they are computed again.
 
     Returns:
-        The gradients of v and g side by side, (N, 2F) half rows; u, (N, F) half rows, empty without `w_out`; a, (N, P)
+        The gradients of v and g side by side, (N, 2F) half rows; u, (N, F) half rows, empty for "glu"; a, (N, P)
         half rows; partial sums (blocks, 2, F) float32, whose sum over blocks is the gradients of b_val and b_gate.
     """
     d, u, a, partial = outputs = _backward_outputs(
-        x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, activation, kept
+        x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, activation, kept
     )
-    rows, width = x.shape
-    config = _config(w_val, activation == "gelu", backward=True, keep=kept is not None)
-    features = w_val.shape[0]
-    launch(
-        _backward_kernel, _grid(rows, features, config),
-        x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, w_out, kept, d, u, a,
-        partial, rows,
-        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=features, NORM=gain is not None,
-        GELU=activation == "gelu", OUT=w_out is not None, KEPT=kept is not None, PRECISION=dot_precision(x),
-        config=config,
-    )  # fmt: skip
+    (rows, width), features = x.shape, w_val.shape[0]
+    config = _backward_config(w_val, width, activation, kept)
+    given = (x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream)
+    constants = {
+        "WIDTH": b_val.shape[0], "D": width, "P": pitch(width), "F": features, "NORM": gain is not None,
+        "GELU": activation == "gelu", "PRECISION": dot_precision(x),
+    }  # fmt: skip
+    if "SPLIT" in config.blocks:
+        grid = grid_of_rows(rows, config)
+        launch(gated_rows.backward_kernel, grid, *given, d, u, a, partial, rows, features, config=config, **constants)
+    else:
+        grid = _grid(rows, features, config)
+        launch(
+            _backward_kernel, grid, *given, kept, d, u, a, partial, rows,
+            KEPT=kept is not None, config=config, **constants,
+        )  # fmt: skip
     return outputs

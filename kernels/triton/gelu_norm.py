@@ -17,7 +17,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gated_linear import gelu
+from astroco_fast.kernels.triton.gate import gelu
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.point_features import field, hides
 from astroco_fast.kernels.triton.tensors import chunk

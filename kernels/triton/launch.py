@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -17,25 +17,27 @@ class Architecture:
     Attributes:
         name: the compilers' name of it, as "sm_90" or "gfx942".
         shared: the most shared memory that a block may have, in bytes.
+        multiprocessors: of a GPU at hand, else of the largest common one.
         matrix_fp32: the `input_precision` by which `tl.dot` is as exact as float32: three TF32 products where there
             are TF32 units.
     """
 
     name: str
     shared: int
+    multiprocessors: int
     matrix_fp32: str = "tf32x3"
 
 
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        Architecture("sm_80", 163 * 1024),
-        Architecture("sm_86", 99 * 1024),
-        Architecture("sm_89", 99 * 1024),
-        Architecture("sm_90", 227 * 1024),
-        Architecture("sm_100", 227 * 1024),
-        Architecture("sm_120", 99 * 1024),
-        Architecture("gfx942", 64 * 1024, "ieee"),
+        Architecture("sm_80", 163 * 1024, 108),
+        Architecture("sm_86", 99 * 1024, 84),
+        Architecture("sm_89", 99 * 1024, 142),
+        Architecture("sm_90", 227 * 1024, 132),
+        Architecture("sm_100", 227 * 1024, 148),
+        Architecture("sm_120", 99 * 1024, 188),
+        Architecture("gfx942", 64 * 1024, 304, "ieee"),
     )
 }
 
@@ -103,6 +105,11 @@ def architecture(device: torch.device) -> Architecture:
     return _of_gpu(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def sweepers(tiles: int, each: int, device: torch.device) -> int:
+    """The number of blocks that share `tiles` among them, if a multiprocessor holds `each` of the blocks at once."""
+    return torch.sym_min(tiles, each * architecture(device).multiprocessors)  # without a guard under torch.compile
+
+
 @contextlib.contextmanager
 def recording(record: Callable[..., None], on: Architecture) -> Iterator[None]:
     """A context in which a launch, tiled for `on`, calls `record(kernel, grid, args, constants, config)` instead."""
@@ -119,7 +126,8 @@ def _of_gpu(index: int) -> Architecture:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         name = properties.gcnArchName.split(":")[0]
-        return ARCHITECTURES.get(name, Architecture(name, 64 * 1024, "ieee"))
-    name = f"sm_{properties.major}{properties.minor}"
-    shared = getattr(properties, "shared_memory_per_block_optin", 99 * 1024)
-    return ARCHITECTURES.get(name, Architecture(name, shared))
+        unknown = Architecture(name, 64 * 1024, 0, "ieee")
+    else:
+        name = f"sm_{properties.major}{properties.minor}"
+        unknown = Architecture(name, getattr(properties, "shared_memory_per_block_optin", 99 * 1024), 0)
+    return replace(ARCHITECTURES.get(name, unknown), multiprocessors=properties.multi_processor_count)

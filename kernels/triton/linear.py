@@ -8,7 +8,8 @@
 
 Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
 the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
-The last column tile is narrower where fewer columns are left: at D = 276 these are 128, 128 and 32.
+The last column tile is narrower where fewer columns are left: at D = 276 these are 128, 128 and 32. Where a block can
+hold whole rows of x (whole_rows.py), `linear` has blocks that do.
 """
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.launch import Config, launch, named
-from astroco_fast.kernels.triton.tensors import dot_precision
+from astroco_fast.kernels.triton.tensors import dot_precision, split
+from astroco_fast.kernels.triton.whole_rows import grid, holds, part_of_rows, transposed
 
 
 @triton.jit
@@ -104,6 +106,42 @@ def _product(x: Tensor, w: Tensor, b: Tensor | None, base: Tensor | None, end: T
     )  # fmt: skip
 
 
+@triton.jit(repr=named("linear_rows_forward"), do_not_specialize=["rows", "columns"])
+def _rows_kernel(
+    x, w, b, end, y, rows, columns,
+    D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr,
+    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """y (rows, N) = x W^T + b by blocks that hold their rows of x (rows, D); W is (N, P)."""
+    MASKED: tl.constexpr = (P != MAIN + TAIL) or (N % BLOCK_N != 0)
+    compute: tl.constexpr = w.dtype.element_ty
+    part = tl.program_id(0) % SPLIT
+    row = (tl.program_id(0) // SPLIT).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    k = tl.arange(0, MAIN)
+    left = part_of_rows(x, row, real, k, D).to(compute)
+    if TAIL:
+        last = MAIN + tl.arange(0, TAIL)
+        left_tail = part_of_rows(x, row, real, last, D).to(compute)
+    for start in range(part * BLOCK_N, columns, SPLIT * BLOCK_N):  # columns is N, lest the loop be unrolled
+        column = start + tl.arange(0, BLOCK_N)
+        total = tl.dot(left, transposed(w, column, k, P, N, MASKED), input_precision=PRECISION)
+        if TAIL:
+            total = tl.dot(left_tail, transposed(w, column, last, P, N, MASKED), total, input_precision=PRECISION)
+        total += tl.load(b + column, mask=column < B, other=0.0)[None, :]
+        total = tl.where(real[:, None], total, 0.0)
+        there = inside[:, None] & (column < N)[None, :] if MASKED else inside[:, None]
+        tl.store(y + row[:, None] * N + column[None, :], total.to(compute), mask=there)
+
+
+def _rows_config(width: int) -> Config:
+    # Two column tiles of 128 beside 128 rows of 256 are 192 KB of shared memory; beside a tail there is room for 64.
+    main, tail = split(width)
+    blocks = {"BLOCK_R": 128, "BLOCK_N": 64 if tail else 128, "SPLIT": 2, "MAIN": main, "TAIL": tail}
+    return Config(blocks, warps=8, stages=2)
+
+
 def _linear_outputs(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
     return new(w, x.shape[0], w.shape[0])
 
@@ -122,7 +160,15 @@ def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
         (N, F) in w's dtype.
     """
     y = _linear_outputs(x, w, b, end)
-    _product(x, w, b, None, end, y)
+    rows, width = x.shape
+    if holds(w, width):
+        config = _rows_config(width)
+        launch(
+            _rows_kernel, grid(rows, config), x, w, b, end, y, rows, w.shape[0],
+            D=width, P=w.shape[1], N=w.shape[0], B=b.shape[0], PRECISION=dot_precision(w), config=config,
+        )  # fmt: skip
+    else:
+        _product(x, w, b, None, end, y)
     return y
 
 

@@ -7,11 +7,13 @@ of o: 4 P + 12 D.
 Tiling: a block owns whole rows and keeps them in registers, so that everything is read once and dropout is drawn once.
 A row is one tile whose width is a power of two, with a narrower tile beside it where the pitch is no power of two
 (D = 276: 256 and 32 columns). One tile of 512 would leave half of its lanes idle, and passing over the row in chunks
-would read it and draw its dropout twice. For the gradients of b and of LayerNorm's parameters each block writes one
-partial row of column sums (5 % of the traffic at 16 rows a block, 9 % at 8), which the caller adds up: without atomics
-the result is the same bits every time.
+would read it and draw its dropout twice. For the gradients of b and of LayerNorm's parameters backward has as many
+blocks as the GPU holds at once. Each sweeps over row tiles, adds up columns in registers, and writes one partial row,
+which the caller adds to the others': without atomics the result is the same bits every time. A partial row for each
+tile would be 5 to 9 % of the traffic.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +22,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
-from astroco_fast.kernels.triton.launch import Config, launch, named
+from astroco_fast.kernels.triton.launch import Config, launch, named, sweepers
 from astroco_fast.kernels.triton.tensors import split
 
 
@@ -86,26 +88,25 @@ def _forward_kernel(
 
 @triton.jit
 def _upstream(
-    dy, o, b, x, gain, means, rstds, partial, row, real, start, seed, salt, p,
+    dy, o, b, x, gain, means, rstds, row, real, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dy * gain, the normalised sum and the dropout's scale; stores the column sums for gain and shift."""
+    """dy, dy * gain, the normalised sum and the dropout's scale."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
     z, scale = _summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
     normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
     upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
-    tl.store(partial + column, tl.sum(upstream * normal, 0), mask=column < D)
-    tl.store(partial + D + column, tl.sum(upstream, 0), mask=column < D)
     gains = tl.load(gain + column, mask=column < D, other=0.0)
-    return upstream * gains[None, :], normal, scale
+    return upstream, upstream * gains[None, :], normal, scale
 
 
 @triton.jit
 def _store_gradients(
-    pulled, normal, scale, slope, tilt, rstds, dz, do, partial, row, inside, real, start,
+    pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, start,
     D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Stores the gradients of the sum and of o; returns the latter."""
     column = start + tl.arange(0, BLOCK_C)
     gradient = rstds[:, None] * (pulled - slope[:, None] - normal * tilt[:, None])
     gradient = tl.where(real[:, None] & (column < D)[None, :], gradient, 0.0)
@@ -113,7 +114,15 @@ def _store_gradients(
     inward = gradient * scale
     at = do + row[:, None] * P + column[None, :]
     tl.store(at, inward.to(do.dtype.element_ty), mask=inside[:, None] & (column < P)[None, :])
-    tl.store(partial + 2 * D + column, tl.sum(inward, 0), mask=column < D)
+    return inward
+
+
+@triton.jit
+def _store_sums(for_gain, for_shift, for_b, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+    column = start + tl.arange(0, BLOCK_C)
+    tl.store(partial + column, tl.sum(for_gain, 0), mask=column < D)
+    tl.store(partial + D + column, tl.sum(for_shift, 0), mask=column < D)
+    tl.store(partial + 2 * D + column, tl.sum(for_b, 0), mask=column < D)
 
 
 @triton.jit(repr=named("residual_norm_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
@@ -122,41 +131,67 @@ def _backward_kernel(
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = row < rows
-    real = tl.load(end + row, mask=inside, other=0) > 0
-    means = tl.load(mean + row, mask=inside, other=0.0)
-    rstds = tl.load(rstd + row, mask=inside, other=0.0)
-    partial += block * 3 * D
-    pulled, normal, scale = _upstream(
-        dy, o, b, x, gain, means, rstds, partial, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
-    )
-    slope = tl.sum(pulled, 1)
-    tilt = tl.sum(pulled * normal, 1)
+    for_gain = tl.zeros([BLOCK_R, MAIN], tl.float32)
+    for_shift = tl.zeros([BLOCK_R, MAIN], tl.float32)
+    for_b = tl.zeros([BLOCK_R, MAIN], tl.float32)
     if TAIL:
-        pulled_tail, normal_tail, scale_tail = _upstream(
-            dy, o, b, x, gain, means, rstds, partial, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
+        for_gain_tail = tl.zeros([BLOCK_R, TAIL], tl.float32)
+        for_shift_tail = tl.zeros([BLOCK_R, TAIL], tl.float32)
+        for_b_tail = tl.zeros([BLOCK_R, TAIL], tl.float32)
+    # While a tile is worked on, the next one's rows are on their way, and the `end` of the one after it; beside a tail
+    # there are no registers for that.
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_R), tl.num_programs(0), num_stages=1 if TAIL else 3):
+        row = (tile * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+        inside = row < rows
+        real = tl.load(end + row, mask=inside, other=0) > 0
+        means = tl.load(mean + row, mask=inside, other=0.0)
+        rstds = tl.load(rstd + row, mask=inside, other=0.0)
+        upstream, pulled, normal, scale = _upstream(
+            dy, o, b, x, gain, means, rstds, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
         )
-        slope += tl.sum(pulled_tail, 1)
-        tilt += tl.sum(pulled_tail * normal_tail, 1)
-    slope = slope / D
-    tilt = tilt / D
-    _store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, partial, row, inside, real, 0, D, P, MAIN)
+        for_gain += upstream * normal
+        for_shift += upstream
+        slope = tl.sum(pulled, 1)
+        tilt = tl.sum(pulled * normal, 1)
+        if TAIL:
+            upstream_tail, pulled_tail, normal_tail, scale_tail = _upstream(
+                dy, o, b, x, gain, means, rstds, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
+            )
+            for_gain_tail += upstream_tail * normal_tail
+            for_shift_tail += upstream_tail
+            slope += tl.sum(pulled_tail, 1)
+            tilt += tl.sum(pulled_tail * normal_tail, 1)
+        slope = slope / D
+        tilt = tilt / D
+        for_b += _store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, 0, D, P, MAIN)
+        if TAIL:
+            for_b_tail += _store_gradients(
+                pulled_tail, normal_tail, scale_tail, slope, tilt, rstds, dz, do, row, inside, real, MAIN, D, P, TAIL
+            )
+    partial += tl.program_id(0) * 3 * D
+    _store_sums(for_gain, for_shift, for_b, partial, 0, D, MAIN)
     if TAIL:
-        _store_gradients(
-            pulled_tail, normal_tail, scale_tail, slope, tilt, rstds, dz, do, partial, row, inside, real, MAIN,
-            D, P, TAIL,
-        )  # fmt: skip
+        _store_sums(for_gain_tail, for_shift_tail, for_b_tail, partial, MAIN, D, TAIL)
 
 
 def _config(width: int) -> Config:
-    # A thread holds 16 values of each tile that backward keeps, 18 at D = 276. That takes 128 registers, so that the
-    # blocks on a multiprocessor load 90 KB at once. With 16 rows at D = 276, sm_100 takes 136 registers and has room
-    # for one block.
+    # A thread holds 16 values of each tile that forward keeps, 18 at D = 276.
     main, tail = split(width)
     rows = 8 if tail or main > 256 else 16
     return Config({"BLOCK_R": rows, "MAIN": main, "TAIL": tail}, warps=4 if rows * main <= 2048 else 8, stages=1)
+
+
+def _backward_config(width: int) -> Config:
+    # 8 values of each tile a thread, beside three sums: 122 registers at D = 256, 167 at D = 276 (sm_90).
+    main, tail = split(width)
+    warps = 4 if tail else 8
+    return Config({"BLOCK_R": warps * 256 // main, "MAIN": main, "TAIL": tail}, warps, stages=1)
+
+
+def _blocks(rows: int, width: int, device: torch.device) -> int:
+    config = _backward_config(width)
+    # A multiprocessor has room for two blocks of 8 warps at D = 256, and for three of 4 warps at D = 276.
+    return sweepers(cdiv(rows, config.blocks["BLOCK_R"]), 3 if config.warps == 4 else 2, device)
 
 
 def _forward_outputs(
@@ -204,8 +239,7 @@ def _backward_outputs(
     mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, width = x.shape
-    blocks = cdiv(rows, _config(width).blocks["BLOCK_R"])
-    return new(x, *x.shape), new(o, *o.shape), new(x, blocks, 3, width)
+    return new(x, *x.shape), new(o, *o.shape), new(x, _blocks(rows, width, x.device), 3, width)
 
 
 @kernel_op(_backward_outputs)
@@ -221,10 +255,9 @@ def residual_norm_backward(
     """
     dz, do, partial = outputs = _backward_outputs(dy, o, b, x, gain, end, seed, salt, p, mean, rstd)
     rows, width = x.shape
-    config = _config(width)
-    grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _backward_kernel, grid, dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
-        D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
+        _backward_kernel, (_blocks(rows, width, x.device),),
+        dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
+        D=width, P=pitch(width), DROPOUT=seed is not None, config=_backward_config(width),
     )  # fmt: skip
     return outputs

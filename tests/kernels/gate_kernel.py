@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from astroco_fast.kernels.triton.gated_linear import gate
+from astroco_fast.kernels.triton.gate import gate
 
 
 @triton.jit

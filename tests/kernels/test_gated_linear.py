@@ -1,5 +1,11 @@
 """The gated projections and the fused feed-forward in cases outside the sublayers' tests: widths, GLU, pads."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -40,12 +46,32 @@ def assert_rows(got: Tensor, exact: Tensor, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("activation", ["glu", "gelu"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_gated_linear(width: int, out: int, activation: str, keep: bool, triton: str, device: torch.device) -> None:
+    check_gated_linear(width, out, activation, keep, device)
+
+
+@pytest.mark.parametrize(("width", "out"), [(100, 100), (64, 160), (160, 96)])
+@pytest.mark.parametrize("activation", ["glu", "gelu"])
+def test_gated_linear_of_blocks_that_hold_rows(
+    width: int, out: int, activation: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, to tell errors from rounding; in half precision `test_tilings_of_sm_90` runs them."""
+    from astroco_fast.kernels.triton import gated_rows
+    from astroco_fast.kernels.triton.launch import Config
+    from astroco_fast.kernels.triton.tensors import split
+
+    main, tail = split(width)
+    small = Config({"BLOCK_R": 32, "BLOCK_F": 64, "SPLIT": 2, "MAIN": main, "TAIL": tail}, warps=4, stages=1)
+    monkeypatch.setattr(gated_rows, "config", lambda *_, **__: small)
+    check_gated_linear(width, out, activation, False, device)
+
+
+def check_gated_linear(width: int, out: int, activation: str, keep: bool, device: torch.device) -> None:
+    """Forward and backward against PyTorch in float64."""
     from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
 
     x, end, w_val, w_gate, b_val, b_gate = problem(width, out, device)
     norm = [torch.rand(width, device=device), torch.randn(width, device=device)] if activation == "glu" else [None] * 2
-    w_out = torch.randn(width, out, device=device) / out**0.5 if activation == "gelu" else None
-    upstream = torch.randn(ROWS, out if w_out is None else width, device=device)
+    upstream = torch.randn(ROWS, out, device=device)
     upstream[REAL:] = 0
 
     a = x[:REAL].double()
@@ -54,7 +80,7 @@ def test_gated_linear(width: int, out: int, activation: str, keep: bool, triton:
     v = F.linear(a, w_val.double(), b_val.double()).requires_grad_()
     g = F.linear(a, w_gate.double(), b_gate.double()).requires_grad_()
     u = (v if activation == "glu" else F.gelu(v)) * g.sigmoid()
-    u.backward(upstream[:REAL].double() @ (torch.eye(out, device=device) if w_out is None else w_out).double())
+    u.backward(upstream[:REAL].double())
     assert v.grad is not None
     assert g.grad is not None
 
@@ -75,7 +101,6 @@ def test_gated_linear(width: int, out: int, activation: str, keep: bool, triton:
         *weights,
         end,
         padded,
-        None if w_out is None else pitched(w_out),
         activation,
         vg if keep else None,
     )
@@ -85,7 +110,7 @@ def test_gated_linear(width: int, out: int, activation: str, keep: bool, triton:
     assert_rows(copy, a)
     sums = torch.stack([v.grad.sum(0), g.grad.sum(0)])
     torch.testing.assert_close(partial.sum(0)[:, :out].double(), sums, atol=1e-4, rtol=1e-5)
-    assert torch.equal(again, got) if w_out is not None else again.numel() == 0
+    assert torch.equal(again, got) if activation == "gelu" else again.numel() == 0
 
 
 @pytest.mark.parametrize("width", [64, 100, 160, 276])
@@ -125,6 +150,21 @@ def test_both_inference_forms_are_one_function(
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(found[0][:26], module(x, layout)[:26], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90"])
+def test_shared_memory_of_the_fused_form(arch: str, tmp_path: Path) -> None:
+    """The form that tests run in float32 fits a GPU, too; in a process of its own, since interpreted code has none."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.fused_shared", arch], cwd=Path(__file__).parents[2], text=True,
+        env={**clean, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 2
+    assert all(0 < needed <= limit for needed, limit in found), found
 
 
 def test_gate_in_half_precision(triton: str, device: torch.device) -> None:

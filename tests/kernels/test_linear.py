@@ -8,8 +8,10 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from astroco_fast.kernels.tensors import pitch
+from astroco_fast.kernels.triton import launch
 from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
+from astroco_fast.kernels.triton.whole_rows import holds
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 139  # more than one row tile of each kernel, and no multiple of any
@@ -60,6 +62,17 @@ def truncated(left: Tensor, right: Tensor) -> Tensor:
         k = slice(start, start + 8)
         total = cut(total.double() + left[:, k].double() @ right[k].double())
     return total
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "columns"), [(64, 192), (276, 288), (20, 104)])
+def test_linear_by_blocks_that_hold_rows(
+    width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
+    assert holds(torch.empty(0, dtype=dtype), width)
+    test_linear(width, columns, dtype, triton, device)
 
 
 def onto(dtype: torch.dtype, width: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

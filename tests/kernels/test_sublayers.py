@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from zlib import crc32
 
 import pytest
@@ -109,3 +110,30 @@ def test_rows_whose_squares_overflow_are_not_finite(op: str, training: bool, fus
     assert y[:3].isnan().all()
     assert y[3:5].isfinite().all() or (op == "convolution" and training)  # BatchNorm joins the windows
     assert y[5:].eq(0).all()
+
+
+@pytest.mark.parametrize("width", [64, 276])
+def test_blocks_that_sweep_over_several_tiles(
+    width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backward's blocks take several row tiles each where there are more tiles than the GPU has room for blocks."""
+    from astroco_fast.kernels.triton import launch
+
+    one = replace(launch.architecture(device), multiprocessors=1)
+    monkeypatch.setattr(launch, "_architecture", one)
+    check("convolution", Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize("width", [64, 276])
+@pytest.mark.parametrize("op", ["convolution", "feed_forward"])
+def test_tilings_of_sm_90(
+    op: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter has those of sm_80 otherwise; on sm_90 blocks hold whole rows (`gated_rows`)."""
+    from astroco_fast.kernels.triton import gated_rows, launch
+
+    monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
+    assert gated_rows.config(torch.empty(0, dtype=torch.bfloat16), width, op == "feed_forward", backward=True)
+    check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
+    check(op, Case(5, width, "padded", torch.float16, "inference", "sliced"), triton, device)

@@ -1,0 +1,161 @@
+"""The kernels of `gated_linear` that hold whole rows: a block keeps its rows of a and walks over column tiles.
+
+A block reads its rows of x once, computes LayerNorm's statistics in registers, and keeps a in half precision where the
+products read it: in shared memory for wgmma and tcgen05. Per column tile it reads the two weights' tiles alone. A block
+of one column tile (gated_linear.py) would read its rows again, in float32, and convert and normalise them again. At 128
+rows, D = 256 and 1024 columns a block has 64 KB of a, and the weights' tiles pass through twice 64 KB.
+
+SPLIT blocks share a row tile and take turns in its column tiles, so that the last wave of blocks is shorter.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
+from astroco_fast.kernels.triton.gate import gate, gate_gradient
+from astroco_fast.kernels.triton.launch import Config, named
+from astroco_fast.kernels.triton.tensors import split
+from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, transposed
+
+
+@triton.jit
+def _normalised(z, means, rstds, gain, shift, real, column, D: tl.constexpr):
+    gains = tl.load(gain + column, mask=column < D, other=0.0)
+    shifts = tl.load(shift + column, mask=column < D, other=0.0)
+    normal = (z - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :]
+    return tl.where(real[:, None] & (column < D)[None, :], normal, 0.0)
+
+
+@triton.jit
+def _squares(z, means, column, D: tl.constexpr):
+    deviation = tl.where((column < D)[None, :], z - means[:, None], 0.0)
+    return tl.sum(deviation * deviation, 1)
+
+
+@triton.jit(repr=named("gated_rows_forward", GELU=("glu", "gelu")), do_not_specialize=["rows", "features"])
+def forward_kernel(
+    x, gain, shift, eps, w_val, w_gate, b_val, b_gate, end, u, mean, rstd, rows, features,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
+    PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    MASKED: tl.constexpr = (P != MAIN + TAIL) or (F % BLOCK_F != 0)
+    compute: tl.constexpr = w_val.dtype.element_ty
+    part = tl.program_id(0) % SPLIT
+    row = (tl.program_id(0) // SPLIT).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    column = tl.arange(0, MAIN)
+    z = part_of_rows(x, row, real, column, D)
+    if TAIL:
+        last = MAIN + tl.arange(0, TAIL)
+        z_tail = part_of_rows(x, row, real, last, D)
+    if NORM:
+        means = tl.sum(z, 1)
+        if TAIL:
+            means += tl.sum(z_tail, 1)
+        means = means / D
+        squares = _squares(z, means, column, D)
+        if TAIL:
+            squares += _squares(z_tail, means, last, D)
+        rstds = reciprocal_deviations(squares, D, eps)
+        leading = tl.where(part == 0, inside, False)  # Triton 3.9 makes whole numbers of a block & a scalar
+        tl.store(mean + row, means, mask=leading)
+        tl.store(rstd + row, rstds, mask=leading)
+        z = _normalised(z, means, rstds, gain, shift, real, column, D)
+        if TAIL:
+            z_tail = _normalised(z_tail, means, rstds, gain, shift, real, last, D)
+    a = z.to(compute)
+    if TAIL:
+        a_tail = z_tail.to(compute)
+    for start in range(part * BLOCK_F, features, SPLIT * BLOCK_F):  # features is F, lest the loop be unrolled
+        feature = start + tl.arange(0, BLOCK_F)
+        v = tl.dot(a, transposed(w_val, feature, column, P, F, MASKED), input_precision=PRECISION)
+        g = tl.dot(a, transposed(w_gate, feature, column, P, F, MASKED), input_precision=PRECISION)
+        if TAIL:
+            v = tl.dot(a_tail, transposed(w_val, feature, last, P, F, MASKED), v, input_precision=PRECISION)
+            g = tl.dot(a_tail, transposed(w_gate, feature, last, P, F, MASKED), g, input_precision=PRECISION)
+        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        gated = tl.where(real[:, None], gate(v, g, GELU, compute != tl.float32), 0.0)
+        stored = inside[:, None] & (feature < F)[None, :] if MASKED else inside[:, None]
+        tl.store(u + row[:, None] * F + feature[None, :], gated.to(compute), mask=stored)
+
+
+@triton.jit(repr=named("gated_rows_backward", GELU=("glu", "gelu")), do_not_specialize=["rows", "features"])
+def backward_kernel(
+    x, gain, shift, mean, rstd, w_val, w_gate, b_val, b_gate, end, upstream, d, u, a_copy, partial, rows, features,
+    WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
+    PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    MASKED: tl.constexpr = (P != MAIN + TAIL) or (F % BLOCK_F != 0)
+    compute: tl.constexpr = w_val.dtype.element_ty
+    part = tl.program_id(0) % SPLIT
+    tile = tl.program_id(0) // SPLIT
+    row = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    leading = tl.where(part == 0, inside, False)
+    column = tl.arange(0, MAIN)
+    z = part_of_rows(x, row, real, column, D)
+    if TAIL:
+        last = MAIN + tl.arange(0, TAIL)
+        z_tail = part_of_rows(x, row, real, last, D)
+    if NORM:
+        means = tl.load(mean + row, mask=inside, other=0.0)
+        rstds = tl.load(rstd + row, mask=inside, other=0.0)
+        z = _normalised(z, means, rstds, gain, shift, real, column, D)
+        if TAIL:
+            z_tail = _normalised(z_tail, means, rstds, gain, shift, real, last, D)
+    a = z.to(compute)
+    tl.store(a_copy + row[:, None] * P + column[None, :], a, mask=leading[:, None])
+    if TAIL:
+        a_tail = z_tail.to(compute)
+        tl.store(a_copy + row[:, None] * P + last[None, :], a_tail, mask=leading[:, None] & (last < P)[None, :])
+    partial += tile.to(tl.int64) * 2 * F
+    for start in range(part * BLOCK_F, features, SPLIT * BLOCK_F):
+        feature = start + tl.arange(0, BLOCK_F)
+        stored = inside[:, None] & (feature < F)[None, :] if MASKED else inside[:, None]
+        here = real[:, None] & (feature < F)[None, :] if MASKED else real[:, None]
+        arrived = tl.load(upstream + row[:, None] * F + feature[None, :], mask=here, other=0.0).to(tl.float32)
+        v = tl.dot(a, transposed(w_val, feature, column, P, F, MASKED), input_precision=PRECISION)
+        g = tl.dot(a, transposed(w_gate, feature, column, P, F, MASKED), input_precision=PRECISION)
+        if TAIL:
+            v = tl.dot(a_tail, transposed(w_val, feature, last, P, F, MASKED), v, input_precision=PRECISION)
+            g = tl.dot(a_tail, transposed(w_gate, feature, last, P, F, MASKED), g, input_precision=PRECISION)
+        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        gated, for_v, for_g = gate_gradient(v, g, GELU, compute != tl.float32)
+        dv = tl.where(here, arrived * for_v, 0.0)
+        dg = tl.where(here, arrived * for_g, 0.0)
+        at = d + row[:, None] * (2 * F) + feature[None, :]
+        tl.store(at, dv.to(compute), mask=stored)
+        tl.store(at + F, dg.to(compute), mask=stored)
+        if GELU:
+            gated = tl.where(here, gated, 0.0)
+            tl.store(u + row[:, None] * F + feature[None, :], gated.to(compute), mask=stored)
+        tl.store(partial + feature, tl.sum(dv, 0), mask=feature < F)
+        tl.store(partial + F + feature, tl.sum(dg, 0), mask=feature < F)
+
+
+def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | None:
+    """The tiling for a weight (F, P) in the compute dtype; None where a block cannot hold its rows, or should not.
+
+    By `bench.roofline` (modelled, H100, 256 windows of 200), microseconds, of blocks that hold no rows and of these:
+
+    | | D = 256 | D = 276 |
+    |---|---|---|
+    | feed-forward, forward | 218, 163 | 255, 254 |
+    | feed-forward, backward | 603, 285 | 552, 399 |
+    | GLU, forward | 82, 63 | |
+    | GLU, backward | 128, 82 | |
+
+    At D = 276 column tiles of 64 would need 232 KB of shared memory; with 32 the products read the rows twice as often.
+    """
+    main, tail = split(width)
+    if not holds(weight, width) or (tail and gelu and not backward):
+        return None
+    blocks = {"BLOCK_R": 128, "BLOCK_F": 32 if tail else 64, "SPLIT": 2, "MAIN": main, "TAIL": tail}
+    return Config(blocks, warps=8, stages=2)
