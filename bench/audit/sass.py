@@ -333,8 +333,11 @@ class _Machine:
         return False
 
     def _sum(self, op: str, name: str, given: list[str]) -> bool:
-        if "HI" in name:
-            return False
+        if ".HI" in name:  # as in a division by a constant
+            if op != "IMAD" or given[3] not in ("RZ", "URZ"):
+                return False
+            a, b = (self._value(part) if ".U32" in name else _signed(self._value(part)) for part in given[1:3])
+            return self._set(given[0], a * b >> 32)
         if "WIDE" in name:
             a, b = (self._value(part) for part in given[1:3])
             total = (a * b if ".U32" in name else _signed(a) * _signed(b)) + self._pair(given[3])

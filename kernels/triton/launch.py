@@ -106,7 +106,10 @@ def architecture(device: torch.device) -> Architecture:
 
 
 def sweepers(tiles: int, each: int, device: torch.device) -> int:
-    """The number of blocks that share `tiles` among them, if a multiprocessor holds `each` of the blocks at once."""
+    """The number of blocks that share `tiles` among them, `each` for every multiprocessor.
+
+    A multiple of those that a multiprocessor has room for at once makes whole waves of blocks.
+    """
     return torch.sym_min(tiles, each * architecture(device).multiprocessors)  # without a guard under torch.compile
 
 

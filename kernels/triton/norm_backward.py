@@ -89,10 +89,6 @@ def _kernel(
         _store_sums(for_gain_tail, for_shift_tail, partial, MAIN, D, TAIL)
 
 
-# Blocks that share a multiprocessor.
-_EACH = 2
-
-
 def _config(width: int) -> Config:
     # As in residual_norm.py: a thread holds 8 values of each tile.
     main, tail = split(width)
@@ -100,7 +96,8 @@ def _config(width: int) -> Config:
 
 
 def _blocks(rows: int, width: int, device: torch.device) -> int:
-    return sweepers(cdiv(rows, _config(width).blocks["BLOCK_R"]), _EACH, device)
+    # A multiprocessor has room for one or two.
+    return sweepers(cdiv(rows, _config(width).blocks["BLOCK_R"]), 4, device)
 
 
 def _outputs(

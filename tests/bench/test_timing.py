@@ -69,6 +69,21 @@ def test_cycles_of_a_block():
     assert cycles(walked, 4, MULTIPROCESSORS["A100"]) == (10.0, 80.0, 0.0)
 
 
+def test_a_block_s_place_among_three():
+    """Its index modulo 3, as the compiler computes it, decides a jump."""
+    code = parse("""
+ /*0000*/  S2R R0, SR_CTAID.X ;
+ /*0010*/  IMAD.HI R2, R0, 0x55555556, RZ ;
+ /*0020*/  LEA.HI R2, R2, R2, RZ, 0x1 ;
+ /*0030*/  IMAD R2, R2, -0x3, R0 ;
+ /*0040*/  ISETP.GE.AND P0, PT, R2, 0x2, PT ;
+ /*0050*/  @P0 BRA 0x70 ;
+ /*0060*/  FFMA R1, R1, R1, R1 ;
+ /*0070*/  EXIT ;
+""")
+    assert [walk(code, {}, block).total("FFMA") for block in range(6)] == [1, 1, 0, 1, 1, 0]
+
+
 def test_mean_of_blocks():
     found = mean([Walk(Counter(FFMA=3, LDG=2)), Walk(Counter(FFMA=6), guessed=1), Walk(Counter(FFMA=0, LDG=1))])
     assert (found.counts, found.guessed) == ({"FFMA": 3, "LDG": 1}, 1)

@@ -112,7 +112,7 @@ def test_rows_whose_squares_overflow_are_not_finite(op: str, training: bool, fus
     assert y[5:].eq(0).all()
 
 
-@pytest.mark.parametrize("width", [64, 276])
+@pytest.mark.parametrize("width", [64, pytest.param(276, marks=pytest.mark.slow)])
 def test_blocks_that_sweep_over_several_tiles(
     width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +125,7 @@ def test_blocks_that_sweep_over_several_tiles(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
-@pytest.mark.parametrize("width", [64, 276])
+@pytest.mark.parametrize("width", [64, pytest.param(276, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("op", ["convolution", "feed_forward"])
 def test_tilings_of_sm_90(
     op: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
