@@ -121,10 +121,12 @@ def load_classifier(folder: str | Path) -> Classifier:
         if sha256(numbers) != told["sha256"]:
             raise UserError(f"{numbers}: damaged, or of another classifier (its checksum differs); fit it again")
         arrays = load_file(numbers)
+        if odd := [name for name in _ARRAYS if arrays[name].dtype.kind != "f" or not arrays[name].ndim]:
+            raise TypeError(f"{odd[0]} is no array of real numbers")
         found = _checked(told, {name: arrays[name].astype(np.float64) for name in _ARRAYS})
     except OSError as error:
         raise UserError(f"{numbers}: {error.strerror}; fit the classifier again") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({str(error) or type(error).__name__}); fit the classifier again") from error
     return found
 

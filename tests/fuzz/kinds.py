@@ -17,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from astroco_fast import astromer_weights, commands, presets, registry, settings, verdicts
 from astroco_fast.checksums import MANIFEST, write_manifest
+from astroco_fast.classify.classifier import DESCRIPTION, NUMBERS, load_classifier
 from astroco_fast.classify.vectors import EmbeddingTable
 from astroco_fast.data import store
 from astroco_fast.data.clean import CleanConfig, clean
@@ -28,6 +29,7 @@ from astroco_fast.data.seen import Seen
 from astroco_fast.data.sources import open_source
 from astroco_fast.data.store import FILES, PERIODS, Store, describe_file
 from astroco_fast.errors import UserError
+from astroco_fast.files import sha256
 from astroco_fast.folders import MARK, result_folder
 from astroco_fast.pretrain.checkpoint import STATE, CheckpointFolder, State
 from astroco_fast.pretrain.config import PretrainConfig
@@ -278,6 +280,16 @@ def _vector_files() -> Iterator[Kind]:
     )
 
 
+def _read_classifier(folder: Path) -> None:
+    probabilities = load_classifier(folder).probabilities(np.ones((3, 4), dtype=np.float32))
+    assert probabilities.shape == (3, 2)
+
+
+def _seal_classifier(folder: Path) -> None:
+    told = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps({**told, "sha256": sha256(folder / NUMBERS)}))
+
+
 def _read_splits(folder: Path) -> None:
     for split in read_splits(folder / "splits.csv"):
         assert all(split.parts.values())
@@ -440,6 +452,16 @@ KINDS: dict[str, Kind | Objects] = {
             _odd_table("id", "curve", "embedding", metadata={b"model_sha256": seeds.DIGEST.encode()}),
         ),
         *_vector_files(),
+        Kind("classifier: JSON", DESCRIPTION, _read_classifier, None, _json, lambda _: seeds.classifier()),
+        Kind(
+            "classifier: safetensors",
+            NUMBERS,
+            _read_classifier,
+            None,
+            strategies.safetensors_files,
+            lambda _: seeds.classifier(),
+            _seal_classifier,
+        ),
         Kind(
             "splits.csv", "splits.csv", _read_splits, seeds.splits_files, _odd_text("n", "fold", "split", "id", "label")
         ),

@@ -24,6 +24,7 @@ import yaml
 
 from astroco_fast import embedding_formats, registry
 from astroco_fast.checksums import write_manifest
+from astroco_fast.classify.classifier import Classifier
 from astroco_fast.data import points, writer
 from astroco_fast.data.clean import CleanConfig
 from astroco_fast.data.convert import convert
@@ -350,6 +351,22 @@ def vector_catalogue() -> Files:
 def properties(provenance: bytes) -> bytes:
     """The properties of a catalogue of vectors with this provenance, JSON."""
     return b"dataproduct_type=object\n%s=%s\n" % (embedding_formats.KEY.encode(), provenance)
+
+
+def classifier() -> Files:
+    """A classifier of two classes by four numbers."""
+    made_up = Classifier(
+        classes=("EA", "EW"),
+        mean=np.zeros(4),
+        scale=np.ones(4),
+        weight=np.ones((2, 4)),
+        bias=np.zeros(2),
+        frequency=np.array([0.5, 0.5]),
+        model="m",
+        digest=DIGEST,
+        parts=("time_mean",),
+    )
+    return made(made_up.save)
 
 
 def splits_files() -> list[bytes]:

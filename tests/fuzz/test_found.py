@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy as safetensors
 
 pytest.importorskip("resource", reason="limits of this kind are POSIX's")
 pytest.importorskip("hypothesis")
@@ -183,6 +184,18 @@ def test_vectors_with_metadata_that_are_no_text() -> None:
     table = seeds.vector_table()
     table = table.replace_schema_metadata({**table.schema.metadata, b"\xff": b"\xff"})
     assert KINDS["vectors: .parquet"].outcome(seeds.parquet(table)) == VALID
+
+
+@pytest.mark.parametrize("odd", ["complex", "one number", "temperature"])
+def test_classifier_of_other_numbers(odd: str) -> None:
+    files = seeds.classifier()
+    if odd == "temperature":
+        told = {**json.loads(files["classifier.json"]), "temperature": 10**400}
+        assert KINDS["classifier: JSON"].outcome(json.dumps(told).encode()) == REFUSED
+        return
+    arrays = safetensors.load(files["classifier.safetensors"])
+    arrays["mean"] = np.zeros(4, dtype=np.complex64) if odd == "complex" else np.array(0.0)
+    assert KINDS["classifier: safetensors"].outcome(safetensors.save(arrays)) == REFUSED
 
 
 def test_vectors_with_two_columns_of_one_name() -> None:
