@@ -7,7 +7,7 @@ tensors (`kernels/triton/transfer.py`): both stand in the graph's table, which t
 results are those of the ops called one by one, because a point's result does not depend on the rows beside it.
 
 The weights keep their addresses, so the graph reads them as they are. Prepared weights (`kernels.prepared`) are made
-before the capture and kept; after a counted change of the weights the next call runs the ops one by one, which prepares
+before the capture and kept; after a counted change of the weights a second graph is replayed, which begins by preparing
 them anew in the same place. Graphs are dropped where anything else has changed that Python would have looked at: parts,
 attributes, hooks, modes, tensors (`kernels.snapshot`), and have settings, flags and streams of their own in their keys.
 
@@ -21,7 +21,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -55,6 +55,9 @@ def set_cuda_graphs(on: bool) -> None:
 class Cuda:
     """What graphs need of a device. Tests put another in its place, because it needs a GPU."""
 
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}  # to capture on
+
     def has(self, device: torch.device) -> bool:
         """Whether graphs can be captured for a device now."""
         return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
@@ -75,9 +78,13 @@ class Cuda:
 
     def capture(self, run: Callable[[], None], device: torch.device, pool: Any) -> Any:
         """What `run` launches, as a graph with a `replay`; nothing is computed."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, as those that load data, may go on allocating pinned memory.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        if device not in self._streams:  # torch's own is of whichever device captured first
+            self._streams[device] = torch.cuda.Stream(device)
+        # Other threads, as those that load data, may go on allocating pinned memory. A capture that fails does not end
+        # torch's context of its stream, but the outer one's end is sure.
+        captures = torch.cuda.graph(graph, pool=pool, stream=self._streams[device], capture_error_mode="thread_local")
+        with torch.cuda.device(device), torch.cuda.stream(current), captures:
             run()
         return graph
 
@@ -226,7 +233,7 @@ class Store(Generic[G]):
         return False
 
     def put(self, key: Hashable, graph: G) -> None:
-        if len(self._graphs) == MOST_GRAPHS:
+        if key not in self._graphs and len(self._graphs) == MOST_GRAPHS:
             self.drop(next(iter(self._graphs)))
         self._graphs[key] = graph
 
@@ -255,16 +262,22 @@ def attempt() -> Iterator[None]:
         raise CaptureError from error
 
 
-def capture(run: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any, list[Any], T]:
+def capture(run: Callable[[], T], device: torch.device, pool: Any, anew: bool = False) -> tuple[Any, list[Any], T]:
     """What `run` launches, as a graph, the prepared weights that it reads, and what `run` returned.
 
     It must have run before, so that all is compiled and prepared.
+
+    Args:
+        run: launches the kernels.
+        device: theirs.
+        pool: the memory that the graph shares with others.
+        anew: whether the graph prepares the weights anew.
 
     Raises:
         CaptureError: the cause says why that is not possible.
     """
     results: list[T] = []
-    with attempt(), prepared.on_stream(driver.stream(device)), prepared.uses() as forms:
+    with attempt(), prepared.on_stream(driver.stream(device), anew), prepared.uses() as forms:
         graph = driver.capture(lambda: results.append(run()), device, pool)
     for form in forms:
         form.pinned = True
@@ -279,25 +292,68 @@ class CaptureError(Exception):
         return str(self.__cause__).split("\n")[0] or type(self.__cause__).__name__
 
 
-@dataclass
 class Graph:
-    """A captured encode.
+    """The graphs of encodes of one kind: one that reads the prepared weights, and one that prepares them anew before.
 
-    Attributes:
-        captured: with a `replay`.
-        table: what the host writes before.
-        forms: the prepared weights that it reads, kept alive.
-        changes: those of the weights, when they were prepared.
+    Args:
+        call: a call of this kind.
+        lengths: (B,) its real points.
+        width: D.
     """
 
-    captured: Any
-    table: Table
-    forms: list[Any]
-    changes: list[int]
+    def __init__(self, call: Call, lengths: np.ndarray, width: int) -> None:
+        self._device, length = call.time.device, call.time.shape[1]
+        self._bucket = Bucket.of(lengths, length)
+        self._shapes = ((length, width), (width,), (length,))
+        self._table = Table(self._bucket, [x.dtype for x in call.inputs()], len(self._shapes), self._device)
+        self._captured: dict[bool, Any] = {}  # by whether the weights are prepared anew
+        self._forms: list[Any] = []
+        self._changes: list[int] = []  # of the weights, when they were prepared
 
-    def holds(self, changes: list[int]) -> bool:
-        """Whether the weights are as prepared, and nobody has asked to look at them again, or to forget them."""
-        return self.changes == changes and not any(form.doubted or form.dropped for form in self.forms)
+    def forgotten(self) -> bool:
+        """Whether prepared weights that the graphs read belong to the model no more."""
+        return any(form.dropped for form in self._forms)
+
+    def run(self, model: Encoder, call: Call, lengths: np.ndarray, changes: list[int], pool: Any) -> AstroCoOutput:
+        """The outputs of a call, by a replay; the first time by running the ops, which are then captured.
+
+        Args:
+            model, call, lengths: the encoder, its arguments, and the real points.
+            changes: the present ones of the weights.
+            pool: the memory of the graphs.
+        """
+        like = torch.empty(0, dtype=torch.float32, device=self._device)
+        outputs = AstroCoOutput(*(like.new_empty((len(lengths), *shape)) for shape in self._shapes))
+        inputs = call.inputs()
+        # They were prepared when they were first used, and are doubted where somebody asked to look at them again.
+        anew = bool(self._captured) and (changes != self._changes or any(form.doubted for form in self._forms))
+        if anew in self._captured:
+            self._table.write(inputs, outputs, lengths)
+            self._captured[anew].replay()
+        else:
+            with no_cached_casts():
+                with attempt(), prepared.on_stream(driver.stream(self._device), anew):
+                    self._table.write(inputs, outputs, lengths)
+                    self._encode(model, call.centered)
+                encode = partial(self._encode, model, call.centered)
+                graph, forms, _ = capture(encode, self._device, pool, anew)
+            self._captured[anew] = graph
+            self._forms = self._forms or forms
+        if anew:
+            for form in self._forms:
+                form.renewed()
+        self._changes = changes
+        return outputs
+
+    def _encode(self, model: Encoder, centered: bool) -> None:
+        """Encode the batch that the table describes, all on the device: this is what a graph repeats."""
+        time, mag, err, *flags = self._table.inputs()
+        hidden = flags[0].view(torch.bool) if flags else None
+        results = model.encode_windows(time, mag, err, hidden, centered, self._table.layout())
+        for result, shape in zip(results, self._shapes, strict=True):
+            if result.shape != (self._bucket.windows, *shape) or result.dtype != torch.float32:
+                raise TypeError(f"the encoder returned {tuple(result.shape)}, {result.dtype}")
+        self._table.deliver(results)
 
 
 class Graphs:
@@ -321,22 +377,17 @@ class Graphs:
         if not self._lock.acquire(blocking=False):
             return one_by_one()
         try:
-            changes = self.snapshot.changes()
-            if (graph := self.store.get(key)) is not None:
-                if graph.holds(changes):
-                    inputs, outputs = call.inputs(), _outputs(model, call)
-                    graph.table.write(inputs, outputs, lengths)
-                    graph.captured.replay()
-                    return outputs
-                with prepared.uses() as forms:
-                    outputs = one_by_one()
-                if {*map(id, graph.forms)} <= {*map(id, forms)}:  # all are up to date, and where they were
-                    graph.changes = changes
-                else:
-                    self.store.drop(key)
+            graph = self.store.get(key)
+            if graph is not None and graph.forgotten():
+                self.store.drop(key)
+            elif graph is not None or self.store.comes_again(key):
+                if graph is None:
+                    config: Any = model.config
+                    graph = Graph(call, lengths, config.width)
+                pool = self.store.pool(driver.stream(call.time.device))
+                outputs = graph.run(model, call, lengths, self.snapshot.changes(), pool)
+                self.store.put(key, graph)
                 return outputs
-            if self.store.comes_again(key):
-                return self._capture(model, call, lengths, key, changes)
         except CaptureError as error:
             self.refusal = error.reason()
             self.store.clear()
@@ -348,33 +399,6 @@ class Graphs:
         finally:
             self._lock.release()
         return one_by_one()
-
-    def _capture(
-        self, model: Encoder, call: Call, lengths: np.ndarray, key: tuple[Any, ...], changes: list[int]
-    ) -> AstroCoOutput:
-        """Run the call once as the graph will, which gives its outputs and compiles its kernels; then capture it."""
-        device = call.time.device
-        inputs, outputs = call.inputs(), _outputs(model, call)
-        bucket = Bucket.of(lengths, call.time.shape[1])
-        table = Table(bucket, [x.dtype for x in inputs], len(outputs), device)
-
-        def encode() -> None:
-            time, mag, err, *hidden = table.inputs()
-            results = model.encode_windows(
-                time, mag, err, hidden[0].view(torch.bool) if hidden else None, call.centered, table.layout()
-            )
-            for result, output in zip(results, outputs, strict=True):
-                if result.shape != (bucket.windows, *output.shape[1:]) or result.dtype != output.dtype:
-                    raise TypeError(f"the encoder returned {tuple(result.shape)}, {result.dtype}")
-            table.deliver(results)
-
-        with no_cached_casts():
-            with attempt():
-                table.write(inputs, outputs, lengths)
-                encode()
-            graph, forms, _ = capture(encode, device, self.store.pool(driver.stream(device)))
-        self.store.put(key, Graph(graph, table, forms, changes))
-        return outputs
 
 
 _graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
@@ -425,16 +449,6 @@ def surroundings(device: torch.device) -> tuple[Any, ...]:
     reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     switches = (tf32_allowed(), reduced, torch.are_deterministic_algorithms_enabled())
     return (device, driver.stream(device), autocast, *switches, *ops.settings())
-
-
-def _outputs(model: Encoder, call: Call) -> AstroCoOutput:
-    """Room for a batch's results."""
-    config: Any = model.config
-    (batch, length), width = call.time.shape, config.width
-    like = torch.empty(0, dtype=torch.float32, device=call.time.device)
-    return AstroCoOutput(
-        *(like.new_empty(shape) for shape in ((batch, length, width), (batch, width), (batch, length)))
-    )
 
 
 @contextmanager

@@ -32,10 +32,12 @@ class _Using(threading.local):
     Attributes:
         forms: the forms used since they are listed; None: they are not.
         stream: the stream whose forms to use, whichever is current, even while a graph is captured; None: the current.
+        anew: whether to prepare them anew, in their places.
     """
 
     forms: "list[_Form] | None" = None
     stream: int | None = None
+    anew: bool = False
 
 
 _using = _Using()
@@ -55,13 +57,18 @@ def uses() -> Iterator["list[_Form]"]:
 
 
 @contextmanager
-def on_stream(stream: int) -> Iterator[None]:
-    """Use the forms of the stream that a graph will be replayed on, while this thread captures the graph on another."""
-    _using.stream = stream
+def on_stream(stream: int, anew: bool = False) -> Iterator[None]:
+    """Use the forms of the stream that a graph will be replayed on, while this thread captures the graph on another.
+
+    Args:
+        stream: the stream's handle.
+        anew: whether the graph is to prepare them anew, in their places, before it reads them.
+    """
+    _using.stream, _using.anew = stream, anew
     try:
         yield
     finally:
-        _using.stream = None
+        _using.stream, _using.anew = None, False
 
 
 def _count_step(*_: Any) -> None:
@@ -103,7 +110,9 @@ def prepared(
         forms = _cache.setdefault(module, {})
     key = form, _stream(sources)
     found = forms.get(key)
-    if found is None or not found.holds(sources, state):
+    if found is not None and _using.anew:
+        found.write(make())
+    elif found is None or not found.holds(sources, state):
         if _capturing(sources):  # what is captured is not computed yet
             return make()
         made = make()
@@ -189,15 +198,24 @@ class _Form:
         same = len(sources) == len(self._sources) and all(k() is s for k, s in zip(self._sources, sources, strict=True))
         if not self.pinned or self.dropped or not same or _places(state) != _places(self._state):
             return False
-        old, new = tree_leaves(self.made), tree_leaves(made)
-        if [x.shape for x in old] != [x.shape for x in new]:
-            return False
-        apart = [(x, y) for x, y in zip(old, new, strict=True) if x.data_ptr() != y.data_ptr()]
-        if apart:
-            with torch.inference_mode():  # which may write to tensors of either kind
-                torch._foreach_copy_([x for x, _ in apart], [y for _, y in apart])
+        self.write(made)
         self._note(sources, state)
         return True
+
+    def write(self, made: Any) -> None:
+        """Write what was prepared anew over the form."""
+        pairs = zip(tree_leaves(self.made), tree_leaves(made), strict=True)
+        apart = [(old, new) for old, new in pairs if old.data_ptr() != new.data_ptr()]
+        if apart:
+            with torch.inference_mode():  # which may write to tensors of either kind
+                torch._foreach_copy_([old for old, _ in apart], [new for _, new in apart])
+
+    def renewed(self) -> None:
+        """Note that a graph has prepared the form anew, from the sources as they are."""
+        sources = [source for source in (known() for known in self._sources) if source is not None]
+        state = _state(sources, self._state[1])
+        if state is not None and len(sources) == len(self._sources):
+            self._note(sources, state)
 
     def settle(self) -> bool:
         """Whether the form still stands; where it is in doubt, all of the sources' numbers are compared."""

@@ -82,11 +82,14 @@ def test_gpu_kernels_in_a_graph(preset: str, triton: str, gpu: FakeCuda) -> None
     with af.backend(triton), torch.autocast("cpu", torch.bfloat16):
         for _ in range(2):
             model(*windows(8, 0, 5, 2))
-        model.blocks[0].attention.qkv.weight.mul_(1.5)
         batch = windows(1, 2, 8, 4, seed=1)  # four windows, too: PyTorch's products of another N have other sums
-        assert_same(model(*batch), model(*batch))
-        assert_same(model(*batch), direct(model, batch))
-    assert gpu.launches == ["copy", *2 * ["copy", "replay"]]
+        for _ in range(2):
+            model.blocks[0].attention.qkv.weight.mul_(1.5)
+            renewed = model(*batch)
+        expected = direct(model, batch)
+        assert_same(renewed, expected)
+        assert_same(model(*batch), expected)
+    assert gpu.launches == ["copy", "copy", *2 * ["copy", "replay"]]
 
 
 @pytest.mark.parametrize("overrides", [{}, {"mix": False}, {"convolution": False}, {"gate": False}])
@@ -189,21 +192,55 @@ def test_a_changed_model_is_seen(change: Callable[[Any], None], native: FakeCuda
 
 
 @torch.no_grad()
-def test_changed_numbers_keep_the_graph(native: FakeCuda) -> None:
+def test_changed_numbers_keep_the_graphs(native: FakeCuda) -> None:
+    """Where numbers have changed, another graph is replayed, which prepares the weights anew; it is captured once."""
     model, batch = tiny(), windows(8, 5)
     captured(model, batch)
-    (graph,) = native.graphs
-    for change in (count_step, running_statistics, buffer_in_place, state_dict, lambda m: m.train().eval(), recheck):
+    changes = (count_step, running_statistics, buffer_in_place, state_dict, lambda m: m.train().eval(), recheck)
+    for i, change in enumerate(changes):
         with torch.enable_grad():
             change(model)
         native.launches.clear()
         for _ in range(2):
             assert_same(model(*batch), direct(model, batch))
-        assert (list(native.graphs), native.launches) == ([graph], ["copy", "replay"]), change
+        assert native.launches == ["copy", *(["replay"] if i else []), "copy", "replay"], change
+    assert len(native.graphs) == 2
+    before = set(map(id, native.graphs))
     forget(model)
     captured(model, batch)
-    (kept,) = capture._graphs[model].store._graphs.values()
-    assert kept.captured.graph is not graph
+    assert len(native.graphs) == 1
+    assert not before & set(map(id, native.graphs))
+
+
+@torch.no_grad()
+def test_numbers_that_change_between_captures(native: FakeCuda) -> None:
+    """Graphs of two buckets share the prepared weights, which one of them prepares anew."""
+    model, batches = tiny(), [windows(8, 5), windows(8, 5, 0, 3)]
+    for batch in batches:
+        captured(model, batch)
+    for _ in range(3):
+        buffer_in_place(model)
+        for batch in batches:
+            for _ in range(2):
+                assert_same(model(*batch), direct(model, batch))
+    assert len(native.graphs) == 4
+
+
+def test_embed_by_graphs(native: FakeCuda) -> None:
+    model, rng = tiny(window=SIZE), np.random.default_rng(0)
+    curves = [np.stack([np.sort(rng.uniform(0, 99, n)), rng.normal(15, 1, n), np.full(n, 0.1)], 1) for n in (5, 30, 8)]
+    capture.enabled = False
+    expected = model.embed(curves, batch_size=4)
+    capture.enabled = True
+    for _ in range(4):
+        assert np.array_equal(model.embed(curves, batch_size=4), expected)
+    assert replays(native) == 3  # of two kinds of batches; from the fourth time on all are replayed
+    with torch.no_grad():
+        buffer_in_place(model)
+    changed = model.embed(curves, batch_size=4)
+    capture.enabled = False
+    assert np.array_equal(model.embed(curves, batch_size=4), changed)
+    assert not np.allclose(changed, expected)
 
 
 @torch.no_grad()
@@ -331,7 +368,7 @@ def test_memory_is_bounded_over_many_batches(native: FakeCuda, monkeypatch: pyte
     assert len(graphs._graphs) == len(native.graphs) == len(graphs._seen) == 4
     assert 20 < replays(native) < 150  # many batches needed a graph that had been dropped
     assert len(graphs._pools) == 1
-    assert sum(graph.table.numbers.nbytes for graph in graphs._graphs.values()) < 4 * 1024
+    assert sum(graph._table.numbers.nbytes for graph in graphs._graphs.values()) < 4 * 1024
     monkeypatch.setattr(capture, "_MOST_SEEN", 4)
     model(*windows(*[1] * 100))
     assert len(graphs._seen) == 1
@@ -473,6 +510,44 @@ def test_launches_of_the_host() -> None:
     alone, by_graph = encode_launches("tiny")
     assert by_graph == 2
     assert alone > 40
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_torch_is_asked_for(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real capture has a stream of the device, the shared pool, and gives the caller the current stream back."""
+    told: list[Any] = []
+
+    class Context:
+        def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
+            self.name = name
+            told.append((name, *arguments, *options.items()))
+
+        def __enter__(self) -> None:
+            told.append(f"enter {self.name}")
+
+        def __exit__(self, *error: Any) -> None:
+            told.append(f"exit {self.name}")
+            if self.name == "graph" and fails:  # as `capture_end` after an error
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name in ("graph", "device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *a, _name=name, **o: Context(_name, *a, **o))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "a graph")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the current stream of {device}")
+    device, cuda = torch.device("cuda", 1), capture.Cuda()
+    call = lambda: cuda.capture(lambda: told.append("run"), device, "a pool")  # noqa: E731
+    if fails:
+        with pytest.raises(RuntimeError, match="previous error"):
+            call()
+    else:
+        assert call() == "a graph"
+    options = [("pool", "a pool"), ("stream", "a stream of cuda:1"), ("capture_error_mode", "thread_local")]
+    assert told == [
+        ("graph", "a graph", *options), ("device", device), "enter device",
+        ("stream", "the current stream of cuda:1"), "enter stream", "enter graph", "run",
+        "exit graph", "exit stream", "exit device",
+    ]  # fmt: skip
 
 
 def test_off_unless_asked_for(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
