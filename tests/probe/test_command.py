@@ -15,7 +15,7 @@ from astroco_fast import plots, probe
 from astroco_fast.data.convert import convert
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.folders import MARK
-from astroco_fast.probe import embeddings, rivals
+from astroco_fast.probe import embeddings, heads, rivals
 from tests.data.curve_factory import as_long
 from tests.probe.survey import CLASSES, FEW, STARS_A_CLASS, survey, table, tiny_model
 
@@ -23,6 +23,7 @@ from tests.probe.survey import CLASSES, FEW, STARS_A_CLASS, survey, table, tiny_
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
+    monkeypatch.setattr(heads, "C_GRID", (0.1, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,9 @@ def data(tmp_path: Path) -> Path:
 
 def run(data: Path, model: Path, out: Path, *flags: str) -> int:
     return probe.main(["--data", str(data), "--model", str(model), "--out", str(out), *FEW, *flags])
+
+
+QUICK = ("--probes", "[knn]", "--plots", "false")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -131,10 +135,10 @@ def test_other_order_of_rows_gives_the_same_splits(data: Path, model: Path, tmp_
 
 
 def test_interrupted_probe_goes_on(data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, out, quick = tmp_path / "whole", tmp_path / "out", ("--probes", "[knn]", "--plots", "false")
+    whole, out = tmp_path / "whole", tmp_path / "out"
     monkeypatch.setattr(embeddings, "_CURVES_AT_ONCE", 5)
     monkeypatch.setattr(embeddings, "_SAVE_SECONDS", 0.0)
-    assert run(data, model, whole, *quick) == 0
+    assert run(data, model, whole, *QUICK) == 0
     embedded: list[int] = []
 
     def embed_batch(model: torch.nn.Module, curves: CurveBatch, batch_size: int, parts: None) -> np.ndarray:
@@ -145,10 +149,10 @@ def test_interrupted_probe_goes_on(data: Path, model: Path, tmp_path: Path, monk
 
     original = rivals.embed_batch
     monkeypatch.setattr(rivals, "embed_batch", embed_batch)
-    assert run(data, model, out, *quick) == 130
+    assert run(data, model, out, *QUICK) == 130
     monkeypatch.setattr(rivals, "embed_batch", original)
     assert len(pq.read_table(out / "embeddings.parquet")) == 15
-    assert run(data, model, out, *quick) == 0
+    assert run(data, model, out, *QUICK) == 0
     for name in ("embeddings.parquet", "splits.csv", "results.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
@@ -156,13 +160,13 @@ def test_interrupted_probe_goes_on(data: Path, model: Path, tmp_path: Path, monk
 def test_embeddings_of_another_model_are_not_used(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, model, tmp_path / "out") == 0
+    assert run(data, model, tmp_path / "out", *QUICK) == 0
     other = tiny_model()
     with torch.no_grad():
         next(other.parameters()).add_(1.0)
     other.save_pretrained(tmp_path / "other")
     before = contents(tmp_path / "out")
-    assert run(data, tmp_path / "other", tmp_path / "out", "--sizes", "[3]") == 2
+    assert run(data, tmp_path / "other", tmp_path / "out", "--sizes", "[3]", *QUICK) == 2
     assert contents(tmp_path / "out") == before
     assert "of another model, version or choice of parts" in capsys.readouterr().err
 
@@ -170,18 +174,18 @@ def test_embeddings_of_another_model_are_not_used(
 def test_a_changed_light_curve_is_embedded_again(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, model, tmp_path / "out", "--test", "5") == 0
+    assert run(data, model, tmp_path / "out", "--test", "5", *QUICK) == 0
     batch = survey()
     batch.mag[-1] += 1
     pq.write_table(table(batch), data)
     capsys.readouterr()
-    assert run(data, model, tmp_path / "out", "--test", "5") == 0
+    assert run(data, model, tmp_path / "out", "--test", "5", *QUICK) == 0
     assert " 1 of them embedded now" in capsys.readouterr().out
 
 
 def test_given_splits_are_used(data: Path, model: Path, tmp_path: Path) -> None:
-    assert run(data, model, tmp_path / "one") == 0
-    flags = ("--splits", str(tmp_path / "one" / "splits.csv"), "--seed", "0", "--sizes", "[6]")
+    assert run(data, model, tmp_path / "one", "--plots", "false") == 0
+    flags = ("--plots", "false", "--splits", str(tmp_path / "one" / "splits.csv"), "--seed", "0", "--sizes", "[6]")
     assert run(data, model, tmp_path / "two", *flags) == 0
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["results"] == one["results"][3:]

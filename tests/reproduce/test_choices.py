@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from astroco_fast import plots, reproduce
+from astroco_fast.probe import heads
 from astroco_fast.registry import build
 from astroco_fast.reproduce import choices, run
 from astroco_fast.reproduce.choices import CHOICES, SEEDS, VARIANTS, start_at_last_layer
@@ -62,6 +63,7 @@ def test_the_command_runs_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     budget = replace(CHOICES, rows=rows, windows=64, global_batch=16, validation_windows=6)
     monkeypatch.setattr(run, "BUDGETS", {"choices": budget})
     monkeypatch.setitem(plots.STYLE, "savefig.dpi", 50)
+    monkeypatch.setattr(heads, "C_GRID", (0.1, 1.0))
     pq.write_table(table(), tmp_path / "survey.parquet")
     out = tmp_path / "out"
     flags = ["--budget", "choices", "--models", "[base-0, mix-last-0, base-1]", "--device", "cpu"]

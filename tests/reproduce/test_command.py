@@ -14,6 +14,7 @@ from astroco_fast import plots, reproduce
 from astroco_fast.data.convert import convert
 from astroco_fast.data.store import Store
 from astroco_fast.pretrain.ranks import Diverged
+from astroco_fast.probe import heads
 from astroco_fast.probe.config import ProbeConfig
 from astroco_fast.probe.run import probe
 from astroco_fast.reproduce import kept, paper, report, run
@@ -44,6 +45,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"windows": 96, "global_batch": 16, "warmup_steps": 2, "validation_windows": 6}
     tiny = Budget("small", _ROWS, epochs=1, gpus=0, head_seeds=1, **sizes)
     monkeypatch.setattr(run, "probe", quick_probe)
+    monkeypatch.setattr(heads, "C_GRID", (0.1, 1.0))
     monkeypatch.setattr(run, "BUDGETS", {**BUDGETS, "small": tiny})
     # A start reports after each model and stage, and drawing takes most of its time.
     monkeypatch.setattr(report.figures, "figures", lambda results, runs: {})
