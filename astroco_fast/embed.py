@@ -179,6 +179,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
     from astroco_fast.data.extent import progress_bar
     from astroco_fast.data.seen import Seen
     from astroco_fast.embedding import embed_curves, evaluating, pieces
+    from astroco_fast.machine import give_back_memory
 
     skip = parts.batches_done
     if parts.count:
@@ -196,6 +197,7 @@ def _make_parts(model: "PretrainedEncoder", source: "Source", choice: "Choice", 
                     parts.add(batches, number, len(cut), table, record)
                 advance(piece)
             batches += 1
+            give_back_memory()
     return batches
 
 

@@ -29,6 +29,7 @@ from astroco_fast.embedding_curves import NO_RESULT, NOT_FINITE, embed_curves, e
 from astroco_fast.encoding import choose_parts, dimensions, layout, need_periods, search_periods, vectors_of
 from astroco_fast.errors import UserError
 from astroco_fast.kernels.prepared import recheck
+from astroco_fast.machine import give_back_memory
 
 __all__ = [
     "Choice",
@@ -175,6 +176,7 @@ def embed_tables(
                 dropped.update(reasons)
                 advance(piece)
                 yield table
+            give_back_memory()
 
 
 @contextmanager
