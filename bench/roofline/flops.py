@@ -22,11 +22,13 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "batch_norm_silu_sums": (),
     "column_sums": (),
     "convolution_weights": (),
+    "deliver": (),
     "depthwise_input_gradient": ("taps",),
     "depthwise_silu": ("taps",),
     "depthwise_statistics": ("taps",),
     "depthwise_tap_gradient": ("taps",),
     "feed_forward_fused": ("w_val", "w_gate", "w_out"),
+    "fetch": (),
     "gated_linear": ("w_val", "w_gate"),
     "gated_linear_backward": ("w_val", "w_gate"),  # v and g again
     "gelu_norm": (),
