@@ -157,5 +157,6 @@ def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | N
     main, tail = split(width)
     if not holds(weight, width) or (tail and gelu and not backward):
         return None
-    blocks = {"BLOCK_R": 128, "BLOCK_F": 32 if tail else 64, "SPLIT": 2, "MAIN": main, "TAIL": tail}
+    parts = 2 if gelu or backward else 1  # the GLU's four column tiles are not worth reading the rows twice
+    blocks = {"BLOCK_R": 128, "BLOCK_F": 32 if tail else 64, "SPLIT": parts, "MAIN": main, "TAIL": tail}
     return Config(blocks, warps=8, stages=2)
