@@ -231,8 +231,10 @@ class Layout:
             rows = rows.masked_fill(~self.valid.view(-1, *[1] * (rows.dim() - 1)), 0)
         if index is not None:
             size = self.batch * self.length
-            spare = self.filler is not None  # the row to which filler rows go
-            rows = _scatter(rows[: index.shape[0]], index, size + spare)[:size]
+            if self.filler is None:
+                rows = _scatter(rows[: index.shape[0]], index, size)
+            else:  # filler rows go to one spare row
+                rows = _scatter(rows, index, size + 1)[:size]
         return rows.reshape(shape)
 
 
