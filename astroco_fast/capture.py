@@ -259,7 +259,7 @@ def attempt() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CaptureError from error
+        raise CaptureError(str(error)) from error
 
 
 def capture(run: Callable[[], T], device: torch.device, pool: Any, anew: bool = False) -> tuple[Any, list[Any], T]:
