@@ -2,15 +2,16 @@
 
 The rule, for each light curve (one star in one band) by itself:
 
-1. Grid: frequencies from 1 / span to 10 cycles a day, in steps of 1 / (4 span) or less. Where the points are evenly
+1. Grid: frequencies from 1 / span to 10 cycles a day, in steps of 1 / (1.5 span). Where the points are evenly
    spaced, it ends at half their rate, because all higher frequencies are exact aliases (Eyer & Bartholdi 1999,
    A&AS 135, 1).
-2. Candidates: the 5 highest peaks of the power spectrum, and of its sum over three harmonics, which is high at the
-   period of a curve that is not a sine wave; half and twice their frequencies; their aliases of the solar and the
-   sidereal day.
-3. Choice: each candidate is fitted by 1 to 6 harmonics and refined. The fit with the lowest Bayesian information
-   criterion (Schwarz 1978, Ann. Statist. 6, 461) is taken, n ln(1 - gain) + 2 k ln n, plus 10 for frequencies at whole
-   numbers of cycles a day, where the survey's own rhythm shows.
+2. Candidates: the 5 highest peaks of the power spectrum, each at the vertex of a parabola, and the 5 of these peaks'
+   places and their halves at which the sum of the power over three harmonics is highest, as it is at the period of a
+   curve that is not a sine wave; half and twice their frequencies; their aliases of the solar and the sidereal day.
+3. Choice: each candidate is fitted by 1 to 3 harmonics; the best 8 are refined in frequency by fits of 1 to 4, and the
+   best 4 of these by fits of 1 to 6. The fit with the lowest Bayesian information criterion (Schwarz 1978, Ann.
+   Statist. 6, 461) is taken, n ln(1 - gain) + 2 k ln n, plus 10 for frequencies at whole numbers of cycles a day, where
+   the survey's own rhythm shows.
 4. False alarm: a light curve that white noise would fit as well with a probability above 1 % has no period.
 5. Fold: at half the period, if the fit at half the period explains at least 0.7 of what it explains at the period. The
    two minima of most eclipsing binaries are alike, and no search can tell their period from its half; all such curves
@@ -21,9 +22,10 @@ Magnitudes' uncertainties weight the points. A model that must not see them sees
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
@@ -34,23 +36,34 @@ from numpy.typing import NDArray
 
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periodogram import (
+    Complex64Array,
     Curve,
     Float32Array,
     Float64Array,
+    fundamentals,
     harmonic_gains,
-    harmonic_sum,
     harmonic_sums,
     highest_peaks,
     log_false_alarm,
     power_spectrum,
+    take_apart,
 )
 
 HARMONICS = 6
+# Harmonics of the first fits, by which candidates are sorted out.
+_FEW_HARMONICS = 3
 # Why a light curve has no period, by `Periods.status`.
 STATUS = ("found", "fewer than 10 times", "shorter than a day", "constant", "false alarm above 1 %")
 _FOUND, _FEW, _SHORT, _CONSTANT, _CHANCE = range(len(STATUS))
 _DAYS = (1.0, 1.00273791)  # cycles a day of the Sun and of the stars
-_CURVES_A_TASK = 32
+_ALIASES = np.array([0.0, *_DAYS, *(-day for day in _DAYS)])
+_CURVES_A_TASK = 16
+# Values of the spectrum among which peaks are looked for.
+_VALUES = 128
+# In units of 1 / span: how close two frequencies are the same, and the refinements around a frequency.
+_NEAR = 0.075
+_COARSE = np.arange(-2, 3) / 16
+_FINE = np.arange(-2, 3) / 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class PeriodRule:
         oversample: frequencies within 1 / span.
         peaks: peaks taken from each of the two spectra.
         refined: the best candidates, which are refined in frequency.
+        fitted: the best of these, which are refined again by fits of up to 6 harmonics.
         day_penalty: added to the criterion at whole numbers of cycles a day.
         fold_share: the share of the explained variance from which on half the period is enough.
         min_points: light curves with fewer points at different times have no period.
@@ -69,9 +83,10 @@ class PeriodRule:
     """
 
     highest: float = 10.0
-    oversample: float = 4.0
+    oversample: float = 1.5
     peaks: int = 5
     refined: int = 8
+    fitted: int = 4
     day_penalty: float = 10.0
     fold_share: float = 0.7
     min_points: int = 10
@@ -217,14 +232,17 @@ def _search(curves: CurveBatch, places: range, rule: PeriodRule) -> Periods:
     if not searched:
         return out
     kept = [curve for _, _, curve in searched]
-    frequency, harmonics, peaks = _choose(kept, rule)
+    highest = [_highest(curve, rule) for curve in kept]
+    frequency, harmonics, peaks = _choose(kept, highest, rule)
     # From here on: half, once and twice the frequency.
-    sums = [
-        harmonic_sums(curve, f * np.array([0.5, 1, 2]), HARMONICS) for curve, f in zip(kept, frequency, strict=True)
-    ]
-    gains = harmonic_gains(np.concatenate(sums)).reshape(-1, 3, HARMONICS)
+    sums = np.concatenate(
+        [harmonic_sums(curve, f * np.array([0.5, 1, 2]), HARMONICS) for curve, f in zip(kept, frequency, strict=True)],
+        axis=2,
+    )
+    gains = harmonic_gains(sums).T.reshape(-1, 3, HARMONICS)
+    phases = _minimum_phases(sums).reshape(-1, 3)
     for i, (row, first, curve) in enumerate(searched):
-        log_chance = log_false_alarm(peaks[i], curve, _highest(curve, rule))
+        log_chance = log_false_alarm(peaks[i], curve, highest[i])
         out.log_false_alarm[row] = log_chance
         if log_chance > np.log10(rule.false_alarm):
             out.status[row] = _CHANCE
@@ -233,7 +251,7 @@ def _search(curves: CurveBatch, places: range, rule: PeriodRule) -> Periods:
         folded = 2 if twice >= rule.fold_share * once else 1
         out.period[row] = 1 / frequency[i]
         out.fold_period[row] = 1 / (folded * frequency[i])
-        out.epoch[row] = first + _minimum_phase(sums[i][folded]) * out.fold_period[row]
+        out.epoch[row] = first + phases[i, folded] * out.fold_period[row]
         out.gains[row] = gains[i, folded - 1 : folded + 1].ravel()
         out.power[row] = out.gains[row, HARMONICS]
         out.harmonics[row] = harmonics[i]
@@ -258,43 +276,56 @@ def _prepare(curves: CurveBatch, place: int, rule: PeriodRule) -> tuple[Curve | 
     return Curve.of(time, mag, err), float(time[0]), _FOUND
 
 
-def _choose(curves: list[Curve], rule: PeriodRule) -> tuple[Float64Array, NDArray[np.int64], list[Float64Array]]:
-    """The frequency and the harmonics of each curve's best fit, and the highest gains of 1, 2, ... harmonics."""
-    most = [_most_harmonics(len(curve)) for curve in curves]
-    steps, frequencies = zip(*(_candidates(curve, rule) for curve in curves), strict=True)
-    fits = _fits(curves, frequencies, 3)
-    best = [
-        f[np.argsort(_criterion(gain, curve, k).min(axis=1), kind="stable")[: rule.refined]]
-        for f, gain, curve, k in zip(frequencies, fits, curves, most, strict=True)
-    ]
-    # Steps of 1 / (16 span), then of a quarter of that, around each.
-    for width, finer, harmonics in ((3, 4, 4), (2, 16, HARMONICS)):
-        around = np.arange(-width, width + 1) / finer
-        grids = [np.maximum(f[:, None] + around * step, step) for f, step in zip(best, steps, strict=True)]
-        fits = _fits(curves, [grid.ravel() for grid in grids], harmonics)
-        tables = [_criterion(gain, curve, k) for gain, curve, k in zip(fits, curves, most, strict=True)]
-        scores = [table.min(axis=1).reshape(grid.shape) for table, grid in zip(tables, grids, strict=True)]
-        best = [grid[np.arange(len(grid)), score.argmin(axis=1)] for grid, score in zip(grids, scores, strict=True)]
+def _choose(
+    curves: list[Curve], highest: list[float], rule: PeriodRule
+) -> tuple[Float64Array, NDArray[np.int64], list[Float64Array]]:
+    """The frequency and the harmonics of each curve's best fit, and the highest gains of 1, 2, ... harmonics.
+
+    Args:
+        curves: the light curves.
+        highest: the highest frequency to search of each, cycles a day.
+        rule: the settings of the search.
+    """
+    pairs = zip(curves, highest, strict=True)
+    frequencies, sums = map(list, zip(*(_candidates(*pair, rule) for pair in pairs), strict=True))
+    _, scores = _fits(curves, sums)
+    for count, grid, harmonics in ((rule.refined, _COARSE, 4), (rule.fitted, _FINE, HARMONICS)):
+        for i, (curve, f, score) in enumerate(zip(curves, frequencies, scores, strict=True)):
+            best, around = _best(f, score.min(axis=0), count, _NEAR / curve.span), grid / curve.span
+            sums[i] = harmonic_sums(curve, best, harmonics, around)
+            frequencies[i] = np.add.outer(best, around).ravel()
+        gains, scores = _fits(curves, sums)
     frequency, harmonics_of = np.empty(len(curves)), np.empty(len(curves), np.int64)
-    for i, (grid, score, table, curve) in enumerate(zip(grids, scores, tables, curves, strict=True)):
-        place = int(np.argmin(score + rule.day_penalty * _at_whole_days(grid, curve)))
-        frequency[i], harmonics_of[i] = grid.flat[place], table[place].argmin() + 1
-    return frequency, harmonics_of, [gain[:, :k].max(axis=0) for gain, k in zip(fits, most, strict=True)]
+    for i, (curve, f, score) in enumerate(zip(curves, frequencies, scores, strict=True)):
+        place = int(np.argmin(score.min(axis=0) + rule.day_penalty * _at_whole_days(f, curve)))
+        frequency[i], harmonics_of[i] = f[place], score[:, place].argmin() + 1
+    return (
+        frequency,
+        harmonics_of,
+        [gain.max(axis=1)[: _most_harmonics(len(c))] for gain, c in zip(gains, curves, strict=True)],
+    )
 
 
-def _candidates(curve: Curve, rule: PeriodRule) -> tuple[float, Float64Array]:
-    """The step of the grid, and candidates (F,) in cycles a day."""
-    highest = _highest(curve, rule)
+def _best(frequency: Float64Array, score: Float64Array, count: int, apart: float) -> Float64Array:
+    """The `count` frequencies of the lowest scores; of several within `apart` of each other the best."""
+    ordered = frequency[np.argsort(score, kind="stable")]
+    return ordered[take_apart(ordered, count, apart)]
+
+
+def _candidates(curve: Curve, highest: float, rule: PeriodRule) -> tuple[Float64Array, Complex64Array]:
+    """Candidates (F,) in cycles a day, and the sums of which their first fits are made."""
     spectrum = power_spectrum(curve, highest, rule.oversample)
-    per_span = 1 / (spectrum.step * curve.span)
-    first, apart = max(2, int(per_span)), 1.5 * per_span
-    peaks = [highest_peaks(power, first, rule.peaks, apart) for power in (spectrum.power, harmonic_sum(spectrum.power))]
-    found = np.unique(np.concatenate(peaks)) * spectrum.step
-    aliases = [np.abs(found + shift) for day in _DAYS for shift in (day, -day)]
-    every = np.concatenate([found, found / 2, 2 * found, *aliases])
-    every = every[(every >= 0.7 / curve.span) & (every <= highest)]
-    near = 0.3 * spectrum.step
-    return spectrum.step, np.unique(np.rint(every / near)) * near
+    spectrum.power[: max(2, math.ceil(rule.oversample))] = 0  # less than a cycle within the span
+    places = highest_peaks(spectrum.power, _VALUES)
+    two = (places, fundamentals(spectrum.power, places))
+    found = np.concatenate([list_[take_apart(list_, rule.peaks, 1.5 * rule.oversample)] for list_ in two])
+    found = found[take_apart(found, len(found), _NEAR * rule.oversample)] * spectrum.step
+    found = np.minimum(found, highest) if len(found) else np.array([highest])
+    multiples = np.concatenate([found / 2, 2 * found])
+    every = np.concatenate([np.abs(np.add.outer(found, _ALIASES)).ravel(), multiples])
+    sums = [harmonic_sums(curve, found, _FEW_HARMONICS, _ALIASES), harmonic_sums(curve, multiples, _FEW_HARMONICS)]
+    good = (every >= 0.7 / curve.span) & (every <= highest)
+    return every[good], np.concatenate(sums, axis=2)[..., good]
 
 
 def _highest(curve: Curve, rule: PeriodRule) -> float:
@@ -306,23 +337,22 @@ def _highest(curve: Curve, rule: PeriodRule) -> float:
     return min(rule.highest, 0.5 / float(gaps.min())) if evenly_spaced else rule.highest
 
 
-def _fits(curves: Sequence[Curve], frequencies: Iterable[Float64Array], harmonics: int) -> list[Float64Array]:
-    """The gains (F, harmonics) of each curve at its F frequencies."""
-    sums = [harmonic_sums(curve, f, harmonics) for curve, f in zip(curves, frequencies, strict=True)]
-    return np.split(harmonic_gains(np.concatenate(sums)), np.cumsum([len(s) for s in sums])[:-1])
+def _fits(curves: Sequence[Curve], sums: Sequence[Complex64Array]) -> tuple[list[Float64Array], list[Float64Array]]:
+    """The gains (K, F) of fits to each curve, and their Bayesian information criterion, lower is better."""
+    lengths = [s.shape[-1] for s in sums]
+    gains = harmonic_gains(np.concatenate(sums, axis=2))
+    n = np.repeat([len(curve) for curve in curves], lengths)
+    most = np.repeat([_most_harmonics(len(curve)) for curve in curves], lengths)
+    harmonics = np.arange(1, len(gains) + 1)[:, None]
+    criterion = n * np.log(np.maximum(1 - gains, 1e-6)) + 2 * np.log(n) * harmonics
+    criterion[harmonics > most] = np.inf
+    ends = np.cumsum(lengths)[:-1]
+    return np.split(gains, ends, axis=1), np.split(criterion, ends, axis=1)
 
 
 def _most_harmonics(n: int) -> int:
     """The harmonics that n points allow."""
     return min(HARMONICS, max(1, (n - 4) // 6))
-
-
-def _criterion(gain: Float64Array, curve: Curve, most: int) -> Float64Array:
-    """The Bayesian information criterion (F, K) of fits with 1 .. K harmonics, at most `most`, lower is better."""
-    gain = gain[:, :most]
-    n = len(curve)
-    terms = 2 * np.arange(1, gain.shape[1] + 1)
-    return np.asarray(n * np.log(np.maximum(1 - gain, 1e-6)) + np.log(n) * terms)
 
 
 def _at_whole_days(frequency: Float64Array, curve: Curve) -> NDArray[np.bool_]:
@@ -331,17 +361,17 @@ def _at_whole_days(frequency: Float64Array, curve: Curve) -> NDArray[np.bool_]:
     return np.asarray((away < max(0.01, 1 / curve.span)) & (frequency > 0.5))
 
 
-def _minimum_phase(sums: Float64Array) -> float:
-    """The phase in [0, 1) of the largest magnitude of a fit of one harmonic, from `harmonic_sums` at one frequency."""
-    cos, sin = sums[0]
+def _minimum_phases(sums: Complex64Array) -> Float64Array:
+    """The phases in [0, 1) of the largest magnitude of fits of one harmonic at F frequencies, from `harmonic_sums`."""
+    weights, mags = (sums[:3, i].astype(np.complex128) for i in (0, 1))
+    cos, sin, one = weights.real, weights.imag, np.ones(sums.shape[2])
     matrix = np.array(
         [
-            [1, cos[1], sin[1]],
-            [cos[1], (1 + cos[2]) / 2, sin[2] / 2],
-            [sin[1], sin[2] / 2, (1 - cos[2]) / 2],
+            [one, cos[1], sin[1]],
+            [cos[1], (1 + cos[2]) / 2 + 1e-3, sin[2] / 2],
+            [sin[1], sin[2] / 2, (1 - cos[2]) / 2 + 1e-3],
         ]
     )
-    matrix[1, 1] += 1e-3
-    matrix[2, 2] += 1e-3
-    _, a, b = np.linalg.solve(matrix, sums[1, :, :2].ravel()[[0, 1, 3]])
-    return float(np.arctan2(b, a) / (2 * np.pi) % 1)
+    right = np.stack([mags[0].real, mags[1].real, mags[1].imag])
+    _, a, b = np.linalg.solve(matrix.transpose(2, 0, 1), right.T[..., None])[..., 0].T
+    return np.asarray(np.arctan2(b, a) / (2 * np.pi) % 1)

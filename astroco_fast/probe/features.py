@@ -129,7 +129,7 @@ def _folded(time: Floats, mag: Floats, err: Floats, period: float) -> Floats:
     curve = Curve.of(time, mag, err)
     deviation = float(np.sqrt(curve.weight @ (mag - curve.weight @ mag) ** 2))
     sums = harmonic_sums(curve, np.array([2, 1, 0.5]) / period, HARMONICS)
-    gains_half, gains, gains_twice = harmonic_gains(sums)
+    gains_half, gains, gains_twice = harmonic_gains(sums).T
     _, fit, twice = harmonic_fit(sums) * deviation
     amplitudes, phases, order = np.abs(fit), np.angle(fit), np.arange(1, HARMONICS + 1)
     first = max(float(amplitudes[0]), _TINY)

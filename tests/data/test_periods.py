@@ -13,11 +13,13 @@ from astroco_fast.data.clean import clean
 from astroco_fast.data.curves import CurveBatch
 from astroco_fast.data.periodogram import (
     Curve,
+    fundamentals,
     harmonic_gains,
     harmonic_sums,
     highest_peaks,
     log_false_alarm,
     power_spectrum,
+    take_apart,
 )
 from astroco_fast.data.periods import HARMONICS, STATUS, PeriodRule, Periods, find_periods
 from astroco_fast.data.sources import open_source
@@ -116,6 +118,13 @@ def test_evenly_spaced_points_are_searched_up_to_half_their_rate():
     np.testing.assert_allclose(find(points).period, 7.3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("n", [10, 11, 40])
+def test_curves_that_alternate_have_the_shortest_period(n):
+    time = np.arange(float(n))
+    found = find(np.stack([time, 15 + 0.1 * (-1.0) ** time, np.full(n, 0.01)], axis=1))
+    assert not found.found[0] or found.period[0] == pytest.approx(2, rel=0.1)
+
+
 def test_twice_the_points_at_the_same_times_have_the_same_period():
     points = curve(sawtooth, 0.61)
     np.testing.assert_allclose(find(np.repeat(points, 2, axis=0)).period, find(points).period, rtol=1e-5)
@@ -209,16 +218,30 @@ def test_the_grid_is_bounded(monkeypatch):
     np.testing.assert_allclose(find(points).period, 402.0, rtol=1e-3)
 
 
-@pytest.mark.parametrize("nights", [400, 20_000])
+@pytest.mark.parametrize("nights", [4, 400, 20_000])
 def test_spectrum_is_the_sum_it_says(nights):
-    """At 20,000 days the transform is in double precision."""
+    """In one transform, in several at once, and in several times several."""
     light = Curve.of(*curve(sawtooth, 0.61, nights=nights).T)
     spectrum = power_spectrum(light, 10.0, 4.0)
-    assert 4 <= 1 / (spectrum.step * light.span) <= 4.5 + 1e-9
-    places = np.arange(0, len(spectrum.power), 997)
+    assert 1 / (spectrum.step * light.span) == pytest.approx(4)
+    assert 0 <= len(spectrum.power) * spectrum.step - 10.0 < 16 * spectrum.step
+    places = np.unique(np.linspace(0, len(spectrum.power) - 1, 1000).astype(int))
     wave = np.exp(2j * np.pi * np.outer(places * spectrum.step, light.time))
     expected = np.abs(wave @ (light.weight * light.mag)) ** 2
     np.testing.assert_allclose(spectrum.power[places], expected, atol=0.02 * spectrum.power.max())
+
+
+@pytest.mark.parametrize("harmonics", [1, 3])
+def test_sums_around_frequencies_are_those_at_their_sums(harmonics):
+    light = Curve.of(*curve(sawtooth, 0.61).T)
+    frequency, around = np.array([0.3, 1.6, 9.9]), np.array([-1.0, 0, 0.001, 1.00273791])
+    together = harmonic_sums(light, frequency, harmonics, around)
+    one_by_one = harmonic_sums(light, np.add.outer(frequency, around).ravel(), harmonics)
+    assert together.shape == (2 * harmonics + 1, 2, 12)
+    np.testing.assert_allclose(together, one_by_one, atol=2e-5)
+    order = np.arange(2 * harmonics + 1)
+    wave = np.exp(2j * np.pi * np.outer(order * (1.6 + 0.001), light.time))
+    np.testing.assert_allclose(together[:, 1, 6], wave @ (light.weight * light.mag), atol=2e-5)
 
 
 def test_gains_are_those_of_penalised_least_squares(monkeypatch):
@@ -226,7 +249,7 @@ def test_gains_are_those_of_penalised_least_squares(monkeypatch):
     light = Curve.of(*curve(sawtooth, 0.61).T)
     frequency = np.array([0.5, 1, 1.7]) / 0.61
     gains = harmonic_gains(harmonic_sums(light, frequency, HARMONICS))
-    for f, row in zip(frequency, gains, strict=True):
+    for f, row in zip(frequency, gains.T, strict=True):
         for harmonics in range(1, HARMONICS + 1):
             order = np.arange(1, harmonics + 1)
             angle = 2 * np.pi * f * np.outer(light.time, order)
@@ -237,11 +260,28 @@ def test_gains_are_those_of_penalised_least_squares(monkeypatch):
             assert row[harmonics - 1] == pytest.approx(right @ np.linalg.solve(normal, right), abs=1e-5)
 
 
-def test_highest_peaks_are_apart():
-    power = np.zeros(1003)
-    power[[1, 40, 42, 300, 1002]] = [9, 5, 6, 4, 3]
-    assert highest_peaks(power, 4, 3, 6.0).tolist() == [42, 300, 1002]
-    assert highest_peaks(power[:9], 4, 3, 6.0).tolist() == [4]
+def test_peaks_are_at_the_vertices_of_parabolas():
+    power = np.zeros(1008, np.float32)
+    power[300:303] = [2, 6, 4]
+    power[40:44] = [5, 7, 7, 5]  # the highest by its vertex
+    power[-2:] = [3, 3.1]
+    power[500] = 0.5  # not among the highest values
+    places = highest_peaks(power, 8)
+    np.testing.assert_allclose(places[:2], [41.5, 301 + 1 / 6])
+    assert 1006 < places[2] < 1008
+    assert len(places) == 3
+    assert not len(highest_peaks(np.zeros(32, np.float32), 6))
+
+
+def test_fundamentals_are_those_of_the_harmonics():
+    power = np.zeros(1008, np.float32)
+    power[[200, 400, 600, 900]] = [1, 3, 2, 5]
+    assert fundamentals(power, np.array([900.0, 400, 600, 200])).tolist()[:5] == [300, 200, 200, 900, 450]
+
+
+def test_values_taken_are_apart():
+    assert take_apart(np.array([5.0, 6, 3.9, 5.5, 9, 1]), 3, 1.0) == [0, 2, 4]
+    assert take_apart(np.array([5.0, 5, 5]), 3, 0.1) == [0]
 
 
 def test_false_alarm_is_the_published_formula():
@@ -270,7 +310,7 @@ def test_narrow_eclipses_are_no_chance():
     """One harmonic explains too little of them."""
     points = curve(lambda phase: 0.15 * (np.abs(phase - 0.5) < 0.02), 3.21, n=300, seed=3)
     light = Curve.of(*points.T)
-    gains = harmonic_gains(harmonic_sums(light, np.array([1 / 3.21]), HARMONICS))[0]
+    gains = harmonic_gains(harmonic_sums(light, np.array([1 / 3.21]), HARMONICS))[:, 0]
     assert log_false_alarm(gains[:1], light, 10.0) > -2 > log_false_alarm(gains, light, 10.0)
     assert find(points).found[0]
 
