@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import capture, ops
+from astroco_fast.buckets import Call
 from astroco_fast.kernels.cpu.plan import planned
 from astroco_fast.kernels.prepared import recheck
 from astroco_fast.pretrained import PretrainedEncoder
@@ -68,7 +69,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
 
         if not capture.enabled or in_graph():
             return one_by_one()
-        call = capture.Call(time, mag, err, mask, hidden, centered, lengths)
+        call = Call(time, mag, err, mask, hidden, centered, lengths)
         return capture.encoded(self, call, one_by_one)
 
     def encode(self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, layout: Layout) -> AstroCoOutput:

@@ -108,7 +108,7 @@ GROUPS = {
     "kernels.audit": ("kernels.audit",),
     "kernels": ("kernels",),
     "self-check": ("selfcheck", "comparison", "verdicts", "configuration"),
-    "ops": ("ops", "warming", "capture"),
+    "ops": ("ops", "warming", "capture", "buckets"),
     "models": (
         *("model", "baselines", "presets", "registry", "released", "pretrained", "card", "digest", "flops"),
         *("astromer_weights", "hub"),

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from astroco_fast import capture
-from astroco_fast.capture import Bucket, CaptureError, Store, Table
+from astroco_fast.buckets import Bucket
+from astroco_fast.capture import CaptureError, Store, Table
 from astroco_fast.data.masking import HIDDEN
 from astroco_fast.data.training import DeviceBatch
 from astroco_fast.kernels.snapshot import Snapshot

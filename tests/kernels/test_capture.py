@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 
 import astroco_fast as af
 from astroco_fast import capture
-from astroco_fast.capture import Bucket
+from astroco_fast.buckets import Bucket
 from astroco_fast.kernels.cpu import plan
 from astroco_fast.kernels.prepared import forget, recheck
 from astroco_fast.kernels.triton.segments import segments
