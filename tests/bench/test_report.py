@@ -84,6 +84,13 @@ def test_bar_of_a_case(tmp_path, batch, kind, limit):
         assert (bar.limit, bar.met, bar.rivals) == (limit, ratio >= limit, 1)
 
 
+def test_int8_meets_no_bar(tmp_path):
+    """It is asked for by name, and rounds what it multiplies."""
+    ours = [entry(f"astroco_fast cpu {kind}", ratio, "ours") for kind, ratio in (("int8", 4.0), ("bf16", 1.1))]
+    (bar,) = [bar for bar in bars(load(save(tmp_path / "run.json", ours))) if bar.text.endswith("times the best rival")]
+    assert not bar.met
+
+
 def test_overhead_is_a_bar(tmp_path):
     run = save(tmp_path / "run.json", [other("test_embed", 1.0, embed_share=0.04, assembly_share=0.02)])
     (bar,) = bars(load(run))
