@@ -21,7 +21,10 @@ _ROWS = 250_000  # of an item that are read at a time
 
 def is_pair(item: Any) -> bool:
     """Whether an item is a pair of a name and a light curve, as those of `dict.items()` and of pandas' groups."""
-    return isinstance(item, tuple) and len(item) == 2 and (_is_word(item[0]) or _is_key(item[0]))
+    if not isinstance(item, tuple) or len(item) != 2:
+        return False
+    # Two tuples are a light curve of two points.
+    return _is_word(item[0]) or (_is_key(item[0]) and not _is_key(item[1]))
 
 
 def named(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:

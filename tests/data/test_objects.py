@@ -267,6 +267,12 @@ def test_pairs_of_name_and_curve(give, make, batch):
         list(read_curves(give([pairs[0], pairs[1][1]])))
 
 
+def test_tuples_of_points_are_no_pairs():
+    """A light curve of two points whose numbers are whole is not taken for a group's key and its light curve."""
+    (found,) = read_curves([((1, 15, 1), (2, 16, 1))])
+    assert found.time.tolist() == [1.0, 2.0]
+
+
 def test_groups_of_a_frame(batch):
     frame = as_long(batch)
     for keys in ("id", ["id"], ["id", "band"]):
