@@ -4,7 +4,6 @@ A fake device stands in for a GPU (`bench.fake_graphs`): its graphs repeat recor
 """
 
 import gc
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from bench.fake_graphs import FakeCuda, FakeGraph
 from bench.host_launches import encode_launches
 from tests.kernels import test_plan
 from tests.kernels.test_model import shortened
-from tests.kernels.test_plan import assert_same, one_by_one, tiny
+from tests.kernels.test_plan import assert_same, in_four_threads, one_by_one, tiny
 from tests.windows import make_windows
 
 SIZE = 8
@@ -429,11 +428,7 @@ def test_a_model_in_two_threads(native: FakeCuda) -> None:
         with torch.no_grad(), af.backend("cpu"):
             wrong.extend(i for _ in range(5) if not torch.equal(model(*batches[i]).sequence, expected[i].sequence))
 
-    threads = [threading.Thread(target=call, args=(i % 2,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_four_threads(call)
     assert not wrong
     assert replays(native) > 1
 

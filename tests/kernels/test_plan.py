@@ -284,6 +284,15 @@ def test_outputs_are_the_callers(used: list[bool]) -> None:
     assert used == [True] * 4
 
 
+def in_four_threads(call: Callable[[int], None]) -> None:
+    """Call `call(0)` and `call(1)` in two threads each, all at once."""
+    threads = [threading.Thread(target=call, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_a_model_in_two_threads(used: list[bool]) -> None:
     model = tiny()
     batches = [points(20, 9, seed=seed) for seed in range(2)]
@@ -297,11 +306,7 @@ def test_a_model_in_two_threads(used: list[bool]) -> None:
         with torch.no_grad():
             wrong.extend(i for _ in range(50) if not torch.equal(model(*batches[i]).sequence, expected[i].sequence))
 
-    threads = [threading.Thread(target=call, args=(i % 2,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_four_threads(call)
     assert not wrong
     assert used
 
