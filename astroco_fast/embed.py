@@ -7,11 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import astroco_fast
 from astroco_fast import commands
 from astroco_fast.data.columns import Columns
 from astroco_fast.errors import UserError
@@ -102,7 +101,6 @@ def write_embeddings(config: EmbedConfig) -> int:
     # Imported here, because `--help` should not wait for them.
     from astroco_fast import embedding_formats as formats
     from astroco_fast.data.sources import open_source
-    from astroco_fast.digest import model_facts
     from astroco_fast.embedding import choose
     from astroco_fast.embedding_parts import Parts
     from astroco_fast.files import refuse_input
@@ -119,18 +117,8 @@ def write_embeddings(config: EmbedConfig) -> int:
     refuse_input(out, source.inputs, "the light curves")
     refuse_input(out, [folder], "the model")
     formats.check(out, config.output)
-    settings = {
-        "columns": asdict(config.columns),
-        "band": config.band,
-        **choice.settings(),
-        "device": next(model.parameters()).device.type,
-    }
-    provenance = {
-        "version": astroco_fast.__version__,
-        "model": model_facts(name, model, choice.parts),
-        "source": config.source,
-        "settings": settings,
-    }
+    provenance = formats.provenance_of(name, model, choice, config.source, config.columns, config.band)
+    provenance["settings"]["device"] = next(model.parameters()).device.type
     parts = Parts(out, {**provenance, "source": source.identity}, share, config.overwrite)
     if parts.finished():
         parts.remove()

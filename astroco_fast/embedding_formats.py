@@ -8,9 +8,9 @@ metadata: key `astroco_fast` of an Arrow schema (Parquet, Feather), card ASTROCO
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from astroco_fast.digest import DIGEST, MODEL
+import astroco_fast
+from astroco_fast.digest import DIGEST, MODEL, model_facts
 from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.files import require_place
+
+if TYPE_CHECKING:
+    from astroco_fast.data.columns import Columns
+    from astroco_fast.embedding import Choice
+    from astroco_fast.pretrained import PretrainedEncoder
 
 KEY, SIMULATED = "astroco_fast", "simulated"
 _ROW_GROUP = 32 << 20  # bytes of rows that are written at a time
@@ -196,6 +202,18 @@ _WRITERS: dict[str, Callable[[Path, Rows], None]] = {
     ".npz": _npz,
 }
 _LISTS = (".parquet", ".feather", ".arrow")  # formats that hold lists of different lengths
+
+
+def provenance_of(
+    name: str, model: "PretrainedEncoder", choice: "Choice", source: str, columns: "Columns", band: str | None
+) -> dict[str, Any]:
+    """What stands beside results, as plain data: version, the model with its name and digest, source, settings."""
+    return {
+        "version": astroco_fast.__version__,
+        "model": model_facts(name, model, choice.parts),
+        "source": source,
+        "settings": {"columns": asdict(columns), "band": band, **choice.settings()},
+    }
 
 
 def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:

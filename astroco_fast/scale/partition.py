@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,18 +79,14 @@ def provenance(
         model, columns, band, settings: as for `embed_partition`.
         source: the light curves' name.
     """
-    import astroco_fast
-    from astroco_fast.digest import model_facts
     from astroco_fast.embedding import choose, layout
+    from astroco_fast.embedding_formats import provenance_of
 
     encoder = _encoder(model)
     others = ("prefix", "threads", "progress")  # which change no vector
     choice = choose(encoder, **{"short": "nan", **{key: settings[key] for key in settings if key not in others}})
     facts = {
-        "version": astroco_fast.__version__,
-        "model": model_facts(_name(model), encoder, choice.parts),
-        "source": source,
-        "settings": {"columns": asdict(columns or Columns()), "band": band, **choice.settings()},
+        **provenance_of(_name(model), encoder, choice, source, columns or Columns(), band),
         "parts": {part: [place.start, place.stop] for part, place in layout(encoder, choice.parts).items()},
     }
     return json.dumps(facts, sort_keys=True, ensure_ascii=False)
