@@ -279,6 +279,8 @@ def test_groups_of_a_frame(batch):
         assert_same_curves(read_curves(frame.groupby(keys)), [batch])
     with pytest.raises(UserError, match=r"item 1: the key \('.*', '.*'\) is no id"):
         list(read_curves(frame.groupby(["id", "band"])[ROLES]))
+    with pytest.raises(UserError, match="list of arrays: light curve '0' is not an array of numbers"):
+        list(read_curves(frame.groupby(["id", "mjd"])[["mag", "err"]]))
 
 
 def test_dict_of_columns(batch):
