@@ -97,7 +97,7 @@ class NamedArrays(BatchSource):
         for star, array in self._items():
             ids.append(star)
             arrays.append(array)
-            points += len(array) if hasattr(array, "__len__") and getattr(array, "ndim", 1) else 1
+            points += len(array) if hasattr(array, "__len__") and getattr(array, "ndim", 1) > 0 else 1
             if len(ids) == _ARRAYS_A_BATCH or points >= _POINTS_A_BATCH:
                 yield self._batch(ids, arrays)
                 ids, arrays, points = [], [], 0
