@@ -1,9 +1,8 @@
 """The layer mix, sum_l w_l x(l) with w = softmax(logits), and its mean over each window's real points.
 
-Without gradients each state is added to the sum as soon as it is computed, 12 D bytes a row, and then released; the
-launch that adds the last one also computes the means. With gradients all states are in memory at the end, and a launch
-adds up to five of them (S's five in one launch, L's thirteen in three): 4 D bytes a row and state, and 8 D for a launch
-that continues a sum or whose sum is continued.
+A launch adds up to five states (S's five in one launch, L's thirteen in three), and the one that adds the last also
+computes the means: 4 D bytes a row and state, and 8 D for a launch that continues a sum or whose sum is continued. A
+launch for every state would move 12 D; to add in the kernel that ends a block, which has the state in registers, 8 D.
 
 Backward computes each state's gradient, w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus
 that of the mean. For the logits it computes the sum of dM x(l). Again a launch takes up to five states, 8 D bytes a row

@@ -1,10 +1,11 @@
 """The layer mix, sum_l softmax(logits)_l x(l), and its mean over each window's real points.
 
-Without gradients each state is added to the mix as soon as it is computed, and then released. With gradients the
-states, which the blocks' backward keeps anyway, are held until the last one is computed.
+Without gradients states wait until there are five (`GROUP`), are added to the mix in one launch, and released: while a
+block runs, its input and up to three states before it are in memory. With gradients all states, which the blocks'
+backward keeps anyway, are held until the last one is computed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,17 @@ from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import LastLayer, LayerMix
 
 
+def _add(
+    states: Sequence[Tensor], total: Tensor | None, logits: Tensor, before: int, start: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`total` and the states from number `before` on; the means, which are (0, D) unless the last state is there."""
+    last = before + len(states) == logits.shape[0]
+    for at in range(0, len(states), GROUP):
+        pool = last and at + GROUP >= len(states)
+        total, pooled = mix(states[at : at + GROUP], total, logits, before + at, start, lengths, pool)
+    return cast(Tensor, total), pooled
+
+
 class _Mix(torch.autograd.Function):
     """The mix of `states`, added to `total`, the sum of the states before them, which need no gradients."""
 
@@ -29,12 +41,7 @@ class _Mix(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         states = tuple(rows_of(x) for x in states)
         ctx.save_for_backward(logits, start, lengths, *states)
-        before = logits.shape[0] - len(states)
-        for at in range(0, len(states), GROUP):
-            total, pooled = mix(
-                states[at : at + GROUP], total, logits, before + at, start, lengths, at + GROUP >= len(states)
-            )
-        return cast(Tensor, total), pooled
+        return _add(states, total, logits, logits.shape[0] - len(states), start, lengths)
 
     @staticmethod
     @once_differentiable
@@ -66,17 +73,28 @@ def mix_pool(module: LayerMix | LastLayer, states: Iterable[Tensor], layout: Lay
     logits, where = module.logits, segments(layout)
     total: Tensor | None = None
     pooled: Tensor | None = None
-    kept: list[Tensor] = []
-    added, layers = 0, logits.shape[0]
+    held: list[Tensor] = []
+    added, wanted = 0, False
+
+    def add() -> None:
+        nonlocal total, pooled, added
+        if held:
+            total, pooled = _add([rows_of(x) for x in held], total, logits, added, where.start, where.lengths)
+            added += len(held)
+            held.clear()
+
     for x in states:
         # If one state needs a gradient, those after it may depend on it and need theirs.
-        if kept or (torch.is_grad_enabled() and (logits.requires_grad or x.requires_grad)):
-            kept.append(x)
-        else:
-            added += 1
-            total, pooled = mix([rows_of(x)], total, logits, added - 1, where.start, where.lengths, added == layers)
-    if kept:
-        total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *kept)
+        if not wanted and torch.is_grad_enabled() and (logits.requires_grad or x.requires_grad):
+            wanted = True
+            add()
+        held.append(x)
+        if len(held) == GROUP and not wanted:
+            add()
+    if wanted:
+        total, pooled = _Mix.apply(logits, total, where.start, where.lengths, *held)
+    else:
+        add()
     if layout.filler is not None:  # then `where` has more windows than the batch
         pooled = cast(Tensor, pooled)[: layout.batch]
     return cast(Tensor, total), cast(Tensor, pooled)

@@ -94,19 +94,23 @@ def test_gradient_of_late_states_only(fused: str, device: torch.device) -> None:
     harness.assert_close(found)
 
 
-def test_inference_keeps_no_state(fused: str, device: torch.device) -> None:
+def test_inference_keeps_few_states(fused: str, device: torch.device) -> None:
+    """While a state is computed, the one before it is there, and on GPUs those that wait for the launch of five."""
     layout = Layout.packed(torch.tensor([3, 5]), 5, device)
     made: list[weakref.ref[Tensor]] = []
+    most = 4 if fused == "triton" else 1
 
     def states() -> Iterator[Tensor]:
-        for _ in range(5):
-            assert sum(state() is not None for state in made) <= 2  # the last state is held until the next is computed
+        counts = []
+        for _ in range(12):
+            counts.append(sum(state() is not None for state in made))
             x = torch.randn(layout.rows, 64, device=device)
             made.append(weakref.ref(x))
             yield x
             del x
+        assert max(counts) == most, counts
 
-    module = mix_of(4, device)
+    module = mix_of(11, device)
     with af.backend(fused), torch.no_grad():
         ops.mix_pool(module, states(), layout)
     with af.backend(fused):  # also without `no_grad`, if no parameter needs a gradient
