@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
@@ -18,6 +19,8 @@ def patch() -> None:
     """Change the interpreter for the rest of the process."""
     look_once()
     remember_types()
+    broadcast_by_numpy()
+    skip_overflow()
     prepare_tall_tiles()
     round_bfloat16()
 
@@ -40,32 +43,64 @@ def look_once() -> None:
 
 
 def remember_types() -> None:
-    """Remember what Triton's interpreter makes of each shape and type: it would make it anew for every number."""
-    shape_of_block, shape_of_tensor = {}, {}
+    """Remember what Triton's interpreter makes of each shape and type: it would make it anew for every number.
+
+    Blocks of one shape share the object `shape`, so that its identity tells which shape it is.
+    """
+    shape_of_block, shape_of_tensor, known = {}, {}, {}
     make_block, make_tensor = core.block_type.__init__, core.tensor.__init__
-    np_dtype = cache(interpreter._get_np_dtype)
+    np_dtype, equal = cache(interpreter._get_np_dtype), core.dtype.__eq__
 
     def block_type(self, element_ty, shape):  # type: ignore[no-untyped-def]
-        sizes = tuple(core._unwrap_if_constexpr(size) for size in shape)
-        if sizes not in shape_of_block:
-            make_block(self, element_ty, shape)
-            shape_of_block[sizes] = self.shape, self.numel, str(self.shape)
+        if (found := known.get(id(shape))) is None:
+            sizes = tuple(core._unwrap_if_constexpr(size) for size in shape)
+            if sizes not in shape_of_block:
+                make_block(self, element_ty, shape)
+                shape_of_block[sizes] = self.shape, self.numel, str(self.shape)
+                known[id(self.shape)] = shape_of_block[sizes]  # it is kept, so that no other object gets its id
+            found = shape_of_block[sizes]
         self.element_ty = element_ty
-        self.shape, self.numel, text = shape_of_block[sizes]
+        self.shape, self.numel, text = found
         self.name = f"<{text}, {element_ty}>"
 
     def tensor(self, handle, type):  # type: ignore[no-untyped-def]
-        sizes = tuple(type.shape) if type.is_block() else ()
-        if sizes not in shape_of_tensor:
+        key = id(type.shape) if type.is_block() else None
+        if key not in shape_of_tensor:
             make_tensor(self, handle, type)
-            shape_of_tensor[sizes] = self.shape, self.numel
+            if key is None or key in known:
+                shape_of_tensor[key] = self.shape, self.numel
+            return
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.shape, self.numel = shape_of_tensor[sizes]
+        self.shape, self.numel = shape_of_tensor[key]
 
     def get_np_dtype(type):  # type: ignore[no-untyped-def]
         return np.dtype(np.uint64) if type.scalar.is_ptr() else np_dtype(type.scalar)
 
     core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype = block_type, tensor, get_np_dtype
+    core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+
+
+def broadcast_by_numpy() -> None:
+    """Leave operands of one shape as they are, and let NumPy repeat a number: Triton compares and fills at length."""
+    broadcast = TritonSemantic.broadcast_impl_value
+
+    def repeated(self, number, shape):  # type: ignore[no-untyped-def]
+        data = np.broadcast_to(number.handle.data, tuple(shape))
+        return self.tensor(TensorHandle(data, number.type.scalar), core.block_type(number.type.scalar, shape))
+
+    def quick(self, lhs, rhs):  # type: ignore[no-untyped-def]
+        left, right = lhs.type, rhs.type
+        if left.is_block() == right.is_block():
+            return (lhs, rhs) if not left.is_block() or left.shape is right.shape else broadcast(self, lhs, rhs)
+        return (lhs, repeated(self, rhs, left.shape)) if left.is_block() else (repeated(self, lhs, right.shape), rhs)
+
+    TritonSemantic.broadcast_impl_value = quick
+
+
+def skip_overflow() -> None:
+    """Leave out Triton's search for overflow of integers, whose result its interpreter drops without `debug`."""
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
 
 
 def prepare_tall_tiles() -> None:
