@@ -12,7 +12,8 @@ from typing import Any
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
-from bench.audit.sass import LOADS, inner_loops, lane_bytes, multiply_adds, parse
+from bench.audit.sass import inner_loops, multiply_adds, parse
+from bench.audit.traffic import LOADS, lane_bytes
 
 # Processor time that a compilation may take; time by the clock would depend on what else runs.
 COMPILE_SECONDS = 5.0

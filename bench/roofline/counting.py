@@ -8,10 +8,12 @@ second passes over an operand inside a kernel, and the time of a launch are not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -41,7 +43,10 @@ _PARTIAL = {"index_select": (0, None), "gather": (0, None), "embedding": (0, Non
 
 
 class Launch(NamedTuple):
-    """A launch of one of the project's kernels: the arguments of `launch.recording`, and its bytes."""
+    """A launch of one of the project's kernels: the arguments of `launch.recording`, its bytes, and known content.
+
+    `known` has the content of tensors that loops and masks depend on, (n,) uint32, by the names of the arguments.
+    """
 
     function: Any
     grid: tuple[int, ...]
@@ -49,6 +54,7 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     config: Any
     bytes: int
+    known: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclass
@@ -119,6 +125,7 @@ class Traffic(TorchDispatchMode):
         launches: number of launches by the name of an op that makes more than one.
         architecture: the architecture whose tilings the project's own kernels take.
         parameters: tensors that, like tensors made of them alone (casts), are not activations.
+        known: the content of the kernels' arguments of these names, (n,) uint32.
     """
 
     def __init__(
@@ -127,9 +134,10 @@ class Traffic(TorchDispatchMode):
         launches: dict[str, int],
         architecture: Architecture,
         parameters: Iterable[Tensor] = (),
+        known: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self.counts = Counts()
+        self.counts, self._content = Counts(), known
         self._flops, self._launches, self._architecture = flops, launches, architecture
         self._parameters = {_storage(parameter) for parameter in parameters}
         self._met: list[StorageWeakRef] = []  # keeps identities of storages from being used again
@@ -170,7 +178,7 @@ class Traffic(TorchDispatchMode):
             made.update(fresh)
             if all(grid):
                 op = Op("", read=sum(_by_storage(read).values()), written=sum(_by_storage(written).values()))
-                op.launched.append(Launch(kernel, grid, given, constants, config, op.bytes))
+                op.launched.append(Launch(kernel, grid, given, constants, config, op.bytes, self._known(kernel, given)))
                 self.counts.ops.append(op)
 
         with self, recording(record, self._architecture):
@@ -184,6 +192,15 @@ class Traffic(TorchDispatchMode):
             )
         )  # fmt: skip
         return result
+
+    def _known(self, kernel: Any, given: tuple) -> dict[str, np.ndarray]:
+        """What is known of the content of a kernel's arguments."""
+        arguments = zip(kernel.arg_names, given, strict=False)
+        return {
+            name: self._content[name]
+            for name, value in arguments
+            if name in self._content and isinstance(value, Tensor) and value.shape == self._content[name].shape
+        }
 
     def _follow(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Note the tensors that are made of parameters alone."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from astroco_fast import ops, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton import tensors
 from astroco_fast.kernels.triton.launch import Architecture, recording
+from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.layout import Layout
 from bench.roofline.counting import Counts, Traffic
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
         hidden, target, role: (B, T) each, in the form of a training step.
         layout: packed.
         pairs: the sum over windows of the squared number of real points.
+        segments: the content of what kernels read of the layout, (n,) uint32, by the names of their arguments.
     """
 
     points: tuple[Tensor, Tensor, Tensor]
@@ -50,6 +53,7 @@ class Batch(NamedTuple):
     role: Tensor
     layout: Layout
     pairs: int
+    segments: dict[str, np.ndarray]
 
 
 def window_lengths(batch: int, length: int, padded: bool) -> Tensor:
@@ -62,13 +66,18 @@ def window_lengths(batch: int, length: int, padded: bool) -> Tensor:
 def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
     """A batch of windows of these lengths; its layout is computed on real numbers before it loses its data."""
     layout = Layout.packed(lengths, length)
+    known = {
+        name: value.numpy().view(np.uint32)
+        for name, value in segments(layout)._asdict().items()
+        if isinstance(value, Tensor)
+    }
     fields = {name: value for name, value in vars(layout).items() if isinstance(value, Tensor)}
     layout = replace(layout, **{name: mode.from_tensor(value) for name, value in fields.items()}, scratch={})
     shape, pairs = (len(lengths), length), int((lengths**2).sum())
     with mode:
         points = (torch.empty(shape), torch.empty(shape), torch.empty(shape))
         hidden, role = torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.int8)
-        return Batch(points, hidden, torch.empty(shape), role, layout, pairs)
+        return Batch(points, hidden, torch.empty(shape), role, layout, pairs, known)
 
 
 class _GpuRules(TorchFunctionMode):
@@ -125,7 +134,9 @@ def count(
         model._layout = lambda *_: replace(batch.layout, scratch={})  # type: ignore[method-assign]
 
         def traffic() -> Traffic:
-            return Traffic(counter(batch.pairs), LAUNCHES, architecture, [*model.parameters(), *model.buffers()])
+            return Traffic(
+                counter(batch.pairs), LAUNCHES, architecture, [*model.parameters(), *model.buffers()], batch.segments
+            )
 
         def autocast() -> torch.autocast:
             return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)

@@ -19,7 +19,8 @@ from typing import Any
 
 from bench.audit.binary import compiled, disassembled
 from bench.audit.launches import specialise
-from bench.audit.sass import BLOCKS, Walk, constants, lane_bytes, mean, parse, walk
+from bench.audit.machine import Instruction
+from bench.audit.sass import BLOCKS, Walk, constants, mean, parse, places, walk
 from bench.roofline.counting import Counts, Launch, Op
 from bench.roofline.flops import PAIRWISE
 
@@ -39,6 +40,7 @@ class Multiprocessor:
         clock: cycles a second at which the data sheet's rates hold.
         cache: bytes a second from the second-level cache; microbenchmarks report about so much.
         shared: bytes of shared memory that all blocks in it have.
+        chip: bytes of its memory, of which the first-level cache has what shared memory leaves.
         fma: cycles of a scheduler that a float32 operation of a warp takes.
         mma: cycles of a scheduler's tensor core that an `mma.sync` of 16 x 8 x 16 half-precision numbers takes.
     """
@@ -47,15 +49,16 @@ class Multiprocessor:
     clock: float
     cache: float
     shared: int
+    chip: int
     fma: int
     mma: float
 
 
 # On sm_90, mma.sync reaches 0.62 of the rate of wgmma.
 MULTIPROCESSORS = {
-    "A100": Multiprocessor(108, 1.41e9, 4.0e12, 164 * 1024, fma=2, mma=8.0),
-    "H100": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
-    "H200": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, fma=1, mma=6.5),
+    "A100": Multiprocessor(108, 1.41e9, 4.0e12, 164 * 1024, 192 * 1024, fma=2, mma=8.0),
+    "H100": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, fma=1, mma=6.5),
+    "H200": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, fma=1, mma=6.5),
 }
 
 _ALU = {
@@ -64,8 +67,6 @@ _ALU = {
 }  # fmt: skip
 _SINGLE = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2"}
 _SPECIAL = {"MUFU", "F2F", "F2I", "I2F", "POPC", "FRND"}
-_GLOBAL = {"LDG", "LDGSTS", "STG"}
-_SHARED = {"LDS", "STS", "LDSM", "STSM", "LDGSTS"}
 
 
 @dataclass
@@ -92,14 +93,12 @@ class Kernel:
     issue: float
     tensor: float
     memory: int
-    cache: float
+    cache: int
     guessed: int
 
     def resident(self, on: Multiprocessor) -> int:
         """Blocks that a multiprocessor holds at once."""
-        registers = -(-max(self.registers, 16) // 8) * 8 * 32 * self.warps
-        most = min(65536 // registers, 64 // self.warps, 32, on.shared // (self.shared + 1024))
-        return max(1, min(most, -(-self.blocks // on.count)))
+        return resident(self.registers, self.shared, self.warps, self.blocks, on)
 
     def waves(self, on: Multiprocessor) -> float:
         """Rounds in which the grid runs."""
@@ -121,54 +120,78 @@ class Kernel:
         return busy + LAUNCH
 
 
+def resident(registers: int, shared: int, warps: int, blocks: int, on: Multiprocessor) -> int:
+    """Blocks of a grid that a multiprocessor holds at once."""
+    used = -(-max(registers, 16) // 8) * 8 * 32 * warps
+    most = min(65536 // used, 64 // warps, 32, on.shared // (shared + 1024))
+    return max(1, min(most, -(-blocks // on.count)))
+
+
 def read(launch: Launch, arch: str, on: Multiprocessor) -> Kernel:
     """A launch's kernel: compiled for an architecture, disassembled and walked through."""
     kernel = specialise(launch.function, launch.arguments, launch.constants, launch.config, arch)
     names = launch.function.arg_names
     given = {name: value for name, value in zip(names, launch.arguments, strict=False) if isinstance(value, int)}
-    blocks = math.prod(launch.grid)
-    key = (arch, kernel.key, tuple(sorted(given.items())), blocks)
+    blocks, warps = math.prod(launch.grid), launch.config.warps
+    known = tuple((name, hash(content.tobytes())) for name, content in launch.known.items())
+    key = (arch, on.chip, kernel.key, tuple(sorted(given.items())), blocks, known)
     if key not in _seen:
         found = compiled(kernel)
         usage, sass = disassembled(found.asm["cubin"])
-        words = {**constants(arch, kernel.arguments[0], given), BLOCKS: launch.grid[0]}
-        code, middle = parse(sass), blocks // 2
-        # Three neighbours: a row tile's column tiles may differ, as three do at D = 276.
-        walks = [walk(code, words, block) for block in range(middle, min(middle + 3, blocks))]
-        _seen[key] = usage["REG"], found.metadata.shared, mean(walks)
+        shared = found.metadata.shared
+        held = resident(usage["REG"], shared, warps, blocks, on)
+        _seen[key] = usage["REG"], shared, _walked(kernel, parse(sass), launch, given, on.chip // held - shared)
     registers, shared, walked = _seen[key]
-    warps = launch.config.warps
-    issue, tensor, traffic = cycles(walked, warps, on)
+    issue, tensor = cycles(walked, warps, on)
+    traffic = round((walked.read + walked.written) * blocks)
     return Kernel(
-        kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor, launch.bytes,
-        max(launch.bytes, traffic * blocks) if tensor else launch.bytes, walked.guessed,
+        kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor, launch.bytes, traffic,
+        walked.guessed,
     )  # fmt: skip
+
+
+def _walked(kernel: Any, code: list[Instruction], launch: Launch, given: dict[str, int], capacity: int) -> Walk:
+    """What a block executes and moves, on average over some blocks.
+
+    These are three neighbours, since a row tile's column tiles may differ, as three do at D = 276; and where another
+    block executes something else, since its loops depend on data, three at five places of the grid.
+    """
+    signature = kernel.arguments[0]
+    words = {**constants(kernel.arch, signature, given), BLOCKS: launch.grid[0]}
+    at = places(signature)
+    data = {at[name]: content for name, content in launch.known.items() if name in at}
+    blocks, threads = math.prod(launch.grid), 32 * launch.config.warps
+
+    def walks(start: int) -> list[Walk]:
+        near = range(start, min(start + 3, blocks))
+        return [walk(code, words, block, threads, data, capacity) for block in near]
+
+    found = walks(blocks // 2)
+    other = walk(code, words, blocks // 5, threads, data, capacity)
+    if data and other.total() not in [walked.total() for walked in found]:
+        found = [walked for i in range(1, 10, 2) for walked in walks(blocks * i // 10)]
+    return mean(found)
 
 
 _seen: dict[Any, tuple[int, int, Walk]] = {}
 
 
-def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float, float]:
-    """Cycles of a block's instructions and of its products, and bytes that it moves beyond its multiprocessor.
+def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float]:
+    """Cycles of a block's instructions and of its products.
 
     Args:
-        walked: what a warp executed.
+        walked: what a block executed.
         warps: of the block.
         on: the multiprocessor that it runs on.
     """
     units = {"issue": 0.0, "alu": 0.0, "single": 0.0, "special": 0.0}
-    shared = products = traffic = 0.0
+    shared, products = walked.cycles, 0.0
     for name, n in walked.counts.items():
         op = re.split(r"[. ]", name)[0]
         units["issue"] += n
         units["alu"] += 2 * n * (op in _ALU)
         units["single"] += on.fma * n * (op in _SINGLE)
         units["special"] += 8 * n * (op in _SPECIAL)
-        size = 32 * lane_bytes(name) * (not name.endswith(" off"))
-        if op in _GLOBAL:
-            traffic += n * size * warps
-        if op in _SHARED or op in _GLOBAL:
-            shared += n * size * warps / 128
         if op == "HGMMA":
             rows, columns, depth = map(int, name.split(".")[1].split("x"))
             products += n * columns / 2 * warps / 4
@@ -178,7 +201,7 @@ def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float, 
             products += n * on.mma * (0.5 if ".1688." in name and "TF32" not in name else 1) * warps / 4
     tensor = max(products, shared) if products else 0.0
     issue = max(max(units.values()) * warps / 4, 0.0 if products else shared)
-    return issue, tensor, traffic
+    return issue, tensor
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from bench.audit.sass import BLOCKS, Walk, constants, inner_loops, mean, multiply_adds, parse, walk
+from bench.audit.sass import BLOCKS, Walk, constants, inner_loops, mean, multiply_adds, parse, places, walk
+from bench.audit.traffic import APART
 from bench.roofline import timing
 from bench.roofline.block import RIVALS
 from bench.roofline.counting import Counts, Launch, Op
@@ -52,21 +55,20 @@ def test_loops_run_as_often_as_arguments_say(bound, turns):
 def test_arguments_lie_where_the_compiler_puts_them():
     signature = {"a": "*fp32", "n": "i32", "eps": "fp32", "long": "i64", "K": "constexpr", "rows": "i32"}
     words = constants("sm_90", signature, {"n": 7, "long": 2**32 + 1, "K": 5, "rows": -1})
-    assert words == {0x218: 7, 0x220: 1, 0x224: 1, 0x228: 0xFFFFFFFF}
+    assert words == {0x210: 0, 0x214: 1 << APART - 32, 0x218: 7, 0x220: 1, 0x224: 1, 0x228: 0xFFFFFFFF}
+    assert places({**signature, "b": "*i32"}) == {"a": 1 << APART, "b": 2 << APART}
 
 
 def test_cycles_of_a_block():
     """By hand: 8 warps share four schedulers; an HGMMA of 64 x 128 takes 64 cycles a warp group."""
-    walked = Walk(Counter({"FFMA": 100, "MUFU.EX2": 20, "LDG.E.128": 4}))
-    assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (
-        320.0,
-        0.0,
-        4 * 16 * 32 * 8,
-    )  # 20 special ones at 8 cycles each bind
+    walked = Walk(Counter({"FFMA": 100, "MUFU.EX2": 20, "LDG.E.128": 4}), cycles=128)
+    assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (320.0, 0.0)  # 20 special ones at 8 cycles each bind
+    walked = Walk(Counter({"FFMA": 100, "LDG.E.128": 11}), cycles=352)
+    assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (352.0, 0.0)
     walked = Walk(Counter({"HGMMA.64x128x16.F32.BF16 registers": 10, "FFMA": 100}))
-    assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (220.0, 10 * 64 * 2, 0.0)
+    assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (220.0, 10 * 64 * 2)
     walked = Walk(Counter({"HMMA.16816.F32.BF16": 10}))
-    assert cycles(walked, 4, MULTIPROCESSORS["A100"]) == (10.0, 80.0, 0.0)
+    assert cycles(walked, 4, MULTIPROCESSORS["A100"]) == (10.0, 80.0)
 
 
 def test_a_block_s_place_among_three():
@@ -84,9 +86,89 @@ def test_a_block_s_place_among_three():
     assert [walk(code, {}, block).total("FFMA") for block in range(6)] == [1, 1, 0, 1, 1, 0]
 
 
+# Lanes load one of four numbers each at c[0x0][0x210], twice, then 16 bytes at c[0x0][0x218] in two halves of a
+# sector; the threads below 40 store 16 bytes at c[0x0][0x220].
+LOADS = """
+ /*0000*/  S2R R0, SR_TID.X ;
+ /*0010*/  LDC.64 R2, c[0x0][0x210] ;
+ /*0020*/  LOP3.LUT R4, R0, 0x3, RZ, 0xc0, !PT ;
+ /*0030*/  IMAD.WIDE.U32 R6, R4, 0x4, R2 ;
+ /*0040*/  LDG.E R8, desc[UR4][R6.64] ;
+ /*0050*/  LDG.E R9, desc[UR4][R6.64] ;
+ /*0060*/  LEA R10, P0, R0, c[0x0][0x218], 0x5 ;
+ /*0070*/  LEA.HI.X R11, R0, c[0x0][0x21c], RZ, 0x5, P0 ;
+ /*0080*/  LDG.E.128 R12, desc[UR4][R10.64] ;
+ /*0090*/  LDG.E.128 R12, desc[UR4][R10.64+0x10] ;
+ /*00a0*/  ISETP.GE.U32.AND P1, PT, R0, 0x28, PT ;
+ /*00b0*/  IMAD.SHL.U32 R5, R0, 0x10, RZ ;
+ /*00c0*/  IADD3 R16, P2, R5, c[0x0][0x220], RZ ;
+ /*00d0*/  IADD3.X R17, RZ, c[0x0][0x224], RZ, P2, !PT ;
+ /*00e0*/  @!P1 STG.E.128 desc[UR4][R16.64], R12 ;
+ /*00f0*/  EXIT ;
+"""
+
+
+def test_lanes_share_sectors_and_a_block_its_first_level_cache():
+    words = constants("sm_90", dict.fromkeys("abc", "*fp32"), {})
+    found = walk(parse(LOADS), words, 0, threads=64, capacity=1 << 16)
+    assert (found.read, found.written, found.blind) == (32 + 64 * 32, 40 * 16, 0)
+    assert found.cycles == 2 * (1 + 1 + 4 + 4 + 4)  # what registers take, at 128 bytes a cycle and for two warps
+    # Without a first-level cache to speak of, each of the loads moves its sectors, whole.
+    assert walk(parse(LOADS), words, 0, threads=64).read == 32 + 2 * 64 * 32
+    past = walk(parse(LOADS.replace("LDG.E.128", "LDG.E.BYPASS.128")), words, 0, threads=64, capacity=1 << 16)
+    assert past.read == 32 + 2 * 64 * 32
+    unknown = walk(parse(LOADS.replace("SR_TID.X", "SR_CLOCKLO").replace("S2R R0", "S2X R0")), words, 0, threads=64)
+    assert (unknown.read, unknown.blind) == (2 * 64 * (4 + 16), 2 * 64 * (4 + 16) + 64 * 16)
+
+
+def test_loops_run_as_often_as_data_say():
+    """A loop whose end is loaded from memory, other for each thread: the warps leave it one after the other."""
+    code = parse("""
+ /*0000*/  S2R R0, SR_TID.X ;
+ /*0010*/  LDC.64 R2, c[0x0][0x210] ;
+ /*0020*/  IMAD.WIDE.U32 R6, R0, 0x4, R2 ;
+ /*0030*/  LDG.E R8, desc[UR4][R6.64] ;
+ /*0040*/  MOV R1, RZ ;
+ /*0050*/  IADD3 R1, R1, 0x1, RZ ;
+ /*0060*/  ISETP.GE.AND P0, PT, R1, R8, PT ;
+ /*0070*/  @!P0 BRA 0x50 ;
+ /*0080*/  FFMA R1, R1, R1, R1 ;
+ /*0090*/  EXIT ;
+""")
+    signature = {"turns": "*i32"}
+    turns = np.repeat([3, 7], 32).astype(np.uint32)
+    turns[5] = 4
+    data = {places(signature)["turns"]: turns}
+    found = walk(code, constants("sm_90", signature, {}), 0, threads=64, data=data)
+    assert (found.guessed, found.total("ISETP"), found.total("FFMA")) == (0, (4 + 7) / 2, 1)
+    assert walk(code, constants("sm_90", signature, {}), 0, threads=64).guessed == 1
+
+
+def test_banks_of_shared_memory():
+    """A column of 32 words in a row pitch of 32 is one bank, and a broadcast costs what its registers take."""
+    code = """
+ /*0000*/  S2R R0, SR_TID.X ;
+ /*0010*/  IMAD R2, R0, {pitch}, RZ ;
+ /*0020*/  STS{wide} [R2+0x100], R4 ;
+ /*0030*/  LDS{wide} R4, [R2+0x100] ;
+ /*0040*/  EXIT ;
+"""
+    for wide, pitch, expected in (
+        ("", 4, 1),
+        ("", 128, 32),
+        ("", 0, 1),
+        (".128", 16, 4),
+        (".128", 32, 8),
+        (".128", 0, 4),
+    ):
+        found = walk(parse(code.format(wide=wide, pitch=hex(pitch))), {}, 0, threads=32)
+        assert found.cycles == 2 * expected, (wide, pitch)
+
+
 def test_mean_of_blocks():
-    found = mean([Walk(Counter(FFMA=3, LDG=2)), Walk(Counter(FFMA=6), guessed=1), Walk(Counter(FFMA=0, LDG=1))])
-    assert (found.counts, found.guessed) == ({"FFMA": 3, "LDG": 1}, 1)
+    walks = [Walk({"FFMA": 3, "LDG": 2}, read=4), Walk({"FFMA": 6}, guessed=1, read=2), Walk({"FFMA": 0, "LDG": 1})]
+    found = mean(walks)
+    assert (found.counts, found.guessed, found.read) == ({"FFMA": 3, "LDG": 1}, 1, 2)
 
 
 def test_blocks_and_waves():
@@ -186,3 +268,32 @@ def test_expected_times_of_kernels(tmp_path):
         rows = [line.split(" | ") for line in tables.splitlines() if line.startswith(f"| {name} | ")]
         assert [row[1] for row in rows] == 2 * ["inference", "training step"]
         assert all(float(row[4]) <= float(row[5].rstrip(" |")) > 0 for row in rows), name
+
+
+@pytest.mark.slow
+def test_bytes_of_kernels_that_are_known_by_hand(tmp_path):
+    """51,200 rows of 256 columns, by each kernel's tiles: a block reads its rows and the weights."""
+    pytest.importorskip("triton")
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.moved"], cwd=ROOT, capture_output=True, text=True,
+        env={**clean, "TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows, half = 51200 * 256 * 4, 51200 * 256 * 2  # bytes of rows in float32, and in half precision
+    known = set()
+    for name, sizes, blocks, moved, guessed in json.loads(done.stdout):
+        assert not guessed, name
+        tiles = blocks // sizes.get("SPLIT", 1)
+        if name == "gated_rows.forward_kernel":
+            weights = 2 * 256 * sizes["F"] * 2
+            expected = rows * sizes["SPLIT"] + weights * tiles + half * sizes["F"] / 256
+        elif name == "linear._rows_kernel":
+            expected = rows * sizes["SPLIT"] + 256 * sizes["N"] * 2 * tiles + half * sizes["N"] / 256
+        elif name == "linear_residual_norm._kernel":
+            expected = half * sizes["K"] / 256 + 256 * sizes["K"] * 2 * tiles + 2 * rows
+        else:
+            continue
+        known.add(name)
+        assert expected <= moved <= 1.05 * expected, (name, sizes)
+    assert len(known) == 3
