@@ -52,13 +52,25 @@ def address(operand: str) -> tuple[tuple[tuple[str, bool], ...], int]:
     return tuple(registers), total & LONG
 
 
-def written(name: str) -> int:
-    """Registers that an instruction writes."""
+@cache
+def registers(operand: str, count: int) -> tuple[str, ...]:
+    """The names of consecutive registers; none where an operand is no register that keeps what is written to it."""
+    found = re.fullmatch(r"(U?R)(\d+)", operand.split(".")[0])
+    return tuple(f"{found[1]}{int(found[2]) + offset}" for offset in range(count)) if found else ()
+
+
+@cache
+def targets(name: str, operands: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The registers and the predicates that an instruction writes."""
+    flags = (operand for operand in operands[:2] if re.fullmatch(r"U?P\d", operand))
     if name.startswith("HGMMA"):
-        return int(name.split("x")[1]) // 2
-    if ".128" in name or "HMMA" in name or name.endswith("M88.4"):
-        return 4
-    return 2 if any(part in name for part in (".64", "WIDE", "CS2R", "M88.2", "HMMA2", "FFMA2")) else 1
+        wide = int(name.split("x")[1]) // 2
+    elif ".128" in name or "HMMA" in name or name.endswith("M88.4"):
+        wide = 4
+    else:
+        wide = 2 if any(part in name for part in (".64", "WIDE", "CS2R", "M88.2", "HMMA2", "FFMA2")) else 1
+    first = operands[1] if name.startswith("SHFL") else operands[0]
+    return registers(first, wide), tuple(flags)
 
 
 def many(*values: Any) -> bool:

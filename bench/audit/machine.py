@@ -27,16 +27,13 @@ _FOLLOWED = {
 
 
 class Instruction(NamedTuple):
-    """One instruction: its address, the predicate that guards it, its name with suffixes, its operands."""
+    """One instruction: its address, the predicate that guards it, its name without and with suffixes, its operands."""
 
     at: int
     guard: str
+    op: str
     name: str
     operands: tuple[str, ...]
-
-    @property
-    def op(self) -> str:
-        return self.name.partition(".")[0]
 
 
 class Unknown(Exception):
@@ -87,13 +84,9 @@ class Machine:
 
     def forget(self, one: Instruction) -> None:
         """All that the instruction may write is unknown from here on."""
-        for operand in one.operands[:2]:
-            name = operand.split(".")[0].lstrip("!-~|")
-            if re.fullmatch(r"U?P\d|U?PT", name):
-                self._flags[name] = None
-        if found := re.fullmatch(r"(U?R)(\d+)", one.operands[0].split(".")[0]):
-            for offset in range(bits.written(one.name)):
-                self._values[f"{found[1]}{int(found[2]) + offset}"] = None
+        registers, flags = bits.targets(one.name, one.operands)
+        self._values.update(dict.fromkeys(registers))
+        self._flags.update(dict.fromkeys(flags))
 
     def flag(self, operand: str) -> Any:
         """A predicate; None: unknown."""
@@ -126,10 +119,8 @@ class Machine:
 
     def words(self, operand: str, count: int) -> list[Any]:
         """Consecutive registers; None: unknown."""
-        found = re.fullmatch(r"(U?R)(\d+)", operand.removesuffix(".reuse"))
-        if found is None:
-            return [0] * count
-        return [self._values.get(f"{found[1]}{int(found[2]) + offset}") for offset in range(count)]
+        names = bits.registers(operand, count)
+        return [self._values.get(name) for name in names] or [0] * count
 
     def put(self, operand: str, words: list[Any], mask: Any = True) -> None:
         """Write consecutive registers where an instruction is taken."""
@@ -137,11 +128,8 @@ class Machine:
         self._set_words(operand, words)
 
     def _set_words(self, operand: str, words: list[Any]) -> bool:
-        found = re.fullmatch(r"(U?R)(\d+)", operand.split(".")[0])
-        if found:
-            for offset, word in enumerate(words):
-                name = f"{found[1]}{int(found[2]) + offset}"
-                self._values[name] = self._merged(word, self._values.get(name))
+        for name, word in zip(bits.registers(operand, len(words)), words, strict=False):
+            self._values[name] = self._merged(word, self._values.get(name))
         return True
 
     def _set(self, operand: str, value: Any) -> bool:

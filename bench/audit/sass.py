@@ -60,7 +60,7 @@ def parse(sass: str) -> list[Instruction]:
     found = []
     for at, guard, name, operands in _LINE.findall(sass):
         parts = tuple(part.strip() for part in operands.split(",")) if operands.strip() else ()
-        found.append(Instruction(int(at, 16), guard, name, parts))
+        found.append(Instruction(int(at, 16), guard, name.partition(".")[0], name, parts))
     return found
 
 

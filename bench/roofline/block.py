@@ -17,9 +17,9 @@ NOTE = """\
 Expected on {device}, *modelled*: the time of one block, by the machine code of its kernels, their grids and data
 sheets. No kernel was run. `issue`, `tensor`, `L2` and `memory` are the microseconds that the instructions, the tensor
 cores with the shared memory that feeds them, the second-level cache and memory need by themselves; `ideal` is the
-longer of arithmetic and memory. Rivals' ops are PyTorch's own kernels at {memory:.0%} of the bandwidth or
-{products:.0%} of the tensor cores' rate; "compiled" has all that lies between two products in one kernel, which is
-more than Inductor does."""
+longer of arithmetic and memory. PyTorch's own kernels, the rivals' and ours, take {memory:.0%} of the bandwidth or
+{products:.0%} of the tensor cores' rate, or what a library's tiles of {rows} x {columns} move through the second-level
+cache; "compiled" has all that lies between two products in one kernel, which is more than Inductor does."""
 PASSES = {INFERENCE: (INFERENCE,), STEP: (FORWARD, BACKWARD)}
 RIVALS: dict[str, tuple[bool, Callable[[Counts], Counts]]] = {
     "eager": (False, lambda counts: counts),
@@ -48,7 +48,8 @@ def markdown(config: AstroCoConfig, batch: int, length: int, dtype: str, devices
 
     parts = []
     for device in devices:
-        parts.append(NOTE.format(device=device.name, memory=MEMORY, products=PRODUCTS))
+        rows, columns = MULTIPROCESSORS[device.name].tile
+        parts.append(NOTE.format(device=device.name, memory=MEMORY, products=PRODUCTS, rows=rows, columns=columns))
         sums = ["| a block | pass | launches | GB | ideal, us | expected, us |", "|---|---|---:|---:|---:|---:|"]
         for step, names in PASSES.items():
             lines = {name: ours(name, device) for name in names}
@@ -86,6 +87,6 @@ def _table(lines: list[Line], device: Device) -> str:
                 f"{kernel.memory / device.bandwidth * 1e6:.0f}", "",
                 f"{kernel.expected(on, device.bandwidth) * 1e6:.0f}",
             )  # fmt: skip
-            note = " (a loop that depends on data counted once)" if kernel.guessed else ""
+            note = " (a loop that depends on unknown data counted once)" if kernel.guessed else ""
             table.append(f"| - {kernel.name}{note} | " + " | ".join(cells) + " |")
     return "\n".join(table)

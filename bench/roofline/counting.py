@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from astroco_fast.kernels.library import functions
 from astroco_fast.kernels.triton.launch import Architecture, recording
+from bench.roofline.flops import Product, product
 
 aten = torch.ops.aten
 
@@ -69,6 +70,7 @@ class Op:
         dtype: the type that these are computed in.
         launched: its launches, if the project's kernels do its work.
         reads, writes: the bytes that it reads and writes by storage.
+        product: its matrix products, where a library makes them.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Op:
     launched: list[Launch] = field(default_factory=list)
     reads: dict[int, int] = field(default_factory=dict)
     writes: dict[int, int] = field(default_factory=dict)
+    product: Product | None = None
 
     @property
     def bytes(self) -> int:
@@ -158,6 +161,7 @@ class Traffic(TorchDispatchMode):
         read, written = _accesses(func, name, args, kwargs)
         op.reads, op.writes = _by_storage(read), _by_storage(written + [(tensor, None) for tensor in makes])
         op.read, op.written = sum(op.reads.values()), sum(op.writes.values())
+        op.product = product(func, args, result)
         self.counts.ops.append(op)
         return result
 

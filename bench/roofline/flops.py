@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,6 +87,32 @@ def counter(pairs: int) -> Callable[[Any, tuple, dict, Any], float]:
         return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
 
     return flops
+
+
+class Product(NamedTuple):
+    """Matrix products of a library: `count` of (rows, depth) by (depth, columns), of so many bytes a number."""
+
+    count: int
+    rows: int
+    columns: int
+    depth: int
+    size: int
+    out_size: int
+
+    def moved(self, rows: int, columns: int) -> int:
+        """Bytes through the second-level cache, by tiles of so many rows and columns that each load their operands."""
+        left = self.rows * self.depth * self.size * -(-self.columns // columns)
+        right = self.depth * self.columns * self.size * -(-self.rows // rows)
+        return self.count * (left + right + self.rows * self.columns * self.out_size)
+
+
+def product(func: Any, args: tuple, result: Any) -> Product | None:
+    """The products that an op of PyTorch makes; None: none, or of another form."""
+    if func.overloadpacket not in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+        return None
+    a, b = [value for value in args if isinstance(value, Tensor)][-2:]
+    count = a.shape[0] if a.dim() == 3 else 1
+    return Product(count, a.shape[-2], b.shape[-1], a.shape[-1], a.element_size(), result.element_size())
 
 
 def _of_convolution(output: Tensor, weight: Tensor) -> int:

@@ -42,6 +42,8 @@ class Multiprocessor:
         shared: bytes of shared memory that all blocks in it have.
         chip: bytes of its memory, of which the first-level cache has what shared memory leaves.
         fma: cycles of a scheduler that a float32 operation of a warp takes.
+        tile: rows and columns of a product for which cuBLAS loads operands from the second-level cache once: tiles of
+            128 x 256, of which on sm_90 two multiprocessors share what they load (a cluster's multicast).
         mma: cycles of a scheduler's tensor core that an `mma.sync` of 16 x 8 x 16 half-precision numbers takes.
     """
 
@@ -50,15 +52,16 @@ class Multiprocessor:
     cache: float
     shared: int
     chip: int
+    tile: tuple[int, int]
     fma: int
     mma: float
 
 
 # On sm_90, mma.sync reaches 0.62 of the rate of wgmma.
 MULTIPROCESSORS = {
-    "A100": Multiprocessor(108, 1.41e9, 4.0e12, 164 * 1024, 192 * 1024, fma=2, mma=8.0),
-    "H100": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, fma=1, mma=6.5),
-    "H200": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, fma=1, mma=6.5),
+    "A100": Multiprocessor(108, 1.41e9, 4.0e12, 164 * 1024, 192 * 1024, (128, 256), fma=2, mma=8.0),
+    "H100": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, (256, 256), fma=1, mma=6.5),
+    "H200": Multiprocessor(132, 1.83e9, 5.5e12, 228 * 1024, 256 * 1024, (256, 256), fma=1, mma=6.5),
 }
 
 _ALU = {
@@ -240,9 +243,10 @@ def lines(counts: Counts, device: Any) -> list[Line]:
 
 def library(op: Op, device: Any) -> float:
     """Seconds that one of PyTorch's own kernels is taken to need."""
-    share = ATTENTION if op.name in PAIRWISE else PRODUCTS
+    on, share = MULTIPROCESSORS[device.name], ATTENTION if op.name in PAIRWISE else PRODUCTS
     rate = share * (device.half if op.dtype.itemsize == 2 else device.single)
-    return max(op.flops / rate, op.bytes / (MEMORY * device.bandwidth)) + LAUNCH * op.launches
+    cache = min(op.product.moved(*tile) for tile in (on.tile, on.tile[::-1])) if op.product else op.bytes
+    return max(op.flops / rate, op.bytes / (MEMORY * device.bandwidth), cache / on.cache) + LAUNCH * op.launches
 
 
 def fused(counts: Counts) -> Counts:

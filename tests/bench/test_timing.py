@@ -7,20 +7,26 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from astroco_fast import presets
+from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.sass import BLOCKS, Walk, constants, inner_loops, mean, multiply_adds, parse, places, walk
 from bench.audit.traffic import APART
 from bench.roofline import timing
 from bench.roofline.block import RIVALS
-from bench.roofline.counting import Counts, Launch, Op
+from bench.roofline.counting import Counts, Launch, Op, Traffic
+from bench.roofline.flops import Product, counter
 from bench.roofline.model import DEVICES
-from bench.roofline.timing import MULTIPROCESSORS, Kernel, a_block, cycles, fused, lines, together
+from bench.roofline.subject import count, window_lengths
+from bench.roofline.timing import MULTIPROCESSORS, Kernel, a_block, cycles, fused, library, lines, together
 
 ROOT = Path(__file__).resolve().parents[2]
 # Adds 3 to a register until it reaches an argument, 12 at c[0x0][0x210]; then waits for data once.
@@ -165,6 +171,27 @@ def test_banks_of_shared_memory():
         assert found.cycles == 2 * expected, (wide, pitch)
 
 
+def test_a_library_s_products_pass_the_second_level_cache_by_tiles():
+    """x of 51,200 x 256 by 1024 columns: on sm_90, 4 column tiles read x, and 200 row tiles the weights."""
+    made = Product(1, 51200, 1024, 256, 2, 2)
+    assert made.moved(256, 256) == 4 * 51200 * 256 * 2 + 200 * 1024 * 256 * 2 + 51200 * 1024 * 2
+    op = Op(
+        "mm", read=26_738_688, written=104_857_600, flops=2.0 * 51200 * 1024 * 256, dtype=torch.bfloat16, product=made
+    )
+    assert library(op, DEVICES["H100"]) == pytest.approx(made.moved(256, 256) / 5.5e12 + 2e-6)
+    assert library(op, DEVICES["A100"]) == pytest.approx(op.flops / (0.7 * 312e12) + 2e-6)  # tensor cores bind there
+    few = replace(op, product=made._replace(columns=64))  # one tile is wide enough
+    assert library(few, DEVICES["H100"]) == pytest.approx(op.bytes / (0.9 * 3.35e12) + 2e-6)
+    with FakeTensorMode():
+        x, w, b = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((64, 32), (32, 16), (16,)))
+        with Traffic(counter(0), {}, ARCHITECTURES["sm_90"]) as seen:
+            torch.addmm(b, x, w)
+            torch.bmm(x.view(4, 16, 32), w.expand(4, 32, 16))
+            x + x
+    products = [op.product for op in seen.counts.ops]
+    assert products == [Product(1, 64, 16, 32, 2, 2), Product(4, 16, 16, 32, 2, 2), None]
+
+
 def test_mean_of_blocks():
     walks = [Walk({"FFMA": 3, "LDG": 2}, read=4), Walk({"FFMA": 6}, guessed=1, read=2), Walk({"FFMA": 0, "LDG": 1})]
     found = mean(walks)
@@ -194,12 +221,6 @@ def test_a_perfect_compiler_fuses_what_lies_between_products():
 
 
 def test_sdpa_is_counted():
-    from dataclasses import replace
-
-    from astroco_fast import presets
-    from astroco_fast.kernels.triton.launch import ARCHITECTURES
-    from bench.roofline.subject import count, window_lengths
-
     config = replace(presets.preset("tiny").config, layers=1)
     lengths = window_lengths(4, 40, padded=False)
     plain, fused_attention = (
@@ -236,17 +257,17 @@ def test_times_of_launches_by_op(monkeypatch):
         Op("mm", read=3 * 10**9, flops=1e12, dtype=torch.bfloat16),
     ]
     device = DEVICES["H100"]
-    ours, library = lines(Counts(ops), device)
+    ours, theirs = lines(Counts(ops), device)
     assert [kernel.instructions for kernel in ours.kernels] == [26, 31, 26]
     assert len(compilations) == 2
     assert (ours.launches, ours.bytes) == (3, 3 * 10**9)
     assert ours.ideal == pytest.approx(3e9 / 3.35e12)
     assert ours.expected == pytest.approx(3 * (1e9 / (0.9 * 3.35e12) + 2e-6))
-    assert (library.name, library.launches, library.kernels) == ("mm", 2, [])
-    assert library.expected == pytest.approx(2 * (1e12 / (0.7 * 989e12) + 2e-6))
+    assert (theirs.name, theirs.launches, theirs.kernels) == ("mm", 2, [])
+    assert theirs.expected == pytest.approx(2 * (1e12 / (0.7 * 989e12) + 2e-6))
     block = a_block(lambda layers: Counts(layers * ops), device)
     assert [(line.name, line.launches, len(line.kernels)) for line in block] == [("ours", 3, 3), ("mm", 2, 0)]
-    assert together(block).expected == pytest.approx(ours.expected + library.expected)
+    assert together(block).expected == pytest.approx(ours.expected + theirs.expected)
 
 
 @pytest.mark.slow
