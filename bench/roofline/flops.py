@@ -31,6 +31,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "fetch": (),
     "gated_linear": ("w_val", "w_gate"),
     "gated_linear_backward": ("w_val", "w_gate"),  # v and g again
+    "gated_linear_onto": ("w", "w"),  # v and g again, and back
     "gelu_norm": (),
     "gelu_norm_backward": (),
     "half_rows": (),

@@ -31,9 +31,9 @@ from astroco_fast.kernels.triton.depthwise import (
     depthwise_statistics,
 )
 from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
-from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
+from astroco_fast.kernels.triton.gated_linear import gated_linear
+from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.norm_backward import norm_backward
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
@@ -137,11 +137,10 @@ class _Convolution(torch.autograd.Function):
             of_taps = depthwise_tap_gradient(dc, u, taps, first, end, width)
             du = depthwise_input_gradient(dc, taps, first, end)
             b_val, b_gate = b_in.chunk(2)
-            d, _, a, of_gate = gated_linear_backward(
-                x, gain_in, shift_in, mean_in, rstd_in, w.val, w.gate, b_val, b_gate, end, du, "glu"
+            d, _, a, dx, of_gate, of_norm_in = input_gradient(
+                x, gain_in, shift_in, mean_in, rstd_in, w.both, b_val, b_gate, end, du, dz, "glu"
             )
             d_w_in = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :width, :width].reshape(-1, width)
-            dx, of_norm_in = norm_backward(torch.mm(d, w.both), dz, x, gain_in, mean_in, rstd_in, end)
             (d_gain_out, d_shift_out, d_b_out), d_depthwise, d_b_in, (d_gain_in, d_shift_in) = summed(
                 of_norm_out, of_taps, of_gate, of_norm_in
             )

@@ -17,8 +17,8 @@ from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
 from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, fits
-from astroco_fast.kernels.triton.gated_linear import gated_linear, gated_linear_backward
-from astroco_fast.kernels.triton.linear import linear_onto
+from astroco_fast.kernels.triton.gated_linear import gated_linear
+from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
 from astroco_fast.kernels.triton.segments import segments
@@ -93,14 +93,13 @@ class _FeedForward(torch.autograd.Function):
             )
             none = x.new_empty(0)
             dh = torch.mm(do, w.out)
-            d, h, a, of_gate = gated_linear_backward(
-                x, None, None, none, none, w.val, w.gate, b_val, b_gate, end, dh, "gelu", kept
+            d, h, a, dx, of_gate, _ = input_gradient(
+                x, None, None, none, none, w.up, b_val, b_gate, end, dh, dz, "gelu", kept
             )
             (d_gain, d_shift, d_b_out), d_biases = summed(of_norm, of_gate)
             d_b_val, d_b_gate = d_biases[:, :hidden]
             d_out = weight_gradient(do, h)[:width, :hidden]
             d_val, d_gate = weight_gradient(d, a).view(2, -1, a.shape[1])[:, :hidden, :width]
-            dx = linear_onto(d, w.up, dz, end)
         return dx, d_val, d_b_val, d_gate, d_b_gate, d_out, d_b_out, d_gain, d_shift, *[None] * 6
 
 

@@ -148,9 +148,8 @@ def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | N
     | | D = 256 | D = 276 |
     |---|---|---|
     | feed-forward, forward | 218, 163 | 255, 254 |
-    | feed-forward, backward | 603, 285 | 552, 399 |
+    | feed-forward, backward | (gated_onto.py) | 552, 399 |
     | GLU, forward | 82, 63 | |
-    | GLU, backward | 128, 82 | |
 
     At D = 276 column tiles of 64 would need 232 KB of shared memory; with 32 the products read the rows twice as often.
     """

@@ -18,7 +18,7 @@ from astroco_fast.kernels.triton.tensors import split
 
 
 @triton.jit
-def _loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr):
+def loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Channels start .. start + BLOCK_C - 1 of the upstream gradient, of its product with the gain, of x normalised."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
@@ -31,7 +31,7 @@ def _loaded(da, x, gain, means, rstds, row, real, start, D: tl.constexpr, P: tl.
 
 
 @triton.jit
-def _store_gradient(
+def store_gradient(
     dz, dx, scaled, unit, slope, tilt, rstds, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     column = start + tl.arange(0, BLOCK_C)
@@ -43,7 +43,7 @@ def _store_gradient(
 
 
 @triton.jit
-def _store_sums(for_gain, for_shift, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_sums(for_gain, for_shift, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
     tl.store(partial + column, tl.sum(for_gain, 0), mask=column < D)
     tl.store(partial + D + column, tl.sum(for_shift, 0), mask=column < D)
@@ -67,26 +67,26 @@ def _kernel(
         real = tl.load(end + row, mask=inside, other=0) > 0
         means = tl.load(mean + row, mask=real, other=0.0)
         rstds = tl.load(rstd + row, mask=real, other=0.0)
-        upstream, scaled, unit = _loaded(da, x, gain, means, rstds, row, real, 0, D, P, MAIN)
+        upstream, scaled, unit = loaded(da, x, gain, means, rstds, row, real, 0, D, P, MAIN)
         for_gain += upstream * unit
         for_shift += upstream
         slope = tl.sum(scaled, 1)  # D times the mean of da * gain, and of that times the normalised x
         tilt = tl.sum(scaled * unit, 1)
         if TAIL:
-            upstream_tail, scaled_tail, unit_tail = _loaded(da, x, gain, means, rstds, row, real, MAIN, D, P, TAIL)
+            upstream_tail, scaled_tail, unit_tail = loaded(da, x, gain, means, rstds, row, real, MAIN, D, P, TAIL)
             for_gain_tail += upstream_tail * unit_tail
             for_shift_tail += upstream_tail
             slope += tl.sum(scaled_tail, 1)
             tilt += tl.sum(scaled_tail * unit_tail, 1)
         slope = slope / D
         tilt = tilt / D
-        _store_gradient(dz, dx, scaled, unit, slope, tilt, rstds, row, inside, real, 0, D, MAIN)
+        store_gradient(dz, dx, scaled, unit, slope, tilt, rstds, row, inside, real, 0, D, MAIN)
         if TAIL:
-            _store_gradient(dz, dx, scaled_tail, unit_tail, slope, tilt, rstds, row, inside, real, MAIN, D, TAIL)
+            store_gradient(dz, dx, scaled_tail, unit_tail, slope, tilt, rstds, row, inside, real, MAIN, D, TAIL)
     partial += tl.program_id(0) * 2 * D
-    _store_sums(for_gain, for_shift, partial, 0, D, MAIN)
+    store_sums(for_gain, for_shift, partial, 0, D, MAIN)
     if TAIL:
-        _store_sums(for_gain_tail, for_shift_tail, partial, MAIN, D, TAIL)
+        store_sums(for_gain_tail, for_shift_tail, partial, MAIN, D, TAIL)
 
 
 def _config(width: int) -> Config:

@@ -113,6 +113,62 @@ def check_gated_linear(width: int, out: int, activation: str, keep: bool, device
     assert torch.equal(again, got) if activation == "gelu" else again.numel() == 0
 
 
+@pytest.mark.parametrize(("width", "out", "rows"), [(64, 160, 45), (100, 96, 130), (256, 64, 45), (64, 32, 0)])
+@pytest.mark.parametrize("activation", ["glu", "gelu"])
+def test_gated_linear_onto(
+    width: int, out: int, rows: int, activation: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dx and all that the parameters' gradients are made of, in float32, against PyTorch in float64."""
+    from astroco_fast.kernels.triton.gated_onto import gated_linear_onto
+
+    x, end, w_val, w_gate, b_val, b_gate = (t.to(device) for t in problem(width, out, device))
+    x, end = x.repeat(3, 1)[:rows], end.repeat(3)[:rows]  # rows that are not real stand between others
+    real = end > 0
+    base, upstream = torch.randn(rows, width, device=device), torch.randn(rows, pitched(w_val).shape[0], device=device)
+    upstream[:, out:] = 0
+    base[~real] = upstream[~real] = torch.nan
+    norm = [torch.rand(width, device=device), torch.randn(width, device=device)] if activation == "glu" else []
+
+    exact = [t.double().requires_grad_() for t in (x[real], w_val, w_gate, b_val, b_gate, *norm)]
+    points, a = exact[0], exact[0]
+    mean = rstd = x.new_empty(0)
+    if norm:
+        a = F.layer_norm(points, (width,), *exact[5:])
+        mean, rstd = x.mean(1), (((x - x.mean(1, keepdim=True)) ** 2).mean(1) + 1e-5).rsqrt()
+    v, g = F.linear(a, exact[1], exact[3]), F.linear(a, exact[2], exact[4])
+    u = (v if norm else F.gelu(v)) * g.sigmoid()
+    d_v, d_g, d_x, *d_other = torch.autograd.grad(u, [v, g, *exact], upstream[real, :out].double())
+
+    both = torch.cat([pitched(w_val), pitched(w_gate)])
+    given = (x, *(norm or [None, None]), mean, rstd, both, b_val, b_gate, end, upstream, base, activation)
+    d, got_u, got_a, dx, of_biases, of_norm = gated_linear_onto(*given)
+
+    def check(got: Tensor, exact: Tensor) -> None:
+        assert not got[~real].any()
+        assert not got[:, exact.shape[1] :].any()
+        torch.testing.assert_close(got[real, : exact.shape[1]].double(), exact, atol=2e-5, rtol=1e-5)
+
+    for got, right in zip(d.chunk(2, dim=1), (d_v, d_g), strict=True):
+        check(got, right)
+    check(got_a, a.detach())
+    check(dx, d_x + base[real].double())
+    sums = of_biases.sum(0)[:, :out].double()
+    torch.testing.assert_close(sums, torch.stack(d_other[2:4]), atol=1e-4, rtol=1e-5)
+    if norm:
+        torch.testing.assert_close(of_norm.sum(0).double(), torch.stack(d_other[4:]), atol=1e-4, rtol=1e-5)
+        assert not got_u.numel()
+    else:
+        check(got_u, u.detach())
+        assert not of_norm.numel()
+    again = gated_linear_onto(*given)
+    assert all(
+        torch.equal(one, other) for one, other in zip(again, (d, got_u, got_a, dx, of_biases, of_norm), strict=True)
+    )
+    monkeypatch.undo()  # because opcheck would take poisoned outputs for mutated ones
+    monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
+    torch.library.opcheck(gated_linear_onto, given, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("width", [64, 100, 160, 276])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_feed_forward_fused(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:

@@ -130,10 +130,12 @@ def test_blocks_that_sweep_over_several_tiles(
 def test_tilings_of_sm_90(
     op: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter has those of sm_80 otherwise; on sm_90 blocks hold whole rows (`gated_rows`)."""
-    from astroco_fast.kernels.triton import gated_rows, launch
+    """The interpreter has those of sm_80 otherwise; on sm_90 blocks hold whole rows (`gated_rows`, `gated_onto`)."""
+    from astroco_fast.kernels.triton import gated_onto, gated_rows, launch
 
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
-    assert gated_rows.config(torch.empty(0, dtype=torch.bfloat16), width, op == "feed_forward", backward=True)
+    weight = torch.empty(0, dtype=torch.bfloat16)
+    assert gated_rows.config(weight, width, op == "feed_forward", backward=True)
+    assert gated_onto.fits(weight, width) == (width == 64)
     check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
     check(op, Case(5, width, "padded", torch.float16, "inference", "sliced"), triton, device)
