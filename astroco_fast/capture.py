@@ -44,7 +44,7 @@ enabled = os.environ.get("ASTROCO_CUDA_GRAPHS") == "1"
 
 
 def set_cuda_graphs(on: bool) -> None:
-    """Choose whether inference and pretraining on a GPU run by CUDA graphs; off by default, see docs/gpu.md.
+    """Choose whether inference and training on a GPU run by CUDA graphs; off by default, see docs/gpu.md.
 
     `ASTROCO_CUDA_GRAPHS=1` in the environment switches them on from the start.
     """
@@ -73,8 +73,8 @@ class Cuda:
         return torch.cuda.graph_pool_handle()
 
     def upload(self, numbers: np.ndarray, table: Tensor) -> None:
-        """Write a graph's table, without waiting for the device: torch keeps the pinned memory until it is copied."""
-        host = torch.empty(len(numbers), dtype=torch.int64, pin_memory=True)
+        """Write a graph's numbers, without waiting for the device: torch keeps the pinned memory until it is copied."""
+        host = torch.empty(len(numbers), dtype=table.dtype, pin_memory=True)
         host.numpy()[:] = numbers
         table.copy_(host, non_blocking=True)
 

@@ -71,13 +71,14 @@ def on_stream(stream: int, anew: bool = False) -> Iterator[None]:
         _using.stream, _using.anew = None, False
 
 
-def _count_step(*_: Any) -> None:
+def count_step(*_: Any) -> None:
+    """Note that weights were changed in a way that their version counters may not show."""
     global _steps
     _steps += 1
 
 
 # Fused optimisers write parameters without raising their version counters.
-register_optimizer_step_post_hook(_count_step)
+register_optimizer_step_post_hook(count_step)
 
 
 def prepared(

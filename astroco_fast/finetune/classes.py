@@ -17,7 +17,7 @@ from astroco_fast.data.metadata import read_text_table
 from astroco_fast.data.store import Store
 from astroco_fast.data.training import EMPTY, DeviceBatch
 from astroco_fast.errors import UserError
-from astroco_fast.pretrain.step import SumIndex
+from astroco_fast.pretrain.objective import SumIndex
 
 NONE = -1  # the class of a light curve without one
 LOSS, WEIGHT, RIGHT, WINDOWS = range(4)  # places in a vector of sums
@@ -141,7 +141,7 @@ class BalancedCrossEntropy:
         self._weights = torch.from_numpy(weights).float()
 
     def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """See `astroco_fast.pretrain.step.Objective`."""
+        """See `astroco_fast.pretrain.objective.Objective`."""
         logits = output.logits
         filled = batch.index != EMPTY
         true = self._of_window[batch.index.clamp_min(0)].to(logits.device)
@@ -155,12 +155,12 @@ class BalancedCrossEntropy:
         return value, sums, torch.where(some, each.detach(), torch.zeros_like(each))[:, None]
 
     def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """See `astroco_fast.pretrain.step.Objective`."""
+        """See `astroco_fast.pretrain.objective.Objective`."""
         weight = totals[WEIGHT].clamp_min(1e-30)
         return totals[LOSS] / weight, 1 / weight
 
     def touch(self, output: Any) -> Tensor:
-        """See `astroco_fast.pretrain.step.Objective`."""
+        """See `astroco_fast.pretrain.objective.Objective`."""
         total: Tensor = output.logits.sum()
         return total
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from astroco_fast.checksums import MANIFEST, check_files, write_manifest
 from astroco_fast.errors import UserError
 from astroco_fast.files import flush, read_json, remove_partials, set_aside, temporary_name, unwritable, whole_folder
-from astroco_fast.pretrain.step import SumIndex, Trainer
+from astroco_fast.pretrain.objective import SumIndex
+from astroco_fast.pretrain.step import Trainer
 from astroco_fast.pretrained import WEIGHTS_FILE
 from astroco_fast.text import first_reason
 

@@ -31,7 +31,8 @@ from astroco_fast.errors import MissingExtraError, UserError
 from astroco_fast.flops import training_flops
 from astroco_fast.pretrain.checkpoint import State
 from astroco_fast.pretrain.config import PretrainConfig
-from astroco_fast.pretrain.step import SumIndex, Trainer
+from astroco_fast.pretrain.objective import SumIndex
+from astroco_fast.pretrain.step import Trainer
 from astroco_fast.reference.loss import ROLES
 
 # Shares are of rank 0's wall time since the last line. `share_data` is the wait for windows and their upload;

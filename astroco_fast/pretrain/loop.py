@@ -289,14 +289,10 @@ def accumulate(
 
 def update(trainer: Trainer, outcome: Outcome, step: int) -> None:
     """Apply the gradient of a step, or undo the step if it is not finite: the step's second half."""
-    if not outcome.is_finite:
+    if outcome.is_finite:
+        trainer.apply(outcome.factor, step)
+    else:
         trainer.undo()
-        return
-    trainer.scale_gradients(outcome.factor)
-    trainer.set_learning_rate(step)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.update_average(step)
 
 
 def limit_reached(state: State, train: TrainConfig) -> str | None:

@@ -1,22 +1,15 @@
 """The parts of an optimiser step that is exact over ranks and accumulation. `loop.py` puts them together.
 
-The loss is a function of sums over the whole global batch, which no single forward pass sees. So each pass takes the
-gradient of its own *part* of a plain sum. With two ranks of three micro-batches each, for example, the squared error of
-the global batch is a sum of six parts, one for each pass. The gradients of the parts add up over micro-batches and
-ranks, and one factor, known once the sums are reduced, turns their total into the gradient of the loss:
-
-- "batch" (Astromer's convention): loss = sqrt(S / N), where S is the squared error over the N probed points. The part
-  is the micro-batch's share of S, and dloss = dS / (2 sqrt(S N)).
-- "curve" (paper, Eq. 3): loss = mean over the W windows with probed points of sqrt(S_w / n_w). The part is the sum of
-  these roots over the micro-batch's windows, and dloss = dsum / W.
+`objective.py` says how the loss of the global batch is a function of sums, and its gradient a sum of parts.
 """
 
 import copy
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,112 +18,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from astroco_fast import capture, ops
+from astroco_fast import capture
 from astroco_fast.data.batches import Batch
 from astroco_fast.data.hashing import hash64
 from astroco_fast.data.training import DeviceBatch
+from astroco_fast.kernels import prepared
 from astroco_fast.pretrain.config import TrainConfig
+from astroco_fast.pretrain.fixed_graphs import FixedGraphs
+from astroco_fast.pretrain.objective import Objective, Reconstruction, SumIndex
 from astroco_fast.pretrain.ranks import Ranks
 from astroco_fast.pretrain.step_graphs import StepGraphs
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 
+T = TypeVar("T")
+
 _STREAM = 1000  # of the counter-based random numbers; the data package's streams have small numbers
 _FEW = 8  # points of the dummy window
-
-
-class SumIndex:
-    """Positions in a vector of sums, (8,) float64, over a micro-batch, a step or several steps.
-
-    The vector holds the squared error by role (3), the number of probed points by role (3), the sum of the windows'
-    RMSEs, and the number of windows with probed points.
-    """
-
-    SQUARED = slice(0, 3)
-    COUNT = slice(3, 6)
-    ROOTS = 6
-    WINDOWS = 7
-    SIZE = 8
-
-
-def window_roots(squared: Tensor, count: Tensor) -> Tensor:
-    """RMSE of each window, (B,), from sums by role (B, 3); zero, with zero gradient, where nothing is probed."""
-    total, points = squared.sum(1), count.sum(1)
-    usable = total > 0  # sqrt has no gradient at zero
-    mean = torch.where(usable, total / points.clamp_min(1), torch.ones_like(total))
-    return torch.where(usable, mean.sqrt(), total.detach())  # the total is zero here, or not finite
-
-
-def part(loss: str, squared: Tensor, count: Tensor) -> Tensor:
-    """A micro-batch's part of the sum: the scalar whose gradient it contributes.
-
-    Args:
-        loss: "batch" or "curve".
-        squared, count: (B, 3) from `masked_loss`.
-    """
-    return squared.sum() if loss == "batch" else window_roots(squared, count).sum()
-
-
-def sums(squared: Tensor, count: Tensor) -> Tensor:
-    """The vector of sums of a micro-batch, (8,) float64, without a gradient; see `SumIndex`."""
-    squared, count = squared.detach().double(), count.double()
-    roots = window_roots(squared, count).sum()
-    windows = (count.sum(1) > 0).sum().to(roots)
-    return torch.cat([squared.sum(0), count.sum(0), roots[None], windows[None]])
-
-
-def loss_and_factor(loss: str, totals: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of the global batch, and the factor that turns the summed parts' gradient into the loss's.
-
-    Args:
-        loss: "batch" or "curve".
-        totals: (8,) the vector of sums over the global batch, indexed by `SumIndex`.
-
-    Returns:
-        Two float64 scalars. Where the loss is zero (nothing probed, or a perfect fit) the factor is zero, not infinite.
-    """
-    squared, count = totals[SumIndex.SQUARED].sum(), totals[SumIndex.COUNT].sum()
-    if loss == "batch":
-        value = (squared / count.clamp_min(1)).sqrt()
-        inverse = 1 / (2 * (squared * count).sqrt())
-    else:
-        value = totals[SumIndex.ROOTS] / totals[SumIndex.WINDOWS].clamp_min(1)
-        inverse = 1 / totals[SumIndex.WINDOWS]
-    return value, torch.where(squared == 0, torch.zeros_like(inverse), inverse)
-
-
-class Objective(Protocol):
-    """A loss whose parts add up over micro-batches and ranks, as this module's description says."""
-
-    def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """From the model's output on a micro-batch: its part, a scalar with a gradient; its vector of sums, (SIZE,)
-        float64; and numbers (B, ...) that are not finite for windows whose own loss is not.
-        """
-
-    def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the factor that turns the parts' gradient into the loss's, from the global batch's sums."""
-
-    def touch(self, output: Any) -> Tensor:
-        """A scalar that depends on every parameter to train."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """The loss of pretraining, "batch" or "curve"; see this module's description."""
-
-    loss: str
-
-    def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Objective`."""
-        squared, count = ops.masked_loss(output.reconstruction, batch.target, batch.role)
-        return part(self.loss, squared, count), sums(squared, count), squared.detach()
-
-    def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Objective`."""
-        return loss_and_factor(self.loss, totals)
-
-    def touch(self, output: Any) -> Tensor:
-        """See `Objective`."""
-        return cast(Tensor, output.reconstruction.sum())
 
 
 class Requests(NamedTuple):
@@ -171,8 +74,7 @@ class Outcome:
 class Trainer:
     """The model, its optimiser and the average of its weights.
 
-    A step calls `begin`, `forward_backward` for each micro-batch and `reduce`. It ends either with the optimiser's step
-    and `update_average`, or with `undo`.
+    A step calls `begin`, `forward_backward` for each micro-batch and `reduce`. It ends with either `apply` or `undo`.
 
     Attributes:
         model: the encoder being trained.
@@ -207,13 +109,23 @@ class Trainer:
         # Synchronised running statistics are the same on every rank already.
         averaged = [] if config.sync_batchnorm or ranks.world == 1 else self._buffers
         self._averaged_buffers = [b for b in averaged if b.is_floating_point()]
+        by_graphs = capture.enabled and capture.driver.has(ranks.device)
+        # Ranks add up their gradients in DDP's backward pass, or, since that cannot be captured, after it.
+        self._meet_late = ranks.world > 1 and not ranks.any(not by_graphs)
         self._forward: nn.Module = model
-        if ranks.world > 1:
+        if ranks.world > 1 and not self._meet_late:
             self._forward = _data_parallel(model)
             self._settle_buckets()
-        # Ranks meet in DDP's backward pass, and other objectives read a batch's places on the host.
-        by_graphs = ranks.world == 1 and isinstance(self.objective, Reconstruction)
-        self._graphs = StepGraphs(model, self.parameters, self.objective.part, self.autocast) if by_graphs else None
+        # The step's vector of sums, and what the ranks count and ask for.
+        self._totals = torch.zeros(SumIndex.SIZE + 2 + len(Requests()), dtype=torch.float64, device=ranks.device)
+        self._sums = self._totals[: SumIndex.SIZE]
+        self._by_graphs = False  # in this step
+        self._fixed = FixedGraphs(ranks.device)
+        passes = (model, self.parameters, self.objective.part, self.autocast, self._sums)
+        # Other objectives read a batch's places on the host, and synchronised BatchNorms meet in the passes.
+        possible = isinstance(self.objective, Reconstruction) and not (config.sync_batchnorm and ranks.world > 1)
+        self._graphs = StepGraphs(*passes) if possible else None
+        self._rates = torch.zeros(2, device=ranks.device)  # by graphs: the learning rate, and the average's decay
         self.learning_rate, self.warmup_steps = cast(float, config.learning_rate), cast(int, config.warmup_steps)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=self.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -239,23 +151,23 @@ class Trainer:
         """Begin a step (from 0). Dropout is seeded by its number, so that it does not depend on the steps before."""
         torch.manual_seed(_step_seed(self.seed, step, self.ranks.rank))
         self._forward.train()
-        _copy(self._buffers, self._before)
-        self._sums = torch.zeros(SumIndex.SIZE, dtype=torch.float64, device=self.ranks.device)
+        by_graphs = capture.enabled and capture.driver.has(self.ranks.device)
+        self._by_graphs = self._meet_late if self.ranks.world > 1 else by_graphs
+        written = [*self._before, self._totals, *self._gradients()]
+        self._part("beginning", self._clear, [*self._buffers, *written])
         self._by_window: list[Tensor] = []  # by micro-batch
         self._points = self._attention_pairs = 0.0
 
     def forward_backward(self, batch: DeviceBatch, *, is_last: bool) -> None:
         """Add a micro-batch's part to the gradients and sums. The ranks' gradients meet in the last micro-batch."""
-        parts = self._graphs.run(batch) if self._graphs is not None and capture.enabled else None
-        added, by_window = self._one_by_one(batch, is_last) if parts is None else parts
+        by_window = self._graphs.run(batch) if self._graphs is not None and self._by_graphs else None
+        self._by_window.append(self._one_by_one(batch, is_last) if by_window is None else by_window)
         lengths = batch.lengths.numpy()
-        self._sums += added
-        self._by_window.append(by_window)
         self._points += float(lengths.sum())
         self._attention_pairs += float(np.square(lengths).sum())
 
-    def _one_by_one(self, batch: DeviceBatch, is_last: bool) -> tuple[Tensor, Tensor]:
-        """The passes of `forward_backward`, op by op; the micro-batch's vector of sums and its numbers by window."""
+    def _one_by_one(self, batch: DeviceBatch, is_last: bool) -> Tensor:
+        """The passes of `forward_backward`, op by op; the micro-batch's numbers by window."""
         positional, keywords = batch.inputs()
         is_local = not is_last and isinstance(self._forward, DistributedDataParallel)
         with self._forward.no_sync() if is_local else nullcontext():  # type: ignore[operator]
@@ -263,55 +175,55 @@ class Trainer:
                 output = self._forward(*positional, **keywords)
             value, added, by_window = self.objective.part(output, batch)
             value.backward()
-        return added, by_window
+        self._sums += added
+        return by_window
 
     def reduce(self, requests: Requests) -> Outcome:
         """Sum over ranks everything that they must agree on; the step's one wait for the device."""
-        mine = torch.tensor([self._points, self._attention_pairs, *map(float, requests)], dtype=torch.float64)
-        reduced = self._sum_over_ranks(torch.cat([self._sums, mine.to(self.ranks.device, non_blocking=True)]))
-        loss, factor = self.objective.loss_and_factor(reduced[: SumIndex.SIZE])
-        factor = factor * self.ranks.world  # DDP has averaged over ranks
-        norm = get_total_norm(self._gradients()).double() * factor
-        if self.config.clip_norm is not None:
-            factor = factor * (self.config.clip_norm / (norm + 1e-12)).clamp_max(1)
-        on_host = torch.cat([loss[None], norm[None], reduced]).tolist()
-        (loss_value, norm_value), (points, attention_pairs, *votes) = on_host[:2], on_host[2 + SumIndex.SIZE :]
+        mine = [self._points, self._attention_pairs, *map(float, requests)]
+        held = [self._totals, *self._averaged_buffers, *self._gradients()]
+        shared: list[Tensor] = []
+        if self.ranks.world > 1:
+            self._totals[SumIndex.SIZE :] = torch.tensor(mine, dtype=torch.float64)
+            shared = self._part("sharing", self._shared, held)
+            for values in shared:
+                self.ranks.sum(values)
+        results, factor = self._part("norm", lambda: self._judged(shared), [*shared, *held], [self.config.clip_norm])
+        loss, norm, *totals = results.tolist()
+        points, attention_pairs, *votes = totals[SumIndex.SIZE :] if self.ranks.world > 1 else mine
         return Outcome(
-            loss=loss_value,
-            sums=on_host[2 : 2 + SumIndex.SIZE],
-            grad_norm=norm_value,
+            loss=loss,
+            sums=totals[: SumIndex.SIZE],
+            grad_norm=norm,
             factor=factor,
             points=points,
             attention_pairs=attention_pairs,
             requests=Requests(*(vote > 0 for vote in votes)),
         )
 
-    def scale_gradients(self, factor: Tensor) -> None:
-        """Turn the accumulated gradients into the loss's, by `Outcome.factor`."""
-        gradients = self._gradients()
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    def apply(self, factor: Tensor, step: int) -> None:
+        """Apply the gradient of a step (from 0): the optimiser's step and the average's.
 
-    def set_learning_rate(self, step: int) -> None:
-        """Give the optimiser the learning rate of a step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate_at(step)
-
-    @torch.no_grad()
-    def update_average(self, step: int) -> None:
-        """Move the average of weights and buffers, if there is one, towards the model's."""
-        if self.average is None:
-            return
+        Args:
+            factor: `Outcome.factor`.
+            step: the number of steps taken before this one.
+        """
+        rate: float | Tensor = self.learning_rate_at(step)
         # Early on the random start would dominate the average, so it follows faster then.
-        decay = min(cast(float, self.config.ema_decay), (1 + step) / (10 + step))
-        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
-        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        torch._foreach_lerp_(means, values, 1 - decay)
-        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-        _copy([value for _, value in counters], [counter for counter, _ in counters])
+        decay: float | Tensor = min(self.config.ema_decay or 0.0, (1 + step) / (10 + step))
+        if self._by_graphs:
+            capture.driver.upload(np.array([rate, decay], dtype=np.float32), self._rates)
+            rate, decay = self._rates.unbind()
+        for group in self.optimizer.param_groups:
+            group.update(lr=rate, capturable=self._by_graphs)
+        self._part("update", lambda: self._apply(factor, decay), [factor, *self._kept()], self._settings())
+        if self._by_graphs:  # a replay counts no changes
+            prepared.count_step()
+            torch.autograd.graph.increment_version([*self.parameters, *self._average_tensors()])
 
     def undo(self) -> None:
         """Undo what the step has changed so far: gradients and running statistics."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         _copy(self._before, self._buffers)
 
     def suspects(self, batches: list[Batch]) -> list[int]:
@@ -319,14 +231,85 @@ class Trainer:
         bad = [~torch.isfinite(values).all(1).cpu().numpy() for values in self._by_window]
         return [int(i) for batch, is_bad in zip(batches, bad, strict=True) for i in batch.index[is_bad] if i >= 0]
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        """The ranks' values summed, (n,) float64; in the same collective, running statistics become the ranks' mean."""
-        size, buffers = values.numel(), self._averaged_buffers
-        everything = self.ranks.sum(torch.cat([values, *(b.double().flatten() for b in buffers)]))
-        means = (everything[size:] / self.ranks.world).split([b.numel() for b in buffers])
-        for buffer, mean in zip(buffers, means, strict=True):
-            buffer.copy_(mean.view_as(buffer))
-        return everything[:size]
+    def _part(self, name: str, function: Callable[[], T], tensors: Iterable[Tensor], settings: Iterable[Any] = ()) -> T:
+        """A part of the step that is the same in all steps, by a graph if this step runs by graphs."""
+        return self._fixed.run(name, function, tensors, settings) if self._by_graphs else function()
+
+    def _clear(self) -> None:
+        """Remember the running statistics, and let sums and gradients begin at zero."""
+        _copy(self._buffers, self._before)
+        self._totals.zero_()
+        if gradients := self._gradients():
+            torch._foreach_zero_(gradients)
+
+    def _shared(self) -> list[Tensor]:
+        """What to sum over ranks: totals and running statistics, in float64; gradients, unless DDP has done so."""
+        numbers = torch.cat([self._totals, *(b.double().flatten() for b in self._averaged_buffers)])
+        return [numbers, torch.cat([g.flatten() for g in self._gradients()])] if self._meet_late else [numbers]
+
+    def _judged(self, shared: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss, the gradient's norm and the totals in one tensor, and the factor; see `Outcome`.
+
+        Args:
+            shared: summed over ranks; the running statistics become the ranks' mean.
+        """
+        if shared:
+            size = len(self._totals)
+            _spread(shared[0][:size], [self._totals])
+            _spread(shared[0][size:] / self.ranks.world, self._averaged_buffers)
+        if self._meet_late:
+            _spread(shared[1], self._gradients())
+        loss, factor = self.objective.loss_and_factor(self._sums)
+        if not self._meet_late:
+            factor = factor * self.ranks.world  # DDP has averaged over ranks
+        norm = get_total_norm(self._gradients()).double() * factor
+        if self.config.clip_norm is not None:
+            factor = factor * (self.config.clip_norm / (norm + 1e-12)).clamp_max(1)
+        return torch.cat([loss[None], norm[None], self._totals]), factor
+
+    def _apply(self, factor: Tensor, decay: float | Tensor) -> None:
+        gradients = self._gradients()
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        self.optimizer.step()
+        self._forget_gradients()
+        self._update_average(decay)
+
+    def _forget_gradients(self) -> None:
+        if not self._by_graphs:  # else they stay where they are, and the next step sets them to zero
+            self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _update_average(self, decay: float | Tensor) -> None:
+        """Move the average of weights and buffers, if there is one, towards the model's."""
+        if self.average is None:
+            return
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        if isinstance(decay, Tensor):  # by one launch each; `_foreach_lerp_` takes no number on the device
+            torch._foreach_sub_(means, values)
+            torch._foreach_mul_(means, decay)
+            torch._foreach_add_(means, values)
+        else:
+            torch._foreach_lerp_(means, values, 1 - decay)
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        _copy([value for _, value in counters], [counter for counter, _ in counters])
+
+    def _average_tensors(self) -> list[Tensor]:
+        return [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
+
+    def _kept(self) -> Iterator[Tensor]:
+        """All tensors that `_apply` reads and writes, except the factor."""
+        yield from (self._rates, *self.model.parameters(), *self._buffers, *self._average_tensors())
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    yield parameter.grad
+                yield from self.optimizer.state.get(parameter, {}).values()
+
+    def _settings(self) -> Iterator[Any]:
+        """What the optimiser reads on the host, but the learning rate."""
+        for group in self.optimizer.param_groups:
+            yield from (value for key, value in group.items() if key not in ("params", "lr"))
 
     def _settle_buckets(self) -> None:
         """Run a dummy backward pass, so that DDP fixes its bucket order before step 0.
@@ -371,6 +354,13 @@ def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
     for dtype in {source.dtype for source in sources}:
         pairs = [(x, y) for x, y in zip(sources, targets, strict=True) if x.dtype == dtype]
         torch._foreach_copy_([y for _, y in pairs], [x for x, _ in pairs])
+
+
+def _spread(values: Tensor, targets: list[Tensor]) -> None:
+    """Copy the values, (n,), to tensors that have n numbers together."""
+    if targets:
+        parts = values.split([target.numel() for target in targets])
+        torch._foreach_copy_(targets, [part.view_as(target) for part, target in zip(parts, targets, strict=True)])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -2,8 +2,11 @@
 
 A graph takes a micro-batch from the copy of its points to the sum of its gradients: the loss's part, dropout, which
 draws from torch's generator as the generator stands at the replay, the update of BatchNorm's running statistics, and
-the casts of the weights. It adds the gradients to buffers that all graphs share and that are the parameters' `.grad`.
-What depends on the whole step follows op by op: sums over ranks, clipping, the optimiser, the average of the weights.
+the casts of the weights. It adds the gradients to buffers that all graphs share and that are the parameters' `.grad`,
+and its vector of sums to the step's. `fixed_graphs.py` has the rest of the step.
+
+A micro-batch whose bucket has no graph yet runs op by op on the bucket's number of windows and rows. So the bits of a
+step do not depend on what came before it, such as a checkpoint.
 """
 
 import warnings
@@ -23,9 +26,6 @@ from astroco_fast.data.training import DeviceBatch
 from astroco_fast.kernels.snapshot import Snapshot
 from astroco_fast.reference.encoder import Encoder
 
-# A micro-batch's vector of sums and its numbers by window, of `Objective.part`.
-Parts = tuple[Tensor, Tensor]
-
 
 @dataclass
 class _Graph:
@@ -34,13 +34,13 @@ class _Graph:
     Attributes:
         captured: with a `replay`.
         table: what the host writes before.
-        parts: the graph's own results, for W windows.
+        like: the numbers of W windows, which are delivered.
         forms: the prepared weights that it reads, kept alive.
     """
 
     captured: Any
     table: Table
-    parts: Parts
+    like: Tensor
     forms: list[Any]
 
 
@@ -52,6 +52,7 @@ class StepGraphs:
         parameters: those to train.
         part: the part of the loss, the vector of sums and the numbers by window; see `Objective.part`.
         autocast: mixed precision as configured.
+        sums: the step's vector of sums, to add to.
     """
 
     def __init__(
@@ -60,15 +61,20 @@ class StepGraphs:
         parameters: Sequence[nn.Parameter],
         part: Callable[[Any, DeviceBatch], tuple[Tensor, Tensor, Tensor]],
         autocast: Callable[[], AbstractContextManager[None]],
+        sums: Tensor,
     ) -> None:
         self._model, self._parameters, self._part, self._autocast = model, list(parameters), part, autocast
+        self._sums = sums
         self._snapshot: Snapshot | None = None
         self._store: Store[_Graph] = Store()
         self._gradients: list[Tensor] = []
         self._refused = False
 
-    def run(self, batch: DeviceBatch) -> Parts | None:
-        """Add a micro-batch's gradients to the parameters', and return its parts; None: no graph does it."""
+    def run(self, batch: DeviceBatch) -> Tensor | None:
+        """Add a micro-batch's gradients to the parameters', and its sums to the step's; return its numbers by window.
+
+        None: nothing was done, and the ops of the model have to be called.
+        """
         model, lengths = self._model, batch.lengths.numpy()
         if self._refused or not isinstance(model, Encoder) or not self._may_run(batch.time.device):
             return None
@@ -76,16 +82,14 @@ class StepGraphs:
         with self._autocast():
             key = (bucket, *capture.surroundings(batch.time.device))
         graph = self._store.get(key)
-        if graph is None and not self._store.comes_again(key):
-            return None
         if graph is None:
-            return self._capture(model, batch, bucket, key)
-        graph.table.write(_inputs(batch), (), lengths)
+            return self._run_first(model, batch, bucket, key)
+        by_window = graph.like.new_empty((len(lengths), *graph.like.shape[1:]))
+        graph.table.write(_inputs(batch), [by_window], lengths)
         self._attach()
         graph.captured.replay()
         torch.autograd.graph.increment_version(list(model.buffers()))  # a replay counts no changes
-        added, by_window = graph.parts
-        return added, by_window[: len(lengths)].clone()  # the next replay overwrites it
+        return by_window
 
     def _may_run(self, device: torch.device) -> bool:
         """Whether the model is as it is in the graphs, and nobody watches; of another model they are dropped."""
@@ -109,44 +113,51 @@ class StepGraphs:
         for parameter, gradient in pairs:
             parameter.grad = gradient
 
-    def _capture(self, model: Encoder, batch: DeviceBatch, bucket: Bucket, key: tuple[Any, ...]) -> Parts | None:
-        """Run the micro-batch once as the graph will, and then capture it."""
+    def _run_first(self, model: Encoder, batch: DeviceBatch, bucket: Bucket, key: tuple[Any, ...]) -> Tensor | None:
+        """Run a micro-batch as a graph would, and capture the graph if the bucket has come before."""
         device, lengths, inputs = batch.time.device, batch.lengths.numpy(), _inputs(batch)
-        table = Table(bucket, [x.dtype for x in inputs], 0, device)
+        table = Table(bucket, [x.dtype for x in inputs], 1, device)
 
-        def compute() -> Parts:
+        def compute() -> Tensor:
             time, mag, err, target, role = table.inputs()
             still = DeviceBatch(time, mag, err, target, role, lengths=batch.lengths, index=batch.index)
             with self._autocast():
                 output = model.encode_windows(time, mag, err, role == HIDDEN, True, table.layout())
             value, added, by_window = self._part(output, still)
             torch._foreach_add_(self._gradients, torch.autograd.grad(value, self._parameters))
-            return added, by_window
+            self._sums.add_(added)
+            return by_window
 
-        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        def compute_and_deliver() -> Tensor:
+            by_window = compute()
+            table.deliver([by_window])
+            return by_window
+
+        before = [(tensor, tensor.clone()) for tensor in (*model.buffers(), self._sums)]
         gradients = [(parameter, parameter.grad) for parameter in self._parameters]
-        done: Parts | None = None
+        done: Tensor | None = None
         try:
             with capture.no_cached_casts():
                 with capture.attempt():
-                    table.write(inputs, (), lengths)
+                    table.write(inputs, [self._sums], lengths)  # nothing is delivered yet
                     self._attach()
-                    added, by_window = compute()
-                done = added, by_window[: len(lengths)]
-                pool = self._store.pool(capture.driver.stream(device))
-                graph, forms, parts = capture.capture(compute, device, pool)
+                    done = compute()[: len(lengths)]
+                if self._store.comes_again(key):
+                    again = torch.empty_like(done)
+                    table.write(inputs, [again], lengths)
+                    pool = self._store.pool(capture.driver.stream(device))
+                    graph, forms, like = capture.capture(compute_and_deliver, device, pool)
+                    self._store.put(key, _Graph(graph, table, like, forms))
         except CaptureError as error:
             self._refused = True
             self._store.clear()
             told = f"no CUDA graphs in training, whose ops run one by one: {error.reason()}"
             warnings.warn(told, RuntimeWarning, stacklevel=2)
             if done is None:  # as if nothing had been tried
-                for buffer, content in statistics:
-                    buffer.copy_(content)
+                for tensor, content in before:
+                    tensor.copy_(content)
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
-            return done
-        self._store.put(key, _Graph(graph, table, parts, forms))
         return done
 
 

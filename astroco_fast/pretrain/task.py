@@ -16,9 +16,10 @@ from astroco_fast.pretrain.checkpoint import State
 from astroco_fast.pretrain.config import PretrainConfig, RunConfig
 from astroco_fast.pretrain.evaluate import evaluate
 from astroco_fast.pretrain.log import introduction, train_record
+from astroco_fast.pretrain.objective import Objective, Reconstruction
 from astroco_fast.pretrain.ranks import Ranks
 from astroco_fast.pretrain.start import read_start
-from astroco_fast.pretrain.step import Objective, Reconstruction, Trainer
+from astroco_fast.pretrain.step import Trainer
 
 CPU_MICRO_BATCH = 32
 Config = TypeVar("Config", bound=RunConfig)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from astroco_fast.pretrain.step import SumIndex, loss_and_factor, part, sums
+from astroco_fast.pretrain.objective import SumIndex, loss_and_factor, part, sums
 
 SQUARED = torch.tensor([[4.0, 1.0, 1.0], [0.0, 0.0, 0.0], [8.0, 0.0, 0.0]])
 COUNT = torch.tensor([[2.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
