@@ -133,8 +133,8 @@ def _passes(
     implementation: str, kind: str, devices: list[Device], layers: int, run: Callable[[int], dict[str, Counts]]
 ) -> list[Row]:
     """A row for each pass; `run` counts a model of so many layers, by pass."""
-    two, three = run(2), run(3)
-    whole = {2: two, 3: three}.get(layers) or run(layers)
+    one, two = run(1), run(2)
+    whole = {1: one, 2: two}.get(layers) or run(layers)
     found = []
     for name in (INFERENCE, FORWARD, BACKWARD, STEP):
         counts = _pass(whole, name)
@@ -149,7 +149,7 @@ def _passes(
                 name=name,
                 architectures=tuple(dict.fromkeys(device.architecture for device in devices)),
                 launches=counts.launches,
-                block=_pass(three, name).launches - _pass(two, name).launches,
+                block=_pass(two, name).launches - _pass(one, name).launches,
                 read=counts.read,
                 written=counts.written,
                 flops=counts.flops,
