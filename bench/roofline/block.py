@@ -88,5 +88,7 @@ def _table(lines: list[Line], device: Device) -> str:
                 f"{kernel.expected(on, device.bandwidth) * 1e6:.0f}",
             )  # fmt: skip
             note = " (a loop that depends on unknown data counted once)" if kernel.guessed else ""
+            if kernel.blind > kernel.cache / 100:
+                note += f" ({kernel.blind / kernel.cache:.0%} of L2's bytes by loads of unknown addresses)"
             table.append(f"| - {kernel.name}{note} | " + " | ".join(cells) + " |")
     return "\n".join(table)

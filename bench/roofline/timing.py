@@ -4,7 +4,7 @@ A multiprocessor holds as many blocks as registers, shared memory and threads al
 schedulers, which issue an instruction a cycle each, for the units behind them, for the tensor cores and for shared
 memory; a single block waits for its products before it uses them, so its products and its other instructions take
 turns. Blocks run in waves, the last of which may be short. All of this overlaps with the traffic to the second-level
-cache and to memory, and the longest of them is the kernel's time. Latencies, bank conflicts and stalls are left out.
+cache and to memory, and the longest of them is the kernel's time. Bank conflicts count; latencies and stalls do not.
 
 PyTorch's own kernels, of which there is no machine code here, are taken to reach a share of the data sheet.
 """
@@ -84,7 +84,8 @@ class Kernel:
         issue: cycles that the schedulers, or the busiest unit behind them, need.
         tensor: cycles of the tensor cores, or of the shared memory that feeds them.
         memory, cache: bytes to and from memory, and between multiprocessors and the second-level cache.
-        guessed: loops that depend on data, taken to run once.
+        guessed: loops that depend on unknown data, taken to run once.
+        blind: of `cache`, bytes whose addresses are unknown, taken to be distinct.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Kernel:
     memory: int
     cache: int
     guessed: int
+    blind: int = 0
 
     def resident(self, on: Multiprocessor) -> int:
         """Blocks that a multiprocessor holds at once."""
@@ -149,7 +151,7 @@ def read(launch: Launch, arch: str, on: Multiprocessor) -> Kernel:
     traffic = round((walked.read + walked.written) * blocks)
     return Kernel(
         kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor, launch.bytes, traffic,
-        walked.guessed,
+        walked.guessed, round(walked.blind * blocks),
     )  # fmt: skip
 
 
@@ -195,6 +197,7 @@ def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float]:
         units["alu"] += 2 * n * (op in _ALU)
         units["single"] += on.fma * n * (op in _SINGLE)
         units["special"] += 8 * n * (op in _SPECIAL)
+        shared += n * warps * (op == "SHFL")
         if op == "HGMMA":
             rows, columns, depth = map(int, name.split(".")[1].split("x"))
             products += n * columns / 2 * warps / 4

@@ -15,7 +15,7 @@ from bench.roofline.timing import MULTIPROCESSORS, read
 
 
 def main() -> None:
-    """Print the launches of one block in inference: kernel, constants, bytes, loops that were guessed."""
+    """Print the launches of one block in inference: kernel, constants, blocks, bytes, guessed loops, guessed bytes."""
     config = replace(presets.preset("L").config, layers=1)
     lengths = window_lengths(256, 200, padded=False)
     counts = count("triton", config, lengths, 200, torch.bfloat16, ARCHITECTURES["sm_90"])["inference"]
@@ -24,7 +24,7 @@ def main() -> None:
         for launch in op.launched:
             kernel = read(launch, "sm_90", MULTIPROCESSORS["H100"])
             constants = {name: value for name, value in launch.constants.items() if isinstance(value, int)}
-            found.append((kernel.name, constants, kernel.blocks, kernel.cache, kernel.guessed))
+            found.append((kernel.name, constants, kernel.blocks, kernel.cache, kernel.guessed, kernel.blind))
     print(json.dumps(found))
 
 
