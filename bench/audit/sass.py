@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.audit.machine import Instruction, Machine
-from bench.audit.traffic import APART, GLOBAL, SHARED, Memory
+from bench.audit.traffic import APART, COPIES, GLOBAL, SHARED, Memory
 
 # Where an architecture's kernels find their first argument in constant memory.
 _ARGUMENTS = {"sm_80": 0x160, "sm_86": 0x160, "sm_89": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
@@ -110,7 +110,7 @@ def walk(
         capacity: bytes of the first-level cache that the block has.
 
     Raises:
-        ValueError: the walk does not end.
+        ValueError: the walk does not end, or meets a copy whose bytes no instruction tells.
     """
     machine, memory = Machine(words, block, threads), Memory(data or {}, capacity, threads)
     counts, guesses, steps = Counter[str](), 0, 0
@@ -148,6 +148,8 @@ def walk(
             i = paths.part(taken, i, at.get(_target(one), len(code)))
         elif one.op in GLOBAL or one.op in SHARED:
             memory.run(one, machine, taken)
+        elif one.op in COPIES:
+            raise ValueError(f"the walk through a kernel does not know what the copy engine moves: at {one}")
         else:
             machine.run(one, taken)
     return Walk(counts, guesses, memory.read, memory.written, memory.blind, memory.cycles)

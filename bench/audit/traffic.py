@@ -22,8 +22,9 @@ from bench.audit.machine import Instruction, Machine
 SECTOR, PATH = 32, 128
 # Each pointer among a kernel's arguments points to memory of its own, so far apart.
 APART = 36
-# Loads from global memory; the last two bring whole tiles or rows by the copy engine.
-LOADS = ("LDG", "LDGSTS", "UTMALDG", "UBLKCP")
+# Copies by the copy engine, of whole tiles or rows; loads from global memory.
+COPIES = ("UTMALDG", "UBLKCP")
+LOADS = ("LDG", "LDGSTS", *COPIES)
 GLOBAL = {"LDG", "LDGSTS", "STG"}
 SHARED = {"LDS", "STS", "LDSM", "STSM"}
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
@@ -32,7 +33,7 @@ _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 def lane_bytes(name: str) -> int:
     """Bytes that a lane moves, by suffixes as in "LDG.E.LTC128B.128", whose first 128 is a hint to the cache."""
     op, *suffixes = name.split(" ")[0].split(".")
-    if op in LOADS[2:]:
+    if op in COPIES:
         return 32
     if op in ("LDSM", "STSM"):  # so many matrices of 8 x 8, of which a lane has four bytes each
         return 4 * int(suffixes[-1]) if suffixes[-1].isdigit() else 4

@@ -127,6 +127,11 @@ def test_lanes_share_sectors_and_a_block_its_first_level_cache():
     assert (unknown.read, unknown.blind) == (2 * 64 * (4 + 16), 2 * 64 * (4 + 16) + 64 * 16)
 
 
+def test_copies_without_a_size_are_refused():
+    with pytest.raises(ValueError, match="does not know what the copy engine moves"):
+        walk(parse(" /*0000*/  UTMALDG.2D [UR8], [UR4] ;\n /*0010*/  EXIT ;"), {}, 0)
+
+
 def test_loops_run_as_often_as_data_say():
     """A loop whose end is loaded from memory, other for each thread: the warps leave it one after the other."""
     code = parse("""
