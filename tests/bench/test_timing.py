@@ -270,6 +270,9 @@ def test_times_of_launches_by_op(monkeypatch):
     assert ours.expected == pytest.approx(3 * (1e9 / (0.9 * 3.35e12) + 2e-6))
     assert (theirs.name, theirs.launches, theirs.kernels) == ("mm", 2, [])
     assert theirs.expected == pytest.approx(2 * (1e12 / (0.7 * 989e12) + 2e-6))
+    # Nor do the project's kernels reach more of the tensor cores' rate than a library's.
+    busy = replace(ops[0], flops=1e13, dtype=torch.bfloat16)
+    assert lines(Counts([busy]), device)[0].expected == pytest.approx(1e13 / (0.7 * 989e12) + 3 * 2e-6)
     block = a_block(lambda layers: Counts(layers * ops), device)
     assert [(line.name, line.launches, len(line.kernels)) for line in block] == [("ours", 3, 3), ("mm", 2, 0)]
     assert together(block).expected == pytest.approx(ours.expected + theirs.expected)
