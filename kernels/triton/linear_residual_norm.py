@@ -5,8 +5,11 @@ product, which would take 4 P bytes a row to write and read again, never leaves 
 
 Tiling: a block owns whole rows, since LayerNorm needs their mean and variance, and walks along K in chunks. Rows whose
 pitch is no power of two have two accumulators, a main one and a tail (D = 276: 256 and 32 columns), because one of 512
-would leave half of the tensor cores' work unused. Every block reads W from the second-level cache: 131 KB for 64 rows
-at D = K = 256.
+would leave half of the tensor cores' work unused. Every block reads W from the second-level cache, 131 KB at
+D = K = 256: for 51,200 rows in blocks of 64 that is 105 MB, beside 131 MB of all else, and at K = 1024 419 MB. So
+blocks have as many rows as their registers hold: 128 on sm_90 at D = 256, else 64. After the product, the main columns
+are taken in two halves, each with its residual, so that fewer registers are in use at once; in one piece, 128 rows
+spill.
 """
 
 import torch
@@ -73,55 +76,58 @@ def _kernel(
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, MAIN)
-    z = _product(a, w, row, column, real, depth, P, K, PRECISION, MASKED, BLOCK_R, MAIN, BLOCK_K)
-    z = summed(z, b, x, row, column, real, D)
-    means = tl.sum(z, 1)
+    product = _product(a, w, row, column, real, depth, P, K, PRECISION, MASKED, BLOCK_R, MAIN, BLOCK_K)
     if TAIL:
         # The tail has its own loop: Triton takes two products in one loop for a chain, and assigns whole rows of both
         # to every warp.
         last = MAIN + tl.arange(0, TAIL)
         z_tail = _product(a, w, row, last, real, depth, P, K, PRECISION, MASKED, BLOCK_R, TAIL, BLOCK_K)
         z_tail = summed(z_tail, b, x, row, last, real, D)
+    # From here on the main columns are in two halves, so that the residual of one half at a time is in registers.
+    z_0, z_1 = tl.split(tl.trans(tl.reshape(product, [BLOCK_R, 2, MAIN // 2]), [0, 2, 1]))
+    column_0 = tl.arange(0, MAIN // 2)
+    column_1 = MAIN // 2 + column_0
+    z_0 = summed(z_0, b, x, row, column_0, real, D)
+    z_1 = summed(z_1, b, x, row, column_1, real, D)
+    means = tl.sum(z_0, 1) + tl.sum(z_1, 1)
+    if TAIL:
         means += tl.sum(z_tail, 1)
     means = means / D
-    squares = squares_about(z, means, column, D)
+    squares = squares_about(z_0, means, column_0, D) + squares_about(z_1, means, column_1, D)
     if TAIL:
         squares += squares_about(z_tail, means, last, D)
     rstds = reciprocal_deviations(squares, D, eps)
-    store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
+    store_normalised(z_0, means, rstds, gain, shift, y, row, column_0, inside, real, D)
+    store_normalised(z_1, means, rstds, gain, shift, y, row, column_1, inside, real, D)
     if TAIL:
         store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
-# Warps of a block of 64 rows, by architecture and width of the main tile. A warp group's product (wgmma, tcgen05) has
-# at least 64 rows. On these two architectures they are also worth their registers, because blocks of 64 rows read W
-# half as often: at 32 rows and D = 256 the second-level cache serves more bytes of W than memory serves of everything
-# else. In half precision, without local loads and stores:
+# The most columns (main and tail) that a block of 64 rows has without local loads and stores. In half precision,
+# registers a thread and shared memory:
 #
-# | registers a thread, shared memory | D = 64 | D = 256 | D = 276 |
+# | | D = 64, 4 warps | D = 256, 8 warps | D = 276, 8 warps |
 # |---|---|---|---|
-# | sm_90 | 102, 32 KB | 111, 80 KB | 128, 64 KB |
-# | sm_100 | 104, 32 KB | 245, 80 KB | 217, 64 KB |
+# | sm_80, sm_86 | 112, 16 KB | 186, 40 KB | 220, 20 KB |
+# | sm_90 | 80, 32 KB | 122, 128 KB (128 rows, 16 warps) | 196, 64 KB |
+# | sm_100 | 108, 32 KB | 206, 80 KB | 186, 40 KB |
+# | sm_120 | 106, 16 KB | 186, 40 KB | 216, 20 KB |
 #
-# On sm_90 a block has 16 warps from D = 256 on: 8 spill at D = 276, and since one block fills a multiprocessor with
-# either number, more warps hide more of the wait for memory. On sm_100 16 warps would compile to mma.sync. 128 rows,
-# and D = 512, spill on both.
-_WARPS = {"sm_90": {64: 4, 128: 8, 256: 16}, "sm_100": {64: 4, 128: 8, 256: 8}}
+# 128 rows would spill at D = 276 and on the other architectures. On sm_100 16 warps would compile to mma.sync.
 _COLUMNS = 288
 
 
 def _config(w: Tensor, width: int) -> Config:
     main, tail = split(width)
     tiles = {"MAIN": main, "TAIL": tail}
-    half = w.dtype != torch.float32
-    warps = _WARPS.get(architecture(w.device).name, {}).get(main)
-    if half and warps and main + tail <= _COLUMNS:
-        # Steps of 64 beside a tail spill on sm_90, and would need a mask, since 288 is no multiple of 64.
-        return Config({"BLOCK_R": 64, "BLOCK_K": 32 if tail else 64, **tiles}, warps, stages=2)
-    # 32 rows, not 64: at D = 256 a thread then has 116 registers instead of 216, so two blocks share a multiprocessor
-    # and one reads while the other normalises. The kernel waits for memory, and both blocks find W in the cache.
-    rows = 32 if half and main <= 256 else 16
-    return Config({"BLOCK_R": rows, "BLOCK_K": 64 if half else 32, **tiles}, warps=8 if main >= 256 else 4, stages=2)
+    if w.dtype == torch.float32 or main + tail > _COLUMNS:
+        half = w.dtype != torch.float32
+        blocks = {"BLOCK_R": 16, "BLOCK_K": 64 if half else 32, **tiles}
+        return Config(blocks, warps=8 if main >= 256 else 4, stages=2)
+    if architecture(w.device).name == "sm_90" and (main, tail) == (256, 0):
+        return Config({"BLOCK_R": 128, "BLOCK_K": 64, **tiles}, warps=16, stages=2)
+    # Steps of 64 beside a tail would need a mask, since 288 is no multiple of 64.
+    return Config({"BLOCK_R": 64, "BLOCK_K": 32 if tail else 64, **tiles}, warps=8 if main > 64 else 4, stages=2)
 
 
 def _outputs(

@@ -139,3 +139,15 @@ def test_tilings_of_sm_90(
     assert gated_onto.fits(weight, width) == (width == 64)
     check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
     check(op, Case(5, width, "padded", torch.float16, "inference", "sliced"), triton, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize("op", SUBLAYERS)
+def test_tilings_of_sm_90_at_width_256(
+    op: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In inference, blocks then have 128 rows in `linear_residual_norm`."""
+    from astroco_fast.kernels.triton import launch
+
+    monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
+    check(op, Case(67, 256, "packed", torch.bfloat16, "inference", "contiguous"), triton, device)
