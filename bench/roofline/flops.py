@@ -44,6 +44,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "point_features": ("w_points",),
     "residual_norm": (),
     "residual_norm_backward": (),
+    "residual_norm_product_backward": ("w",),
     "squared_error": (),
     "squared_error_backward": (),
     "stack_gradients": (),

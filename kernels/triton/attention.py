@@ -21,7 +21,8 @@ from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch, stack_gradients
 from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.residual_norm import residual_norm
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -84,11 +85,10 @@ class _Attention(torch.autograd.Function):
         width, heads = x.shape[1], ctx.heads
         size = width // heads
         with no_autocast(x):
-            dz, do, of_norm = residual_norm_backward(
-                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
+            dz, do, d_attended, of_norm = end_gradients(
+                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w_out
             )
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
-            d_attended = torch.mm(do, w_out)
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
             d, of_qkv = stack_gradients(*gradients, end)
             (d_gain, d_shift, d_b_out), d_b_qkv = summed(of_norm, of_qkv)

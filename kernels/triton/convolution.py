@@ -34,7 +34,8 @@ from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear
 from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.residual_norm import residual_norm
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -122,10 +123,9 @@ class _Convolution(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, taps), x.shape[1]
         with no_autocast(x):
-            dz, do, of_norm_out = residual_norm_backward(
-                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean_out, rstd_out
+            dz, do, ds, of_norm_out = end_gradients(
+                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean_out, rstd_out, w.out
             )
-            ds = torch.mm(do, w.out)
             s, sums = batch_norm_silu_sums(ds, c, statistics, scale, offset, end)
             d_w_out = weight_gradient(do, s)[:width, :width]
             d_scale, d_offset = local = sums.sum(0)

@@ -20,7 +20,8 @@ from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, f
 from astroco_fast.kernels.triton.gated_linear import gated_linear
 from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
+from astroco_fast.kernels.triton.residual_norm import residual_norm
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -88,11 +89,10 @@ class _FeedForward(torch.autograd.Function):
         w = Weights(up, out)
         hidden, width = ctx.shape
         with no_autocast(x):
-            dz, do, of_norm = residual_norm_backward(
-                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd
+            dz, do, dh, of_norm = end_gradients(
+                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w.out
             )
             none = x.new_empty(0)
-            dh = torch.mm(do, w.out)
             d, h, a, dx, of_gate, _ = input_gradient(
                 x, None, None, none, none, w.up, b_val, b_gate, end, dh, dz, "gelu", kept
             )

@@ -87,7 +87,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _upstream(
+def upstream_of(
     dy, o, b, x, gain, means, rstds, row, real, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -102,7 +102,7 @@ def _upstream(
 
 
 @triton.jit
-def _store_gradients(
+def store_gradients(
     pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, start,
     D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +118,7 @@ def _store_gradients(
 
 
 @triton.jit
-def _store_sums(for_gain, for_shift, for_b, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_sums(for_gain, for_shift, for_b, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
     tl.store(partial + column, tl.sum(for_gain, 0), mask=column < D)
     tl.store(partial + D + column, tl.sum(for_shift, 0), mask=column < D)
@@ -146,7 +146,7 @@ def _backward_kernel(
         real = tl.load(end + row, mask=inside, other=0) > 0
         means = tl.load(mean + row, mask=inside, other=0.0)
         rstds = tl.load(rstd + row, mask=inside, other=0.0)
-        upstream, pulled, normal, scale = _upstream(
+        upstream, pulled, normal, scale = upstream_of(
             dy, o, b, x, gain, means, rstds, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
         )
         for_gain += upstream * normal
@@ -154,7 +154,7 @@ def _backward_kernel(
         slope = tl.sum(pulled, 1)
         tilt = tl.sum(pulled * normal, 1)
         if TAIL:
-            upstream_tail, pulled_tail, normal_tail, scale_tail = _upstream(
+            upstream_tail, pulled_tail, normal_tail, scale_tail = upstream_of(
                 dy, o, b, x, gain, means, rstds, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
             )
             for_gain_tail += upstream_tail * normal_tail
@@ -163,15 +163,15 @@ def _backward_kernel(
             tilt += tl.sum(pulled_tail * normal_tail, 1)
         slope = slope / D
         tilt = tilt / D
-        for_b += _store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, 0, D, P, MAIN)
+        for_b += store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, 0, D, P, MAIN)
         if TAIL:
-            for_b_tail += _store_gradients(
+            for_b_tail += store_gradients(
                 pulled_tail, normal_tail, scale_tail, slope, tilt, rstds, dz, do, row, inside, real, MAIN, D, P, TAIL
             )
     partial += tl.program_id(0) * 3 * D
-    _store_sums(for_gain, for_shift, for_b, partial, 0, D, MAIN)
+    store_sums(for_gain, for_shift, for_b, partial, 0, D, MAIN)
     if TAIL:
-        _store_sums(for_gain_tail, for_shift_tail, for_b_tail, partial, MAIN, D, TAIL)
+        store_sums(for_gain_tail, for_shift_tail, for_b_tail, partial, MAIN, D, TAIL)
 
 
 def _config(width: int) -> Config:

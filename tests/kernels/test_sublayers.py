@@ -126,17 +126,18 @@ def test_blocks_that_sweep_over_several_tiles(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
 @pytest.mark.parametrize("width", [64, pytest.param(276, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("op", ["convolution", "feed_forward"])
+@pytest.mark.parametrize("op", ["attention", "convolution", "feed_forward"])
 def test_tilings_of_sm_90(
     op: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter has those of sm_80 otherwise; on sm_90 blocks hold whole rows (`gated_rows`, `gated_onto`)."""
-    from astroco_fast.kernels.triton import gated_onto, gated_rows, launch
+    """The interpreter has those of sm_80 otherwise; on sm_90 blocks hold whole rows in more kernels."""
+    from astroco_fast.kernels.triton import gated_onto, gated_rows, launch, residual_norm_product
 
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
     weight = torch.empty(0, dtype=torch.bfloat16)
     assert gated_rows.config(weight, width, op == "feed_forward", backward=True)
     assert gated_onto.fits(weight, width) == (width == 64)
+    assert residual_norm_product.fits(weight.view(64, 0), width) == (width == 64)
     check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
     check(op, Case(5, width, "padded", torch.float16, "inference", "sliced"), triton, device)
 
