@@ -95,27 +95,38 @@ driver: Any = Cuda()
 
 
 class Table:
-    """A graph's memory that the host writes: B, the addresses of inputs and outputs, the lengths; int64 on the device.
+    """A graph's memory that the host writes: B, the addresses of inputs and outputs, then columns of W numbers, the
+    lengths first; int64 on the device.
 
     Args:
         bucket: the sizes to have room for.
         dtypes: of the inputs, (B, T) each.
         outputs: how many results of windows are delivered to the caller's memory.
+        columns: how many numbers each window has.
     """
 
-    def __init__(self, bucket: Bucket, dtypes: Sequence[torch.dtype], outputs: int, device: torch.device) -> None:
+    def __init__(
+        self, bucket: Bucket, dtypes: Sequence[torch.dtype], outputs: int, device: torch.device, columns: int = 1
+    ) -> None:
         self._bucket, self._dtypes = bucket, tuple(dtypes)
         self._header = 1 + len(dtypes) + outputs
         with torch.inference_mode(False):  # else it could not be written outside of that mode
-            self.numbers = torch.zeros(self._header + bucket.windows, dtype=torch.int64, device=device)
+            self.numbers = torch.zeros(self._header + columns * bucket.windows, dtype=torch.int64, device=device)
 
-    def write(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], lengths: np.ndarray) -> None:
-        """Write the table for a batch: one copy to the device. The tensors are contiguous."""
+    def write(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *columns: np.ndarray) -> None:
+        """Write the table for a batch: one copy to the device. The tensors are contiguous; the columns have B numbers,
+        and are zero beyond the batch.
+        """
         numbers = np.zeros(len(self.numbers), dtype=np.int64)
         addresses = [x.data_ptr() for x in (*inputs, *outputs)]
-        numbers[: self._header] = [len(lengths), *addresses]
-        numbers[self._header : self._header + len(lengths)] = lengths
+        numbers[: self._header] = [len(columns[0]), *addresses]
+        for column, values in zip(numbers[self._header :].reshape(-1, self._bucket.windows), columns, strict=True):
+            column[: len(values)] = values
         driver.upload(numbers, self.numbers)
+
+    def column(self, number: int) -> Tensor:
+        """A column, (W,)."""
+        return self.numbers[self._header :].view(-1, self._bucket.windows)[number]
 
     def inputs(self) -> list[Tensor]:
         """The batch's inputs, (W, T) each; they are zero beyond the batch."""
@@ -126,9 +137,7 @@ class Table:
 
     def layout(self) -> Layout:
         """The batch's layout, whose lengths the device knows."""
-        return Layout.on_device(
-            self.numbers[self._header :], self._bucket.length, self._bucket.rows, self._bucket.filler
-        )
+        return Layout.on_device(self.column(0), self._bucket.length, self._bucket.rows, self._bucket.filler)
 
     def deliver(self, outputs: Sequence[Tensor]) -> None:
         """Copy the batch's part of the outputs, (W, ...) each, to the caller's memory."""

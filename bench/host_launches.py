@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import astroco_fast as af
 from astroco_fast import capture, selfcheck
 from astroco_fast.data.training import DeviceBatch
+from astroco_fast.finetune.classes import BalancedCrossEntropy
+from astroco_fast.finetune.model import Finetuned
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton.launch import ARCHITECTURES, recording
 from astroco_fast.pretrain.config import TrainConfig
@@ -94,8 +97,10 @@ def encode_launches(preset: str) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def step_launches(preset: str) -> tuple[int, int]:
+def step_launches(preset: str, fine_tuning: bool = False) -> tuple[int, int]:
     """The launches of a training step of one micro-batch, in bf16, from its points on the device to the new weights.
+
+    Fine-tuning is that of all blocks, to tell three classes.
 
     The step's results are read back by one copy, which on the CPU is none.
     """
@@ -108,7 +113,11 @@ def step_launches(preset: str) -> tuple[int, int]:
     device, counts = FakeCuda(computes=False), []
     with standing_in(device), torch.enable_grad():
         for capture.enabled in (False, True):
-            trainer = Trainer(af.AstroCo.from_preset(preset), config, Ranks(0, 1, torch.device("cpu")), seed=0)
+            model: Any = af.AstroCo.from_preset(preset)
+            objective = None
+            if fine_tuning:
+                model, objective = Finetuned(model, ["a", "b", "c"]), BalancedCrossEntropy(np.arange(3), np.ones(3))
+            trainer = Trainer(model, config, Ranks(0, 1, torch.device("cpu")), 0, objective)
             launches = Launches()
             with recording(launches.record, ARCHITECTURE):
                 for i in range(6):
@@ -137,7 +146,12 @@ def main() -> None:
     """Print a table in Markdown."""
     print("| preset | what | launches, op by op | by graphs |\n|---|---|---:|---:|")
     for preset in ("S", "L"):
-        for what, found in (("encode", encode_launches(preset)), ("training step", step_launches(preset))):
+        counts = {
+            "encode": encode_launches(preset),
+            "training step": step_launches(preset),
+            "fine-tuning step": step_launches(preset, fine_tuning=True),
+        }
+        for what, found in counts.items():
             print(f"| {preset} | {what} | {found[0]} | {found[1]} |")
         print(f"{preset}: {replay_seconds(preset) * 1e3:.2f} ms of this processor's time for a replayed encode")
 

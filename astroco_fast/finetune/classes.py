@@ -139,20 +139,26 @@ class BalancedCrossEntropy:
         """
         self._of_window = torch.from_numpy(of_window)
         self._weights = torch.from_numpy(weights).float()
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
         """See `astroco_fast.pretrain.objective.Objective`."""
-        logits = output.logits
-        filled = batch.index != EMPTY
-        true = self._of_window[batch.index.clamp_min(0)].to(logits.device)
-        weight = (self._weights[true.cpu()] * filled).to(logits.device)
+        logits, index = output.logits, batch.index
+        of_window, weights = self._on(index.device)
+        some, true = index != EMPTY, of_window[index.clamp_min(0)]
+        some, true, weight = (x.to(logits.device) for x in (some, true, weights[true] * some))
         each = cross_entropy(logits, true, reduction="none")
         value = (weight * each).sum()
-        some = filled.to(logits.device)
         sums = torch.zeros(SumIndex.SIZE, dtype=torch.float64, device=logits.device)
         sums[LOSS], sums[WEIGHT] = value.detach().double(), weight.double().sum()
         sums[RIGHT], sums[WINDOWS] = ((logits.argmax(1) == true) & some).sum(), some.sum()
         return value, sums, torch.where(some, each.detach(), torch.zeros_like(each))[:, None]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The classes of windows and their weights: on the host, or for graphs on their device."""
+        if device not in self._placed:
+            self._placed[device] = self._of_window.to(device), self._weights.to(device)
+        return self._placed[device]
 
     def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:
         """See `astroco_fast.pretrain.objective.Objective`."""

@@ -15,6 +15,7 @@ from astroco_fast.files import read_json, write_text
 from astroco_fast.pretrain.checkpoint import read_model
 from astroco_fast.pretrained import WEIGHTS_FILE, PretrainedEncoder
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
+from astroco_fast.reference.layout import Layout
 from astroco_fast.registry import load
 
 HEAD, FACTS = "head.safetensors", "finetune.json"
@@ -116,6 +117,12 @@ class Finetuned(nn.Module):
     ) -> Logits:
         """The class scores of windows; arguments as for the encoder, of which `hidden` has no effect."""
         return Logits(self.head(self.encoder(time, mag, err, centered=centered, lengths=lengths).embedding))
+
+    def encode_windows(
+        self, time: Tensor, mag: Tensor, err: Tensor, hidden: Tensor | None, centered: bool, layout: Layout
+    ) -> Logits:
+        """The class scores of windows (B, T) whose layout is known; arguments as for the encoder."""
+        return Logits(self.head(self.encoder.encode_windows(time, mag, err, None, centered, layout).embedding))
 
     def train(self, mode: bool = True) -> "Finetuned":
         """Set the mode. What is not trained stays in evaluation mode, and so does every BatchNorm: with the statistics

@@ -87,6 +87,8 @@ class Objective(Protocol):
     def part(self, output: Any, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
         """From the model's output on a micro-batch: its part, a scalar with a gradient; its vector of sums, (SIZE,)
         float64; and numbers (B, ...) that are not finite for windows whose own loss is not.
+
+        A CUDA graph repeats it: then the batch's `index` is on the device, and nothing may be read from the device.
         """
 
     def loss_and_factor(self, totals: Tensor) -> tuple[Tensor, Tensor]:

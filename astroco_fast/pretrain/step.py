@@ -110,7 +110,7 @@ class Trainer:
         averaged = [] if config.sync_batchnorm or ranks.world == 1 else self._buffers
         self._averaged_buffers = [b for b in averaged if b.is_floating_point()]
         by_graphs = capture.enabled and capture.driver.has(ranks.device)
-        # Ranks add up their gradients in DDP's backward pass, or, since that cannot be captured, after it.
+        # Ranks add up their gradients in DDP's backward pass, or, by graphs, of which each rank has others, after it.
         self._meet_late = ranks.world > 1 and not ranks.any(not by_graphs)
         self._forward: nn.Module = model
         if ranks.world > 1 and not self._meet_late:
@@ -122,8 +122,8 @@ class Trainer:
         self._by_graphs = False  # in this step
         self._fixed = FixedGraphs(ranks.device)
         passes = (model, self.parameters, self.objective.part, self.autocast, self._sums)
-        # Other objectives read a batch's places on the host, and synchronised BatchNorms meet in the passes.
-        possible = isinstance(self.objective, Reconstruction) and not (config.sync_batchnorm and ranks.world > 1)
+        # Synchronised BatchNorms meet in the passes.
+        possible = hasattr(model, "encode_windows") and not (config.sync_batchnorm and ranks.world > 1)
         self._graphs = StepGraphs(*passes) if possible else None
         self._rates = torch.zeros(2, device=ranks.device)  # by graphs: the learning rate, and the average's decay
         self.learning_rate, self.warmup_steps = cast(float, config.learning_rate), cast(int, config.warmup_steps)

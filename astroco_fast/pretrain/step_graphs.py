@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +23,8 @@ from astroco_fast import capture
 from astroco_fast.buckets import Bucket
 from astroco_fast.capture import CaptureError, Store, Table
 from astroco_fast.data.masking import HIDDEN
-from astroco_fast.data.training import DeviceBatch
+from astroco_fast.data.training import EMPTY, DeviceBatch
 from astroco_fast.kernels.snapshot import Snapshot
-from astroco_fast.reference.encoder import Encoder
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Graph:
         captured: with a `replay`.
         table: what the host writes before.
         like: the numbers of W windows, which are delivered.
-        forms: the prepared weights that it reads, kept alive.
+        forms: the prepared weights that it writes and reads, kept alive.
     """
 
     captured: Any
@@ -48,9 +48,10 @@ class StepGraphs:
     """The graphs of a model's micro-batches.
 
     Args:
-        model: the encoder, in training mode when it is used.
+        model: has `encode_windows`, as encoders have; in training mode when it is used.
         parameters: those to train.
-        part: the part of the loss, the vector of sums and the numbers by window; see `Objective.part`.
+        part: the part of the loss, the vector of sums and the numbers by window; see `Objective.part`. The batch's
+            `index` is on the device.
         autocast: mixed precision as configured.
         sums: the step's vector of sums, to add to.
     """
@@ -75,26 +76,27 @@ class StepGraphs:
 
         None: nothing was done, and the ops of the model have to be called.
         """
-        model, lengths = self._model, batch.lengths.numpy()
-        if self._refused or not isinstance(model, Encoder) or not self._may_run(batch.time.device):
+        lengths = batch.lengths.numpy()
+        if self._refused or not self._may_run(batch.time.device):
             return None
         bucket = Bucket.of(lengths, batch.time.shape[1])
         with self._autocast():
             key = (bucket, *capture.surroundings(batch.time.device))
         graph = self._store.get(key)
         if graph is None:
-            return self._run_first(model, batch, bucket, key)
+            return self._run_first(batch, bucket, key)
         by_window = graph.like.new_empty((len(lengths), *graph.like.shape[1:]))
-        graph.table.write(_inputs(batch), [by_window], lengths)
+        graph.table.write(_inputs(batch), [by_window], *_columns(batch))
         self._attach()
         graph.captured.replay()
-        torch.autograd.graph.increment_version(list(model.buffers()))  # a replay counts no changes
+        torch.autograd.graph.increment_version(list(self._model.buffers()))  # a replay counts no changes
         return by_window
 
     def _may_run(self, device: torch.device) -> bool:
         """Whether the model is as it is in the graphs, and nobody watches; of another model they are dropped."""
         hooked = any(getattr(self._model, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
-        if hooked or capture.watched() or not capture.driver.has(device) or getattr(self._model, "recompute", False):
+        recomputes = any(getattr(model, "recompute", False) for model in (self._model, *self._model.children()))
+        if hooked or recomputes or capture.watched() or not capture.driver.has(device):
             return False
         if self._snapshot is None or not self._snapshot.stands():
             self._store.clear()
@@ -113,14 +115,16 @@ class StepGraphs:
         for parameter, gradient in pairs:
             parameter.grad = gradient
 
-    def _run_first(self, model: Encoder, batch: DeviceBatch, bucket: Bucket, key: tuple[Any, ...]) -> Tensor | None:
+    def _run_first(self, batch: DeviceBatch, bucket: Bucket, key: tuple[Any, ...]) -> Tensor | None:
         """Run a micro-batch as a graph would, and capture the graph if the bucket has come before."""
-        device, lengths, inputs = batch.time.device, batch.lengths.numpy(), _inputs(batch)
-        table = Table(bucket, [x.dtype for x in inputs], 1, device)
+        model: Any = self._model
+        device, inputs, columns = batch.time.device, _inputs(batch), _columns(batch)
+        table = Table(bucket, [x.dtype for x in inputs], 1, device, len(columns))
 
         def compute() -> Tensor:
             time, mag, err, target, role = table.inputs()
-            still = DeviceBatch(time, mag, err, target, role, lengths=batch.lengths, index=batch.index)
+            index = table.column(1) + EMPTY
+            still = DeviceBatch(time, mag, err, target, role, lengths=batch.lengths, index=index)
             with self._autocast():
                 output = model.encode_windows(time, mag, err, role == HIDDEN, True, table.layout())
             value, added, by_window = self._part(output, still)
@@ -139,14 +143,15 @@ class StepGraphs:
         try:
             with capture.no_cached_casts():
                 with capture.attempt():
-                    table.write(inputs, [self._sums], lengths)  # nothing is delivered yet
+                    table.write(inputs, [self._sums], *columns)  # nothing is delivered yet
                     self._attach()
-                    done = compute()[: len(lengths)]
+                    done = compute()[: len(batch.lengths)]
                 if self._store.comes_again(key):
                     again = torch.empty_like(done)
-                    table.write(inputs, [again], lengths)
+                    table.write(inputs, [again], *columns)
                     pool = self._store.pool(capture.driver.stream(device))
-                    graph, forms, like = capture.capture(compute_and_deliver, device, pool)
+                    # What eval mode folds into weights, as BatchNorm in fine-tuning, is made anew in each replay.
+                    graph, forms, like = capture.capture(compute_and_deliver, device, pool, anew=True)
                     self._store.put(key, _Graph(graph, table, like, forms))
         except CaptureError as error:
             self._refused = True
@@ -163,3 +168,8 @@ class StepGraphs:
 
 def _inputs(batch: DeviceBatch) -> list[Tensor]:
     return [x.contiguous() for x in (batch.time, batch.mag, batch.err, batch.target, batch.role)]
+
+
+def _columns(batch: DeviceBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of windows: lengths, and places such that zero, as beyond the batch, is an empty slot."""
+    return batch.lengths.numpy(), batch.index.numpy() - EMPTY

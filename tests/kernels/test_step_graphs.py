@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ pytest.importorskip("triton")
 
 import astroco_fast as af
 from astroco_fast import capture
-from astroco_fast.data.training import DeviceBatch
+from astroco_fast.data.training import EMPTY, DeviceBatch
+from astroco_fast.finetune.classes import BalancedCrossEntropy
+from astroco_fast.finetune.model import Finetuned
 from astroco_fast.kernels.cpu import plan
 from astroco_fast.pretrain import step
 from astroco_fast.pretrain.checkpoint import _optimizer_tensors, load_weights, save_weights
@@ -46,9 +49,9 @@ def gpu(cpu: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         yield device
 
 
-def trainer_of(ranks: Ranks = ALONE, dropout: float = 0.1, **settings: Any) -> Trainer:
+def trainer_of(ranks: Ranks = ALONE, dropout: float = 0.1, layers: int = 2, **settings: Any) -> Trainer:
     torch.manual_seed(0)
-    model = af.AstroCo.from_preset("tiny", width=32, heads=2, kernel=5, layers=2, dropout=dropout)
+    model = af.AstroCo.from_preset("tiny", width=32, heads=2, kernel=5, layers=layers, dropout=dropout)
     # Learning rates that float32 holds exactly, as graphs read them from there.
     settings = {"learning_rate": 2**-7, "warmup_steps": 2, "precision": "fp32", "loss": "batch", **settings}
     return Trainer(model, TrainConfig(**settings), ranks, seed=0)
@@ -266,7 +269,7 @@ EVENTS = {
 
 def test_events_between_steps(gpu: FakeCuda) -> None:
     """After each event the steps are those of the ops one by one, and graphs are replayed again."""
-    by_graphs, plain = trainer_of(ema_decay=0.9), refuse(trainer_of(ema_decay=0.9))
+    by_graphs, plain = trainer_of(layers=1, ema_decay=0.9), refuse(trainer_of(layers=1, ema_decay=0.9))
     batches = [[batch_of(8, 5, 0, 3, seed=seed)] for seed in range(5)]
     for number, (name, event) in enumerate({"": lambda _: None, **EVENTS}.items()):
         for trainer in (plain, by_graphs):
@@ -277,12 +280,37 @@ def test_events_between_steps(gpu: FakeCuda) -> None:
 
 
 def test_a_step_on_another_stream(gpu: FakeCuda) -> None:
-    by_graphs, plain, batch = trainer_of(), refuse(trainer_of()), [batch_of(8, 5, 0, 3)]
+    by_graphs, plain, batch = trainer_of(layers=1), refuse(trainer_of(layers=1)), [batch_of(8, 5, 0, 3)]
     for first in (0, 5, 10):
         gpu.current = first % 2
         for trainer in (by_graphs, plain):
             steps(trainer, [batch] * 5, first)
         assert_same(by_graphs, plain, average=0)
+
+
+@pytest.mark.parametrize("blocks", [None, 1, 0])
+def test_fine_tuning(blocks: int | None, gpu: FakeCuda) -> None:
+    """Classes come by the windows' places, which the host writes for each replay; an empty slot has none."""
+    of_window, places = np.arange(40) % 3, np.random.default_rng(0).integers(0, 40, (7, 4))
+    batches = [[replace(batch_of(8, 5, 0, 3, seed=i), index=torch.from_numpy(index))] for i, index in enumerate(places)]
+    for (batch,) in batches:
+        batch.index[2] = EMPTY
+
+    def trainer() -> Trainer:
+        torch.manual_seed(0)
+        encoder = af.AstroCo.from_preset("tiny", width=32, heads=2, kernel=5, layers=2, dropout=0.1)
+        config = TrainConfig(learning_rate=1e-2, warmup_steps=0, precision="bf16", loss="batch")
+        objective = BalancedCrossEntropy(of_window, np.array([1.0, 2.0, 0.5]))
+        return Trainer(Finetuned(encoder, ["a", "b", "c"], blocks), config, ALONE, 0, objective)
+
+    by_graphs, plain = trainer(), refuse(trainer())
+    for first in (0, 7):
+        outcomes = [steps(trainer, batches, first) for trainer in (plain, by_graphs)]
+        assert [x.loss for x in outcomes[0]] == [x.loss for x in outcomes[1]]
+        assert gpu.launches[-6:] == ["replay", "copy", "replay", "replay", "copy", "replay"]
+        assert_same(by_graphs, plain, average=0)
+        for trainer_ in (plain, by_graphs):  # what is frozen, too, with its prepared forms
+            trainer_.model.load_state_dict({name: x * 3 // 2 for name, x in trainer_.model.state_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -368,7 +396,7 @@ def test_ranks_that_disagree_about_graphs_meet_in_the_passes(gpu: FakeCuda, monk
 
 def test_checkpoints_with_and_without_graphs(gpu: FakeCuda, tmp_path: Path) -> None:
     """A run that is resumed has the bits of one that is not, and checkpoints of either kind fit the other."""
-    settings = {"learning_rate": 0.01, "decay_steps": 6, "max_steps": 12}
+    settings = {"layers": 1, "learning_rate": 0.01, "decay_steps": 6, "max_steps": 12}
     batches = [[batch_of(8, 5, 0, 3, seed=seed)] for seed in range(12)]
     for number, (before, after) in enumerate([(True, True), (True, False), (False, True)]):
         unbroken, first, resumed = (trainer_of(**settings) for _ in range(3))
@@ -419,5 +447,6 @@ def test_a_refused_capture_falls_back(when: str, gpu: FakeCuda, monkeypatch: pyt
 
 
 def test_launches_of_the_host() -> None:
-    alone, by_graph = step_launches("tiny")
-    assert by_graph == 7 < 200 < alone
+    for fine_tuning in (False, True):
+        alone, by_graph = step_launches("tiny", fine_tuning)
+        assert by_graph == 7 < 150 < alone
