@@ -34,7 +34,6 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "gated_linear_onto": ("w", "w"),  # v and g again, and back
     "gelu_norm": (),
     "gelu_norm_backward": (),
-    "half_rows": (),
     "linear": ("w",),
     "linear_onto": ("w",),
     "linear_residual_norm": ("w",),
@@ -45,9 +44,9 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "residual_norm": (),
     "residual_norm_backward": (),
     "residual_norm_product_backward": ("w",),
+    "rows_with_ones": (),
     "squared_error": (),
     "squared_error_backward": (),
-    "stack_gradients": (),
 }
 
 # Fused attention: its products for every pair of points of a window, at 2 operations a channel.

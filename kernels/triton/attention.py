@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from astroco_fast.kernels.prepared import cast, prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
 from astroco_fast.kernels.triton.column_sums import summed
-from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch, stack_gradients
-from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
+from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_backward, head_pitch
+from astroco_fast.kernels.triton.linear import linear, rows_with_ones
+from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.residual_norm import residual_norm
 from astroco_fast.kernels.triton.residual_norm_product import end_gradients
@@ -90,13 +91,12 @@ class _Attention(torch.autograd.Function):
             )
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
-            d, of_qkv = stack_gradients(*gradients, end)
-            (d_gain, d_shift, d_b_out), d_b_qkv = summed(of_norm, of_qkv)
-            d_b_qkv = d_b_qkv.view(3, heads, -1)[..., :size]
-            d_qkv = weight_gradient(d, half_rows(x, end, d.dtype)).view(3, heads, -1, w_qkv.shape[1])[
-                :, :, :size, :width
-            ]
-            dx = linear_onto(d, w_qkv, dz, end)
+            dx = linear_onto(dz, list(gradients), w_qkv, end)
+            ((d_gain, d_shift, d_b_out),) = summed(of_norm)
+            ones = rows_with_ones(x, end, w_qkv.dtype)
+            products = [weight_gradient(d, ones).view(heads, -1, ones.shape[1])[:, :size] for d in gradients]
+            d_qkv = torch.stack([product[..., :width] for product in products])
+            d_b_qkv = torch.stack([product[..., width] for product in products])
         return (
             dx, d_qkv.reshape(-1, width), d_b_qkv.reshape(-1), d_out.reshape(width, width), d_b_out, d_gain, d_shift,
             *[None] * 9,

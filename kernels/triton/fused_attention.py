@@ -7,9 +7,8 @@ are never in memory: forward reads 3 H d and writes H d a row. FlashAttention ru
 bfloat16 matrix units; the memory-efficient kernels run float32, older GPUs, and runs too long for FlashAttention (see
 below). Neither writes out the scores.
 
-PyTorch's backward returns the three gradients as separate tensors and cannot write them to one buffer.
-`stack_gradients` joins them, so that the projection's gradients are two products instead of six, and sums them for the
-bias's gradient on the way: 6 H d read and written a row.
+PyTorch's backward returns the three gradients as separate tensors and cannot write them to one buffer. Joining them
+would read and write 6 H d a row, so what comes next takes three: `linear_onto`, and a library's product for each.
 
 Gradients must be the same at every run of a program, but FlashAttention adds up dq by atomics, one for each block of
 keys, in any order. The order of two does not matter, so FlashAttention runs as many keys as two blocks hold: 256 for
@@ -22,14 +21,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from astroco_fast.kernels.library import kernel_op
-from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.launch import Config, launch, named
+from astroco_fast.kernels.tensors import new
 from astroco_fast.kernels.triton.tensors import on_gpu
 
 HEAD_MULTIPLE = 8  # what the fused kernels ask of a head's size
@@ -220,51 +216,3 @@ def _slices(offsets: Tensor) -> list[slice]:
     """The rows of each run."""
     ends = offsets.tolist()
     return [slice(first, last) for first, last in pairwise(ends) if last > first]
-
-
-@triton.jit
-def _stack_one(source, stacked, partial, block, row, inside, real, column, part: tl.constexpr, F: tl.constexpr):
-    here = (column < F)[None, :]
-    values = tl.load(source + row[:, None] * F + column[None, :], mask=real[:, None] & here, other=0.0).to(tl.float32)
-    at = stacked + row[:, None] * (3 * F) + part * F + column[None, :]
-    tl.store(at, values.to(stacked.dtype.element_ty), mask=inside[:, None] & here)
-    tl.store(partial + block * (3 * F) + part * F + column, tl.sum(values, 0), mask=column < F)
-
-
-@triton.jit(repr=named("attention_backward_stack"), do_not_specialize=["rows"])
-def _stack_kernel(
-    dq, dk, dv, end, stacked, partial, rows, F: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    tiles: tl.constexpr = (F + BLOCK_C - 1) // BLOCK_C
-    block = (tl.program_id(0) // tiles).to(tl.int64)
-    column = (tl.program_id(0) % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = row < rows
-    real = tl.load(end + row, mask=inside, other=0) > 0
-    _stack_one(dq, stacked, partial, block, row, inside, real, column, 0, F)
-    _stack_one(dk, stacked, partial, block, row, inside, real, column, 1, F)
-    _stack_one(dv, stacked, partial, block, row, inside, real, column, 2, F)
-
-
-# 64 columns are a memory line; with 32 rows the partial sums are 3 % of the traffic.
-_STACK = Config({"BLOCK_R": 32, "BLOCK_C": 64}, warps=4, stages=1)
-
-
-def _stack_outputs(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = dq.shape
-    blocks = cdiv(rows, _STACK.blocks["BLOCK_R"])
-    return new(dq, rows, 3 * columns), new(dq, blocks, 3 * columns, dtype=torch.float32)
-
-
-@kernel_op(_stack_outputs)
-def stack_gradients(dq: Tensor, dk: Tensor, dv: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Join the three gradients, (N, F) each, side by side; zero at rows that are not real.
-
-    Returns:
-        (N, 3 F), and partial sums (blocks, 3 F) float32 whose sum over blocks is that over the real rows.
-    """
-    stacked, partial = outputs = _stack_outputs(dq, dk, dv, end)
-    rows, columns = dq.shape
-    grid = (partial.shape[0] * cdiv(columns, _STACK.blocks["BLOCK_C"]),)
-    launch(_stack_kernel, grid, dq, dk, dv, end, stacked, partial, rows, F=columns, config=_STACK)
-    return outputs

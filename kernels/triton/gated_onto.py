@@ -29,7 +29,7 @@ from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.gate import gate_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear_backward
 from astroco_fast.kernels.triton.launch import Config, launch, named
-from astroco_fast.kernels.triton.linear import linear_onto
+from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.norm_backward import loaded, norm_backward, store_gradient, store_sums
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
@@ -194,6 +194,6 @@ def input_gradient(
         x, gain, shift, mean, rstd, *w.chunk(2), b_val, b_gate, end, upstream, activation, kept
     )
     if gain is None:
-        return d, u, a, linear_onto(d, w, base, end), of_biases, x.new_empty(0)
+        return d, u, a, linear_onto(base, [d], w, end), of_biases, x.new_empty(0)
     dx, of_norm = norm_backward(torch.mm(d, w), base, x, gain, mean, rstd, end)
     return d, u, a, dx, of_biases, of_norm

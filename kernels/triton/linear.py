@@ -1,10 +1,9 @@
-"""Matrix products between rows (float32) and half rows, with the casts, biases and sums around them fused in.
+"""From rows (float32) to half rows, by a matrix product or without one.
 
 - `linear`: y = x W^T + b. x is cast on its way to the tensor cores and the bias added in the accumulator: reads 4 D and
   writes 2 F bytes a row, where a cast, a library product and a bias would move 4 D + 2 D + 2 D + 2 F.
-- `linear_onto`: dx = base + d W, the input gradient of a projection joined to what flows past it: reads 2 F + 4 D and
-  writes 4 D bytes a row; a library product and a sum move 4 D to 8 D more.
-- `half_rows`: x in the compute dtype, zero where it must be, for library products over rows (weight gradients).
+- `rows_with_ones`: x in the compute dtype and a column of ones, for a library's product over rows: the gradients of a
+  weight and of its bias.
 
 Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
 the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
@@ -18,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
-from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 from astroco_fast.kernels.triton.whole_rows import grid, holds, part_of_rows, transposed
@@ -26,84 +25,60 @@ from astroco_fast.kernels.triton.whole_rows import grid, holds, part_of_rows, tr
 
 @triton.jit
 def _tile(
-    x, w, b, base, end, y, rows, depth, row, first,
-    K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
-    ONTO: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, w, b, end, y, rows, depth, row, first,
+    D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The rows' columns first .. first + BLOCK_N - 1."""
     column = first + tl.arange(0, BLOCK_N)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for start in range(0, depth, BLOCK_K):  # depth is K: a bound known to the compiler it unrolls, and spills
+    for start in range(0, depth, BLOCK_K):  # depth is D: a bound known to the compiler it unrolls, and spills
         k = start + tl.arange(0, BLOCK_K)
-        left = tl.load(x + row[:, None] * K + k[None, :], mask=real[:, None] & (k < K)[None, :], other=0.0)
+        left = part_of_rows(x, row, real, k, D).to(w.dtype.element_ty)
         # Masked at the pitch: at D = 276 a mask would cut 16-byte loads of half precision to 8.
-        if ONTO:
-            at = w + k[:, None] * W_COLUMNS + column[None, :]
-            there = (k < W_ROWS)[:, None] & (column < W_COLUMNS)[None, :]
-        else:
-            at = w + column[None, :] * W_COLUMNS + k[:, None]
-            there = (k < W_COLUMNS)[:, None] & (column < W_ROWS)[None, :]
-        right = tl.load(at, mask=there, other=0.0)
-        if left.dtype != right.dtype:
-            left = left.to(right.dtype)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-    here = (column < N)[None, :]
-    if ONTO:
-        total += tl.load(base + row[:, None] * N + column[None, :], mask=real[:, None] & here, other=0.0)
-    else:
-        total += tl.load(b + column, mask=column < B, other=0.0)[None, :]
+        total = tl.dot(left, transposed(w, column, k, P, N, True), total, input_precision=PRECISION)
+    total += tl.load(b + column, mask=column < B, other=0.0)[None, :]
     total = tl.where(real[:, None], total, 0.0)
-    tl.store(y + row[:, None] * N + column[None, :], total.to(y.dtype.element_ty), mask=inside[:, None] & here)
+    there = inside[:, None] & (column < N)[None, :]
+    tl.store(y + row[:, None] * N + column[None, :], total.to(y.dtype.element_ty), mask=there)
 
 
-@triton.jit(repr=named("linear", ONTO=("forward", "onto_backward")), do_not_specialize=["rows", "depth"])
+@triton.jit(repr=named("linear_forward"), do_not_specialize=["rows", "depth"])
 def _product_kernel(
-    x, w, b, base, end, y, rows, depth,
-    K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr,
-    ONTO: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, LAST: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x, w, b, end, y, rows, depth,
+    D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, N) = x W^T + b, or base + x W if ONTO; x is (rows, K), W (W_ROWS, W_COLUMNS) with its pitch, b (B,)."""
+    """y (rows, N) = x W^T + b; x is (rows, D), W (N, P), b (B,)."""
     tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     tile = tl.program_id(0) % tiles
     if LAST == BLOCK_N:  # noqa: SIM114 (known to the compiler, unlike the next condition)
         _tile(
-            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
-            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
+            x, w, b, end, y, rows, depth, row, tile * BLOCK_N,
+            D, P, N, B, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif tile < tiles - 1:
         _tile(
-            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
-            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
+            x, w, b, end, y, rows, depth, row, tile * BLOCK_N,
+            D, P, N, B, PRECISION, BLOCK_R, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         _tile(
-            x, w, b, base, end, y, rows, depth, row, tile * BLOCK_N,
-            K, N, B, W_ROWS, W_COLUMNS, ONTO, PRECISION, BLOCK_R, LAST, BLOCK_K,
+            x, w, b, end, y, rows, depth, row, tile * BLOCK_N,
+            D, P, N, B, PRECISION, BLOCK_R, LAST, BLOCK_K,
         )  # fmt: skip
 
 
-def _product_config(w: Tensor, columns: int) -> Config:
+def product_config(w: Tensor, columns: int) -> Config:
     """The tiling for so many columns; LAST is the width of the last column tile."""
     half = w.dtype != torch.float32
     # At D = 64 columns are 64 or 192: tiles of 128 would be idle by half or a quarter, and spill on sm_120.
     rows, wide, warps, stages = (128, 128 if columns >= 256 else 64, 8, 3) if half else (64, 64, 4, 2)
     last = max(32, triton.next_power_of_2((columns - 1) % wide + 1))
     return Config({"BLOCK_R": rows, "BLOCK_N": wide, "LAST": last, "BLOCK_K": 32}, warps, stages)
-
-
-def _product(x: Tensor, w: Tensor, b: Tensor | None, base: Tensor | None, end: Tensor, y: Tensor) -> None:
-    rows, columns = y.shape
-    config = _product_config(w, columns)
-    grid = (cdiv(rows, config.blocks["BLOCK_R"]) * cdiv(columns, config.blocks["BLOCK_N"]),)
-    launch(
-        _product_kernel, grid, x, w, b, base, end, y, rows, x.shape[1],
-        K=x.shape[1], N=columns, B=0 if b is None else b.shape[0], W_ROWS=w.shape[0], W_COLUMNS=w.shape[1],
-        ONTO=base is not None, PRECISION=dot_precision(w), config=config,
-    )  # fmt: skip
 
 
 @triton.jit(repr=named("linear_rows_forward"), do_not_specialize=["rows", "columns"])
@@ -168,57 +143,44 @@ def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
             D=width, P=w.shape[1], N=w.shape[0], B=b.shape[0], PRECISION=dot_precision(w), config=config,
         )  # fmt: skip
     else:
-        _product(x, w, b, None, end, y)
+        config = product_config(w, w.shape[0])
+        tiles = cdiv(w.shape[0], config.blocks["BLOCK_N"])
+        launch(
+            _product_kernel, (cdiv(rows, config.blocks["BLOCK_R"]) * tiles,), x, w, b, end, y, rows, width,
+            D=width, P=w.shape[1], N=w.shape[0], B=b.shape[0], PRECISION=dot_precision(w), config=config,
+        )  # fmt: skip
     return y
 
 
-def _linear_onto_outputs(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
-    return new(base, *base.shape)
-
-
-@kernel_op(_linear_onto_outputs)
-def linear_onto(d: Tensor, w: Tensor, base: Tensor, end: Tensor) -> Tensor:
-    """base + d W, zero at rows that are not real.
-
-    Args:
-        d: (N, F) half rows in the compute dtype.
-        w: (F, P) in the compute dtype.
-        base: (N, D) float32.
-        end: (N,) int32, as in `Segments`.
-
-    Returns:
-        (N, D) float32.
-    """
-    y = _linear_onto_outputs(d, w, base, end)
-    _product(d, w, None, base, end, y)
-    return y
-
-
-@triton.jit(repr=named("half_rows_backward"), do_not_specialize=["rows"])
-def _half_rows_kernel(x, end, y, rows, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+@triton.jit(repr=named("rows_with_ones_backward"), do_not_specialize=["rows"])
+def _ones_kernel(x, end, y, rows, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    for start in tl.static_range(0, P, BLOCK_C):
+    for start in tl.static_range(0, COLUMNS, BLOCK_C):
         column = start + tl.arange(0, BLOCK_C)
-        here = real[:, None] & (column < D)[None, :]
-        values = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0)
-        there = inside[:, None] & (column < P)[None, :]
-        tl.store(y + row[:, None] * P + column[None, :], values.to(y.dtype.element_ty), mask=there)
+        values = part_of_rows(x, row, real, column, D)
+        values = tl.where(real[:, None] & (column == D)[None, :], 1.0, values)
+        there = inside[:, None] & (column < COLUMNS)[None, :]
+        tl.store(y + row[:, None] * COLUMNS + column[None, :], values.to(y.dtype.element_ty), mask=there)
 
 
-def _half_rows_outputs(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
-    return new(x, x.shape[0], pitch(x.shape[1]), dtype=dtype)
-
-
-@kernel_op(_half_rows_outputs)
-def half_rows(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (N, D) float32 as half rows (N, pitch(D)) of `dtype`, zero in the pitch and at rows that are not real."""
-    y = _half_rows_outputs(x, end, dtype)
+def _ones_outputs(x: Tensor, dtype: torch.dtype) -> Tensor:
     rows, width = x.shape
-    # 128 columns of 32 rows: a warp reads whole rows, 16 bytes a lane, and the tail of D = 276 wastes a quarter.
-    block = min(128, triton.next_power_of_2(pitch(width)))
+    return new(x, rows, 8 * cdiv(width + 1, 8), dtype=dtype)  # rows of 16 bytes, as libraries like them
+
+
+@kernel_op(_ones_outputs)
+def rows_with_ones(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (N, D) float32 in `dtype`, a one after each row, and zeros up to a multiple of 8; zero at rows not real.
+
+    A product upstream^T y then has a weight's gradient in its first D columns, and the bias's in the next.
+    """
+    y = _ones_outputs(x, dtype)
+    rows, width = x.shape
+    # 128 columns of 32 rows: a warp reads whole rows, 16 bytes a lane.
+    block = min(128, triton.next_power_of_2(y.shape[1]))
     config = Config({"BLOCK_R": 32, "BLOCK_C": block}, warps=4, stages=1)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
-    launch(_half_rows_kernel, grid, x, end, y, rows, D=width, P=pitch(width), config=config)
+    launch(_ones_kernel, grid, x, end, y, rows, D=width, COLUMNS=y.shape[1], config=config)
     return y

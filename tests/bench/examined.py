@@ -103,7 +103,7 @@ def ours() -> dict[str, Any]:
     chosen = (
         ("convolution", "depthwise._silu_kernel"),
         ("convolution", "depthwise_taps._kernel"),
-        ("attention", "linear._product_kernel"),
+        ("attention", "linear_onto._kernel"),
         ("mix_pool", "mix._forward_kernel"),
     )
     made = {

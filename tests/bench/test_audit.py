@@ -64,7 +64,7 @@ def test_a_kernel_for_each_bar(examined: dict[str, Any]) -> None:
         assert 1 < loop["taps"] <= limit
         assert (loop["barriers"], loop["local"], loop["broken"]) == (0, 0, {})
     assert ours["depthwise._silu_kernel"]["shared"] == 0  # nothing moves between threads
-    product, rows = ours["linear._product_kernel"], ours["mix._forward_kernel"]
+    product, rows = ours["linear_onto._kernel"], ours["mix._forward_kernel"]
     assert "matrix" in product["bars"]
     assert (product["matrix"], product["broken"]) == ("wgmma", {})
     assert "wide-loads" in rows["bars"]

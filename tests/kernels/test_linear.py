@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 from astroco_fast.kernels.tensors import pitch
 from astroco_fast.kernels.triton import launch
-from astroco_fast.kernels.triton.linear import half_rows, linear, linear_onto
+from astroco_fast.kernels.triton.linear import linear, rows_with_ones
+from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
 from astroco_fast.kernels.triton.whole_rows import holds
 
@@ -66,13 +67,15 @@ def truncated(left: Tensor, right: Tensor) -> Tensor:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("width", "columns"), [(64, 192), (276, 288), (20, 104)])
-def test_linear_by_blocks_that_hold_rows(
+@pytest.mark.parametrize(("width", "columns"), [(64, 192), (276, 288), (20, 104), (250, 72)])
+def test_blocks_that_hold_rows(
     width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
     assert holds(torch.empty(0, dtype=dtype), width)
     test_linear(width, columns, dtype, triton, device)
+    for parts in (1, 3):
+        test_linear_onto(width, columns, parts, dtype, triton, device)
 
 
 def onto(dtype: torch.dtype, width: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -109,10 +112,14 @@ def test_linear(width: int, columns: int, dtype: torch.dtype, triton: str, devic
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(("width", "columns"), SHAPES)
-def test_linear_onto(width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
-    d, w, base, end = onto(dtype, width, columns, device)
-    y = linear_onto(poisoned(d, end), w, poisoned(base, end), end)
+def test_linear_onto(
+    width: int, columns: int, parts: int, dtype: torch.dtype, triton: str, device: torch.device
+) -> None:
+    d, w, base, end = onto(dtype, width, parts * columns, device)
+    given = [part.contiguous() for part in poisoned(d, end).chunk(parts, 1)]
+    y = linear_onto(poisoned(base, end), given, w, end)
     other = base + truncated(d, w[:, :width]) if dtype != torch.float32 else None  # what tensor cores may do
     assert_exact(y, base.double() + d.double() @ w[:, :width].double(), end, other)
 
@@ -132,19 +139,22 @@ def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, trit
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [20, 64, 72, 276])
-def test_half_rows(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
+@pytest.mark.parametrize("width", [20, 63, 64, 276])
+def test_rows_with_ones(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     end, x = ends(device), torch.randn(ROWS, width, device=device)
-    expected = F.pad(x.masked_fill((end == 0)[:, None], 0), (0, pitch(width) - width)).to(dtype)
-    assert torch.equal(half_rows(poisoned(x, end), end, dtype), expected)
+    y = rows_with_ones(poisoned(x, end), end, dtype)
+    assert y.shape == (ROWS, 8 * (width // 8 + 1))
+    expected = F.pad(torch.cat([x, x.new_ones(ROWS, 1)], 1), (0, y.shape[1] - width - 1))
+    assert torch.equal(y, expected.masked_fill((end == 0)[:, None], 0).to(dtype))
 
 
 def test_no_rows(triton: str, device: torch.device) -> None:
     end, x = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
-    assert linear(x, w, v, end).shape == linear_onto(x, w, x, end).shape == (0, 64)
+    assert linear(x, w, v, end).shape == (0, 64)
+    assert linear_onto(x, [x], w, end).shape == (0, 64)
     assert linear_residual_norm(x, w, v, x, v, v, end, 1e-5).shape == (0, 64)
-    assert half_rows(x, end, torch.bfloat16).shape == (0, 64)
+    assert rows_with_ones(x, end, torch.bfloat16).shape == (0, 72)
 
 
 def test_schemas(triton: str, device: torch.device) -> None:
@@ -153,8 +163,9 @@ def test_schemas(triton: str, device: torch.device) -> None:
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
     for op, args in (
         (linear, (x, w, v, end)),
-        (linear_onto, (x, w, x, end)),
+        (linear_onto, (x, [x], w, end)),
+        (linear_onto, (x, [x, x, x], torch.randn(192, 64, device=device), end)),
         (linear_residual_norm, (x, w, v, x, v, v, end, 1e-5)),
-        (half_rows, (x, end, torch.bfloat16)),
+        (rows_with_ones, (x, end, torch.bfloat16)),
     ):
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
