@@ -41,6 +41,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "mix_backward": (),
     "norm_backward": (),
     "point_features": ("w_points",),
+    "product_residual_norm": ("w",),
     "residual_norm": (),
     "residual_norm_backward": (),
     "residual_norm_product_backward": ("w",),

@@ -1,9 +1,9 @@
 """The attention sublayer: LayerNorm(x + Dropout(W_out attention(W_qkv x))).
 
 Forward in training: the projection to q, k and v with its cast and bias in one kernel, PyTorch's fused attention,
-W_out's product by the library, then bias, dropout, residual and LayerNorm in one kernel. Backward keeps x (the output
-of the sublayer before, so it is in memory anyway), q, k and v, the attended values, the logarithms of softmax's sums,
-W_out's product, and the norm's mean and rstd. In inference the last kernel computes W_out's product as well.
+then W_out's product, bias, dropout, residual and LayerNorm, in one kernel or two (`sublayer_end`). Backward keeps x
+(the output of the sublayer before, so it is in memory anyway), q, k and v, the attended values, the logarithms of
+softmax's sums, W_out's product, and the norm's mean and rstd. In inference W_out's product is never written.
 
 Each head is padded with zeros to a size that the fused kernels take, in the columns of q, k and v and in those that
 W_out reads. Zeros add nothing to the scores, so the result is the same.
@@ -22,8 +22,7 @@ from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_bac
 from astroco_fast.kernels.triton.linear import linear, rows_with_ones
 from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm
-from astroco_fast.kernels.triton.residual_norm_product import end_gradients
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients, sublayer_end
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -73,8 +72,7 @@ class _Attention(torch.autograd.Function):
         with no_autocast(x):
             qkv = linear(x, w.qkv, w.b_qkv, end)
             attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
-            o = torch.mm(attended, w.out.t())
-            y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
+            y, o, mean, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
         ctx.save_for_backward(x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed)
         ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
         return y

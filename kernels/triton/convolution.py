@@ -1,10 +1,10 @@
 """The convolution sublayer: LayerNorm(x + Dropout(W_out SiLU(BatchNorm(conv(GLU(W_in LayerNorm(x)))))))).
 
 Inference takes 3 launches: LayerNorm, both projections and the gate; the convolution, with BatchNorm folded into its
-taps, and SiLU; W_out, residual and LayerNorm. Training takes 7, the preparation of weights included, because the
-convolved rows must be in memory before BatchNorm's statistics are known. Backward keeps x (the output of the sublayer
-before, so it is in memory anyway), the gated rows u, the convolved rows c, W_out's product o, and vectors; it computes
-SiLU(BatchNorm(c)) again.
+taps, and SiLU; W_out, residual and LayerNorm. Training takes 5 or 7, the preparation of weights included, because the
+convolved rows must be in memory before BatchNorm's statistics are known; `sublayer_end` is the rest. Backward keeps x
+(the output of the sublayer before, so it is in memory anyway), the gated rows u, the convolved rows c, W_out's product
+o, and vectors; it computes SiLU(BatchNorm(c)) again.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, rows_of, wants_gradient
 from astroco_fast.kernels.triton.batch_norm import (
     batch_norm_merge,
-    batch_norm_silu,
     batch_norm_silu_gradient,
     batch_norm_silu_sums,
 )
@@ -34,8 +33,7 @@ from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear
 from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm
-from astroco_fast.kernels.triton.residual_norm_product import end_gradients
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients, sublayer_end
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -105,8 +103,9 @@ class _Convolution(torch.autograd.Function):
                 count, statistics = merged(batch_norm_merge, count, partial, norm)
             else:
                 statistics = norm.fixed
-            o = torch.mm(batch_norm_silu(c, statistics, scale, offset, end), w.out.t())
-            y, mean_out, rstd_out = residual_norm(o, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out)
+            y, o, mean_out, rstd_out = sublayer_end(
+                c, w.out, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out, (statistics, scale, offset)
+            )
         ctx.save_for_backward(
             x, u, c, o, mean_in, rstd_in, mean_out, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
             b_out, gain_out, w.matrices, w.taps, first, end, seed,

@@ -20,8 +20,7 @@ from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, f
 from astroco_fast.kernels.triton.gated_linear import gated_linear
 from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.residual_norm import residual_norm
-from astroco_fast.kernels.triton.residual_norm_product import end_gradients
+from astroco_fast.kernels.triton.residual_norm_product import end_gradients, sublayer_end
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
 from astroco_fast.reference.layout import Layout
@@ -75,8 +74,7 @@ class _FeedForward(torch.autograd.Function):
         with no_autocast(x):
             h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
             kept = vg if KEEP else None
-            o = torch.mm(h, w.out.t())
-            y, mean, rstd = residual_norm(o, b_out, x, gain, shift, end, seed, salt, p, eps)
+            y, o, mean, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
         ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed, kept)
         ctx.salt, ctx.p = salt, p
         ctx.shape = w_val.shape

@@ -27,7 +27,7 @@ from astroco_fast.kernels.triton.tensors import split
 
 
 @triton.jit
-def _summed(
+def summed(
     o, b, x, row, inside, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -45,13 +45,13 @@ def _summed(
 
 
 @triton.jit
-def _squares(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def squares_about(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - means[:, None], 0.0)
     return tl.sum(deviation * deviation, 1)
 
 
 @triton.jit
-def _store(z, means, rstds, gain, shift, y, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_normalised(z, means, rstds, gain, shift, y, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
     gains = tl.load(gain + column, mask=column < D, other=0.0)
     shifts = tl.load(shift + column, mask=column < D, other=0.0)
@@ -69,21 +69,21 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    z, _ = _summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN)
+    z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN)
     means = tl.sum(z, 1)
     if TAIL:
-        z_tail, _ = _summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
+        z_tail, _ = summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
         means += tl.sum(z_tail, 1)
     means = means / D
-    squares = _squares(z, means, 0, D, MAIN)
+    squares = squares_about(z, means, 0, D, MAIN)
     if TAIL:
-        squares += _squares(z_tail, means, MAIN, D, TAIL)
+        squares += squares_about(z_tail, means, MAIN, D, TAIL)
     rstds = reciprocal_deviations(squares, D, eps)
     tl.store(mean + row, means, mask=inside)
     tl.store(rstd + row, rstds, mask=inside)
-    _store(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
+    store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
     if TAIL:
-        _store(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
+        store_normalised(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def upstream_of(
     """dy, dy * gain, the normalised sum and the dropout's scale."""
     column = start + tl.arange(0, BLOCK_C)
     here = real[:, None] & (column < D)[None, :]
-    z, scale = _summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
+    z, scale = summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
     normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
     upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
     gains = tl.load(gain + column, mask=column < D, other=0.0)

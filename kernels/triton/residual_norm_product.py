@@ -1,13 +1,17 @@
-"""Backward of a sublayer's end, y = LayerNorm(x + Dropout(o + b)) with o = s W^T: back to x, o and s in one kernel.
+"""A sublayer's end in training with its product, y = LayerNorm(x + Dropout(o + b)), o = s W^T, in one kernel each way.
 
-Bytes: the kernel reads dy and x (4 D a row each) and o (2 P), and writes the gradients of the sum (4 D), of o (2 P, for
-W's gradient) and of s (2 F). A library product would read the gradient of o once more, 2 P, in a launch of its own.
+In the convolution sublayer s = SiLU(BatchNorm(c)), which forward computes as it reads c and never writes.
 
-Tiling: a block owns 64 rows. It takes them through LayerNorm 4 at a time, as residual_norm.py does, and writes their
-gradients; then it reads those of o again, which the caches have, holds them in shared memory, and walks over the
-columns of W, 32 at a time. Three blocks of 4 warps share a multiprocessor, so that one reads rows while another's
-products run. Each block reads all of W, 128 KB at D = 256, from the second-level cache, a third of what the rows
-take; the W_out of the feed-forward is four times as large, and two launches are expected to be as fast there.
+Bytes: forward reads s or c (2 K a row) and x (4 D), and writes o (2 P, for backward) and y (4 D). Backward reads dy and
+x (4 D each) and o (2 P), and writes the gradients of the sum (4 D), of o (2 P, for W's gradient) and of s (2 K).
+Products of the library would read o, or its gradient, once more, and be launches of their own; so would BatchNorm and
+SiLU, which write s and read it.
+
+Tiling: a block owns 64 rows. Forward holds those of s and walks over the columns of W, 32 at a time; then it reads o
+again, which the caches have, and takes it through LayerNorm 4 rows at a time, as residual_norm.py does. Backward begins
+with LayerNorm and ends with the product. Three blocks of 4 warps share a multiprocessor, so that one reads rows while
+another's products run. Each block reads all of W, 128 KB at D = 256, from the second-level cache, a third of what the
+rows take; the W_out of the feed-forward is four times as large, and two launches are expected to be as fast there.
 """
 
 import torch
@@ -17,10 +21,69 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
+from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
+from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, launch, named
-from astroco_fast.kernels.triton.residual_norm import residual_norm_backward, store_gradients, store_sums, upstream_of
+from astroco_fast.kernels.triton.residual_norm import (
+    residual_norm,
+    residual_norm_backward,
+    squares_about,
+    store_gradients,
+    store_normalised,
+    store_sums,
+    summed,
+    upstream_of,
+)
 from astroco_fast.kernels.triton.tensors import dot_precision, split
-from astroco_fast.kernels.triton.whole_rows import holds
+from astroco_fast.kernels.triton.whole_rows import holds, transposed
+
+
+@triton.jit
+def _batch_norm_silu(c, statistics, scale, offset, real, k, D: tl.constexpr, K: tl.constexpr):
+    """SiLU(BatchNorm(c)) as batch_norm.py computes it, zero at rows that are not real."""
+    mean = tl.load(statistics + k)
+    rstd = tl.load(statistics + 3 * K + k)
+    scales = tl.load(scale + k, mask=k < D, other=0.0)
+    offsets = tl.load(offset + k, mask=k < D, other=0.0)
+    n = (c.to(tl.float32) - mean[None, :]) * rstd[None, :] * scales[None, :] + offsets[None, :]
+    return tl.where(real[:, None], n * tl.sigmoid(n), 0.0)
+
+
+@triton.jit(
+    repr=named("product_residual_norm_forward", SILU=("", "silu"), DROPOUT=("", "dropout")),
+    do_not_specialize=["salt", "rows", "columns"],
+)
+def _forward_kernel(
+    s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd, rows, columns,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    held = tl.arange(0, BLOCK_R)
+    here = held < rows - tl.program_id(0) * BLOCK_R
+    k = tl.arange(0, K)
+    if SILU:
+        filled = tl.load(end + first + held, mask=here, other=0) > 0
+        c = tl.load(s + first * K + held[:, None] * K + k[None, :], mask=filled[:, None], other=0.0)
+        rows_of_s = _batch_norm_silu(c, statistics, scale, offset, filled, k, D, K).to(w.dtype.element_ty)
+    else:
+        rows_of_s = tl.load(s + first * K + held[:, None] * K + k[None, :], mask=here[:, None], other=0.0)
+    for start in range(0, columns, BLOCK_F):  # columns is P, lest the loop be unrolled
+        column = start + tl.arange(0, BLOCK_F)
+        product = tl.dot(rows_of_s, transposed(w, column, k, K, P, False), input_precision=PRECISION)
+        at = o + first * P + held[:, None] * P + column[None, :]
+        tl.store(at, product.to(o.dtype.element_ty), mask=here[:, None])
+    tl.debug_barrier()
+    for start in range(0, BLOCK_R, STEP):
+        row = first + start + tl.arange(0, STEP)
+        inside = row < rows
+        real = tl.load(end + row, mask=inside, other=0) > 0
+        z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
+        means = tl.sum(z, 1) / D
+        rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
+        tl.store(mean + row, means, mask=inside)
+        tl.store(rstd + row, rstds, mask=inside)
+        store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
 
 
 @triton.jit(
@@ -28,7 +91,7 @@ from astroco_fast.kernels.triton.whole_rows import holds
 )
 def _kernel(
     dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w, dz, do, ds, partial, rows, columns,
-    D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
@@ -52,23 +115,46 @@ def _kernel(
     store_sums(for_gain, for_shift, for_b, partial + tl.program_id(0).to(tl.int64) * 3 * D, 0, D, P)
     tl.debug_barrier()
     do += first * P
-    ds += first * F
+    ds += first * K
     here = (tl.arange(0, BLOCK_R) < rows - tl.program_id(0) * BLOCK_R)[:, None]
     held = tl.arange(0, BLOCK_R)[:, None]
-    k = tl.arange(0, P)
-    rows_of_do = tl.load(do + held * P + k[None, :], mask=here, other=0.0)
-    for start in range(0, columns, BLOCK_F):  # columns is F, lest the loop be unrolled
+    depth = tl.arange(0, P)
+    rows_of_do = tl.load(do + held * P + depth[None, :], mask=here, other=0.0)
+    for start in range(0, columns, BLOCK_F):  # columns is K, lest the loop be unrolled
         column = start + tl.arange(0, BLOCK_F)[None, :]
-        at = w + k[:, None] * F + column
-        if F % BLOCK_F == 0:
-            product = tl.dot(rows_of_do, tl.load(at), input_precision=PRECISION)
-            tl.store(ds + held * F + column, product.to(ds.dtype.element_ty), mask=here)
-        else:
-            product = tl.dot(rows_of_do, tl.load(at, mask=column < F, other=0.0), input_precision=PRECISION)
-            tl.store(ds + held * F + column, product.to(ds.dtype.element_ty), mask=here & (column < F))
+        product = tl.dot(rows_of_do, tl.load(w + depth[:, None] * K + column), input_precision=PRECISION)
+        tl.store(ds + held * K + column, product.to(ds.dtype.element_ty), mask=here)
 
 
+# 4 rows at a time are 8 values of a tile a thread.
 _CONFIG = Config({"BLOCK_R": 64, "BLOCK_F": 32, "STEP": 4}, warps=4, stages=2)
+
+
+def _forward_outputs(
+    s: Tensor, statistics: Tensor | None, scale: Tensor | None, offset: Tensor | None, w: Tensor, b: Tensor, x: Tensor,
+    gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = x.shape[0]
+    return new(x, *x.shape), new(s, rows, w.shape[0]), new(x, rows), new(x, rows)
+
+
+@kernel_op(_forward_outputs)
+def product_residual_norm(
+    s: Tensor, statistics: Tensor | None, scale: Tensor | None, offset: Tensor | None, w: Tensor, b: Tensor, x: Tensor,
+    gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`sublayer_end` in one kernel, for weights and widths that `fits`."""
+    y, o, mean, rstd = outputs = _forward_outputs(
+        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps
+    )
+    (rows, width), (columns, depth) = x.shape, w.shape
+    launch(
+        _forward_kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
+        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd, rows, columns,
+        D=width, P=columns, K=depth, SILU=statistics is not None, DROPOUT=seed is not None,
+        PRECISION=dot_precision(x), config=_CONFIG,
+    )  # fmt: skip
+    return outputs
 
 
 def _outputs(
@@ -91,28 +177,53 @@ def residual_norm_product_backward(
     launch(
         _kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
         dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w, dz, do, ds, partial, rows, columns,
-        D=width, P=depth, F=columns, DROPOUT=seed is not None, PRECISION=dot_precision(x), config=_CONFIG,
+        D=width, P=depth, K=columns, DROPOUT=seed is not None, PRECISION=dot_precision(x), config=_CONFIG,
     )  # fmt: skip
     return outputs
 
 
 def fits(weight: Tensor, width: int) -> bool:
-    """Whether the kernel fits the GPU, and is expected to be faster than two launches."""
-    return holds(weight, width) and not split(width)[1] and weight.shape[1] <= 2 * weight.shape[0]
+    """Whether the kernels fit the GPU, and are expected to be faster than two launches."""
+    return holds(weight, width) and weight.shape[0] == weight.shape[1] and not split(width)[1]
+
+
+def sublayer_end(
+    s: Tensor, w: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None,
+    salt: int, p: float, eps: float, batch_norm: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """LayerNorm(x + Dropout(s W^T + b)), zero at rows that are not real.
+
+    Args:
+        s: (N, K) half rows, finite; with `batch_norm`, that before BatchNorm and SiLU.
+        w: (P, K) in the compute dtype.
+        batch_norm: statistics, scale and offset as for `batch_norm_silu`; None: there is no BatchNorm.
+        others: as for `residual_norm`.
+
+    Returns:
+        y (N, D) float32; and for `end_gradients` o, (N, P) half rows, and the sum's mean and 1/standard deviation (N,).
+    """
+    if fits(w, x.shape[1]):
+        norm = (None, None, None) if batch_norm is None else batch_norm
+        return product_residual_norm(s, *norm, w, b, x, gain, shift, end, seed, salt, p, eps)
+    if batch_norm is not None:
+        s = batch_norm_silu(s, *batch_norm, end)
+    o = torch.mm(s, w.t())
+    y, mean, rstd = residual_norm(o, b, x, gain, shift, end, seed, salt, p, eps)
+    return y, o, mean, rstd
 
 
 def end_gradients(
     dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     mean: Tensor, rstd: Tensor, w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Backward of `residual_norm` and of the product before it.
+    """Backward of `sublayer_end` up to s.
 
     Args:
-        w: (P, F) in the compute dtype, the product's weight.
+        w: (P, K) in the compute dtype.
         others: as for `residual_norm_backward`.
 
     Returns:
-        The gradients of the sum (N, D), float32, of o (N, P) and of s (N, F), half rows; partial sums (blocks, 3, D)
+        The gradients of the sum (N, D), float32, of o (N, P) and of s (N, K), half rows; partial sums (blocks, 3, D)
         float32, whose sum over blocks is the gradients of gain, shift and b.
     """
     if fits(w, x.shape[1]):

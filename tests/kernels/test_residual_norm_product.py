@@ -1,4 +1,4 @@
-"""The backward pass of a sublayer's end that includes its product, against the one that leaves it to the library."""
+"""A sublayer's end with its product in one kernel, forward and backward, against separate kernels."""
 
 import pytest
 import torch
@@ -6,14 +6,16 @@ from torch.nn import functional as F
 
 
 @pytest.mark.parametrize(
-    ("width", "columns", "rows", "p"), [(64, 64, 45, 0.0), (100, 40, 130, 0.3), (256, 256, 45, 0.1), (64, 64, 0, 0.1)]
+    ("width", "rows", "p", "silu"),
+    [(64, 45, 0.0, False), (100, 130, 0.3, True), (256, 45, 0.1, True), (64, 0, 0.1, True)],
 )
-def test_one_kernel_is_two(
-    width: int, columns: int, rows: int, p: float, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+def test_one_kernel_is_several(
+    width: int, rows: int, p: float, silu: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32, whose rounding hides no error; rows that are not real hold NaN."""
+    from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
     from astroco_fast.kernels.triton.residual_norm import residual_norm, residual_norm_backward
-    from astroco_fast.kernels.triton.residual_norm_product import residual_norm_product_backward
+    from astroco_fast.kernels.triton.residual_norm_product import product_residual_norm, residual_norm_product_backward
 
     torch.manual_seed(width)
     pad = -width % 32
@@ -21,10 +23,20 @@ def test_one_kernel_is_two(
     end, seed = real.int(), torch.tensor([5], device=device) if p else None
     x, dy = torch.randn(2, rows, width, device=device)
     b, gain, shift = torch.randn(3, width, device=device)
-    o = F.pad(torch.randn(rows, width, device=device), (0, pad))
-    w = F.pad(torch.randn(width, columns, device=device), (0, 0, 0, pad))
-    x[~real] = dy[~real] = o[~real] = torch.nan
-    _, mean, rstd = residual_norm(o, b, x, gain, shift, end, seed, 3, p, 1e-5)
+    s = F.pad(torch.randn(rows, width, device=device), (0, pad))
+    w = F.pad(torch.randn(width, width, device=device) / width**0.5, (0, pad, 0, pad))
+    x[~real] = dy[~real] = s[~real] = torch.nan
+    norm = (torch.rand(4, width + pad, device=device), *torch.randn(2, width, device=device)) if silu else (None,) * 3
+
+    forward = (s, *norm, w, b, x, gain, shift, end, seed, 3, p, 1e-5)
+    y, o, mean, rstd = found = product_residual_norm(*forward)
+    o_alone = (batch_norm_silu(s, *norm, end) if silu else s) @ w.t()
+    torch.testing.assert_close(o[real], o_alone[real])
+    for got, alone in zip(
+        found[:1] + found[2:], residual_norm(o, b, x, gain, shift, end, seed, 3, p, 1e-5), strict=True
+    ):
+        assert torch.equal(got[real], alone[real])
+    assert not y[~real].any()
 
     given = (dy, o, b, x, gain, end, seed, 3, p, mean, rstd)
     dz, do, partial = residual_norm_backward(*given)
@@ -36,4 +48,5 @@ def test_one_kernel_is_two(
     assert not ds[~real].any()
     monkeypatch.undo()  # because opcheck would take poisoned outputs for mutated ones
     monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
+    torch.library.opcheck(product_residual_norm, forward, test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(residual_norm_product_backward, (*given, w), test_utils=("test_schema", "test_faketensor"))
