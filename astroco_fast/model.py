@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from astroco_fast import capture, ops
 from astroco_fast.buckets import Call
-from astroco_fast.kernels.cpu.plan import planned
+from astroco_fast.kernels.cpu.plan import Points, planned
 from astroco_fast.kernels.prepared import recheck
 from astroco_fast.pretrained import PretrainedEncoder
 from astroco_fast.reference.astroco import Block, ReferenceAstroCo
@@ -79,10 +79,10 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
 
         # `mix_pool` drives the generator: the blocks run inside this call, and without gradients each layer's output is
         # freed as soon as it is added.
-        def mix() -> tuple[Tensor, ...]:
+        def mix(points: Points, layout: Layout) -> tuple[Tensor, ...]:
             return ops.mix_pool(self.mix_pool, self._states(*points, layout), layout)
 
-        def last() -> tuple[Tensor, ...]:
+        def last(points: Points, layout: Layout) -> tuple[Tensor, ...]:
             return tuple(deque(self._states(*points, layout), maxlen=1))
 
         if isinstance(self.mix_pool, LastLayer):  # which is no kernel, and so no part of a plan

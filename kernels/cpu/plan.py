@@ -1,9 +1,11 @@
-"""Inference of a small batch in one native call.
+"""Inference of some windows at a time, all of an encoder's kernels in one native call.
 
 Between two kernels Python checks the module, looks up its prepared weights, allocates the result and fills the struct,
-which for a single window takes a third of the whole time. A plan keeps the structs of all of an encoder's kernels, as
-they were filled in one call that was recorded; later calls of the same shape replace the pointers to inputs and outputs
-and run the kernels one after another (csrc/plan.h). The results are the same bit for bit.
+which for a single window takes a third of the whole time. And where each kernel takes a large batch, every state is
+written to memory and read again by the next one. A plan keeps the structs of all of an encoder's kernels, as they were
+filled in one call that was recorded; for other inputs it replaces their sizes and the pointers to inputs and outputs,
+and runs the kernels one after another (csrc/plan.h). A large batch is done in parts whose states stay in the cores'
+caches. The results are the same bit for bit.
 
 A plan holds as long as nothing has changed that Python would have looked at: the modules' attributes, parameters and
 hooks, the weights' numbers as far as `prepared` compares them, and the settings in its key. Otherwise, and where a part
@@ -13,7 +15,7 @@ of the encoder runs elsewhere, the ops are called one by one.
 import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,8 +31,8 @@ from astroco_fast.kernels.snapshot import Snapshot, watched
 from astroco_fast.kernels.tensors import compute_dtype
 from astroco_fast.reference.layout import Layout
 
-MOST_ROWS = 2048  # a larger batch takes so long that Python's share is small
-_MOST_PLANS = 8  # of one encoder, each with scratch memory for its shape
+MOST_ROWS = 1024  # of a part, for each thread; 0: no plans
+_MOST_PLANS = 4  # of one encoder, each with scratch memory for a part
 
 # What an op reads that changes from call to call, by field: a result of a call before it, or an input of the encoder.
 _FLOW = ("x", "states", "mixed")
@@ -39,10 +41,11 @@ _INPUTS = ("time", "mag", "err", "hidden", "windows")
 _FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
 )  # run_plan in csrc/plan.h
-Run = Callable[[], tuple[Tensor, ...]]
+Points = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Run = Callable[[Points, Layout], tuple[Tensor, ...]]
 
 
-def planned(model: nn.Module, points: Sequence[Tensor | None], layout: Layout, settings: Hashable, run: Run) -> Any:
+def planned(model: nn.Module, points: Points, layout: Layout, settings: Hashable, run: Run) -> Any:
     """The outputs of `run`, by a plan where there is one.
 
     The first call with a model's weights only looks at them, and the second records a plan, so that a model that
@@ -50,72 +53,116 @@ def planned(model: nn.Module, points: Sequence[Tensor | None], layout: Layout, s
 
     Args:
         model: the encoder.
-        points: time, mag, err, rows (N,) float32, and hidden, (N,) bool or None: what `run` takes in.
+        points: time, mag, err, rows (N,) float32, and hidden, (N,) bool or None.
         layout: the batch's layout.
         settings: of the caller: what else decides which backend runs an op.
-        run: calls the ops one by one.
+        run: calls the ops one by one, on such points and their layout.
     """
     if torch.compiler.is_compiling() or not _fits(model, points, layout):
-        return run()
+        return run(points, layout)
     planner = _planners.get(model)
     if planner is None or not planner.snapshot.holds():
         if (snapshot := Snapshot.of(model)) is not None:
             _planners[model] = Planner(snapshot)
-        return run()
+        return run(points, layout)
     if torch.is_grad_enabled() and planner.snapshot.wants_gradient():
-        return run()
-    dtype = compute_dtype(points[0])  # type: ignore[arg-type]
-    key = (layout.rows, layout.batch, dtype, torch.get_num_threads(), settings)
-    return planner.run(key, [*points, windows_of(layout)], run)
+        return run(points, layout)
+    key = (compute_dtype(points[0]), torch.get_num_threads(), settings)
+    return planner.run(key, points, layout, run)
 
 
-def _fits(model: nn.Module, points: Sequence[Tensor | None], layout: Layout) -> bool:
+def _fits(model: nn.Module, points: Points, layout: Layout) -> bool:
     """Whether a call is one of those that plans are made for."""
-    if model.training or not 0 < layout.rows <= MOST_ROWS or not layout.batch:
+    if model.training or not MOST_ROWS or not layout.rows or not layout.batch:
         return False
     for values in points:
         if values is None:
             continue
         if not values.is_cpu or type(values) is not Tensor or not values.is_contiguous() or values.requires_grad:
             return False
-    return points[0].dtype is torch.float32 and not watched()  # type: ignore[union-attr]
+    return points[0].dtype is torch.float32 and not watched()
+
+
+class Part(NamedTuple):
+    """Consecutive windows of a batch, and all rows up to the next part's."""
+
+    rows: slice
+    batch: slice
+    windows: Tensor  # (2, B), as `windows_of`, from the part's first row on
+
+    def count(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def points_of(self, points: Points) -> Points:
+        time, mag, err, hidden = points
+        return time[self.rows], mag[self.rows], err[self.rows], None if hidden is None else hidden[self.rows]
+
+    def layout_of(self, layout: Layout) -> Layout:
+        lengths = self.windows[1]
+        if layout.index is None and not layout.full:
+            return Layout.padded(lengths, layout.length)
+        return Layout.packed(lengths, layout.length, capacity=self.count())
+
+
+def _parts(layout: Layout, most: int) -> list[Part]:
+    """The batch in parts of at most `most` rows, or one window."""
+    windows = windows_of(layout)
+    starts = [*windows[0].tolist(), layout.rows]
+    starts[0] = 0
+    cuts = [0]
+    for window in range(1, layout.batch):
+        if starts[window + 1] - starts[cuts[-1]] > most:
+            cuts.append(window)
+    parts = []
+    for first, last in pairwise([*cuts, layout.batch]):
+        own = windows[:, first:last].clone()
+        own[0] -= starts[first]
+        parts.append(Part(slice(starts[first], starts[last]), slice(first, last), own))
+    return parts
 
 
 class Planner:
-    """The plans of one encoder, by shape and settings; None: no plan can be made."""
+    """The plans of one encoder, by settings; None: no plan can be made."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._plans: dict[Hashable, Plan | None] = {}
         self._lock = threading.Lock()  # a plan's structs and memory serve one call at a time
 
-    def run(self, key: Hashable, inputs: list[Tensor | None], run: Run) -> tuple[Tensor, ...]:
+    def run(self, key: Hashable, points: Points, layout: Layout, run: Run) -> tuple[Tensor, ...]:
         if not self._lock.acquire(blocking=False):
-            return run()
+            return run(points, layout)
         try:
-            if key not in self._plans:
-                return self._record(key, inputs, run)
-            plan = self._plans[key]
-            if plan is not None and (outputs := plan(inputs)) is not None:
+            parts = _parts(layout, MOST_ROWS * torch.get_num_threads())
+            largest = max(parts, key=Part.count)
+            plan = self._plans.get(key)
+            if key not in self._plans or (plan is not None and plan.rows < largest.count()):
+                if len(parts) == 1:
+                    return self._record(key, points, layout, run)
+                self._record(key, largest.points_of(points), largest.layout_of(layout), run)
+                plan = self._plans[key]
+            if plan is not None and (outputs := plan(points, layout, parts)) is not None:
                 return outputs
             if plan is not None:  # its weights have changed
                 del self._plans[key]
         finally:
             self._lock.release()
-        return run()
+        return run(points, layout)
 
-    def _record(self, key: Hashable, inputs: list[Tensor | None], run: Run) -> tuple[Tensor, ...]:
+    def _record(self, key: Hashable, points: Points, layout: Layout, run: Run) -> tuple[Tensor, ...]:
         with prepared.uses() as forms:
             calls: list[Recorded] = []
             recording.calls = calls
             try:
-                outputs = run()
+                outputs = run(points, layout)
             finally:
                 recording.calls = None
+        self._plans.pop(key, None)
         if len(self._plans) == _MOST_PLANS:
             del self._plans[next(iter(self._plans))]
+        inputs = [*points, windows_of(layout)]
         usable = forms and all(form.sampled for form in forms) and _follows(calls, inputs, outputs)
-        self._plans[key] = Plan(calls, forms, inputs, outputs) if usable else None
+        self._plans[key] = Plan(calls, forms, layout.rows, outputs) if usable else None
         return outputs
 
 
@@ -162,25 +209,26 @@ def _follows(calls: Sequence[Recorded], inputs: Sequence[Tensor | None], outputs
 
 
 class Plan:
-    """Recorded calls, to be made again with other inputs."""
+    """Recorded calls, to be made again with other inputs.
 
-    def __init__(
-        self,
-        calls: list[Recorded],
-        forms: list[Any],
-        inputs: Sequence[Tensor | None],
-        outputs: Sequence[Tensor],
-    ) -> None:
+    Attributes:
+        rows: the most rows that a part may have.
+    """
+
+    def __init__(self, calls: list[Recorded], forms: list[Any], rows: int, outputs: Sequence[Tensor]) -> None:
+        self.rows = rows
         self._structures, self._constants = [call.structure for call in calls], list(map(_constants, calls))
         self._forms = forms
-        self._shapes = [output.shape for output in outputs]
+        self._widths = [output.shape[1] for output in outputs]
         places = {output.data_ptr(): i for i, output in enumerate(outputs)}
         self._inputs = [[slot for c in calls for field, slot in _slots(c) if field == name] for name in _INPUTS]
         self._outputs: list[list[Slot]] = [[] for _ in outputs]
+        self._by_window = [False for _ in outputs]  # pooled, which has no rows
         for call in calls:
             for name, slot in _slots(call):
                 if slot.get() in places and (name in _FLOW or name in call.kernel.results):
                     self._outputs[places[slot.get()]].append(slot)
+                    self._by_window[places[slot.get()]] |= name == "pooled"
         self._memory = _share_memory(calls, set(places))
         addresses = [(ctypes.cast(c.function, ctypes.c_void_p).value, ctypes.addressof(c.structure)) for c in calls]
         self._table = np.array(addresses, dtype=np.int64)
@@ -193,16 +241,25 @@ class Plan:
             self._table.ctypes.data, len(calls), self._where.ctypes.data, self._what.ctypes.data, len(self._what)
         )  # fmt: skip
 
-    def __call__(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...] | None:
-        """The outputs; None: weights are not what they were."""
+    def __call__(self, points: Points, layout: Layout, parts: Sequence[Part]) -> tuple[Tensor, ...] | None:
+        """The outputs, part by part; None: weights are not what they were."""
         if not all(form.settle() for form in self._forms):
             return None
-        outputs = tuple(map(torch.empty, self._shapes))
-        for slots, x in zip(chain(self._inputs, self._outputs), chain(inputs, outputs), strict=True):
-            pointer = None if x is None else x.data_ptr()
-            for slot in slots:
-                slot.set(pointer)
-        return outputs if self._function(*self._arguments) else None
+        sizes = [layout.batch if by_window else layout.rows for by_window in self._by_window]
+        outputs = tuple(map(torch.empty, sizes, self._widths))
+        for part in parts:
+            places = [part.batch if by_window else part.rows for by_window in self._by_window]
+            own = [y[place] for y, place in zip(outputs, places, strict=True)]
+            inputs = [*part.points_of(points), part.windows]
+            for slots, x in zip(chain(self._inputs, self._outputs), chain(inputs, own), strict=True):
+                pointer = None if x is None else x.data_ptr()
+                for slot in slots:
+                    slot.set(pointer)
+            for structure in self._structures:
+                structure.rows, structure.batch = part.count(), part.windows.shape[1]
+            if not self._function(*self._arguments):
+                return None
+        return outputs
 
 
 def _constants(call: Recorded) -> list[Tensor]:

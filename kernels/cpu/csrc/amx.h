@@ -17,13 +17,14 @@ namespace astroco {
 constexpr int64_t TILE = 16;  // rows, columns of C, and groups of K
 
 // The shapes of this thread's tile registers, as LDTILECFG reads them: C's are 0 to 3; A's and B's are 4 and 6 over
-// TILE groups of K, 5 and 7 over what K leaves over. Loading shapes takes as long as a dozen products of tiles, so a
-// thread keeps them until other ones are needed or its part of an op ends.
+// TILE groups of K, 5 and 7 over what K leaves over, or as 4 and 6 where it leaves nothing. Loading shapes takes as
+// long as a dozen products of tiles, so a thread keeps them until other ones are needed or its part of an op ends.
 class TileShapes {
  public:
   // For m rows, at most TILE, and `rest` groups of K left over.
   static void load(int64_t m, int64_t rest) {
     TileShapes& now = of_thread();
+    if (rest == 0) rest = TILE;
     if (now.rows_[0] != m || now.rows_[7] != rest) {
       for (int64_t i = 0; i < 4; ++i) now.set(i, m, TILE);
       now.set(4, m, TILE);
@@ -113,6 +114,19 @@ inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int6
     if constexpr (M == 2 || N > 2) _tile_zero(2);
     if constexpr (M * N == 4) _tile_zero(3);
   }
+  if constexpr (M == 2 && N == 2) {
+    if (groups % TILE == 0)  // all registers have one shape, so that each tile is loaded once
+      for (; groups > 0; groups -= TILE, a += G * TILE, b += G * TILE * ldb) {
+        _tile_loadd(6, b, b_bytes);
+        _tile_loadd(4, a, a_bytes);
+        ASTROCO_TILE_MULTIPLY(0, 4, 6)
+        _tile_loadd(7, b + G * TILE, b_bytes);
+        ASTROCO_TILE_MULTIPLY(1, 4, 7)
+        _tile_loadd(5, a + TILE * lda, a_bytes);
+        ASTROCO_TILE_MULTIPLY(2, 5, 6)
+        ASTROCO_TILE_MULTIPLY(3, 5, 7)
+      }
+  }
   for (; groups >= TILE; groups -= TILE, a += G * TILE, b += G * TILE * ldb) {
     ASTROCO_TILE_STEP(4, 6)
   }
@@ -126,40 +140,35 @@ inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int6
 }
 
 // C (m, N TILE) = A B or C += A B, A row-major, B a panel of `groups` groups of K. Rows and K that do not fill a tile
-// go to smaller ones, so a row's products do not depend on where it lies. done(row, column, rows, columns) follows each
-// block of C.
-template <int N, class T, class F>
-void tile_panel(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, Sum<T>* c, int64_t ldc, bool add,
-                F&& done) {
+// go to smaller ones, so a row's products do not depend on where it lies.
+template <int N, class T>
+void tile_panel(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, Sum<T>* c, int64_t ldc, bool add) {
   constexpr int64_t columns = N * TILE, half = 2 * TILE, G = 4 / sizeof(T);
   int64_t r = 0;
   TileShapes::load(std::min(m, TILE), groups % TILE);
   for (; r + 2 * TILE <= m; r += 2 * TILE) {
     tile_block<2, std::min(N, 2)>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
-    done(r, 0, 2 * TILE, std::min(columns, half));
     if constexpr (N > 2) {
       tile_block<2, N - 2>(a + r * lda, lda, groups, b + G * half, columns, c + r * ldc + half, ldc, add);
-      done(r, half, 2 * TILE, columns - half);
     }
   }
   for (; r < m; r += TILE) {
     // Other shapes take long to load: the last rows are computed with some before them, which get the same bits again.
-    if (std::is_same_v<T, bf16> && !add && m >= TILE) r = std::min(r, m - TILE);
+    if (!add && m >= TILE) r = std::min(r, m - TILE);
     TileShapes::load(std::min(m - r, TILE), groups % TILE);
     tile_block<1, N>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
-    done(r, 0, std::min(m - r, TILE), columns);
   }
 }
 
-template <class T, class F>
+template <class T>
 void tile_product(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, int64_t columns, Sum<T>* c,
-                  int64_t ldc, bool add, F&& done) {
+                  int64_t ldc, bool add) {
   asm volatile("" : : : "memory");  // GCC's intrinsics do not say that they read A and B: whatever was written there is
   switch (columns / TILE) {
-    case 1: return tile_panel<1>(a, lda, m, groups, b, c, ldc, add, done);
-    case 2: return tile_panel<2>(a, lda, m, groups, b, c, ldc, add, done);
-    case 3: return tile_panel<3>(a, lda, m, groups, b, c, ldc, add, done);
-    default: return tile_panel<4>(a, lda, m, groups, b, c, ldc, add, done);
+    case 1: return tile_panel<1>(a, lda, m, groups, b, c, ldc, add);
+    case 2: return tile_panel<2>(a, lda, m, groups, b, c, ldc, add);
+    case 3: return tile_panel<3>(a, lda, m, groups, b, c, ldc, add);
+    default: return tile_panel<4>(a, lda, m, groups, b, c, ldc, add);
   }
 }
 

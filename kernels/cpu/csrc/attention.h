@@ -110,10 +110,12 @@ struct Attention {
     qkv += rows.first * ld;
     for (int64_t j = 0; j < ld; j += PANEL) {
       const int64_t n = std::min(PANEL, ld - j);
-      gemm_panel(left, m, a.width, a.w_qkv + j * size, n, c, PANEL);
-      for (int64_t r = 0; r < m; ++r)
-        for (int64_t i = 0; i < n; i += 2 * W)
-          store2(qkv + r * ld + j + i, load2(c + r * PANEL + i) + load2(a.b_qkv + j + i));
+      by_blocks(m, [&](int64_t first, int64_t some) {
+        const auto made = gemm_panel(left + first, some, a.width, a.w_qkv + j * size, n, c, PANEL);
+        for (int64_t r = 0; r < some; ++r)
+          for (int64_t i = 0; i < n; i += 2 * W)
+            store2(qkv + (first + r) * ld + j + i, made(r, i, load2(a.b_qkv + j + i)));
+      });
     }
   }
 
@@ -131,21 +133,22 @@ struct Attention {
     Scratch scratch;
     const int64_t n = window.count, m = rows.count, lds = round_up(n, 2 * W), ldp = lds * STEP<H>,
                   ldo = round_up(size, 2 * W);
-    float *s = scratch.take<float>(m * lds), *o = scratch.take<float>(m * ldo), *inverse = scratch.take<float>(m);
+    float *s = scratch.take<float>(m * lds), *o = scratch.take<float>(m * ldo);
+    Softmax* found = scratch.take<Softmax>(m);
     H* p = reinterpret_cast<H*>(s);
     Left<H> q{at.qkv + rows.first * stride() + head * size, stride()};
     head_product(q, m, size, at.keys + head * head_size<H>(size, n), n, s, lds);
-    for (int64_t r = 0; r < m; ++r) {
-      Softmax found = softmax(s + r * lds, n, scale * LOG2_E, p + r * ldp);
-      inverse[r] = 1.0f / found.sum;
-      if (a.keep)
-        a.logsumexp[(window.first + rows.first + r) * a.heads + head] =
-            found.largest * (scale * LOG2_E) + std::log2(found.sum);
-    }
+    by_rows(m, [&](auto some, int64_t r) {
+      softmax<some>(s + r * lds, lds, n, scale * LOG2_E, p + r * ldp, ldp, found + r);
+    });
+    for (int64_t r = 0; r < (a.keep ? m : 0); ++r)
+      a.logsumexp[(window.first + rows.first + r) * a.heads + head] =
+          found[r].largest * (scale * LOG2_E) + std::log2(found[r].sum);
     head_product(Left<H>{p, ldp}, m, n, at.values + head * head_size<H>(n, size), size, o, ldo);
     for (int64_t r = 0; r < m; ++r) {
       H* to = at.attended + (rows.first + r) * features() + head * size;
-      for (int64_t j = 0; j < size; j += 2 * W) store_some(to + j, load2(o + r * ldo + j) * Vec(inverse[r]), size - j);
+      const Vec inverse(1.0f / found[r].sum);
+      for (int64_t j = 0; j < size; j += 2 * W) store_some(to + j, load2(o + r * ldo + j) * inverse, size - j);
     }
   }
 
@@ -154,12 +157,11 @@ struct Attention {
     Scratch scratch;
     const int64_t m = rows.count, p = pitch(a.width), f = features();
     float* o = scratch.take<float>(m * p);
-    gemm(as_left<T>(at.attended + rows.first * f, f, f, m, scratch), m, f, a.w_out, a.width, o, p);
-    for (int64_t r = 0; r < m; ++r) {
-      const int64_t row = start + rows.first + r;
-      if (a.keep) to_half(o + r * p, p, a.product + row * p);
-      end.forward(o + r * p, a.x + row * a.width, row, a.y + row * a.width);
-    }
+    const auto left = as_left<T>(at.attended + rows.first * f, f, f, m, scratch);
+    const auto made = products(left, m, f, a.w_out, a.width, o, p, scratch);
+    const int64_t first = start + rows.first;
+    for (int64_t r = 0; r < (a.keep ? m : 0); ++r) to_half(o + r * p, p, a.product + (first + r) * p);
+    end.forward(made, {first, m}, a.x, a.y);
   }
 };
 

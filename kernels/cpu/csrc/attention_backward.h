@@ -119,7 +119,7 @@ struct AttentionHead {
     for (int64_t r0 = 0; r0 < n; r0 += 16) {  // in parts, as one long sum would lose digits
       Vec some(0.0f), some_along(0.0f);
       for (int64_t r = r0; r < std::min(n, r0 + 16); ++r) {
-        Vec e = exp2(at::vec::fmadd(Vec::loadu(s + r * columns), by, minus));
+        Vec e = exp2<T>(at::vec::fmadd(Vec::loadu(s + r * columns), by, minus));
         e.store(s + r * columns);
         some = some + e;
         some_along = at::vec::fmadd(e, Vec::loadu(dp + r * columns), some_along);

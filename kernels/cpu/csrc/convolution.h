@@ -114,29 +114,34 @@ struct Gated {
     Scratch scratch;
     const int64_t p = pitch(width), m = tile.count, size = column_size<T>(width);
     Factor<T> a(m, width, scratch);
-    float *v = scratch.take<float>(m * PANEL), *g = scratch.take<float>(m * PANEL), *z = scratch.take<float>(p);
-    for (int64_t r = 0; r < m; ++r) {
+    float *v = scratch.take<float>(m * PANEL), *g = scratch.take<float>(m * PANEL);
+    float* z = scratch.take<float>(ROWS_AT_ONCE * p);
+    by_rows(m, [&](auto some, int64_t r) {
       const float* from = x + (tile.first + r) * width;
-      Statistics s = statistics(from, width, eps);
-      normalise(from, s, gain, shift, width, z);
-      a.set(r, z);
-      if (stats) s.keep(stats, tile.first + r);
-    }
+      const auto s = statistics<some>(from, width, width, eps);
+      normalise(from, width, s, gain, shift, width, z, p);
+      for (int i = 0; i < some; ++i) {
+        a.set(r + i, z + i * p);
+        if (stats) s[i].keep(stats, tile.first + r + i);
+      }
+    });
+    const Left<T> left = a;
     for (int64_t j = 0; j < p; j += PANEL) {
       const int64_t n = std::min(PANEL, p - j);
-      gemm_panel<T>(a, m, width, w_val + j * size, n, v, PANEL);
-      gemm_panel<T>(a, m, width, w_gate + j * size, n, g, PANEL);
-      for (int64_t r = 0; r < m; ++r)
-        for (int64_t i = 0; i < n; i += 2 * W) {
-          Two value = load2(v + r * PANEL + i) + load2(b_val + j + i);
-          Two gate = load2(g + r * PANEL + i) + load2(b_gate + j + i);
-          if (kept) {
-            Half<T>* to = kept + (tile.first + r) * 2 * p + j + i;
-            store2(to, value);
-            store2(to + p, gate);
+      by_blocks(m, [&](int64_t first, int64_t some) {
+        const auto values = gemm_panel(left + first, some, width, w_val + j * size, n, v, PANEL);
+        const auto gates = gemm_panel(left + first, some, width, w_gate + j * size, n, g, PANEL);
+        for (int64_t r = 0; r < some; ++r)
+          for (int64_t i = 0; i < n; i += 2 * W) {
+            Two value = values(r, i, load2(b_val + j + i)), gate = gates(r, i, load2(b_gate + j + i));
+            if (kept) {
+              Half<T>* to = kept + (tile.first + first + r) * 2 * p + j + i;
+              store2(to, value);
+              store2(to + p, gate);
+            }
+            store2(u.at(row + first + r, j + i), map(value, gate, [](Vec v, Vec g) { return v * sigmoid<T>(g); }));
           }
-          store2(u.at(row + r, j + i), map(value, gate, [](Vec v, Vec g) { return v * sigmoid<T>(g); }));
-        }
+      });
     }
   }
 };
@@ -196,11 +201,8 @@ void convolution(const ConvolutionArguments<T>& a) {
         depthwise(u.of(j / PITCH), taps.of(j / PITCH), taps.count, first, m, [&](int64_t t, int64_t k, Two c) {
           store2(s + (t - first) * p + j + k, silu<T>(c + load2(a.offset + j + k)));
         });
-      gemm(as_left<T>(s, p, width, m, scratch), m, width, a.w_out, width, o, p);
-      for (int64_t r = 0; r < m; ++r) {
-        const int64_t row = start + first + r;
-        end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
-      }
+      const auto made = products(as_left<T>(s, p, width, m, scratch), m, width, a.w_out, width, o, p, scratch);
+      end.forward(made, {start + first, m}, a.x, a.y);
     });
   });
   clear_others(all, a.y, width);
@@ -346,11 +348,9 @@ void convolution_out(const ConvolutionOutArguments<T>& a) {
     for (int64_t r = 0; r < m; ++r)
       for (int64_t j = 0; j < p; j += 2 * W)
         store2(s + r * p + j, silu<T>(norm.apply(norm.unit(a.c + (first + r) * p, j), j)));
-    gemm(Left<T>{s, p}, m, width, a.w_out, width, o, p);
-    for (int64_t r = 0, row = first; r < m; ++r, ++row) {
-      to_half(o + r * p, p, a.product + row * p);
-      end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
-    }
+    const auto made = products(Left<T>{s, p}, m, width, a.w_out, width, o, p, scratch);
+    for (int64_t r = 0; r < m; ++r) to_half(o + r * p, p, a.product + (first + r) * p);
+    end.forward(made, work[i], a.x, a.y);
   });
   clear_others(all, a.y, width);
 }

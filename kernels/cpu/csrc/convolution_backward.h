@@ -213,7 +213,7 @@ struct ConvolutionBackwardIn {
       float* d_gain = sums.next();
       const float* x = a.x + row * width;
       const Statistics s = Statistics::of(a.stats_in, row);
-      normalise(x, s, a.gain_in, a.shift_in, width, line);
+      normalise<1>(x, width, {s}, a.gain_in, a.shift_in, width, line, p);
       to_half(line, width, a.normed + row * p);
       normalise_backward(back + r * p, x, s, a.gain_in, width, line, d_gain, d_gain + p);
       columns(width, [&](int64_t j, int64_t n) {

@@ -9,13 +9,12 @@ namespace astroco {
 // Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products.
 constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS;
 
-// GELU(v + b_val) * sigmoid(g + b_gate), one row of a panel's products; v and g with their biases are kept where
-// wanted.
+// GELU(v + b_val) * sigmoid(g + b_gate), row r of a panel's products; v and g with their biases are kept where wanted.
 template <class T, class H = Half<T>>
-inline void gate_row(const float* v, const float* g, const float* b_val, const float* b_gate, int64_t columns, H* h,
-                     H* keep_v, H* keep_g) {
+inline void gate_row(Products<T> v, Products<T> g, int64_t r, const float* b_val, const float* b_gate, int64_t columns,
+                     H* h, H* keep_v, H* keep_g) {
   for (int64_t j = 0; j < columns; j += 2 * W) {
-    Two value = load2(v + j) + load2(b_val + j), gate = load2(g + j) + load2(b_gate + j);
+    Two value = v(r, j, load2(b_val + j)), gate = g(r, j, load2(b_gate + j));
     if (keep_v) {
       store2(keep_v + j, value);
       store2(keep_g + j, gate);
@@ -78,20 +77,19 @@ struct FeedForward {
     const int64_t size = column_size<T>(width);
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);
-      gemm_panel(left, m, width, a.w_val + j * size, n, v, PANEL);
-      gemm_panel(left, m, width, a.w_gate + j * size, n, g, PANEL);
-      for (int64_t r = 0; r < m; ++r) {
-        H* keep = kept.of(tile.first + r, j, n);
-        gate_row<T>(v + r * PANEL, g + r * PANEL, a.b_val + j, a.b_gate + j, n, h + r * f + j, keep,
-                    keep ? keep + n : nullptr);
-      }
+      by_blocks(m, [&](int64_t first, int64_t some) {
+        const auto values = gemm_panel(left + first, some, width, a.w_val + j * size, n, v, PANEL);
+        const auto gates = gemm_panel(left + first, some, width, a.w_gate + j * size, n, g, PANEL);
+        for (int64_t r = 0; r < some; ++r) {
+          H* keep = kept.of(tile.first + first + r, j, n);
+          gate_row(values, gates, r, a.b_val + j, a.b_gate + j, n, h + (first + r) * f + j, keep,
+                   keep ? keep + n : nullptr);
+        }
+      });
     }
-    gemm(as_left<T>(h, f, a.hidden, m, scratch), m, a.hidden, a.w_out, width, o, p);
-    for (int64_t r = 0; r < m; ++r) {
-      const int64_t row = tile.first + r;
-      if (a.keep) to_half(o + r * p, p, a.product + row * p);
-      end.forward(o + r * p, a.x + row * width, row, a.y + row * width);
-    }
+    const auto made = products(as_left<T>(h, f, a.hidden, m, scratch), m, a.hidden, a.w_out, width, o, p, scratch);
+    for (int64_t r = 0; r < (a.keep ? m : 0); ++r) to_half(o + r * p, p, a.product + (tile.first + r) * p);
+    end.forward(made, tile, a.x, a.y);
   }
 };
 

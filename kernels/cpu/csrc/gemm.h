@@ -26,6 +26,17 @@ constexpr int64_t BLOCK_ROWS = ROWS;
 #endif
 constexpr int64_t PANEL = VECTORS * W;
 
+// f(r, n) for m rows, n from r on at a time: as many as a panel's products stay in the fastest cache for. Vectors want
+// a panel to stay there, which these rows would take turns with another one in.
+template <class F>
+inline void by_blocks(int64_t m, F&& f) {
+#ifdef __AMX_BF16__
+  for (int64_t r = 0; r < m; r += BLOCK_ROWS) f(r, std::min(BLOCK_ROWS, m - r));
+#else
+  if (m > 0) f(0, m);
+#endif
+}
+
 template <class T>
 constexpr int64_t STEP = sizeof(float) / sizeof(T);
 
@@ -72,6 +83,19 @@ struct Left<int8_t> {
   static constexpr int64_t step = STEP<int8_t>;
 
   Left operator+(int64_t rows) const { return {values + rows * row, row, scales + rows}; }
+};
+
+// C as it is read: 2 W columns of row r from j on, plus a bias. int8's sums are scaled when they are read (int8.h).
+template <class T>
+struct Products {
+  float* values;
+  int64_t ld;
+
+  ALWAYS_INLINE Two operator()(int64_t r, int64_t j, Two bias) const {
+    const float* c = at(r) + j;
+    return {Vec::loadu(c) + bias.a, Vec::loadu(c + W) + bias.b};
+  }
+  float* at(int64_t r) const { return values + r * ld; }
 };
 
 // M rows by N vectors of C. Where `add`, they are added to what C holds.
@@ -129,16 +153,22 @@ void some_steps(Left<T> a, int64_t m, int64_t steps, const T* b, int64_t columns
 // Float products are added up in parts of this many, and then the parts: one long sum would lose twice the digits.
 constexpr int64_t DEPTH = 128;
 
+// The products of A with a panel.
+template <class T>
+Products<T> products_of(Left<T>, int64_t, const T*, int64_t, float* c, int64_t ldc) {
+  return {c, ldc};
+}
+
 // A (m, k) with the panel of `columns` columns (a multiple of W, at most PANEL) that starts at b.
 template <class T>
-void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc, bool add = false) {
-  if (m <= 0) return;
+Products<T> gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc,
+                       bool add = false) {
   const int64_t steps = (k + STEP<T> - 1) / STEP<T>;
+  const auto made = products_of(a, steps, b, columns, c, ldc);
+  if (m <= 0) return made;
 #ifdef __AMX_BF16__
-  if constexpr (std::is_same_v<T, int8_t>) {
-    int8_tile_product(a, m, steps, b, columns, c, ldc);
-  } else if constexpr (std::is_same_v<T, bf16>) {
-    tile_product(a.values, a.row, m, steps, b, columns, c, ldc, add, [](auto...) {});
+  if constexpr (!std::is_same_v<T, float>) {
+    tile_product(a.values, a.row, m, steps, b, columns, reinterpret_cast<Sum<T>*>(c), ldc, add);
   } else
 #endif
   {
@@ -146,6 +176,7 @@ void gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, fl
     for (int64_t k0 = 0; k0 < steps; k0 += most, a.values += most * a.step, add = true)
       some_steps(a, m, std::min(most, steps - k0), b + k0 * columns * STEP<T>, columns, c, ldc, add);
   }
+  return made;
 }
 
 // C (m, n rounded up to PITCH) = A B, or C += A B. Where k is not a multiple of STEP, the number after A's last is read
@@ -154,6 +185,13 @@ template <class T>
 void gemm(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, bool add = false) {
   const int64_t size = column_size<T>(k), end = pitch(n);
   for (int64_t j = 0; j < end; j += PANEL) gemm_panel(a, m, k, b + j * size, std::min(PANEL, end - j), c + j, ldc, add);
+}
+
+// The same as it is read.
+template <class T>
+Products<T> products(Left<T> a, int64_t m, int64_t k, const T* b, int64_t n, float* c, int64_t ldc, Scratch&) {
+  gemm(a, m, k, b, n, c, ldc);
+  return {c, ldc};
 }
 
 // Two rows of n as one of pairs, the first in the lower half; where there is no second, zeros.

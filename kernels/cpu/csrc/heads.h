@@ -71,14 +71,27 @@ inline void pack_upright(T* packed, const T* source, int64_t ld, int64_t rows, i
 template <class T>
 inline void store_some(T* p, Two v, int64_t n) {
   if (n >= 2 * W) return store2(p, v);
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bf16>)
+    return _mm512_mask_storeu_epi16(p, (uint32_t(1) << n) - 1,
+                                    reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+#endif
   alignas(64) T lanes[2 * W];
   store2(lanes, v);
   std::copy(lanes, lanes + n, p);
 }
 
-// 2^x to 2e-7 of it, 2^0 exactly.
-inline Vec exp2(Vec x) {
+// 2^x, 2^0 exactly: to 2e-7 of it or, where BFloat16 will round it, to 1e-4.
+template <class T>
+ALWAYS_INLINE Vec exp2(Vec x) {
 #ifdef CPU_CAPABILITY_AVX512
+  if constexpr (!std::is_same_v<T, float>) {
+    const Vec part(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF));  // from x's floor, which is what scalef takes
+    Vec power = at::vec::fmadd(part, Vec(0.0770591f), Vec(0.22765365f));
+    power = at::vec::fmadd(power, part, Vec(0.69511487f));
+    power = at::vec::fmadd(power, part, Vec(1.0f));
+    return Vec(_mm512_scalef_ps(power, x));
+  }
   __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   Vec part = x - Vec(whole);
   Vec power = at::vec::fmadd(part, Vec(0.001326472731f), Vec(0.009671512991f));
@@ -99,24 +112,33 @@ struct Softmax {
   float largest, sum;  // of scores and of exponentials
 };
 
-// p = 2^(factor (s - max s)) for n scores, zero beyond them up to the next multiple of 2 W, which s has room for. p may
-// start where s does.
-template <class T>
-inline Softmax softmax(float* s, int64_t n, float factor, T* p) {
+// p = 2^(factor (s - max s)) for n scores in each of R rows, zero beyond them up to the next multiple of 2 W, which s
+// has room for. A row of p may start where its scores do.
+template <int R, class T>
+inline void softmax(float* s, int64_t lds, int64_t n, float factor, T* p, int64_t ldp, Softmax* found) {
   const int64_t end = round_up(n, 2 * W);
-  std::fill(s + n, s + end, -1e30f);
-  Two most{Vec(-1e30f), Vec(-1e30f)};
-  for (int64_t j = 0; j < end; j += 2 * W)
-    most = map(most, load2(s + j), [](Vec m, Vec v) { return at::vec::clamp_min(v, m); });
-  const float largest = astroco::largest(at::vec::maximum(most.a, most.b));
-  const Vec by(factor), most_of_all(largest);
-  Two total{Vec(0.0f), Vec(0.0f)};
-  for (int64_t j = 0; j < end; j += 2 * W) {
-    Two e = map(load2(s + j), [&](Vec v) { return exp2((v - most_of_all) * by); });
-    total = total + e;
-    store2(p + j, e);
+  Two most[R], total[R];
+  for (int i = 0; i < R; ++i) {
+    std::fill(s + i * lds + n, s + i * lds + end, -1e30f);
+    most[i] = {Vec(-1e30f), Vec(-1e30f)};
+    total[i] = {Vec(0.0f), Vec(0.0f)};
   }
-  return {largest, sum(total)};
+  for (int64_t j = 0; j < end; j += 2 * W)
+    for (int i = 0; i < R; ++i)
+      most[i] = map(most[i], load2(s + i * lds + j), [](Vec m, Vec v) { return at::vec::clamp_min(v, m); });
+  const Vec by(factor);
+  Vec level[R];
+  for (int i = 0; i < R; ++i) {
+    found[i].largest = largest(at::vec::maximum(most[i].a, most[i].b));
+    level[i] = Vec(found[i].largest);
+  }
+  for (int64_t j = 0; j < end; j += 2 * W)
+    for (int i = 0; i < R; ++i) {
+      Two e = map(load2(s + i * lds + j), [&](Vec v) { return exp2<T>((v - level[i]) * by); });
+      total[i] = total[i] + e;
+      store2(p + i * ldp + j, e);
+    }
+  for (int i = 0; i < R; ++i) found[i].sum = sum(total[i]);
 }
 
 }  // namespace astroco

@@ -126,9 +126,14 @@ void input_embed(const InputEmbedArguments<T>& a) {
     for (int64_t r = 0, row = first; r < m; ++r, ++row) {
       float* z = o + r * p;
       if (a.keep) to_half(z, p, a.product + row * p);
-      columns(width, [&](int64_t j, int64_t n) { store2(z + j, map(load2(z + j) + load2(a.b_fuse + j, n), gelu<T>)); });
-      normalise(z, statistics(z, width, a.eps), a.gain, a.shift, width, a.y + row * width);
+      columns(width, [&](int64_t j, int64_t n) {
+        store2(z + j, map(load2(z + j) + load2(a.b_fuse + j, n), [](Vec v) { return gelu<T>(v); }));
+      });
     }
+    by_rows(m, [&](auto some, int64_t r) {
+      const float* z = o + r * p;
+      normalise(z, p, statistics<some>(z, p, width, a.eps), a.gain, a.shift, width, a.y + (first + r) * width, width);
+    });
   });
   clear_others(all, a.y, width);
 }
@@ -180,7 +185,7 @@ void input_embed_backward(const InputEmbedBackwardArguments<T>& a) {
         store2(slope + j, steep);
       });
       float* into = sums.next();
-      normalise_backward(a.dy + row * width, z, statistics(z, width, a.eps), a.gain, width, d, into, into + p);
+      normalise_backward(a.dy + row * width, z, statistics<1>(z, p, width, a.eps)[0], a.gain, width, d, into, into + p);
       const Point at = point(a, row);
       columns(width, [&](int64_t j, int64_t n) {
         const Two through = load2(d + j, n) * load2(slope + j);

@@ -104,27 +104,44 @@ inline float quantise(const X* x, int64_t n, int8_t* q) {
   return bits < 0x7f800000 ? most / LEVELS : NAN;
 }
 
-#ifdef __AMX_BF16__
+// Sums of int32 in place of C, and what they are to be multiplied by.
+template <>
+struct Products<int8_t> {
+  float* values;
+  int64_t ld;
+  const float *rows, *columns;  // their scales
 
-// C (m, columns) = A B. A block of sums is scaled while it is in the fastest cache.
-inline void int8_tile_product(Left<int8_t> a, int64_t m, int64_t steps, const int8_t* b, int64_t columns, float* c,
-                              int64_t ldc) {
-  const float* scales = Columns{b, columns, steps}.scales();
-  auto* sums = reinterpret_cast<int32_t*>(c);
-  tile_product(a.values, a.row, m, steps, b, columns, sums, ldc, false,
-               [&](int64_t row, int64_t column, int64_t rows, int64_t n) {
-                 for (int64_t j = column; j < column + n; j += W) {
-                   const Vec by = Vec::loadu(scales + j);
-                   for (int64_t r = row; r < row + rows; ++r) {
-                     float* at = c + r * ldc + j;
-                     const Vec sum(_mm512_cvtepi32_ps(_mm512_loadu_si512(at)));
-                     (sum * (by * Vec(a.scales[r]))).store(at);
-                   }
-                 }
-               });
+  ALWAYS_INLINE Two operator()(int64_t r, int64_t j, Two bias) const {
+    const Vec row(rows[r]);
+    const float* sums = at(r) + j;
+    auto one = [&](int64_t i, Vec bias) {
+      const Vec sum(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i)));
+      return at::vec::fmadd(sum, Vec::loadu(columns + j + i) * row, bias);
+    };
+    return {one(0, bias.a), one(W, bias.b)};
+  }
+  float* at(int64_t r) const { return values + r * ld; }
+};
+
+template <>
+inline Products<int8_t> products_of(Left<int8_t> a, int64_t steps, const int8_t* b, int64_t columns, float* c,
+                                    int64_t ldc) {
+  return {c, ldc, a.scales, Columns{b, columns, steps}.scales()};
 }
 
-#else
+template <>
+inline Products<int8_t> products(Left<int8_t> a, int64_t m, int64_t k, const int8_t* b, int64_t n, float* c,
+                                 int64_t ldc, Scratch& scratch) {
+  const int64_t size = column_size<int8_t>(k), end = pitch(n);
+  float* scales = scratch.take<float>(end);
+  for (int64_t j = 0; j < end; j += PANEL) {
+    const int64_t columns = std::min(PANEL, end - j);
+    std::copy_n(gemm_panel(a, m, k, b + j * size, columns, c + j, ldc).columns, columns, scales + j);
+  }
+  return {c, ldc, a.scales, scales};
+}
+
+#ifndef __AMX_BF16__
 
 // M rows by N vectors of C, as gemm.h's for other types. Nothing is ever added to C.
 template <int M, int N>
@@ -144,9 +161,7 @@ inline void micro_kernel(Left<int8_t> a, int64_t steps, const int8_t* b, float* 
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      (Vec(_mm512_cvtepi32_ps(sums[m][n])) * (Vec::loadu(of.scales() + n * W) * Vec(a.scales[m])))
-          .store(c + m * ldc + n * W);
+    for (int n = 0; n < N; ++n) _mm512_storeu_si512(c + m * ldc + n * W, sums[m][n]);
 }
 
 #endif

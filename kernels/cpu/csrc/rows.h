@@ -4,6 +4,7 @@
 // where H is the compute type T, or BFloat16 for int8.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -94,6 +95,15 @@ ALWAYS_INLINE Two operator*(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
 ALWAYS_INLINE Two operator*(Two x, Vec y) { return {x.a * y, x.b * y}; }
 ALWAYS_INLINE float sum(Two x) { return sum(x.a + x.b); }
 
+// f(some, r) for m rows, `some` of them from r on at a time: their sums need not wait for one another.
+constexpr int ROWS_AT_ONCE = 4;
+template <class F>
+ALWAYS_INLINE void by_rows(int64_t m, F&& f) {
+  int64_t r = 0;
+  for (; r + ROWS_AT_ONCE <= m; r += ROWS_AT_ONCE) f(std::integral_constant<int, ROWS_AT_ONCE>{}, r);
+  for (; r < m; ++r) f(std::integral_constant<int, 1>{}, r);
+}
+
 // A row to a half row.
 template <class T>
 inline void to_half(const float* x, int64_t width, T* half) {
@@ -161,33 +171,51 @@ struct Statistics {
   }
 };
 
-inline Statistics statistics(const float* z, int64_t width, double eps) {
-  Two total{Vec(0.0f), Vec(0.0f)};
-  columns(width, [&](int64_t j, int64_t n) { total = total + load2(z + j, n); });
-  float mean = sum(total) / width;
-  Vec about(mean);
-  Two squares{Vec(0.0f), Vec(0.0f)};
+// Of R rows, `ld` from one to the next.
+template <int R>
+inline std::array<Statistics, R> statistics(const float* z, int64_t ld, int64_t width, double eps) {
+  // After n of these come zeros, which take away what the lanes beyond a row hold.
+  alignas(64) static constexpr auto ONES = [] {
+    std::array<float, 4 * W> ones{};
+    std::fill_n(ones.begin(), 2 * W, 1.0f);
+    return ones;
+  }();
+  Two total[R], squares[R];
+  float mean[R];
+  for (auto& zero : total) zero = {Vec(0.0f), Vec(0.0f)};
+  for (auto& zero : squares) zero = {Vec(0.0f), Vec(0.0f)};
   columns(width, [&](int64_t j, int64_t n) {
-    Two d = map(load2(z + j, n), [&](Vec v) { return v - about; });
-    if (n < 2 * W) {  // the lanes beyond the row hold -mean
-      alignas(64) float lanes[2 * W];
-      store2(lanes, d);
-      std::fill(lanes + n, lanes + 2 * W, 0.0f);
-      d = load2(lanes);
-    }
-    squares = map(d, squares, [](Vec v, Vec s) { return at::vec::fmadd(v, v, s); });
+    for (int i = 0; i < R; ++i) total[i] = total[i] + load2(z + i * ld + j, n);
   });
-  const float variance = sum(squares) / width;
-  // The last term is zero, or NaN where the squares overflow: 1 / sqrt(inf) = 0 would give finite, wrong rows.
-  return {mean, 1.0f / std::sqrt(variance + float(eps)) + (variance - variance)};
+  for (int i = 0; i < R; ++i) mean[i] = sum(total[i]) / width;
+  columns(width, [&](int64_t j, int64_t n) {
+    for (int i = 0; i < R; ++i) {
+      const Vec about(mean[i]);
+      Two d = map(load2(z + i * ld + j, n), [&](Vec v) { return v - about; });
+      if (n < 2 * W) d = d * load2(ONES.data() + 2 * W - n);
+      squares[i] = map(d, squares[i], [](Vec v, Vec s) { return at::vec::fmadd(v, v, s); });
+    }
+  });
+  std::array<Statistics, R> found;
+  for (int i = 0; i < R; ++i) {
+    const float variance = sum(squares[i]) / width;
+    // The last term is zero, or NaN where the squares overflow: 1 / sqrt(inf) = 0 would give finite, wrong rows.
+    found[i] = {mean[i], 1.0f / std::sqrt(variance + float(eps)) + (variance - variance)};
+  }
+  return found;
 }
 
-// y = (z - mean) rstd gain + shift; y may be z.
-inline void normalise(const float* z, Statistics s, const float* gain, const float* shift, int64_t width, float* y) {
-  Vec mean(s.mean), rstd(s.rstd);
+// y = (z - mean) rstd gain + shift for R rows; y may be z.
+template <size_t R>
+inline void normalise(const float* z, int64_t ld, const std::array<Statistics, R>& s, const float* gain,
+                      const float* shift, int64_t width, float* y, int64_t ld_y) {
   columns(width, [&](int64_t j, int64_t n) {
-    Two centred = map(load2(z + j, n), [&](Vec v) { return (v - mean) * rstd; });
-    store2(y + j, centred * load2(gain + j, n) + load2(shift + j, n), n);
+    const Two by = load2(gain + j, n), plus = load2(shift + j, n);
+    for (size_t i = 0; i < R; ++i) {
+      const Vec mean(s[i].mean), rstd(s[i].rstd);
+      Two centred = map(load2(z + i * ld + j, n), [&](Vec v) { return (v - mean) * rstd; });
+      store2(y + i * ld_y + j, centred * by + plus, n);
+    }
   });
 }
 
@@ -366,7 +394,7 @@ struct Ending {
     return scale;
   }
 
-  // z = x + Dropout(o + bias), one row; z may be o.
+  // z = x + Dropout(o + bias), one row.
   template <class T>
   void residual(const T* o, const float* x, const float* scale, float* z) const {
     columns(width, [&](int64_t j, int64_t n) {
@@ -376,11 +404,25 @@ struct Ending {
     });
   }
 
-  // o is overwritten.
-  void forward(float* o, const float* x, int64_t row, float* y) const {
-    Scratch scratch;
-    residual(o, x, scales(row, scratch), o);
-    normalise(o, statistics(o, width, eps), gain, shift, width, y);
+  // The rows of a tile. Where o lies is overwritten.
+  template <class T>
+  void forward(Products<T> o, Tile tile, const float* x, float* y) const {
+    by_rows(tile.count, [&](auto some, int64_t r) {
+      Scratch scratch;
+      const int64_t row = tile.first + r;
+      float* z = o.at(r);
+      for (int i = 0; i < some; ++i) {
+        const float *scale = scales(row + i, scratch), *residual = x + (row + i) * width;
+        columns(width, [&](int64_t j, int64_t n) {
+          Two product = o(r + i, j, load2(bias + j, n));
+          if (scale) product = product * load2(scale + j, n);
+          store2(z + i * o.ld + j, product + load2(residual + j, n), n);
+        });
+      }
+      const auto s = statistics<some>(z, o.ld, width, eps);
+      for (int i = 0; i < some; ++i)  // y is written as it lies
+        normalise<1>(z + i * o.ld, 0, {s[i]}, gain, shift, width, y + (row + i) * width, 0);
+    });
   }
 
   // One row: from dy, o and x come d_x, the residual's share of x's gradient, and d_o, a half row.
@@ -390,7 +432,7 @@ struct Ending {
     float *z = scratch.take<float>(pitch(width)), *d = scratch.take<float>(pitch(width));
     const float* scale = scales(row, scratch);
     residual(o, x, scale, z);
-    normalise_backward(dy, z, statistics(z, width, eps), gain, width, d_x, sums.gain, sums.shift);
+    normalise_backward(dy, z, statistics<1>(z, width, width, eps)[0], gain, width, d_x, sums.gain, sums.shift);
     columns(width, [&](int64_t j, int64_t n) {
       Two through = load2(d_x + j, n);
       if (scale) through = through * load2(scale + j, n);
