@@ -90,7 +90,7 @@ class Part(NamedTuple):
     batch: slice
     windows: Tensor  # (2, B), as `windows_of`, from the part's first row on
 
-    def count(self) -> int:
+    def many(self) -> int:
         return self.rows.stop - self.rows.start
 
     def points_of(self, points: Points) -> Points:
@@ -101,7 +101,7 @@ class Part(NamedTuple):
         lengths = self.windows[1]
         if layout.index is None and not layout.full:
             return Layout.padded(lengths, layout.length)
-        return Layout.packed(lengths, layout.length, capacity=self.count())
+        return Layout.packed(lengths, layout.length, capacity=self.many())
 
 
 def _parts(layout: Layout, most: int) -> list[Part]:
@@ -134,9 +134,9 @@ class Planner:
             return run(points, layout)
         try:
             parts = _parts(layout, MOST_ROWS * torch.get_num_threads())
-            largest = max(parts, key=Part.count)
+            largest = max(parts, key=Part.many)
             plan = self._plans.get(key)
-            if key not in self._plans or (plan is not None and plan.rows < largest.count()):
+            if key not in self._plans or (plan is not None and plan.rows < largest.many()):
                 if len(parts) == 1:
                     return self._record(key, points, layout, run)
                 self._record(key, largest.points_of(points), largest.layout_of(layout), run)
@@ -256,7 +256,7 @@ class Plan:
                 for slot in slots:
                     slot.set(pointer)
             for structure in self._structures:
-                structure.rows, structure.batch = part.count(), part.windows.shape[1]
+                structure.rows, structure.batch = part.many(), part.windows.shape[1]
             if not self._function(*self._arguments):
                 return None
         return outputs
