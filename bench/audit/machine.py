@@ -143,11 +143,16 @@ class Machine:
             self._flags[name] = self._merged(value, self._flags.get(name))
 
     def _merged(self, new: Any, old: Any) -> Any:
-        """What a register holds once the threads of `_mask` have written to it."""
+        """What a register holds once the threads of `_mask` have written to it.
+
+        Over what is unknown they write for all: an address is used under the predicate under which it was computed.
+        """
         if self._mask is True or new is None:
             return new
-        if old is None or self._mask is False:
+        if self._mask is False or not self._mask.any():
             return old
+        if old is None:
+            return new
         found = np.where(self._mask, new, old)
         return found.astype(np.uint64) if found.dtype == np.int64 else found
 

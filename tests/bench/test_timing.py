@@ -107,7 +107,8 @@ LOADS = """
  /*0090*/  LDG.E.128 R12, desc[UR4][R10.64+0x10] ;
  /*00a0*/  ISETP.GE.U32.AND P1, PT, R0, 0x28, PT ;
  /*00b0*/  IMAD.SHL.U32 R5, R0, 0x10, RZ ;
- /*00c0*/  IADD3 R16, P2, R5, c[0x0][0x220], RZ ;
+ /*00b8*/  FADD R16, R12, R12 ;
+ /*00c0*/  @!P1 IADD3 R16, P2, R5, c[0x0][0x220], RZ ;
  /*00d0*/  IADD3.X R17, RZ, c[0x0][0x224], RZ, P2, !PT ;
  /*00e0*/  @!P1 STG.E.128 desc[UR4][R16.64], R12 ;
  /*00f0*/  EXIT ;
