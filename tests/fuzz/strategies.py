@@ -40,27 +40,31 @@ words = st.sampled_from(WORDS) | st.text(max_size=6)
 names = st.sampled_from(NAMES) | words
 
 
+# What comes in the place of some bytes; None: the same bytes twice. Made once, because Hypothesis looks into each new
+# strategy at length.
+_INSTEAD: SearchStrategy[bytes | None] = (
+    st.just(b"")
+    | st.binary(max_size=8)
+    | st.builds(
+        lambda number, size, order: (number % 256**size).to_bytes(size, order),
+        st.sampled_from(EDGES),
+        st.sampled_from([1, 2, 4, 8]),
+        st.sampled_from(["little", "big"]),
+    )
+    | st.sampled_from([None, b"[" * 20_000, b"\xff" * 16, b"\xff\xfe", "é".encode("latin-1")])
+)
+_LENGTHS = st.sampled_from([0, 1, 2, 4, 8, 64, 1024])
+
+
 @st.composite
 def damaged(draw: DrawFn, contents: Sequence[bytes]) -> bytes:
     """One of these contents with some bytes changed, added, repeated or cut off."""
     data = bytearray(draw(st.sampled_from(list(contents))))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
-        end = min(at + draw(st.sampled_from([0, 1, 2, 4, 8, 64, 1024])), len(data))
-        new = draw(
-            st.just(b"")
-            | st.binary(max_size=8)
-            | st.builds(
-                lambda number, size, order: (number % 256**size).to_bytes(size, order),
-                st.sampled_from(EDGES),
-                st.sampled_from([1, 2, 4, 8]),
-                st.sampled_from(["little", "big"]),
-            )
-            | st.sampled_from(
-                [bytes(data[at:end]) * 2, b"[" * 20_000, b"\xff" * 16, b"\xff\xfe", "é".encode("latin-1")]
-            )
-        )
-        data[at:end] = new
+        end = min(at + draw(_LENGTHS), len(data))
+        new = draw(_INSTEAD)
+        data[at:end] = bytes(data[at:end]) * 2 if new is None else new
         if draw(st.integers(0, 7)) == 0:
             del data[draw(st.integers(0, len(data))) :]
     return bytes(data)
