@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -75,10 +75,10 @@ def standing_in(device: FakeCuda) -> Iterator[None]:
         layout._upload = upload
 
 
-def _encode(preset: str) -> Any:
+def _encode(preset: str) -> Callable[[int], None]:
     model = af.AstroCo.from_preset(preset).eval()
     points = torch.randn(3, len(LENGTHS), SIZE)
-    return lambda: model(*points, centered=True, lengths=torch.tensor(LENGTHS))
+    return lambda _: model(*points, centered=True, lengths=torch.tensor(LENGTHS))
 
 
 def encode_launches(preset: str) -> tuple[int, int]:
@@ -88,72 +88,81 @@ def encode_launches(preset: str) -> tuple[int, int]:
         for capture.enabled in (False, True):
             launches = Launches()
             with recording(launches.record, ARCHITECTURE):
-                for _ in range(2):  # prepares weights, captures
-                    encode()
+                for number in range(2):  # prepares weights, captures
+                    encode(number)
                 launches.count, device.launches = 0, []
                 with launches:
-                    encode()
+                    encode(2)
             counts.append(launches.count + device.launches.count("replay"))
     return counts[0], counts[1]
 
 
-def step_launches(preset: str, fine_tuning: bool = False) -> tuple[int, int]:
-    """The launches of a training step of one micro-batch, in bf16, from its points on the device to the new weights.
-
-    Fine-tuning is that of all blocks, to tell three classes.
-
-    The step's results are read back by one copy, which on the CPU is none.
-    """
+def _step(preset: str, fine_tuning: bool = False) -> Callable[[int], None]:
+    """A training step, of the given number from 0, of one micro-batch in bf16, from its points on the device on."""
     torch.manual_seed(0)
     points = torch.randn(3, len(LENGTHS), SIZE)
     role = torch.randint(0, 4, (len(LENGTHS), SIZE)).to(torch.uint8)
-    lengths = torch.tensor(LENGTHS)
-    batch = DeviceBatch(*points, points[1], role, lengths, torch.arange(len(LENGTHS)))
+    batch = DeviceBatch(*points, points[1], role, torch.tensor(LENGTHS), torch.arange(len(LENGTHS)))
     config = TrainConfig(learning_rate=1e-3, warmup_steps=0, precision="bf16", loss="batch")
+    model: Any = af.AstroCo.from_preset(preset)
+    objective = None
+    if fine_tuning:
+        model, objective = Finetuned(model, ["a", "b", "c"]), BalancedCrossEntropy(np.arange(3), np.ones(3))
+    trainer = Trainer(model, config, Ranks(0, 1, torch.device("cpu")), 0, objective)
+
+    def step(number: int) -> None:
+        with torch.enable_grad():
+            outcome = accumulate(trainer, [batch], number, Requests(), lambda: False)
+            # The kernels have computed nothing, so that the loss may be any number.
+            update(trainer, replace(cast(Outcome, outcome), loss=1.0, grad_norm=1.0), number)
+
+    return step
+
+
+def step_launches(preset: str, fine_tuning: bool = False) -> tuple[int, int]:
+    """The launches of a training step: op by op, and by graphs.
+
+    Fine-tuning is that of all blocks, to tell three classes. The step's results are read back by one copy, which on the
+    CPU is none.
+    """
     device, counts = FakeCuda(computes=False), []
-    with standing_in(device), torch.enable_grad():
+    with standing_in(device):
         for capture.enabled in (False, True):
-            model: Any = af.AstroCo.from_preset(preset)
-            objective = None
-            if fine_tuning:
-                model, objective = Finetuned(model, ["a", "b", "c"]), BalancedCrossEntropy(np.arange(3), np.ones(3))
-            trainer = Trainer(model, config, Ranks(0, 1, torch.device("cpu")), 0, objective)
-            launches = Launches()
+            step, launches = _step(preset, fine_tuning), Launches()
             with recording(launches.record, ARCHITECTURE):
-                for i in range(6):
+                for number in range(6):
                     launches.count, device.launches = 0, []
-                    with launches if i == 5 else contextlib.nullcontext():
-                        outcome = accumulate(trainer, [batch], i, Requests(), lambda: False)
-                        # The kernels have computed nothing, so that the loss may be any number.
-                        update(trainer, replace(cast(Outcome, outcome), loss=1.0, grad_norm=1.0), i)
+                    with launches if number == 5 else contextlib.nullcontext():
+                        step(number)
             counts.append(launches.count + device.launches.count("replay") + 1)
     return counts[0], counts[1]
 
 
-def replay_seconds(preset: str, rounds: int = 30) -> float:
-    """The median processor time of an encode by a graph on the host; a GPU's driver is not in it."""
-    encode, spent = _encode(preset), []
+def replay_seconds(preset: str, training: bool, rounds: int = 30) -> float:
+    """The median processor time of an encode or a training step by graphs on the host, without a GPU's driver."""
+    spent = []
     with standing_in(FakeCuda(computes=False)), recording(lambda *_: None, ARCHITECTURE):
         capture.enabled = True
-        for _ in range(rounds):
+        step = _step(preset) if training else _encode(preset)
+        for number in range(rounds):
             before = time.thread_time()
-            encode()
+            step(number)
             spent.append(time.thread_time() - before)
-    return sorted(spent[2:])[len(spent[2:]) // 2]
+    return sorted(spent[6:])[len(spent[6:]) // 2]
 
 
 def main() -> None:
     """Print a table in Markdown."""
-    print("| preset | what | launches, op by op | by graphs |\n|---|---|---:|---:|")
+    print("| preset | what | launches, op by op | by graphs | processor time by graphs |\n|---|---|---:|---:|---:|")
     for preset in ("S", "L"):
-        counts = {
-            "encode": encode_launches(preset),
-            "training step": step_launches(preset),
-            "fine-tuning step": step_launches(preset, fine_tuning=True),
+        encode, train = (f"{1e3 * replay_seconds(preset, training):.2f} ms" for training in (False, True))
+        rows = {
+            "encode": (*encode_launches(preset), encode),
+            "pretraining step": (*step_launches(preset), train),
+            "fine-tuning step": (*step_launches(preset, fine_tuning=True), ""),
         }
-        for what, found in counts.items():
-            print(f"| {preset} | {what} | {found[0]} | {found[1]} |")
-        print(f"{preset}: {replay_seconds(preset) * 1e3:.2f} ms of this processor's time for a replayed encode")
+        for what, found in rows.items():
+            print(f"| {preset} | {what} | {found[0]} | {found[1]} | {found[2]} |")
 
 
 if __name__ == "__main__":

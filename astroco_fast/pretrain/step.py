@@ -104,8 +104,11 @@ class Trainer:
                 if isinstance(module, MaskedBatchNorm1d):
                     module.group = dist.group.WORLD
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._modules, self._training = list(model.modules()), list[bool]()
         self._buffers = list(model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]  # at the beginning of a step
+        both = [model] if self.average is None else [model, self.average]
+        self._held = [tensor for module in both for tensor in (*module.parameters(), *module.buffers())]
         # Synchronised running statistics are the same on every rank already.
         averaged = [] if config.sync_batchnorm or ranks.world == 1 else self._buffers
         self._averaged_buffers = [b for b in averaged if b.is_floating_point()]
@@ -150,7 +153,9 @@ class Trainer:
     def begin(self, step: int) -> None:
         """Begin a step (from 0). Dropout is seeded by its number, so that it does not depend on the steps before."""
         torch.manual_seed(_step_seed(self.seed, step, self.ranks.rank))
-        self._forward.train()
+        if self._modes() != self._training:  # else `train`, which visits all modules, would do nothing
+            self._forward.train()
+            self._training = self._modes()
         by_graphs = capture.enabled and capture.driver.has(self.ranks.device)
         self._by_graphs = self._meet_late if self.ranks.world > 1 else by_graphs
         written = [*self._before, self._totals, *self._gradients()]
@@ -219,7 +224,7 @@ class Trainer:
         self._part("update", lambda: self._apply(factor, decay), [factor, *self._kept()], self._settings())
         if self._by_graphs:  # a replay counts no changes
             prepared.count_step()
-            torch.autograd.graph.increment_version([*self.parameters, *self._average_tensors()])
+            torch.autograd.graph.increment_version(self._held)
 
     def undo(self) -> None:
         """Undo what the step has changed so far: gradients and running statistics."""
@@ -294,12 +299,9 @@ class Trainer:
         counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         _copy([value for _, value in counters], [counter for counter, _ in counters])
 
-    def _average_tensors(self) -> list[Tensor]:
-        return [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
-
     def _kept(self) -> Iterator[Tensor]:
         """All tensors that `_apply` reads and writes, except the factor."""
-        yield from (self._rates, *self.model.parameters(), *self._buffers, *self._average_tensors())
+        yield from (self._rates, *self._held)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -331,6 +333,10 @@ class Trainer:
         for parameter in self.parameters:
             parameter.grad = None
         _copy(before, self._buffers)
+
+    def _modes(self) -> list[bool]:
+        """Whether the model's modules are in training mode."""
+        return [module.training for module in self._modules]
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]

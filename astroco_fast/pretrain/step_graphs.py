@@ -67,6 +67,7 @@ class StepGraphs:
         self._model, self._parameters, self._part, self._autocast = model, list(parameters), part, autocast
         self._sums = sums
         self._snapshot: Snapshot | None = None
+        self._buffers: list[Tensor] = []
         self._store: Store[_Graph] = Store()
         self._gradients: list[Tensor] = []
         self._refused = False
@@ -89,7 +90,7 @@ class StepGraphs:
         graph.table.write(_inputs(batch), [by_window], *_columns(batch))
         self._attach()
         graph.captured.replay()
-        torch.autograd.graph.increment_version(list(self._model.buffers()))  # a replay counts no changes
+        torch.autograd.graph.increment_version(self._buffers)  # a replay counts no changes
         return by_window
 
     def _may_run(self, device: torch.device) -> bool:
@@ -100,7 +101,7 @@ class StepGraphs:
             return False
         if self._snapshot is None or not self._snapshot.stands():
             self._store.clear()
-            self._snapshot = Snapshot.of(self._model)
+            self._snapshot, self._buffers = Snapshot.of(self._model), list(self._model.buffers())
         return self._snapshot is not None
 
     def _attach(self) -> None:
