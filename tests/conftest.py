@@ -31,6 +31,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures as empty files, for tests of what is drawn: rendering takes most of the time."""
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **options: Path(path).touch())
+
+
+@pytest.fixture
 def fresh_selfcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Reset the self-check's verdicts and warnings, and shorten its windows; return the file of verdicts."""
     from astroco_fast import selfcheck

@@ -148,14 +148,14 @@ def test_the_commands_that_the_report_names_make_what_it_then_links(
     assert all(Path(line).is_file() for line in linked)
 
 
-def test_a_run_without_a_checkpoint_shows_its_curves(run: Path) -> None:
+def test_a_run_without_a_checkpoint_shows_its_curves(unrendered: None, run: Path) -> None:
     for file in (run / "checkpoints" / "best").iterdir():
         file.unlink()
     (run / "checkpoints" / "best").rmdir()
     assert [path.name for path in run_report.plot_run(run)] == ["training.png"]
 
 
-def test_a_model_without_a_mix_has_no_mix_to_show(run: Path) -> None:
+def test_a_model_without_a_mix_has_no_mix_to_show(unrendered: None, run: Path) -> None:
     AstroCo.from_preset("tiny", window=POINTS, mix=False).save_pretrained(run / "checkpoints" / "best")
     assert [path.stem for path in run_report.plot_run(run)] == ["training", "reconstructions"]
 
@@ -254,7 +254,7 @@ def test_folded_windows_are_drawn_against_phase(model: AstroCo, tmp_path: Path) 
     assert [axes.get_xlabel().split()[0] for axes in mixed.axes] == ["phase,", "days"]
 
 
-def test_simulated_data_are_called_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulated_data_are_called_so(unrendered: None, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles = []
     for name in ("training_curves", "reconstructions", "layer_mix"):
         draw = getattr(plots, name)
@@ -332,6 +332,6 @@ def test_bad_run_folder_is_one_line(
     assert len(told.err.splitlines()) == 1
 
 
-def test_moved_data_can_be_pointed_to(run: Path, store: Store) -> None:
+def test_moved_data_can_be_pointed_to(unrendered: None, run: Path, store: Store) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": "/nowhere/store"}))
     assert len(run_report.plot_run(run, store.path)) == 3

@@ -39,7 +39,7 @@ def command(preset: str, survey: Path, out: Path, steps: int) -> list[str]:
 
 @pytest.mark.parametrize("preset", ["astromer-v1", "astromer-v2"])
 def test_a_run_is_resumed_embeds_and_is_reported(
-    preset: str, survey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    preset: str, survey: Path, tmp_path: Path, unrendered: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, best = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best"
     assert main(command(preset, survey, out, 2)) == 0

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from astroco_fast.errors import MissingExtraError, UserError
+from astroco_fast.probe import heads
 from astroco_fast.probe.config import HeadConfig, ProbeConfig
 from astroco_fast.probe.evaluate import Outcome, evaluate
 from astroco_fast.probe.heads import C_GRID, Sample, fit_logistic, train_linear
@@ -141,7 +142,8 @@ def test_embeddings_that_are_not_finite_name_the_star() -> None:
         probe(vectors, ids, labels)
 
 
-def test_gaps_are_filled_with_the_training_stars_medians() -> None:
+def test_gaps_are_filled_with_the_training_stars_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "TREES", 30)
     vectors, ids, labels = planted(distance=8.0)
     gaps = vectors.copy()
     gaps[::7, 4] = np.nan

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from astroco_fast import probe
-from astroco_fast.probe import tasks
+from astroco_fast.probe import heads, tasks
 from astroco_fast.probe.heads import Sample
 from astroco_fast.probe.splits import draw
 from astroco_fast.probe.tasks import clustering, measure, novelty, purity
@@ -27,6 +27,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few starts and trees, where the scores' values do not matter."""
     monkeypatch.setattr(tasks, "STARTS", 2)
     monkeypatch.setattr(tasks, "TREES", 10)
+    monkeypatch.setattr(heads, "TREES", 5)
 
 
 def stars(distance: float, shuffled: bool = False) -> Sample:
