@@ -292,7 +292,7 @@ def test_expected_times_of_kernels(tmp_path):
     assert done.returncode == 0, done.stderr
     tables = done.stdout.partition("Expected on H100")[2]
     assert "Expected on H200" in tables
-    for kernel in ("gated_rows.forward_kernel", "gated_rows.backward_kernel", "residual_norm._backward_kernel"):
+    for kernel in ("gated_rows.forward_kernel", "gated_onto._kernel", "residual_norm._backward_kernel"):
         assert tables.count(f"| - {kernel} |") >= 2, kernel
     for name in ("astroco_fast", *RIVALS):
         rows = [line.split(" | ") for line in tables.splitlines() if line.startswith(f"| {name} | ")]
