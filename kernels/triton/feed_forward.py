@@ -106,7 +106,7 @@ def _inference(module: FeedForward, x: Tensor, layout: Layout) -> Tensor:
     b_val, b_gate, b_out = module.w_val.bias, module.w_gate.bias, module.w_out.bias
     x = rows_of(x)
     if fits(w.up, x.shape[1]):
-        return feed_forward_fused(x, w.val, w.gate, b_val, b_gate, w.out, b_out, norm.weight, norm.bias, end, norm.eps)
+        return feed_forward_fused(x, w.up, b_val, b_gate, w.out, b_out, norm.weight, norm.bias, end, norm.eps)
     h, *_ = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu")
     return linear_residual_norm(h, w.out, b_out, x, norm.weight, norm.bias, end, norm.eps)
 

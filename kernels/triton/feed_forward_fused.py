@@ -3,15 +3,15 @@
 The kernel reads x (N, D) and writes y (N, D), 8 D bytes a row. The hidden units, 16 D bytes a row if written and read
 once in half precision, never leave the multiprocessor.
 
-Tiling: a block owns 64 whole rows, since LayerNorm needs them whole, and walks over the hidden units 32 at a time: two
-products with the rows of x that it holds, the gate, and a third product into accumulators that begin as residual and
-bias. At D = 276 rows and accumulators are in two parts, 256 and 32 columns wide, because one of 512 would leave half of
-the tensor cores' work unused.
+Tiling: a block owns whole rows, since LayerNorm needs them whole, and walks over the hidden units 32 at a time: a
+product with the rows of x that it holds gives v and g, the gate follows, and a second product goes into accumulators
+that begin as residual and bias. Rows and accumulators are in parts: two of 128 columns at D = 256, so that one half at
+a time changes hands between threads, and a tail of 32 at D = 276, because one part of 512 would leave half of the
+tensor cores' work unused. A warp has whole rows; a warp group of wgmma has 64.
 
-The price: every block reads all three matrices from the second-level cache, 1.5 MB for 64 rows of preset L, 1.2 GB for
-a batch of 51,200 rows. There is next to no memory traffic, but the kernel may wait for the cache. Whether the two
-kernels `gated_linear` and `linear_residual_norm` are faster has not been measured on a GPU; `_COLUMNS` says what was
-counted.
+Every block reads all three matrices from the second-level cache, 1.57 MB for preset L. Blocks of 128 rows on sm_90 read
+629 MB for a batch of 51,200 rows, and 105 MB of rows; the two kernels `gated_linear` and `linear_residual_norm` move
+1.05 GB. `_COLUMNS` says where the kernel is used.
 """
 
 import torch
@@ -35,9 +35,9 @@ def _rows(x, row, real, column, D: tl.constexpr):
 
 
 @triton.jit
-def _up(w, column, feature, P: tl.constexpr, MASKED: tl.constexpr):
-    """[column, feature] of W_val^T or W_gate^T."""
-    at = w + feature[None, :] * P + column[:, None]
+def _up(at, column, P: tl.constexpr, MASKED: tl.constexpr):
+    """[column, row] of W_up^T; `at` are the addresses of its rows."""
+    at = at[None, :] + column[:, None]
     return tl.load(at, mask=(column < P)[:, None], other=0.0) if MASKED else tl.load(at)
 
 
@@ -48,94 +48,137 @@ def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.const
     return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
 
 
+@triton.jit
+def _apart(both, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
+    """v and g of a product whose columns are eight of v, eight of g, and so on."""
+    v, g = tl.split(tl.trans(tl.reshape(both, [BLOCK_R, BLOCK_F // 8, 2, 8]), [0, 1, 3, 2]))
+    return tl.reshape(v, [BLOCK_R, BLOCK_F]), tl.reshape(g, [BLOCK_R, BLOCK_F])
+
+
 @triton.jit(repr=named("feed_forward_inference"), do_not_specialize=["rows", "hidden"])
 def _kernel(
-    x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, hidden,
+    x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, hidden,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     MASKED: tl.constexpr = P != MAIN + TAIL
-    compute = w_val.dtype.element_ty
+    HALVED: tl.constexpr = MAIN >= 256
+    PART: tl.constexpr = MAIN // 2 if HALVED else MAIN
+    compute = w_up.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    column = tl.arange(0, MAIN)
+    column = tl.arange(0, PART)
     # The accumulators begin as residual and bias, because reading x a second time, at the end, would spill.
     z = _rows(x, row, real, column, D)
     left = z.to(compute)
     z += tl.load(b_out + column, mask=column < D, other=0.0)[None, :]
+    if HALVED:
+        second = PART + tl.arange(0, PART)
+        z_second = _rows(x, row, real, second, D)
+        left_second = z_second.to(compute)
+        z_second += tl.load(b_out + second, mask=second < D, other=0.0)[None, :]
     if TAIL:
         last = MAIN + tl.arange(0, TAIL)
         z_tail = _rows(x, row, real, last, D)
         left_tail = z_tail.to(compute)
         z_tail += tl.load(b_out + last, mask=last < D, other=0.0)[None, :]
+    # One product computes v and g. Eight columns of each in turn put a unit's two numbers into one thread, as tensor
+    # cores deal columns out, and leave the gated units as the next product takes them.
+    pair = tl.arange(0, 2 * BLOCK_F)
+    unit = pair // 16 * 8 + pair % 8 + pair // 8 % 2 * F
     for start in range(0, hidden, BLOCK_F):
         feature = start + tl.arange(0, BLOCK_F)
-        v = tl.dot(left, _up(w_val, column, feature, P, False), input_precision=PRECISION)
-        g = tl.dot(left, _up(w_gate, column, feature, P, False), input_precision=PRECISION)
+        at = w_up + (start + unit) * P
+        both = tl.dot(left, _up(at, column, P, False), input_precision=PRECISION)
+        if HALVED:
+            both = tl.dot(left_second, _up(at, second, P, False), both, input_precision=PRECISION)
         if TAIL:
-            v = tl.dot(left_tail, _up(w_val, last, feature, P, MASKED), v, input_precision=PRECISION)
-            g = tl.dot(left_tail, _up(w_gate, last, feature, P, MASKED), g, input_precision=PRECISION)
+            both = tl.dot(left_tail, _up(at, last, P, MASKED), both, input_precision=PRECISION)
+        v, g = _apart(both, BLOCK_R, BLOCK_F)
         v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
         g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
         gated = gate(v, g, True, compute != tl.float32).to(compute)
         z = tl.dot(gated, _down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
+        if HALVED:
+            z_second = tl.dot(gated, _down(w_out, second, feature, P, F, False), z_second, input_precision=PRECISION)
         if TAIL:
             z_tail = tl.dot(gated, _down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
 
     means = tl.sum(z, 1)
+    if HALVED:
+        means += tl.sum(z_second, 1)
     if TAIL:
         means += tl.sum(z_tail, 1)
     means = means / D
     squares = squares_about(z, means, column, D)
+    if HALVED:
+        squares += squares_about(z_second, means, second, D)
     if TAIL:
         squares += squares_about(z_tail, means, last, D)
     rstds = reciprocal_deviations(squares, D, eps)
     store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
+    if HALVED:
+        store_normalised(z_second, means, rstds, gain, shift, y, row, second, inside, real, D)
     if TAIL:
         store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
 # The most columns (main and tail) for which the kernel compiles without local loads and stores, by architecture:
 #
-# | registers, local loads and stores, shared memory | D = 256 | D = 276 |
-# |---|---|---|
-# | sm_80 | 255, 0, 84 KB | 255, 48, 96 KB |
-# | sm_86 | 255, 12, 84 KB | |
-# | sm_90 | 250, 0, 128 KB | 238, 0, 144 KB |
-# | sm_100 | 216, 0, 128 KB | 218, 0, 144 KB |
-# | sm_120 | 255, 28, 84 KB | |
+# | registers, shared memory | D = 64 | D = 256 | D = 276 |
+# |---|---|---|---|
+# | sm_80, sm_86, sm_89, sm_120 (64 rows, 4 warps) | 187, 22 KB | | |
+# | sm_90 (128 rows, 8 warps) | 142, 48 KB | 251, 160 KB | spills |
+# | sm_90 (64 rows, 4 warps) | 146, 32 KB | 253, 128 KB | spills |
+# | sm_100 (64 rows, 8 warps) | 62, 32 KB | 163, 128 KB | 170, 144 KB |
 #
-# (bfloat16, 64 rows, 32 hidden units, 8 warps; 64 hidden units spill on sm_80 and need 224 KB on sm_90; 128 rows spill
-# everywhere; 32 rows still spill on sm_86 with D = 276.) Where products are mma.sync's, x is in registers beside the
-# accumulators; wgmma and tcgen05 read it from shared memory. Float32 has twice the bytes and would not pay.
+# (bfloat16, 32 hidden units. On sm_90 64 of them spill, and so do three stages; with 16 the products are too narrow.
+# 128 rows spill on sm_100.) Where products are mma.sync's, x is in registers beside the accumulators; wgmma and tcgen05
+# read it from shared memory. Float32 has twice the bytes and would not pay.
 #
-# On sm_80 and sm_90 it fits at D = 256, but does not pay. On sm_90 64 rows are one warp group's, so the two groups of a
-# block compute both up-projections twice, and shared memory feeds them twice. `bench.roofline` (modelled) expects, for
-# preset L and 256 windows, 431 us on an H100, and 297 us of the two kernels together; on an A100 879 and 724 us.
-_COLUMNS = {"sm_90": 0, "sm_100": 288}
-_COLUMNS_ELSEWHERE = 128
+# By `bench.roofline` (modelled), microseconds for 256 windows of 200, of this kernel and of the two that it replaces:
+# on an H100 195 and 240 at D = 256, 70 and 81 at D = 128, 30 and 36 at D = 64; on an A100 48 and 80 at D = 64. There,
+# at D = 128, 4 warps spill, and 8 compute v and g twice: 330 and 196.
+_COLUMNS = {"sm_90": 256, "sm_100": 288}
+_COLUMNS_ELSEWHERE = 64
 
 
-def fits(w_val: Tensor, width: int) -> bool:
+def fits(w_up: Tensor, width: int) -> bool:
     """Whether the kernel fits the GPU; if not, `gated_linear` and `linear_residual_norm` do its work."""
-    limit = _COLUMNS.get(architecture(w_val.device).name, _COLUMNS_ELSEWHERE)
-    return w_val.dtype != torch.float32 and sum(split(width)) <= limit
+    limit = _COLUMNS.get(architecture(w_up.device).name, _COLUMNS_ELSEWHERE)
+    return w_up.dtype != torch.float32 and sum(split(width)) <= limit
 
 
-def _config(w_val: Tensor, width: int) -> Config:
+def _config(w_up: Tensor, width: int, few: bool) -> Config:
+    """The tiling; few: of rows that fill at most one wave of blocks of 64."""
     main, tail = split(width)
-    if w_val.dtype == torch.float32:
+    columns = {"MAIN": main, "TAIL": tail}
+    if w_up.dtype == torch.float32:
         # Only tests run it. 64 rows need 464 KB of shared memory at D = 512, 16 need 96 KB.
-        return Config({"BLOCK_R": 16, "BLOCK_F": 16, "MAIN": main, "TAIL": tail}, warps=8, stages=1)
-    # With 64 columns and two stages, the compiler on sm_80, sm_86 and sm_89 allots at most 128 registers, and spills;
-    # with three stages it does not.
-    blocks = {"BLOCK_R": 64, "BLOCK_F": 32, "MAIN": main, "TAIL": tail}
-    return Config(blocks, warps=8, stages=3 if main <= 64 else 2)
+        return Config({"BLOCK_R": 16, "BLOCK_F": 16, **columns}, warps=8, stages=1)
+    name = architecture(w_up.device).name
+    rows = 128 if name == "sm_90" and not few else 64
+    # A warp has 16 whole rows or more: if there are more warps, some compute v and g again, unless by tcgen05.
+    warps = 8 if rows == 128 or name == "sm_100" else 4
+    return Config({"BLOCK_R": rows, "BLOCK_F": 32, **columns}, warps, stages=2)
+
+
+def _parts(rows: int, w_up: Tensor, width: int) -> list[tuple[slice, Config]]:
+    """Row ranges, each of one launch, and their tilings.
+
+    Where the last wave of blocks would be half empty, its rows are left to blocks of half the rows, which take half the
+    time: 51,200 rows are three waves of 132 blocks of 128, and 512 rows.
+    """
+    many, few = (_config(w_up, width, few) for few in (False, True))
+    wave = many.blocks["BLOCK_R"] * architecture(w_up.device).multiprocessors
+    whole = rows // wave * wave if many != few and 0 < rows % wave <= wave // 2 else rows
+    parts = (slice(0, whole), many), (slice(whole, rows), few)
+    return [(part, tiling) for part, tiling in parts if part.stop > part.start]
 
 
 def _outputs(
-    x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+    x: Tensor, w_up: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
     gain: Tensor, shift: Tensor, end: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
     return new(x, *x.shape)
@@ -143,14 +186,15 @@ def _outputs(
 
 @kernel_op(_outputs)
 def feed_forward_fused(
-    x: Tensor, w_val: Tensor, w_gate: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
+    x: Tensor, w_up: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
     gain: Tensor, shift: Tensor, end: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
     """LayerNorm(x + W_out(GELU(W_val x) * sigmoid(W_gate x))), zero at rows that are not real.
 
     Args:
         x: (N, D) float32.
-        w_val, w_gate: (F, P) in the compute dtype, zero in rows beyond the hidden units and in columns from D on.
+        w_up: (2F, P) in the compute dtype, W_val above W_gate, each zero in rows beyond the hidden units and in columns
+            from D on.
         b_val, b_gate: (hidden units,) float32.
         w_out: (P, F) in the compute dtype, zero from row D on.
         b_out: (D,) float32.
@@ -161,12 +205,14 @@ def feed_forward_fused(
     Returns:
         (N, D) float32.
     """
-    y = _outputs(x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps)
+    y = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, eps)
     rows, width = x.shape
-    config = _config(w_val, width)
-    launch(
-        _kernel, (cdiv(rows, config.blocks["BLOCK_R"]),),
-        x, w_val, w_gate, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y, rows, w_val.shape[0],
-        WIDTH=b_val.shape[0], D=width, P=pitch(width), F=w_val.shape[0], PRECISION=dot_precision(x), config=config,
-    )  # fmt: skip
+    hidden = w_out.shape[1]
+    for part, config in _parts(rows, w_up, width):
+        count = part.stop - part.start
+        launch(
+            _kernel, (cdiv(count, config.blocks["BLOCK_R"]),),
+            x[part], w_up, b_val, b_gate, w_out, b_out, gain, shift, end[part], eps, y[part], count, hidden,
+            WIDTH=b_val.shape[0], D=width, P=pitch(width), F=hidden, PRECISION=dot_precision(x), config=config,
+        )  # fmt: skip
     return y

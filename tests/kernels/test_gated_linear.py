@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ def pitched(weight: Tensor) -> Tensor:
     return F.pad(weight, (0, columns, 0, rows))
 
 
-def problem(width: int, out: int, device: torch.device) -> tuple[Tensor, ...]:
-    """x (NaN at rows that are not real), `end`, and two projections."""
+def problem(width: int, out: int, device: torch.device, rows: int = ROWS) -> tuple[Tensor, ...]:
+    """x (NaN at rows that are not real, the last ones), `end`, and two projections."""
     torch.manual_seed(width)
-    x = torch.randn(ROWS, width, device=device) + 3
-    x[REAL:] = torch.nan
-    end = torch.tensor([REAL] * REAL + [0] * (ROWS - REAL), dtype=torch.int32, device=device)
+    x = torch.randn(rows, width, device=device) + 3
+    real = rows - ROWS + REAL
+    x[real:] = torch.nan
+    end = torch.tensor([real] * real + [0] * (rows - real), dtype=torch.int32, device=device)
     weights = [torch.randn(out, width, device=device) / width**0.5 for _ in range(2)]
     biases = [torch.randn(out, device=device) for _ in range(2)]
     return x, end, *weights, *biases
@@ -172,17 +174,74 @@ def test_gated_linear_onto(
 @pytest.mark.parametrize("width", [64, 100, 160, 276])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_feed_forward_fused(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
+    check_feed_forward_fused(width, dtype, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize(("arch", "width"), [("sm_90", 64), ("sm_90", 256), ("sm_100", 276)])
+def test_feed_forward_fused_as_tiled_for_other_architectures(
+    arch: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter has the tiles of sm_80 otherwise."""
+    from astroco_fast.kernels.triton import launch
+
+    monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES[arch])
+    check_feed_forward_fused(width, torch.bfloat16, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+def test_rows_beyond_whole_waves_are_a_launch_of_their_own(
+    triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sm_90 blocks of 64 rows take what would leave the last wave of blocks of 128 half empty."""
+    from astroco_fast.kernels.triton import launch
     from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
 
-    x, end, w_val, w_gate, b_val, b_gate = problem(width, 2 * width, device)
+    def launches(multiprocessors: int, rows: int, arch: str = "sm_90") -> list[tuple[int, int]]:
+        """Rows of each launch, and of its blocks."""
+        x, end = torch.empty(rows, 32), torch.empty(rows, dtype=torch.int32)
+        w_up, w_out = torch.empty(64, 32, dtype=torch.bfloat16), torch.empty(32, 32, dtype=torch.bfloat16)
+        vector, found = torch.empty(32), []
+
+        def record(kernel, grid, args, constants, config):  # type: ignore[no-untyped-def]
+            assert args[0].shape[0] == args[8].shape[0] == args[10].shape[0] == args[11]
+            assert args[0].data_ptr() - x.data_ptr() == 128 * sum(rows for rows, _ in found)
+            block = config.blocks["BLOCK_R"]
+            assert grid == (-(-args[11] // block),)
+            found.append((args[11], block))
+
+        on = replace(launch.ARCHITECTURES[arch], multiprocessors=multiprocessors)
+        with launch.recording(record, on):
+            feed_forward_fused(x, w_up, vector, vector, w_out, *[vector] * 3, end, 1e-5)
+        return found
+
+    assert launches(132, 51200) == [(50688, 128), (512, 64)]
+    assert launches(2, 2 * 128) == [(256, 128)]
+    assert launches(2, 3 * 128) == [(256, 128), (128, 64)]
+    assert launches(2, 3 * 128 + 1) == [(385, 128)]
+    assert launches(132, 100) == [(100, 64)]
+    assert launches(132, 0) == []
+    assert launches(2, 3 * 128, "sm_100") == [(384, 64)]
+
+    few = replace(launch.ARCHITECTURES["sm_90"], multiprocessors=1)
+    monkeypatch.setattr(launch, "_architecture", few)
+    check_feed_forward_fused(64, torch.bfloat16, device, rows=150)
+
+
+def check_feed_forward_fused(width: int, dtype: torch.dtype, device: torch.device, rows: int = ROWS) -> None:
+    """The kernel against PyTorch in float64."""
+    from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
+
+    x, end, w_val, w_gate, b_val, b_gate = problem(width, 2 * width, device, rows)
     w_out = torch.randn(width, 2 * width, device=device) / width**0.5
     b_out, gain, shift = (torch.randn(width, device=device) for _ in range(3))
     weights = [pitched(w).to(dtype) for w in (w_val, w_gate, w_out)]
-    a = x[:REAL].double()
+    a = x[: rows - ROWS + REAL].double()
     h = F.gelu(F.linear(a, w_val.double(), b_val.double())) * F.linear(a, w_gate.double(), b_gate.double()).sigmoid()
     z = a + F.linear(h, w_out.double(), b_out.double())
     exact = F.layer_norm(z, (width,), gain.double(), shift.double())
-    y = feed_forward_fused(x, weights[0], weights[1], b_val, b_gate, weights[2], b_out, gain, shift, end, 1e-5)
+    w_up = torch.cat(weights[:2])
+    y = feed_forward_fused(x, w_up, b_val, b_gate, weights[2], b_out, gain, shift, end, 1e-5)
     assert_rows(y, exact, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
