@@ -173,14 +173,10 @@ def test_versions_tell_what_made_the_kernels(cpu: str) -> None:
     assert native.library().key in library
 
 
-@pytest.mark.parametrize(
-    "isa", [pytest.param(name, marks=[pytest.mark.slow] if name != "avx2" else []) for name in build.isas()[1:]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", build.isas()[1:])
 def test_the_kernels_compile_for_lesser_cpus(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sources are only checked: all other tests use the library of the best instruction set.
-
-    AVX2 has other vectors than AVX-512, and none of its products of bfloat16 and int8.
-    """
+    """The sources are only checked. The test of the structs' sizes, in test_cpu_arguments.py, checks them for AVX2."""
     monkeypatch.setattr(build, "wish", isa)
     (compiler, *_) = build.compilers()
     plan = build.plan(build.SOURCES, build.wanted()[0], compiler)
