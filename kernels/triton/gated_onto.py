@@ -54,6 +54,7 @@ def _norm_gradient(
         for_shift += upstream
         slope = tl.sum(scaled, 1) / D
         tilt = tl.sum(scaled * unit, 1) / D
+        tl.debug_barrier()  # in narrow rows several threads read a number that one of them now overwrites
         store_gradient(base, dx, scaled, unit, slope, tilt, rstds, row, inside, real, 0, D, P)
     store_sums(for_gain, for_shift, of_norm, 0, D, P)
 
