@@ -13,6 +13,7 @@ import astroco_fast as af
 from astroco_fast import Layout, ops, registry, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton.launch import ARCHITECTURES, Config, recording
+from astroco_fast.kernels.triton.mix_term import offer
 
 PRESETS = ("S", "L", "tiny")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -143,6 +144,9 @@ def _run(op: str, model: Any, batch: Batch) -> tuple[Tensor, ...]:
         outputs = ops.masked_loss(windows.clone().requires_grad_(gradients), windows, windows.to(torch.int8))
     else:
         outputs = getattr(ops, op)(getattr(block, op), rows(), layout)
+    if op == "attention" and gradients:  # and of a state that is a term of the layer mix
+        term = offer(layout, state := rows(), torch.zeros(1), 0)
+        outputs = outputs, ops.attention(block.attention, state, layout), term.output
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

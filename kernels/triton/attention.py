@@ -5,6 +5,8 @@ then W_out's product, bias, dropout, residual and LayerNorm, in one kernel or tw
 (the output of the sublayer before, so it is in memory anyway), q, k and v, the attended values, the logarithms of
 softmax's sums, W_out's product, and the norm's mean and rstd. In inference W_out's product is never written.
 
+Backward adds to x's gradient what comes through the layer mix, if the sublayer is asked to (mix_term.py).
+
 Each head is padded with zeros to a size that the fused kernels take, in the columns of q, k and v and in those that
 W_out reads. Zeros add nothing to the scores, so the result is the same.
 """
@@ -22,6 +24,7 @@ from astroco_fast.kernels.triton.fused_attention import Runs, attend, attend_bac
 from astroco_fast.kernels.triton.linear import linear, rows_with_ones
 from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
+from astroco_fast.kernels.triton.mix_term import Term, offered, placeholder
 from astroco_fast.kernels.triton.residual_norm_product import end_gradients, sublayer_end
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
@@ -65,8 +68,9 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w_qkv: Tensor, b_qkv: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
         w: Weights, end: Tensor, offsets: Tensor, longest: int, heads: int, seed: Tensor | None, salt: int, p: float,
-        eps: float,
-    ) -> Tensor:  # fmt: skip
+        eps: float, term: Term | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        ctx.set_materialize_grads(False)
         x = rows_of(x)
         scale = (x.shape[1] // heads) ** -0.5
         with no_autocast(x):
@@ -75,21 +79,27 @@ class _Attention(torch.autograd.Function):
             y, o, mean, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
         ctx.save_for_backward(x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed)
         ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
-        return y
+        if term is None:
+            return y, None
+        # Not saved as the others, because a recomputation, which finds no term, has to save the same tensors.
+        ctx.weights, ctx.index = term.weights, term.index
+        return y, placeholder(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dterm: Tensor | None = None) -> tuple[Tensor | None, ...]:
         x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
         width, heads = x.shape[1], ctx.heads
         size = width // heads
+        dy = torch.zeros_like(x) if dy is None else rows_of(dy)
+        of_mix = () if dterm is None else (rows_of(dterm), ctx.weights, ctx.index)
         with no_autocast(x):
             dz, do, d_attended, of_norm = end_gradients(
-                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w_out
+                dy, o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w_out
             )
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
-            dx = linear_onto(dz, list(gradients), w_qkv, end)
+            dx = linear_onto(dz, list(gradients), w_qkv, end, *of_mix)
             ((d_gain, d_shift, d_b_out),) = summed(of_norm)
             ones = rows_with_ones(x, end, w_qkv.dtype)
             products = [weight_gradient(d, ones).view(heads, -1, ones.shape[1])[:, :size] for d in gradients]
@@ -97,7 +107,7 @@ class _Attention(torch.autograd.Function):
             d_b_qkv = torch.stack([product[..., width] for product in products])
         return (
             dx, d_qkv.reshape(-1, width), d_b_qkv.reshape(-1), d_out.reshape(width, width), d_b_out, d_gain, d_shift,
-            *[None] * 9,
+            *[None] * 10,
         )  # fmt: skip
 
 
@@ -114,8 +124,12 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
             return linear_residual_norm(
                 attended, w.out, module.out.bias, x, norm.weight, norm.bias, found.end, norm.eps
             )
-    return _Attention.apply(
+    term = offered(layout, x)
+    y, output = _Attention.apply(
         x, module.qkv.weight, module.qkv.bias, module.out.weight, module.out.bias, norm.weight, norm.bias, w, found.end,
         found.offsets, found.longest, module.heads, layout.seed() if p > 0 else None,
-        module.dropout.salt, p, norm.eps,
+        module.dropout.salt, p, norm.eps, term,
     )  # fmt: skip
+    if term is not None:
+        term.output = output
+    return y

@@ -8,16 +8,19 @@ columns): 128 rows of 256 are 128 accumulator registers a thread. Then d passes 
 for every 128 rows. With tiles of 128 x 128 d would pass twice, and at D = 276, with tiles of 128, 128 and 32 columns,
 three times. A main and a tail tile (256 + 32 columns) share each tile of d. The base is added when the product is
 complete, for half of the columns at a time: one half has room in registers beside the accumulators. An accumulator that
-begins as the base would have its every step rounded to the base's last digit.
+begins as the base would have its every step rounded to the base's last digit. The layer mix's part of the gradient is
+added there, too (mix_term.py), for 4 D bytes a row, and to a quarter of the columns at a time. The tail comes before
+them, which leaves their accumulators more registers.
 
 By `bench.roofline` (modelled, H100, bf16, 51,200 rows), microseconds, of tiles of 128 columns and of whole rows:
 
 | columns of d | D | microseconds | registers, shared memory |
 |---|---|---|---|
 | 3 x 256 | 256 | 81, 66 | 246, 144 KB |
+| 3 x 256, and the mix's gradient | 256 | , 80 | 186, 144 KB |
 | 2,048 | 256 | 176, 138 | 246, 144 KB |
-| 3 x 288 | 276 | 113, 77 | 255, 78 KB |
-| 2,240 | 276 | 247, 160 | 255, 78 KB |
+| 3 x 288 | 276 | 113, 77 | 242, 78 KB |
+| 2,240 | 276 | 247, 160 | 242, 78 KB |
 
 16 warps of 64 accumulators spill, or take more instructions, beside a tail (222 microseconds for 2,240 columns). The
 sums of d over rows, made in the loop as a by-product, would cost 27 microseconds: the warps have to exchange them.
@@ -48,19 +51,26 @@ def _weights(w, part, k, column, F: tl.constexpr, P: tl.constexpr, MASKED: tl.co
 
 
 @triton.jit
-def _store_onto(base, product, y, row, column, inside, real, D: tl.constexpr):
+def _store_onto(base, dterm, weight, product, y, row, column, inside, real, D: tl.constexpr, TERM: tl.constexpr):
     here = (column < D)[None, :]
     at = row[:, None] * D + column[None, :]
     product += tl.load(base + at, mask=real[:, None] & here, other=0.0)
+    if TERM:
+        product += weight * tl.load(dterm + at, mask=real[:, None] & here, other=0.0)
     # Zero there already; but without this the compiler keeps more in registers than there are on sm_90.
     tl.store(y + at, tl.where(real[:, None], product, 0.0), mask=inside[:, None] & here)
 
 
 @triton.jit
+def _halves(tile):
+    return tile.reshape([tile.shape[0], 2, tile.shape[1] // 2]).permute(0, 2, 1).split()
+
+
+@triton.jit
 def _columns(
-    base, d0, d1, d2, w, end, y, rows, chunks, tile,
-    D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
-    TILES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+    base, dterm, weight, d0, d1, d2, w, end, y, rows, chunks, tile,
+    D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr, TERM: tl.constexpr,
+    PRECISION: tl.constexpr, TILES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
     TAIL: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A block's rows: WIDE columns from tile * BLOCK_N on, and TAIL more."""
@@ -86,38 +96,51 @@ def _columns(
         if TAIL:
             right = _weights(w, part, k, last, F, P, MASKED)
             total_tail = tl.dot(left, right, total_tail, input_precision=PRECISION)
-    first, second = total.reshape([BLOCK_R, 2, WIDE // 2]).permute(0, 2, 1).split()
-    column = tile * BLOCK_N + tl.arange(0, WIDE // 2)
-    _store_onto(base, first, y, row, column, inside, real, D)
-    _store_onto(base, second, y, row, column + WIDE // 2, inside, real, D)
     if TAIL:
-        _store_onto(base, total_tail, y, row, last, inside, real, D)
+        _store_onto(base, dterm, weight, total_tail, y, row, last, inside, real, D, TERM)
+    first, third = _halves(total)
+    if TERM and WIDE > 128:
+        column = tile * BLOCK_N + tl.arange(0, WIDE // 4)
+        first, second = _halves(first)
+        third, fourth = _halves(third)
+        _store_onto(base, dterm, weight, first, y, row, column, inside, real, D, TERM)
+        _store_onto(base, dterm, weight, second, y, row, column + WIDE // 4, inside, real, D, TERM)
+        _store_onto(base, dterm, weight, third, y, row, column + WIDE // 2, inside, real, D, TERM)
+        _store_onto(base, dterm, weight, fourth, y, row, column + 3 * WIDE // 4, inside, real, D, TERM)
+    else:
+        column = tile * BLOCK_N + tl.arange(0, WIDE // 2)
+        _store_onto(base, dterm, weight, first, y, row, column, inside, real, D, TERM)
+        _store_onto(base, dterm, weight, third, y, row, column + WIDE // 2, inside, real, D, TERM)
 
 
-@triton.jit(repr=named("linear_onto_backward"), do_not_specialize=["rows", "chunks"])
+@triton.jit(repr=named("linear_onto_backward", TERM=("", "mix")), do_not_specialize=["index", "rows", "chunks"])
 def _kernel(
-    base, d0, d1, d2, w, end, y, rows, chunks,
-    D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, LAST: tl.constexpr, TAIL: tl.constexpr,
+    base, dterm, weights, index, d0, d1, d2, w, end, y, rows, chunks,
+    D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr, TERM: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, LAST: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, D) = base + (d0, d1, d2) W; a part of d is (rows, F), and W (PARTS F, P)."""
+    """y (rows, D) = base + (d0, d1, d2) W, and weights[index] dterm if TERM.
+
+    A part of d is (rows, F), and W (PARTS F, P).
+    """
+    weight = tl.load(weights + index) if TERM else 0.0
     TILES: tl.constexpr = (D - TAIL + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) % TILES
     if LAST == BLOCK_N:  # noqa: SIM114 (known to the compiler, unlike the next condition)
         _columns(
-            base, d0, d1, d2, w, end, y, rows, chunks, tile,
-            D, P, F, PARTS, PRECISION, TILES, BLOCK_R, BLOCK_N, BLOCK_N, TAIL, BLOCK_K,
+            base, dterm, weight, d0, d1, d2, w, end, y, rows, chunks, tile,
+            D, P, F, PARTS, TERM, PRECISION, TILES, BLOCK_R, BLOCK_N, BLOCK_N, TAIL, BLOCK_K,
         )  # fmt: skip
     elif tile < TILES - 1:
         _columns(
-            base, d0, d1, d2, w, end, y, rows, chunks, tile,
-            D, P, F, PARTS, PRECISION, TILES, BLOCK_R, BLOCK_N, BLOCK_N, TAIL, BLOCK_K,
+            base, dterm, weight, d0, d1, d2, w, end, y, rows, chunks, tile,
+            D, P, F, PARTS, TERM, PRECISION, TILES, BLOCK_R, BLOCK_N, BLOCK_N, TAIL, BLOCK_K,
         )  # fmt: skip
     else:
         _columns(
-            base, d0, d1, d2, w, end, y, rows, chunks, tile,
-            D, P, F, PARTS, PRECISION, TILES, BLOCK_R, BLOCK_N, LAST, TAIL, BLOCK_K,
+            base, dterm, weight, d0, d1, d2, w, end, y, rows, chunks, tile,
+            D, P, F, PARTS, TERM, PRECISION, TILES, BLOCK_R, BLOCK_N, LAST, TAIL, BLOCK_K,
         )  # fmt: skip
 
 
@@ -136,14 +159,20 @@ def _outputs(base: Tensor) -> Tensor:
 
 
 @kernel_op(_outputs)
-def linear_onto(base: Tensor, d: list[Tensor], w: Tensor, end: Tensor) -> Tensor:
-    """base + d W, zero at rows that are not real.
+def linear_onto(
+    base: Tensor, d: list[Tensor], w: Tensor, end: Tensor, dterm: Tensor | None = None, weights: Tensor | None = None,
+    index: int = 0,
+) -> Tensor:  # fmt: skip
+    """base + d W, or base + weights[index] dterm + d W; zero at rows that are not real.
 
     Args:
-        base: (N, D) float32; this and d may have any values at rows that are not real.
+        base: (N, D) float32; this, d and dterm may have any values at rows that are not real.
         d: one tensor or three, (N, F) each, F a multiple of 8, in the compute dtype: all columns side by side.
         w: (columns, P) in the compute dtype, P = pitch(D).
         end: (N,) int32, as in `Segments`.
+        dterm: (N, D) float32, the gradient of the layer mix (mix_term.py); None: nothing is added for it.
+        weights: (L + 1,) float32, the mix's.
+        index: the number of the state whose gradient this is.
 
     Returns:
         (N, D) float32.
@@ -154,8 +183,9 @@ def linear_onto(base: Tensor, d: list[Tensor], w: Tensor, end: Tensor) -> Tensor
     tiles = cdiv(width - config.blocks["TAIL"], config.blocks["BLOCK_N"])
     d0, d1, d2 = d if len(d) == 3 else 3 * list(d)
     launch(
-        _kernel, (cdiv(rows, config.blocks["BLOCK_R"]) * tiles,), base, d0, d1, d2, w, end, y, rows,
-        len(d) * cdiv(columns, config.blocks["BLOCK_K"]),
-        D=width, P=w.shape[1], F=columns, PARTS=len(d), PRECISION=dot_precision(w), config=config,
+        _kernel, (cdiv(rows, config.blocks["BLOCK_R"]) * tiles,),
+        base, dterm, weights, index, d0, d1, d2, w, end, y, rows, len(d) * cdiv(columns, config.blocks["BLOCK_K"]),
+        D=width, P=w.shape[1], F=columns, PARTS=len(d), TERM=dterm is not None, PRECISION=dot_precision(w),
+        config=config,
     )  # fmt: skip
     return y

@@ -4,10 +4,11 @@ A launch adds up to five states (S's five in one launch, L's thirteen in three),
 computes the means: 4 D bytes a row and state, and 8 D for a launch that continues a sum or whose sum is continued. A
 launch for every state would move 12 D; to add in the kernel that ends a block, which has the state in registers, 8 D.
 
-Backward computes each state's gradient, w_l dM, where dM, the gradient of the mixed rows, is that of the sequence plus
-that of the mean. For the logits it computes the sum of dM x(l). Again a launch takes up to five states, 8 D bytes a row
-and state. The sums run over all rows and nearly cancel in softmax's gradient, so each has a second float32 number for
-what rounding takes from the first; the kernel waits for memory, so this costs no time.
+Backward computes, for the logits, the sum of dM x(l), where dM, the gradient of the mixed rows, is that of the sequence
+plus that of the mean. Again a launch takes up to five states, 4 D bytes a row and state, and 4 D for dM. The sums run
+over all rows and nearly cancel in softmax's gradient, so each has a second float32 number for what rounding takes from
+the first; the kernel waits for memory, so this costs no time. It writes a state's gradient, w_l dM, only where no other
+kernel adds that (mix_term.py); where dM has two parts, it writes their sum for those that do.
 
 Tiling: a block owns 32 channels (128 bytes, a cache line of each row) of a window and sweeps the window's rows, so that
 the mean needs no second pass and no atomics. The block also zeroes the rows between its window and the next, which are
@@ -93,12 +94,13 @@ def _forward_kernel(
 
 
 @triton.jit
-def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost):
-    """Write the state's gradient; add upstream * x to `dot`, and to `lost` what rounding takes from `dot`.
+def _state_backward(x, dx, offset, real, inside, weight, upstream, dot, lost, WRITE: tl.constexpr):
+    """Write the state's gradient if WRITE; add upstream * x to `dot`, and to `lost` what rounding takes from `dot`.
 
     The multiply-adds are written out, because the compiler would choose others to fuse, whose rounding `lost` misses.
     """
-    tl.store(dx + offset, weight * upstream, mask=inside)
+    if WRITE:
+        tl.store(dx + offset, weight * upstream, mask=inside)
     value = tl.load(x + offset, mask=real, other=0.0)
     total = tl.fma(upstream, value, dot)
     added = total - dot
@@ -113,9 +115,9 @@ def _store_sum(at, dot, lost):
 
 @triton.jit(repr=named("mix_backward", POOLED=("", "pool")), do_not_specialize=["index", "rows", "windows"])
 def _backward_kernel(
-    x0, x1, x2, x3, x4, dmixed, dpooled, logits, index, start, lengths, dx0, dx1, dx2, dx3, dx4, partial, rows, windows,
-    D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, MIXED: tl.constexpr,
-    POOLED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x0, x1, x2, x3, x4, dmixed, dpooled, logits, index, start, lengths, dx0, dx1, dx2, dx3, dx4, joined, partial, rows,
+    windows, D: tl.constexpr, COUNT: tl.constexpr, LAYERS: tl.constexpr, BLOCK_L: tl.constexpr, MIXED: tl.constexpr,
+    POOLED: tl.constexpr, WRITES: tl.constexpr, JOIN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     window, first, end, until, column = _window(start, lengths, rows, windows, D, BLOCK_C)
     weights = _softmax(logits, LAYERS, BLOCK_L)
@@ -140,15 +142,17 @@ def _backward_kernel(
         if MIXED:
             upstream += tl.load(dmixed + offset, mask=real, other=0.0)
         upstream = tl.where(real, upstream, 0.0)
-        dot0, lost0 = _state_backward(x0, dx0, offset, real, inside, w0, upstream, dot0, lost0)
+        if JOIN:
+            tl.store(joined + offset, upstream, mask=inside)
+        dot0, lost0 = _state_backward(x0, dx0, offset, real, inside, w0, upstream, dot0, lost0, WRITES & 1)
         if COUNT > 1:
-            dot1, lost1 = _state_backward(x1, dx1, offset, real, inside, w1, upstream, dot1, lost1)
+            dot1, lost1 = _state_backward(x1, dx1, offset, real, inside, w1, upstream, dot1, lost1, WRITES & 2)
         if COUNT > 2:
-            dot2, lost2 = _state_backward(x2, dx2, offset, real, inside, w2, upstream, dot2, lost2)
+            dot2, lost2 = _state_backward(x2, dx2, offset, real, inside, w2, upstream, dot2, lost2, WRITES & 4)
         if COUNT > 3:
-            dot3, lost3 = _state_backward(x3, dx3, offset, real, inside, w3, upstream, dot3, lost3)
+            dot3, lost3 = _state_backward(x3, dx3, offset, real, inside, w3, upstream, dot3, lost3, WRITES & 8)
         if COUNT > 4:
-            dot4, lost4 = _state_backward(x4, dx4, offset, real, inside, w4, upstream, dot4, lost4)
+            dot4, lost4 = _state_backward(x4, dx4, offset, real, inside, w4, upstream, dot4, lost4, WRITES & 16)
     at = partial + tl.program_id(0).to(tl.int64) * COUNT
     _store_sum(at, dot0, lost0)
     if COUNT > 1:
@@ -233,37 +237,39 @@ def mix(
 
 
 def _backward_outputs(
-    states: Sequence[Tensor], dmixed: Tensor | None, dpooled: Tensor | None, logits: Tensor, index: int, start: Tensor,
-    lengths: Tensor,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    states: Sequence[Tensor], start: Tensor, written: Sequence[bool], join: bool
+) -> tuple[list[Tensor], Tensor, Tensor]:
     x = states[0]
-    return [new(x, *x.shape) for x in states], new(
-        x, _blocks(start.shape[0], x.shape[1]), len(states), dtype=torch.float64
-    )
+    dx = [new(x, *(x.shape if write else (0, 0))) for x, write in zip(states, written, strict=True)]
+    partial = new(x, _blocks(start.shape[0], x.shape[1]), len(states), dtype=torch.float64)
+    return dx, new(x, x.shape[0] if join else 0, x.shape[1]), partial
 
 
 @kernel_op(_backward_outputs)
 def mix_backward(
     states: Sequence[Tensor], dmixed: Tensor | None, dpooled: Tensor | None, logits: Tensor, index: int, start: Tensor,
-    lengths: Tensor,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    lengths: Tensor, written: Sequence[bool], join: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
     """Backward of the whole mix, for some of its states.
 
     Args:
         states, logits, index, start, lengths: as in `mix`.
         dmixed, dpooled: (N, D) and (B, D) float32, gradients of the mix and of the means; None: zero.
+        written: of which states to write the gradient.
+        join: whether to write dM, the gradient of the mix and of the means together.
 
     Returns:
-        The gradients of `states`, and partial sums (blocks, states) float64, whose sum over blocks is the sum of each
-        state's product with the gradient of the mix.
+        The gradients of `states`, (0, 0) of those not `written`; dM (N, D), or (0, D); partial sums (blocks, states)
+        float64, whose sum over blocks is the sum of each state's product with dM.
     """
-    dx, partial = outputs = _backward_outputs(states, dmixed, dpooled, logits, index, start, lengths)
+    dx, joined, partial = outputs = _backward_outputs(states, start, written, join)
     rows, width = states[0].shape
     windows = start.shape[0]
     launch(
         _backward_kernel, (_blocks(windows, width),),
         *_group(states), partial if dmixed is None else dmixed, partial if dpooled is None else dpooled, logits, index,
-        start, lengths, *_group(dx), partial, rows, windows,
-        MIXED=dmixed is not None, POOLED=dpooled is not None, config=_CONFIG, **_constants(states, logits),
+        start, lengths, *_group(dx), joined, partial, rows, windows,
+        MIXED=dmixed is not None, POOLED=dpooled is not None, WRITES=sum(on << i for i, on in enumerate(written)),
+        JOIN=join, config=_CONFIG, **_constants(states, logits),
     )  # fmt: skip
     return outputs

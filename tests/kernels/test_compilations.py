@@ -84,6 +84,7 @@ def test_a_profiler_can_tell_kernels_apart() -> None:
         *(f"astroco_gated_rows_{form}" for form in ("forward_glu", "backward_glu", "backward_gelu")),
     }
     assert {"astroco_linear_rows_forward", "astroco_linear_onto_backward", "astroco_depthwise_backward_taps"} < names
+    assert {"astroco_linear_onto_backward_mix"} < names
     assert {"astroco_residual_norm_forward", "astroco_residual_norm_forward_dropout"} < names
     assert set(symbols) == {"astroco_masked_loss_forward", "astroco_mix_forward_pool"}
     assert symbols == {name: [name, name] for name in symbols}

@@ -12,13 +12,15 @@ from tests.kernels.test_model import shortened, windows
 
 
 class Calls(TorchDispatchMode):
-    """The last arguments of every kernel op that was called."""
+    """All ops that were called with their arguments, in order, and the last arguments of every kernel op."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.every: list[tuple[Any, tuple]] = []
         self.arguments: dict[Any, tuple[tuple, dict]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.every.append((func, args))
         if func.namespace == "astroco_fast":
             self.arguments[func] = (args, kwargs or {})
         return func(*args, **(kwargs or {}))
