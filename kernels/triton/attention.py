@@ -28,6 +28,7 @@ from astroco_fast.kernels.triton.mix_term import Term, offered, placeholder
 from astroco_fast.kernels.triton.residual_norm_product import end_gradients, sublayer_end
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.kernels.triton.tensors import weight_gradient
+from astroco_fast.kernels.triton.whole_rows import holds
 from astroco_fast.reference.layout import Layout
 from astroco_fast.reference.sublayers import Attention
 
@@ -74,10 +75,12 @@ class _Attention(torch.autograd.Function):
         x = rows_of(x)
         scale = (x.shape[1] // heads) ** -0.5
         with no_autocast(x):
-            qkv = linear(x, w.qkv, w.b_qkv, end)
+            qkv, ones = linear(x, w.qkv, w.b_qkv, end, True)
             attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
             y, o, mean, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed)
+        ctx.save_for_backward(
+            x, ones, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed
+        )
         ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
         if term is None:
             return y, None
@@ -88,7 +91,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dterm: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        x, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
+        x, ones, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
         width, heads = x.shape[1], ctx.heads
         size = width // heads
         dy = torch.zeros_like(x) if dy is None else rows_of(dy)
@@ -101,7 +104,8 @@ class _Attention(torch.autograd.Function):
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
             dx = linear_onto(dz, list(gradients), w_qkv, end, *of_mix)
             ((d_gain, d_shift, d_b_out),) = summed(of_norm)
-            ones = rows_with_ones(x, end, w_qkv.dtype)
+            if not holds(w_qkv, width):
+                ones = rows_with_ones(x, end, w_qkv.dtype)
             products = [weight_gradient(d, ones).view(heads, -1, ones.shape[1])[:, :size] for d in gradients]
             d_qkv = torch.stack([product[..., :width] for product in products])
             d_b_qkv = torch.stack([product[..., width] for product in products])
@@ -118,7 +122,7 @@ def attention(module: Attention, x: Tensor, layout: Layout) -> Tensor:
     if p == 0 and not wants_gradient(module, x):
         x = rows_of(x)
         with no_autocast(x):
-            qkv = linear(x, w.qkv, w.b_qkv, found.end)
+            qkv, _ = linear(x, w.qkv, w.b_qkv, found.end, False)
             scale = (x.shape[1] // module.heads) ** -0.5
             attended = attend(qkv, Runs(found.offsets, found.longest), module.heads, scale, keep=False)[0]
             return linear_residual_norm(

@@ -3,7 +3,7 @@
 - `linear`: y = x W^T + b. x is cast on its way to the tensor cores and the bias added in the accumulator: reads 4 D and
   writes 2 F bytes a row, where a cast, a library product and a bias would move 4 D + 2 D + 2 D + 2 F.
 - `rows_with_ones`: x in the compute dtype and a column of ones, for a library's product over rows: the gradients of a
-  weight and of its bias.
+  weight and of its bias. Reads 4 D and writes 2 D bytes a row; where blocks hold whole rows, `linear` writes it, too.
 
 Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
 the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
@@ -81,11 +81,20 @@ def product_config(w: Tensor, columns: int) -> Config:
     return Config({"BLOCK_R": rows, "BLOCK_N": wide, "LAST": last, "BLOCK_K": 32}, warps, stages)
 
 
+@triton.jit
+def _store_with_ones(values, ones, row, column, inside, real, D: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store columns of rows (N, D) in rows (N, COLUMNS), whose column D has a one where the row is real."""
+    values = tl.where(real[:, None] & (column == D)[None, :], 1.0, values.to(tl.float32))
+    at = ones + row[:, None] * COLUMNS + column[None, :]
+    tl.store(at, values.to(ones.dtype.element_ty), mask=inside[:, None] & (column < COLUMNS)[None, :])
+
+
 @triton.jit(repr=named("linear_rows_forward"), do_not_specialize=["rows", "columns"])
 def _rows_kernel(
-    x, w, b, end, y, rows, columns,
-    D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr,
-    MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    x, w, b, end, y, ones, rows, columns,
+    D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, ONES: tl.constexpr,
+    PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """y (rows, N) = x W^T + b by blocks that hold their rows of x (rows, D); W is (N, P)."""
     MASKED: tl.constexpr = (P != MAIN + TAIL) or (N % BLOCK_N != 0)
@@ -99,6 +108,15 @@ def _rows_kernel(
     if TAIL:
         last = MAIN + tl.arange(0, TAIL)
         left_tail = part_of_rows(x, row, real, last, D).to(compute)
+    if ONES:
+        COLUMNS: tl.constexpr = (D + 16) // 16 * 16
+        leading = tl.where(part == 0, inside, False)  # Triton 3.9 makes whole numbers of a block & a scalar
+        _store_with_ones(left, ones, row, k, leading, real, D, COLUMNS)
+        if TAIL:
+            _store_with_ones(left_tail, ones, row, last, leading, real, D, COLUMNS)
+        if D == MAIN + TAIL:
+            behind = tl.zeros([BLOCK_R, 16], tl.float32)
+            _store_with_ones(behind, ones, row, D + tl.arange(0, 16), leading, real, D, COLUMNS)
     for start in range(part * BLOCK_N, columns, SPLIT * BLOCK_N):  # columns is N, lest the loop be unrolled
         column = start + tl.arange(0, BLOCK_N)
         total = tl.dot(left, transposed(w, column, k, P, N, MASKED), input_precision=PRECISION)
@@ -117,12 +135,13 @@ def _rows_config(width: int) -> Config:
     return Config(blocks, warps=8, stages=2)
 
 
-def _linear_outputs(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
-    return new(w, x.shape[0], w.shape[0])
+def _linear_outputs(x: Tensor, w: Tensor, ones: bool) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    return new(w, rows, w.shape[0]), new(w, rows if ones and holds(w, width) else 0, _columns_with_ones(width))
 
 
 @kernel_op(_linear_outputs)
-def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
+def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor, ones: bool) -> tuple[Tensor, Tensor]:
     """x W^T + b, zero at rows that are not real.
 
     Args:
@@ -130,26 +149,25 @@ def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor) -> Tensor:
         w: (F, P) in the compute dtype, P = pitch(D), F a multiple of 8.
         b: (F,) float32, or fewer, where the last columns have no bias.
         end: (N,) int32, as in `Segments`.
+        ones: whether to give the second result.
 
     Returns:
-        (N, F) in w's dtype.
+        (N, F) in w's dtype; and `rows_with_ones` of x, without a row where blocks do not hold rows.
     """
-    y = _linear_outputs(x, w, b, end)
+    y, kept = outputs = _linear_outputs(x, w, ones)
     rows, width = x.shape
+    sizes = {"D": width, "P": w.shape[1], "N": w.shape[0], "B": b.shape[0], "PRECISION": dot_precision(w)}
     if holds(w, width):
         config = _rows_config(width)
         launch(
-            _rows_kernel, grid(rows, config), x, w, b, end, y, rows, w.shape[0],
-            D=width, P=w.shape[1], N=w.shape[0], B=b.shape[0], PRECISION=dot_precision(w), config=config,
+            _rows_kernel, grid(rows, config), x, w, b, end, y, kept, rows, w.shape[0],
+            **sizes, ONES=ones, config=config,
         )  # fmt: skip
     else:
         config = product_config(w, w.shape[0])
-        tiles = cdiv(w.shape[0], config.blocks["BLOCK_N"])
-        launch(
-            _product_kernel, (cdiv(rows, config.blocks["BLOCK_R"]) * tiles,), x, w, b, end, y, rows, width,
-            D=width, P=w.shape[1], N=w.shape[0], B=b.shape[0], PRECISION=dot_precision(w), config=config,
-        )  # fmt: skip
-    return y
+        blocks = cdiv(rows, config.blocks["BLOCK_R"]) * cdiv(w.shape[0], config.blocks["BLOCK_N"])
+        launch(_product_kernel, (blocks,), x, w, b, end, y, rows, width, **sizes, config=config)
+    return outputs
 
 
 @triton.jit(repr=named("rows_with_ones_backward"), do_not_specialize=["rows"])
@@ -159,20 +177,20 @@ def _ones_kernel(x, end, y, rows, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_
     real = tl.load(end + row, mask=inside, other=0) > 0
     for start in tl.static_range(0, COLUMNS, BLOCK_C):
         column = start + tl.arange(0, BLOCK_C)
-        values = part_of_rows(x, row, real, column, D)
-        values = tl.where(real[:, None] & (column == D)[None, :], 1.0, values)
-        there = inside[:, None] & (column < COLUMNS)[None, :]
-        tl.store(y + row[:, None] * COLUMNS + column[None, :], values.to(y.dtype.element_ty), mask=there)
+        _store_with_ones(part_of_rows(x, row, real, column, D), y, row, column, inside, real, D, COLUMNS)
+
+
+def _columns_with_ones(width: int) -> int:
+    return 16 * cdiv(width + 1, 16)  # in half precision rows of whole sectors (32 bytes)
 
 
 def _ones_outputs(x: Tensor, dtype: torch.dtype) -> Tensor:
-    rows, width = x.shape
-    return new(x, rows, 8 * cdiv(width + 1, 8), dtype=dtype)  # rows of 16 bytes, as libraries like them
+    return new(x, x.shape[0], _columns_with_ones(x.shape[1]), dtype=dtype)
 
 
 @kernel_op(_ones_outputs)
 def rows_with_ones(x: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (N, D) float32 in `dtype`, a one after each row, and zeros up to a multiple of 8; zero at rows not real.
+    """x (N, D) float32 in `dtype`, a one after each row, and zeros up to a multiple of 16; zero at rows not real.
 
     A product upstream^T y then has a weight's gradient in its first D columns, and the bias's in the next.
     """

@@ -67,7 +67,7 @@ def truncated(left: Tensor, right: Tensor) -> Tensor:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("width", "columns"), [(64, 192), (276, 288), (20, 104), (250, 72)])
+@pytest.mark.parametrize(("width", "columns"), [(64, 192), (276, 288), (20, 104), (96, 72)])
 def test_blocks_that_hold_rows(
     width: int, columns: int, dtype: torch.dtype, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,8 +105,11 @@ def test_linear(width: int, columns: int, dtype: torch.dtype, triton: str, devic
     torch.manual_seed(width)
     end, x, b = ends(device), torch.randn(ROWS, width, device=device), torch.randn(columns - 4, device=device)
     w = half(columns, pitch(width), dtype, device, (columns, width))
-    y = linear(poisoned(x, end), w, b, end)
+    y, ones = linear(poisoned(x, end), w, b, end, True)
+    assert torch.equal(linear(poisoned(x, end), w, b, end, False)[0], y)
     assert y.dtype == dtype
+    assert torch.equal(ones, rows_with_ones(poisoned(x, end), end, dtype)[: len(ones)])
+    assert len(ones) == (ROWS if holds(w, width) else 0)
     x = x.to(dtype).double()
     assert_exact(y, x @ w[:, :width].double().t() + F.pad(b.double(), (0, 4)), end)
 
@@ -143,7 +146,7 @@ def test_linear_residual_norm(width: int, columns: int, dtype: torch.dtype, trit
 def test_rows_with_ones(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
     end, x = ends(device), torch.randn(ROWS, width, device=device)
     y = rows_with_ones(poisoned(x, end), end, dtype)
-    assert y.shape == (ROWS, 8 * (width // 8 + 1))
+    assert y.shape == (ROWS, 16 * (width // 16 + 1))
     expected = F.pad(torch.cat([x, x.new_ones(ROWS, 1)], 1), (0, y.shape[1] - width - 1))
     assert torch.equal(y, expected.masked_fill((end == 0)[:, None], 0).to(dtype))
 
@@ -151,10 +154,10 @@ def test_rows_with_ones(width: int, dtype: torch.dtype, triton: str, device: tor
 def test_no_rows(triton: str, device: torch.device) -> None:
     end, x = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
-    assert linear(x, w, v, end).shape == (0, 64)
+    assert [found.shape for found in linear(x, w, v, end, True)] == [(0, 64), (0, 80)]
     assert linear_onto(x, [x], w, end).shape == (0, 64)
     assert linear_residual_norm(x, w, v, x, v, v, end, 1e-5).shape == (0, 64)
-    assert rows_with_ones(x, end, torch.bfloat16).shape == (0, 72)
+    assert rows_with_ones(x, end, torch.bfloat16).shape == (0, 80)
 
 
 def test_schemas(triton: str, device: torch.device) -> None:
@@ -162,7 +165,7 @@ def test_schemas(triton: str, device: torch.device) -> None:
     end, x = ends(device), torch.randn(ROWS, 64, device=device)
     w, v = torch.randn(64, 64, device=device), torch.randn(64, device=device)
     for op, args in (
-        (linear, (x, w, v, end)),
+        (linear, (x, w, v, end, True)),
         (linear_onto, (x, [x], w, end)),
         (linear_onto, (x, [x, x, x], torch.randn(192, 64, device=device), end)),
         (linear_residual_norm, (x, w, v, x, v, v, end, 1e-5)),
