@@ -406,11 +406,11 @@ KERNEL_FAULTS = {
 def test_a_wrong_kernel_of_triton(fault: str, fresh_selfcheck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from astroco_fast.kernels import triton as triton_backend
-    from astroco_fast.kernels.triton import feed_forward as sublayer
+    from astroco_fast.kernels.triton import residual_norm_product as sublayer_end
 
     kernel, spoil, reason = KERNEL_FAULTS[fault]
     monkeypatch.setattr(triton_backend, "interpreting", True)
-    monkeypatch.setattr(sublayer, kernel, spoil(getattr(sublayer, kernel)))
+    monkeypatch.setattr(sublayer_end, kernel, spoil(getattr(sublayer_end, kernel)))
     module = af.AstroCo.from_preset("tiny", dropout=0.0).blocks[0].feed_forward
     layout = af.Layout.packed(torch.tensor([5, 2]), 5)
 
