@@ -125,6 +125,9 @@ def test_linear_onto(
     y = linear_onto(poisoned(base, end), given, w, end)
     other = base + truncated(d, w[:, :width]) if dtype != torch.float32 else None  # what tensor cores may do
     assert_exact(y, base.double() + d.double() @ w[:, :width].double(), end, other)
+    dterm, weights = torch.randn_like(base), torch.tensor([0.0, 0.5], device=device)
+    joined = linear_onto(poisoned(base, end), given, w, end, poisoned(dterm, end), weights, 1)
+    torch.testing.assert_close(joined, y + 0.5 * dterm.masked_fill((end == 0)[:, None], 0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,6 +171,7 @@ def test_schemas(triton: str, device: torch.device) -> None:
         (linear, (x, w, v, end, True)),
         (linear_onto, (x, [x], w, end)),
         (linear_onto, (x, [x, x, x], torch.randn(192, 64, device=device), end)),
+        (linear_onto, (x, [x], w, end, x, v, 3)),
         (linear_residual_norm, (x, w, v, x, v, v, end, 1e-5)),
         (rows_with_ones, (x, end, torch.bfloat16)),
     ):
