@@ -22,7 +22,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import gate
+from astroco_fast.kernels.triton.gate import apart, gate
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import dot_precision, split
@@ -46,13 +46,6 @@ def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.const
     """[feature, column] of W_out^T."""
     at = w + column[None, :] * F + feature[:, None]
     return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
-
-
-@triton.jit
-def _apart(both, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
-    """v and g of a product whose columns are eight of v, eight of g, and so on."""
-    v, g = tl.split(tl.trans(tl.reshape(both, [BLOCK_R, BLOCK_F // 8, 2, 8]), [0, 1, 3, 2]))
-    return tl.reshape(v, [BLOCK_R, BLOCK_F]), tl.reshape(g, [BLOCK_R, BLOCK_F])
 
 
 @triton.jit(repr=named("feed_forward_inference"), do_not_specialize=["rows", "hidden"])
@@ -83,8 +76,7 @@ def _kernel(
         z_tail = _rows(x, row, real, last, D)
         left_tail = z_tail.to(compute)
         z_tail += tl.load(b_out + last, mask=last < D, other=0.0)[None, :]
-    # One product computes v and g. Eight columns of each in turn put a unit's two numbers into one thread, as tensor
-    # cores deal columns out, and leave the gated units as the next product takes them.
+    # One product computes v and g, and `apart` leaves the gated units as the next product takes them.
     pair = tl.arange(0, 2 * BLOCK_F)
     unit = pair // 16 * 8 + pair % 8 + pair // 8 % 2 * F
     for start in range(0, hidden, BLOCK_F):
@@ -95,7 +87,7 @@ def _kernel(
             both = tl.dot(left_second, _up(at, second, P, False), both, input_precision=PRECISION)
         if TAIL:
             both = tl.dot(left_tail, _up(at, last, P, MASKED), both, input_precision=PRECISION)
-        v, g = _apart(both, BLOCK_R, BLOCK_F)
+        v, g = apart(both, BLOCK_R, BLOCK_F)
         v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
         g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
         gated = gate(v, g, True, compute != tl.float32).to(compute)

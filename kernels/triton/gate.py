@@ -35,6 +35,17 @@ def _inverse_phi(v):
 
 
 @triton.jit
+def apart(both, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
+    """v and g of one product with eight columns of W_val, eight of W_gate, and so on.
+
+    Tensor cores deal eight columns out to four threads, so that both numbers of a unit are in one thread already. One
+    product reads its rows from shared memory half as often as two would.
+    """
+    v, g = tl.split(tl.trans(tl.reshape(both, [BLOCK_R, BLOCK_F // 8, 2, 8]), [0, 1, 3, 2]))
+    return tl.reshape(v, [BLOCK_R, BLOCK_F]), tl.reshape(g, [BLOCK_R, BLOCK_F])
+
+
+@triton.jit
 def gate(v, g, GELU: tl.constexpr, HALF: tl.constexpr):
     """act(v) sigmoid(g); HALF: to be rounded to half precision."""
     if HALF:

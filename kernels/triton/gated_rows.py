@@ -5,6 +5,9 @@ products read it: in shared memory for wgmma and tcgen05. Per column tile it rea
 of one column tile (gated_linear.py) would read its rows again, in float32, and convert and normalise them again. At 128
 rows, D = 256 and 1024 columns a block has 64 KB of a, and the weights' tiles pass through twice 64 KB.
 
+Forward computes v and g by one product, whose columns are eight of W_val and eight of W_gate in turn (`gate.apart`):
+shared memory then feeds the rows of a to the tensor cores once, not twice. Backward has two products.
+
 SPLIT blocks share a row tile and take turns in its column tiles, so that the last wave of blocks is shorter.
 """
 
@@ -13,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import gate, gate_gradient
+from astroco_fast.kernels.triton.gate import apart, gate, gate_gradient
 from astroco_fast.kernels.triton.launch import Config, named
 from astroco_fast.kernels.triton.tensors import split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, transposed
@@ -31,6 +34,13 @@ def _normalised(z, means, rstds, gain, shift, real, column, D: tl.constexpr):
 def _squares(z, means, column, D: tl.constexpr):
     deviation = tl.where((column < D)[None, :], z - means[:, None], 0.0)
     return tl.sum(deviation * deviation, 1)
+
+
+@triton.jit
+def _columns(at, there, column, P: tl.constexpr, MASKED: tl.constexpr):
+    """[column, row] of a transposed weight; `at` are the addresses of its rows, `there` says which exist."""
+    at = at[None, :] + column[:, None]
+    return tl.load(at, mask=there[None, :] & (column < P)[:, None], other=0.0) if MASKED else tl.load(at)
 
 
 @triton.jit(repr=named("gated_rows_forward", GELU=("glu", "gelu")), do_not_specialize=["rows", "features"])
@@ -69,13 +79,16 @@ def forward_kernel(
     a = z.to(compute)
     if TAIL:
         a_tail = z_tail.to(compute)
+    pair = tl.arange(0, 2 * BLOCK_F)  # columns of one product, as `apart` takes them
+    unit = pair // 16 * 8 + pair % 8
+    weight = tl.where(pair // 8 % 2 == 0, w_val, w_gate) + unit * P
     for start in range(part * BLOCK_F, features, SPLIT * BLOCK_F):  # features is F, lest the loop be unrolled
         feature = start + tl.arange(0, BLOCK_F)
-        v = tl.dot(a, transposed(w_val, feature, column, P, F, MASKED), input_precision=PRECISION)
-        g = tl.dot(a, transposed(w_gate, feature, column, P, F, MASKED), input_precision=PRECISION)
+        at, there = weight + start * P, start + unit < F
+        both = tl.dot(a, _columns(at, there, column, P, MASKED), input_precision=PRECISION)
         if TAIL:
-            v = tl.dot(a_tail, transposed(w_val, feature, last, P, F, MASKED), v, input_precision=PRECISION)
-            g = tl.dot(a_tail, transposed(w_gate, feature, last, P, F, MASKED), g, input_precision=PRECISION)
+            both = tl.dot(a_tail, _columns(at, there, last, P, MASKED), both, input_precision=PRECISION)
+        v, g = apart(both, BLOCK_R, BLOCK_F)
         v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
         g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
         gated = tl.where(real[:, None], gate(v, g, GELU, compute != tl.float32), 0.0)
@@ -147,15 +160,21 @@ def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | N
 
     | | D = 256 | D = 276 |
     |---|---|---|
-    | feed-forward, forward | 218, 163 | 255, 254 |
+    | feed-forward, forward | 175, 145 | 230, 197 |
     | feed-forward, backward | (gated_onto.py) | 552, 399 |
-    | GLU, forward | 82, 63 | |
+    | GLU, forward | 160, 55 | 171, 77 |
 
-    At D = 276 column tiles of 64 would need 232 KB of shared memory; with 32 the products read the rows twice as often.
+    At D = 276 column tiles of 64 would need 232 KB of shared memory. Narrow rows have tiles of 32, with which two
+    blocks share a multiprocessor. So they do in the GLU, in blocks of 64 rows: in one of 128 LayerNorm and products
+    take turns, 63 us at D = 256. At D = 276 64 rows spill.
     """
-    main, tail = split(width)
-    if not holds(weight, width) or (tail and gelu and not backward):
+    if not holds(weight, width):
         return None
-    parts = 2 if gelu or backward else 1  # the GLU's four column tiles are not worth reading the rows twice
-    blocks = {"BLOCK_R": 128, "BLOCK_F": 32 if tail else 64, "SPLIT": parts, "MAIN": main, "TAIL": tail}
-    return Config(blocks, warps=8, stages=2)
+    main, tail = split(width)
+    rows, features, parts = 128, 32 if tail else 64, 2
+    if not backward and gelu:
+        features = 64 if (main, tail) == (256, 0) else 32
+    elif not backward:  # the GLU's few column tiles are not worth reading the rows twice
+        rows, features, parts = 128 if tail else 64, 32, 1
+    blocks = {"BLOCK_R": rows, "BLOCK_F": features, "SPLIT": parts, "MAIN": main, "TAIL": tail}
+    return Config(blocks, warps=rows // 16, stages=2)
