@@ -122,7 +122,7 @@ def test_any_gradients_alone(triton: str, device: torch.device) -> None:
     assert_close(found(triton), found("reference"))
 
 
-@pytest.mark.parametrize("change", ["another tensor", "reference", "twice", "frozen", "detached"])
+@pytest.mark.parametrize("change", ["another tensor", "reference", "twice", "unused", "frozen", "detached"])
 def test_what_leaves_the_offer(change: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mix writes a state's gradient itself where no attention adds it, and no two attentions add it."""
     model, x, layout = subject(device)
@@ -136,6 +136,8 @@ def test_what_leaves_the_offer(change: str, triton: str, device: torch.device, m
         if change == "reference" and module is model.attention[1]:
             return module(state, layout)
         y = attention(module, state, layout)
+        if change == "unused":  # y adds the gradient, although nothing else comes back to it
+            return attention(module, state, layout)
         return y + attention(module, state, layout) if change == "twice" else y
 
     monkeypatch.setattr(ops, "attention", changed)
