@@ -5,6 +5,7 @@ addition are two operations.
 """
 
 import time
+from functools import cache
 
 import torch
 from torch import nn
@@ -38,11 +39,12 @@ def training_flops(model: nn.Module, points: float, pairs: float) -> float:
     return TRAINING * forward_flops(parameters, points, channels, pairs)
 
 
+@cache
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second that `device` reaches in a large square matrix product: the best of a few.
 
-    This is the machine's own ceiling, measured in a fraction of a second, not a data sheet's.
+    This is the machine's own ceiling, measured in a fraction of a second and once a process, not a data sheet's.
     """
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
     a = torch.ones(size, size, dtype=dtype, device=device)
