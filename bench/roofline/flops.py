@@ -28,6 +28,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "depthwise_statistics": ("taps",),
     "depthwise_tap_gradient": ("taps",),
     "feed_forward_fused": ("w_up", "w_out"),
+    "feed_forward_training": ("w_up", "w_out"),
     "fetch": (),
     "gated_linear": ("w_val", "w_gate"),
     "gated_linear_backward": ("w_val", "w_gate"),  # v and g again

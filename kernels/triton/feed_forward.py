@@ -1,9 +1,9 @@
 """The feed-forward sublayer: LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))).
 
-Forward in training: both up-projections and the gate in one kernel, W_out's product by the library, then bias, dropout,
-residual and LayerNorm in one kernel. Backward keeps x (the output of the sublayer before, so it is in memory anyway),
-W_out's product, and the norm's mean and rstd. It computes both up-projections again, unless `KEEP`. Inference is one
-kernel where that fits the GPU (`feed_forward_fused`), else two.
+Forward in training: one kernel where that fits the GPU (`feed_forward_training`), else both up-projections and the gate
+in one, W_out's product by the library, then bias, dropout, residual and LayerNorm in one. Backward keeps x (the output
+of the sublayer before, so it is in memory anyway), W_out's product, and the norm's mean and rstd. It computes both
+up-projections again, unless `KEEP`. Inference is one kernel where that fits the GPU (`feed_forward_fused`), else two.
 """
 
 import os
@@ -17,6 +17,8 @@ from astroco_fast.kernels.prepared import prepared
 from astroco_fast.kernels.tensors import compute_dtype, no_autocast, pitch, rows_of, wants_gradient
 from astroco_fast.kernels.triton.column_sums import summed
 from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused, fits
+from astroco_fast.kernels.triton.feed_forward_training import feed_forward_training
+from astroco_fast.kernels.triton.feed_forward_training import fits as training_fits
 from astroco_fast.kernels.triton.gated_linear import gated_linear
 from astroco_fast.kernels.triton.gated_onto import input_gradient
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
@@ -72,9 +74,15 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         x = rows_of(x)
         with no_autocast(x):
-            h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
-            kept = vg if KEEP else None
-            y, o, mean, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
+            kept = None
+            if not KEEP and training_fits(w.up, x.shape[1]):
+                y, o, mean, rstd = feed_forward_training(
+                    x, w.up, b_val, b_gate, w.out, b_out, gain, shift, end, seed, salt, p, eps
+                )
+            else:
+                h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
+                kept = vg if KEEP else None
+                y, o, mean, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
         ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed, kept)
         ctx.salt, ctx.p = salt, p
         ctx.shape = w_val.shape

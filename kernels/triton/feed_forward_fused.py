@@ -35,14 +35,14 @@ def _rows(x, row, real, column, D: tl.constexpr):
 
 
 @triton.jit
-def _up(at, column, P: tl.constexpr, MASKED: tl.constexpr):
+def up(at, column, P: tl.constexpr, MASKED: tl.constexpr):
     """[column, row] of W_up^T; `at` are the addresses of its rows."""
     at = at[None, :] + column[:, None]
     return tl.load(at, mask=(column < P)[:, None], other=0.0) if MASKED else tl.load(at)
 
 
 @triton.jit
-def _down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr):
+def down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr):
     """[feature, column] of W_out^T."""
     at = w + column[None, :] * F + feature[:, None]
     return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
@@ -82,20 +82,20 @@ def _kernel(
     for start in range(0, hidden, BLOCK_F):
         feature = start + tl.arange(0, BLOCK_F)
         at = w_up + (start + unit) * P
-        both = tl.dot(left, _up(at, column, P, False), input_precision=PRECISION)
+        both = tl.dot(left, up(at, column, P, False), input_precision=PRECISION)
         if HALVED:
-            both = tl.dot(left_second, _up(at, second, P, False), both, input_precision=PRECISION)
+            both = tl.dot(left_second, up(at, second, P, False), both, input_precision=PRECISION)
         if TAIL:
-            both = tl.dot(left_tail, _up(at, last, P, MASKED), both, input_precision=PRECISION)
+            both = tl.dot(left_tail, up(at, last, P, MASKED), both, input_precision=PRECISION)
         v, g = apart(both, BLOCK_R, BLOCK_F)
         v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
         g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
         gated = gate(v, g, True, compute != tl.float32).to(compute)
-        z = tl.dot(gated, _down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
+        z = tl.dot(gated, down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
         if HALVED:
-            z_second = tl.dot(gated, _down(w_out, second, feature, P, F, False), z_second, input_precision=PRECISION)
+            z_second = tl.dot(gated, down(w_out, second, feature, P, F, False), z_second, input_precision=PRECISION)
         if TAIL:
-            z_tail = tl.dot(gated, _down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
+            z_tail = tl.dot(gated, down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
 
     means = tl.sum(z, 1)
     if HALVED:
@@ -156,7 +156,7 @@ def _config(w_up: Tensor, width: int, few: bool) -> Config:
     return Config({"BLOCK_R": rows, "BLOCK_F": 32, **columns}, warps, stages=2)
 
 
-def _parts(rows: int, w_up: Tensor, width: int) -> list[tuple[slice, Config]]:
+def parts(rows: int, w_up: Tensor, width: int) -> list[tuple[slice, Config]]:
     """Row ranges, each of one launch, and their tilings.
 
     Where the last wave of blocks would be half empty, its rows are left to blocks of half the rows, which take half the
@@ -200,7 +200,7 @@ def feed_forward_fused(
     y = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, eps)
     rows, width = x.shape
     hidden = w_out.shape[1]
-    for part, config in _parts(rows, w_up, width):
+    for part, config in parts(rows, w_up, width):
         count = part.stop - part.start
         launch(
             _kernel, (cdiv(count, config.blocks["BLOCK_R"]),),

@@ -49,6 +49,24 @@ def _batch_norm_silu(c, statistics, scale, offset, real, k, D: tl.constexpr, K: 
     return tl.where(real[:, None], n * tl.sigmoid(n), 0.0)
 
 
+@triton.jit
+def norm_of_rows(
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, first, rows,
+    D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """LayerNorm(x + Dropout(o + b)) for a block's rows, which begin with `first`."""
+    for start in range(0, BLOCK_R, STEP):
+        row = first + start + tl.arange(0, STEP)
+        inside = row < rows
+        real = tl.load(end + row, mask=inside, other=0) > 0
+        z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
+        means = tl.sum(z, 1) / D
+        rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
+        tl.store(mean + row, means, mask=inside)
+        tl.store(rstd + row, rstds, mask=inside)
+        store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
+
+
 @triton.jit(
     repr=named("product_residual_norm_forward", SILU=("", "silu"), DROPOUT=("", "dropout")),
     do_not_specialize=["salt", "rows", "columns"],
@@ -74,16 +92,9 @@ def _forward_kernel(
         at = o + first * P + held[:, None] * P + column[None, :]
         tl.store(at, product.to(o.dtype.element_ty), mask=here[:, None])
     tl.debug_barrier()
-    for start in range(0, BLOCK_R, STEP):
-        row = first + start + tl.arange(0, STEP)
-        inside = row < rows
-        real = tl.load(end + row, mask=inside, other=0) > 0
-        z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
-        means = tl.sum(z, 1) / D
-        rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
-        tl.store(mean + row, means, mask=inside)
-        tl.store(rstd + row, rstds, mask=inside)
-        store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
+    norm_of_rows(
+        o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, first, rows, D, P, DROPOUT, BLOCK_R, STEP
+    )
 
 
 @triton.jit(

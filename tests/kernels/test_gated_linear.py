@@ -245,6 +245,36 @@ def check_feed_forward_fused(width: int, dtype: torch.dtype, device: torch.devic
     assert_rows(y, exact, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.parametrize(("width", "p"), [(64, 0.0), (100, 0.3), (256, 0.1)])
+def test_feed_forward_training(
+    width: int, p: float, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, against the kernels that it replaces, which other tests compare with float64."""
+    from astroco_fast.kernels.triton import feed_forward_training as one
+    from astroco_fast.kernels.triton.gated_linear import gated_linear
+    from astroco_fast.kernels.triton.residual_norm import residual_norm
+
+    x, end, w_val, w_gate, b_val, b_gate = problem(width, 96, device)
+    w_out = pitched(torch.randn(width, 96, device=device) / 96**0.5)
+    b_out, gain, shift = torch.randn(3, width, device=device)
+    seed = torch.tensor([5], device=device) if p else None
+    rest = (b_out, x, gain, shift, end, seed, 3, p, 1e-5)
+    h, *_ = gated_linear(x, None, None, 0.0, pitched(w_val), pitched(w_gate), b_val, b_gate, end, "gelu")
+    y, mean, rstd = residual_norm(h @ w_out.t(), *rest)
+    up = torch.cat([pitched(w_val), pitched(w_gate)])
+    given = (x, up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, 3, p, 1e-5)
+    # In two parts, the second of which knows its place among all rows.
+    config = one.parts(ROWS, up, width)[0][1]
+    monkeypatch.setattr(one, "parts", lambda *_: [(slice(0, 32), config), (slice(32, ROWS), config)])
+    got = one.feed_forward_training(*given)
+    assert_rows(got[0], y[:REAL].double())
+    for found, alone in zip(got[1:], (h @ w_out.t(), mean, rstd), strict=True):
+        torch.testing.assert_close(found[:REAL], alone[:REAL], atol=1e-5, rtol=1e-5)
+    monkeypatch.undo()  # because opcheck would take poisoned outputs for mutated ones
+    monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
+    torch.library.opcheck(one.feed_forward_training, given, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize(("width", "expansion"), [(100, 2), (512, 1)])
 def test_both_inference_forms_are_one_function(
     width: int, expansion: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
