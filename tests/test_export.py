@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 import astroco_fast as af
 from astroco_fast import export, graphs
+from astroco_fast.digest import model_digest
 from astroco_fast.errors import UserError
 from astroco_fast.registry import build
 
@@ -22,6 +24,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.views = "folded"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """Trace each model once: both formats, and a graph that differs, come from the same program."""
+    programs, to_program = {}, graphs.to_program
+
+    def traced(model):
+        digest = model_digest(model)
+        if digest not in programs:
+            programs[digest] = to_program(model)
+        return programs[digest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "to_program", traced)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -50,9 +50,9 @@ def test_tensors_saved_for_backward(
 
 
 def test_environment() -> None:
-    """The variable is read on import: in children of one process that has imported PyTorch."""
+    """The variable is read on import: in children of one process that has imported PyTorch and Triton."""
     script = """
-import os, torch
+import os, torch, triton.language
 for value in (None, "0", "1"):
     if os.fork() == 0:
         os.environ.pop("ASTROCO_TRITON_KEEP", None)
