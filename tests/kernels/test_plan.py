@@ -237,6 +237,23 @@ def test_a_recheck_without_a_change_keeps_the_plan(used: list[bool]) -> None:
 
 
 @torch.no_grad()
+def test_weights_prepared_in_the_recorded_call_are_not_prepared_again(used: list[bool]) -> None:
+    model, batch, other = tiny(), points(20, 9), points(3, seed=1)
+    for _ in range(3):
+        model(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        if af.ops.BACKENDS["cpu"].unsupported("attention", batch[0].device, torch.bfloat16, False) is not None:
+            pytest.skip("a CPU without products of bfloat16 numbers")
+        for _ in range(2):
+            assert_same(model(*batch), one_by_one(model, batch))
+            assert_same(model(*other), one_by_one(model, other))
+    (*_, last) = plan._planners[model]._plans.values()
+    assert last is not None
+    assert all(hasattr(structure, "windows") for structure in last._structures)
+    assert used == [True] * 4
+
+
+@torch.no_grad()
 def test_settings_have_plans_of_their_own(used: list[bool]) -> None:
     model, batch = tiny(), points(20, 9)
     fast = [model(*batch) for _ in range(3)][-1]
