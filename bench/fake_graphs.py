@@ -30,6 +30,7 @@ class FakeGraph(TorchDispatchMode):
         super().__init__()
         self.ops: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}  # by address
+        self._counted: tuple[Tensor, ...] = ()  # written tensors that count their changes
 
     def __enter__(self) -> FakeGraph:
         self._random = torch.get_rng_state()
@@ -41,6 +42,7 @@ class FakeGraph(TorchDispatchMode):
         with torch.no_grad():
             for tensor, content in self._before.values():
                 tensor.detach().copy_(content)
+        self._counted = tuple(tensor for tensor, _ in self._before.values() if not tensor.is_inference())
         self._before = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,15 +61,15 @@ class FakeGraph(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        """Run the recorded ops again, on the same memory."""
+        """Run the recorded ops again, on the same memory, whose changes no tensor counts."""
         # Inference mode may write to tensors of either kind. Autocast has had its part when the ops were recorded.
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        uncounted = torch.autograd._unsafe_preserve_version_counter(self._counted)
+        with uncounted, torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, out in self.ops:
                 again = func(*args, **kwargs)
-                if not any(r.alias_info for r in func._schema.returns):  # else the result is an argument, or a view
-                    for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                        if isinstance(old, Tensor):
-                            old.copy_(new)
+                for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # else an argument, or a view
+                        old.copy_(new)
 
 
 class FakeCuda:

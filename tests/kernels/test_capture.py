@@ -444,6 +444,12 @@ def test_a_fake_graph_repeats_what_was_recorded() -> None:
     graph.replay()
     assert y.tolist() == [2, 0, 6]
     assert z.flatten().tolist() == [1, 7]
+    cast = FakeGraph()
+    with torch.inference_mode(), cast:  # where a cast is one op, which might have been a view
+        half = x.to(torch.bfloat16)
+    x.fill_(7)
+    cast.replay()
+    assert half.tolist() == [7, 7, 7]
     for wait in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: torch.tensor([1.0])):
         with FakeGraph(), pytest.raises(RuntimeError, match="not permitted"):
             wait()

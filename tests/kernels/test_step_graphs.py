@@ -166,6 +166,21 @@ def test_evaluation_after_replays_sees_the_statistics(gpu: FakeCuda) -> None:
         assert torch.equal(got.sequence, again(*call[0], **call[1]).sequence)
 
 
+def test_evaluation_after_replays_sees_the_weights(gpu: FakeCuda) -> None:
+    """The average, which evaluation's own graphs encode with, is written by replays alone from the sixth step on."""
+    trainer, batch = trainer_of(layers=1), batch_of(8, 5, 0, 3)
+    points, keywords = batch.inputs()
+    model = trainer.evaluated.eval()
+    for first in range(0, 24, 6):
+        steps(trainer, [[batch]] * 6, first)
+        with torch.inference_mode():
+            got = model(*points, **keywords)
+            again = af.AstroCo(model.config).eval()
+            again.load_state_dict(model.state_dict())
+            assert torch.equal(got.sequence, again(*points, **keywords).sequence)
+    assert gpu.launches[-4:] == 2 * ["copy", "replay"]  # the update, the encode
+
+
 def test_dropout_is_drawn_anew_in_every_replay(gpu: FakeCuda) -> None:
     trainer, batch = trainer_of(), batch_of(8, 5, 0, 3)
     norms = {outcome.grad_norm for outcome in steps(trainer_of(learning_rate=1e-12, warmup_steps=0), [[batch]] * 5)}
