@@ -94,7 +94,7 @@ def installed(
     programs = bare_environment(tmp_path_factory.mktemp(request.param) / "environment")
     if request.param != "bare":
         what = [request.getfixturevalue("wheel")] if request.param == "wheel" else ["--editable", checkout]
-        options = ("--no-deps", "--no-build-isolation", "--no-index")
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--no-compile")
         run(programs / "python", "-m", "pip", "install", *options, *what, cwd=programs)
     return request.param, programs
 
