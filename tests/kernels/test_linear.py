@@ -1,5 +1,7 @@
 """Matrix products between rows and half rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +75,8 @@ def test_blocks_that_hold_rows(
 ) -> None:
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
     assert holds(torch.empty(0, dtype=dtype), width)
+    test_linear(width, columns, dtype, triton, device)  # two blocks share a row tile
+    monkeypatch.setattr(launch, "_architecture", replace(launch.ARCHITECTURES["sm_90"], multiprocessors=1))
     test_linear(width, columns, dtype, triton, device)
     for parts in (1, 3):
         test_linear_onto(width, columns, parts, dtype, triton, device)
