@@ -42,10 +42,10 @@ def up(at, column, P: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr):
-    """[feature, column] of W_out^T."""
-    at = w + column[None, :] * F + feature[:, None]
-    return tl.load(at, mask=(column < P)[None, :], other=0.0) if MASKED else tl.load(at)
+def down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr, BEYOND: tl.constexpr = 0):
+    """[feature, column + BEYOND] of W_out^T. A constant BEYOND needs no registers for more addresses."""
+    at = w + column[None, :] * F + feature[:, None] + BEYOND * F
+    return tl.load(at, mask=(column + BEYOND < P)[None, :], other=0.0) if MASKED else tl.load(at)
 
 
 @triton.jit(repr=named("feed_forward_inference"), do_not_specialize=["rows", "hidden"])
@@ -79,7 +79,9 @@ def _kernel(
     # One product computes v and g, and `apart` leaves the gated units as the next product takes them.
     pair = tl.arange(0, 2 * BLOCK_F)
     unit = pair // 16 * 8 + pair % 8 + pair // 8 % 2 * F
+    past = 0
     for start in range(0, hidden, BLOCK_F):
+        past = start + BLOCK_F - hidden
         feature = start + tl.arange(0, BLOCK_F)
         at = w_up + (start + unit) * P
         both = tl.dot(left, up(at, column, P, False), input_precision=PRECISION)
@@ -93,10 +95,16 @@ def _kernel(
         gated = gate(v, g, True, compute != tl.float32).to(compute)
         z = tl.dot(gated, down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
         if HALVED:
-            z_second = tl.dot(gated, down(w_out, second, feature, P, F, False), z_second, input_precision=PRECISION)
+            right = down(w_out, column, feature, P, F, False, PART)
+            z_second = tl.dot(gated, right, z_second, input_precision=PRECISION)
         if TAIL:
             z_tail = tl.dot(gated, down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
 
+    # The rows' numbers and masks, anew: kept through the loop, they would take registers that D = 276 has not. `past`
+    # is zero, which the compiler does not know, or it would keep them.
+    row = (tl.program_id(0) + past).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
     means = tl.sum(z, 1)
     if HALVED:
         means += tl.sum(z_second, 1)
@@ -109,30 +117,30 @@ def _kernel(
     if TAIL:
         squares += squares_about(z_tail, means, last, D)
     rstds = reciprocal_deviations(squares, D, eps)
+    if TAIL:
+        store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
     store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
     if HALVED:
         store_normalised(z_second, means, rstds, gain, shift, y, row, second, inside, real, D)
-    if TAIL:
-        store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
 # The most columns (main and tail) for which the kernel compiles without local loads and stores, by architecture:
 #
 # | registers, shared memory | D = 64 | D = 256 | D = 276 |
 # |---|---|---|---|
-# | sm_80, sm_86, sm_89, sm_120 (64 rows, 4 warps) | 187, 22 KB | | |
-# | sm_90 (128 rows, 8 warps) | 142, 48 KB | 251, 160 KB | spills |
-# | sm_90 (64 rows, 4 warps) | 146, 32 KB | 253, 128 KB | spills |
-# | sm_100 (64 rows, 8 warps) | 62, 32 KB | 163, 128 KB | 170, 144 KB |
+# | sm_80, sm_86, sm_89, sm_120 (64 rows, 4 warps) | 167, 22 KB | | |
+# | sm_90 (128 rows, 8 warps) | 126, 48 KB | 255, 160 KB | 255, 180 KB |
+# | sm_90 (64 rows, 4 warps) | 122, 32 KB | 244, 128 KB | 255, 144 KB |
+# | sm_100 (64 rows, 8 warps) | 52, 32 KB | 128, 128 KB | 170, 144 KB |
 #
 # (bfloat16, 32 hidden units. On sm_90 64 of them spill, and so do three stages; with 16 the products are too narrow.
 # 128 rows spill on sm_100.) Where products are mma.sync's, x is in registers beside the accumulators; wgmma and tcgen05
 # read it from shared memory. Float32 has twice the bytes and would not pay.
 #
 # By `bench.roofline` (modelled), microseconds for 256 windows of 200, of this kernel and of the two that it replaces:
-# on an H100 195 and 240 at D = 256, 70 and 81 at D = 128, 30 and 36 at D = 64; on an A100 48 and 80 at D = 64. There,
-# at D = 128, 4 warps spill, and 8 compute v and g twice: 330 and 196.
-_COLUMNS = {"sm_90": 256, "sm_100": 288}
+# on an H100 235 and 356 at D = 276, 196 and 224 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
+# and 80 at D = 64. There, at D = 128, 4 warps spilled, and 8 compute v and g twice: 330 and 196.
+_COLUMNS = {"sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 64
 
 

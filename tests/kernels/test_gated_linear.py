@@ -178,7 +178,7 @@ def test_feed_forward_fused(width: int, dtype: torch.dtype, triton: str, device:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
-@pytest.mark.parametrize(("arch", "width"), [("sm_90", 64), ("sm_90", 256), ("sm_100", 276)])
+@pytest.mark.parametrize(("arch", "width"), [("sm_90", 64), ("sm_90", 256), ("sm_90", 276), ("sm_100", 276)])
 def test_feed_forward_fused_as_tiled_for_other_architectures(
     arch: str, width: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
