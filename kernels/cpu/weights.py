@@ -31,7 +31,7 @@ def pack(weight: Tensor, dtype: torch.dtype, transposed: bool = False) -> Tensor
 def cpu_pack(weight: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     """See `pack`."""
     n, k = weight.shape[::-1] if transposed else weight.shape
-    size = -(-k // 4) * 4 + 8 if dtype is torch.int8 else k + k % 2  # as csrc/gemm.h has it
+    size = -(-k // 64) * 64 + 8 if dtype is torch.int8 else k + k % 2  # as csrc/gemm.h has it
     return new(weight, pitch(n) * size, dtype=dtype)
 
 

@@ -110,7 +110,7 @@ struct Attention {
     qkv += rows.first * ld;
     for (int64_t j = 0; j < ld; j += PANEL) {
       const int64_t n = std::min(PANEL, ld - j);
-      by_blocks(m, [&](int64_t first, int64_t some) {
+      by_blocks<T>(m, [&](int64_t first, int64_t some) {
         const auto made = gemm_panel(left + first, some, a.width, a.w_qkv + j * size, n, c, PANEL);
         for (int64_t r = 0; r < some; ++r)
           for (int64_t i = 0; i < n; i += 2 * W)

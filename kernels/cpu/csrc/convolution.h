@@ -128,7 +128,7 @@ struct Gated {
     const Left<T> left = a;
     for (int64_t j = 0; j < p; j += PANEL) {
       const int64_t n = std::min(PANEL, p - j);
-      by_blocks(m, [&](int64_t first, int64_t some) {
+      by_blocks<T>(m, [&](int64_t first, int64_t some) {
         const auto values = gemm_panel(left + first, some, width, w_val + j * size, n, v, PANEL);
         const auto gates = gemm_panel(left + first, some, width, w_gate + j * size, n, g, PANEL);
         for (int64_t r = 0; r < some; ++r)

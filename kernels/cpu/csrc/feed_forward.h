@@ -6,20 +6,27 @@
 
 namespace astroco {
 
-// Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products.
-constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS;
+// Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products. Those of
+// int8 are half as large.
+constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS, INT8_FEED_FORWARD_TILE = round_up(10 * ROWS, BLOCK_ROWS);
 
-// GELU(v + b_val) * sigmoid(g + b_gate), row r of a panel's products; v and g with their biases are kept where wanted.
-template <class T, class H = Half<T>>
-inline void gate_row(Products<T> v, Products<T> g, int64_t r, const float* b_val, const float* b_gate, int64_t columns,
-                     H* h, H* keep_v, H* keep_g) {
+// GELU(v + b_val) * sigmoid(g + b_gate) for R rows of a panel's products from r on, to rows of h. v and g with their
+// biases are kept where wanted, 2 `columns` from row to row, g after v.
+template <int R, class T, class H = Half<T>>
+inline void gate_rows(Products<T> v, Products<T> g, int64_t r, const float* b_val, const float* b_gate, int64_t columns,
+                      H* h, int64_t ldh, H* keep) {
   for (int64_t j = 0; j < columns; j += 2 * W) {
-    Two value = v(r, j, load2(b_val + j)), gate = g(r, j, load2(b_gate + j));
-    if (keep_v) {
-      store2(keep_v + j, value);
-      store2(keep_g + j, gate);
+    const Two by_val = load2(b_val + j), by_gate = load2(b_gate + j);
+    Two gated[R];
+    for (int i = 0; i < R; ++i) {
+      Two value = v(r + i, j, by_val), gate = g(r + i, j, by_gate);
+      if (keep) {
+        store2(keep + 2 * i * columns + j, value);
+        store2(keep + (2 * i + 1) * columns + j, gate);
+      }
+      gated[i] = map(value, gate, [](Vec v, Vec g) { return gelu<T>(v) * sigmoid<T>(g); });
     }
-    store2(h + j, map(value, gate, [](Vec v, Vec g) { return gelu<T>(v) * sigmoid<T>(g); }));
+    for (int i = 0; i < R; ++i) store2(h + i * ldh + j, gated[i]);
   }
 }
 
@@ -77,14 +84,13 @@ struct FeedForward {
     const int64_t size = column_size<T>(width);
     for (int64_t j = 0; j < f; j += PANEL) {
       const int64_t n = std::min(PANEL, f - j);
-      by_blocks(m, [&](int64_t first, int64_t some) {
+      by_blocks<T>(m, [&](int64_t first, int64_t some) {
         const auto values = gemm_panel(left + first, some, width, a.w_val + j * size, n, v, PANEL);
         const auto gates = gemm_panel(left + first, some, width, a.w_gate + j * size, n, g, PANEL);
-        for (int64_t r = 0; r < some; ++r) {
-          H* keep = kept.of(tile.first + first + r, j, n);
-          gate_row(values, gates, r, a.b_val + j, a.b_gate + j, n, h + (first + r) * f + j, keep,
-                   keep ? keep + n : nullptr);
-        }
+        by_rows(some, [&](auto count, int64_t r) {
+          gate_rows<count>(values, gates, r, a.b_val + j, a.b_gate + j, n, h + (first + r) * f + j, f,
+                           kept.of(tile.first + first + r, j, n));
+        });
       });
     }
     const auto made = products(as_left<T>(h, f, a.hidden, m, scratch), m, a.hidden, a.w_out, width, o, p, scratch);
@@ -97,7 +103,8 @@ template <class T>
 void feed_forward(const FeedForwardArguments<T>& a) {
   const Windows all(a);
   const FeedForward<T> op{a, {a.b_out, a.gain, a.shift, a.eps, a.width, Dropout(a.seed, a.salt, a.p)}};
-  auto work = tiles(all, a.threads, FEED_FORWARD_TILE);
+  const int64_t most = std::is_same_v<T, int8_t> ? INT8_FEED_FORWARD_TILE : FEED_FORWARD_TILE;
+  auto work = tiles(all, a.threads, most);
   parallel_for(a.threads, work.size(), [&](int64_t i) { op.tile(work[i]); });
   clear_others(all, a.y, a.width);
 }

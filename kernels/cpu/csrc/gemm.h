@@ -26,12 +26,13 @@ constexpr int64_t BLOCK_ROWS = ROWS;
 #endif
 constexpr int64_t PANEL = VECTORS * W;
 
-// f(r, n) for m rows, n from r on at a time: as many as a panel's products stay in the fastest cache for. Vectors want
-// a panel to stay there, which these rows would take turns with another one in.
-template <class F>
+// f(r, n) for m rows, n from r on at a time: as many as the fastest cache holds beside a panel and its products.
+// Vectors want a panel to stay there, which these rows would take turns with another one in.
+template <class T, class F>
 inline void by_blocks(int64_t m, F&& f) {
 #ifdef __AMX_BF16__
-  for (int64_t r = 0; r < m; r += BLOCK_ROWS) f(r, std::min(BLOCK_ROWS, m - r));
+  constexpr int64_t MOST = sizeof(T) == 1 ? 2 * BLOCK_ROWS : BLOCK_ROWS;
+  for (int64_t r = 0; r < m; r += MOST) f(r, std::min(MOST, m - r));
 #else
   if (m > 0) f(0, m);
 #endif
@@ -40,10 +41,21 @@ inline void by_blocks(int64_t m, F&& f) {
 template <class T>
 constexpr int64_t STEP = sizeof(float) / sizeof(T);
 
+// Steps of K numbers, and how many a packed column has room for: those of int8 are whole tiles, as its rows are
+// (rows.h).
+template <class T>
+constexpr int64_t steps_of(int64_t k) {
+  return (k + STEP<T> - 1) / STEP<T>;
+}
+template <class T>
+constexpr int64_t packed_steps(int64_t steps) {
+  return std::is_same_v<T, int8_t> ? round_up(steps, 16) : steps;
+}
+
 // Numbers that a packed column of K numbers takes up. int8 columns come with their scale and correction: see int8.h.
 template <class T>
 constexpr int64_t column_size(int64_t k) {
-  return round_up(k, STEP<T>) + (std::is_same_v<T, int8_t> ? 8 : 0);
+  return packed_steps<T>(steps_of<T>(k)) * STEP<T> + (std::is_same_v<T, int8_t> ? 8 : 0);
 }
 
 // One step: a number (or pair) of A in all lanes, a vector of B, and their product added to the sums.
@@ -163,12 +175,12 @@ Products<T> products_of(Left<T>, int64_t, const T*, int64_t, float* c, int64_t l
 template <class T>
 Products<T> gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t columns, float* c, int64_t ldc,
                        bool add = false) {
-  const int64_t steps = (k + STEP<T> - 1) / STEP<T>;
+  const int64_t steps = steps_of<T>(k);
   const auto made = products_of(a, steps, b, columns, c, ldc);
   if (m <= 0) return made;
 #ifdef __AMX_BF16__
   if constexpr (!std::is_same_v<T, float>) {
-    tile_product(a.values, a.row, m, steps, b, columns, reinterpret_cast<Sum<T>*>(c), ldc, add);
+    tile_product(a.values, a.row, m, packed_steps<T>(steps), b, columns, reinterpret_cast<Sum<T>*>(c), ldc, add);
   } else
 #endif
   {

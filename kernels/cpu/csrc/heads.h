@@ -72,9 +72,11 @@ template <class T>
 inline void store_some(T* p, Two v, int64_t n) {
   if (n >= 2 * W) return store2(p, v);
 #ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bf16>)
-    return _mm512_mask_storeu_epi16(p, (uint32_t(1) << n) - 1,
-                                    reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+  if constexpr (std::is_same_v<T, bf16>) {
+    const auto all = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a));
+    if (n <= 8) return _mm_mask_storeu_epi16(p, (1u << n) - 1, _mm512_castsi512_si128(all));
+    return _mm512_mask_storeu_epi16(p, (uint32_t(1) << n) - 1, all);
+  }
 #endif
   alignas(64) T lanes[2 * W];
   store2(lanes, v);
@@ -127,14 +129,14 @@ inline void softmax(float* s, int64_t lds, int64_t n, float factor, T* p, int64_
     for (int i = 0; i < R; ++i)
       most[i] = map(most[i], load2(s + i * lds + j), [](Vec m, Vec v) { return at::vec::clamp_min(v, m); });
   const Vec by(factor);
-  Vec level[R];
+  Vec minus[R];
   for (int i = 0; i < R; ++i) {
     found[i].largest = largest(at::vec::maximum(most[i].a, most[i].b));
-    level[i] = Vec(found[i].largest);
+    minus[i] = Vec(-found[i].largest * factor);
   }
   for (int64_t j = 0; j < end; j += 2 * W)
     for (int i = 0; i < R; ++i) {
-      Two e = map(load2(s + i * lds + j), [&](Vec v) { return exp2<T>((v - level[i]) * by); });
+      Two e = map(load2(s + i * lds + j), [&](Vec v) { return exp2<T>(at::vec::fmadd(v, by, minus[i])); });
       total[i] = total[i] + e;
       store2(p + i * ldp + j, e);
     }

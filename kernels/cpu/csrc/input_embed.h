@@ -130,10 +130,7 @@ void input_embed(const InputEmbedArguments<T>& a) {
         store2(z + j, map(load2(z + j) + load2(a.b_fuse + j, n), [](Vec v) { return gelu<T>(v); }));
       });
     }
-    by_rows(m, [&](auto some, int64_t r) {
-      const float* z = o + r * p;
-      normalise(z, p, statistics<some>(z, p, width, a.eps), a.gain, a.shift, width, a.y + (first + r) * width, width);
-    });
+    normalise_rows(o, p, {first, m}, width, a.eps, a.gain, a.shift, a.y);
   });
   clear_others(all, a.y, width);
 }

@@ -24,7 +24,9 @@ struct Columns {
   Byte* panel;
   int64_t columns, steps;
 
-  auto* scales() const { return reinterpret_cast<Like<float>*>(panel + columns * steps * STEP<int8_t>); }
+  auto* scales() const {
+    return reinterpret_cast<Like<float>*>(panel + columns * packed_steps<int8_t>(steps) * STEP<int8_t>);
+  }
   auto* starts() const { return reinterpret_cast<Like<int32_t>*>(scales() + columns); }
 
  private:
@@ -38,7 +40,7 @@ Columns(Byte*, int64_t, int64_t) -> Columns<Byte>;
 template <>
 inline void pack(const PackArguments<int8_t>& a) {
   const int64_t k = a.transposed ? a.rows : a.width, n = a.transposed ? a.width : a.rows, end = pitch(n);
-  const int64_t by_k = a.transposed ? n : 1, by_n = a.transposed ? 1 : k, steps = (k + STEP<int8_t> - 1) / STEP<int8_t>;
+  const int64_t by_k = a.transposed ? n : 1, by_n = a.transposed ? 1 : k, steps = steps_of<int8_t>(k);
   parallel_for(a.threads, (end + PANEL - 1) / PANEL, [&](int64_t i) {
     const int64_t start = i * PANEL, columns = std::min(PANEL, end - start), size = column_size<int8_t>(k);
     int8_t* panel = a.packed + start * size;
@@ -86,20 +88,43 @@ inline uint32_t largest_bits(const bf16* x, int64_t n) {
   return _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
 }
 
-// n numbers to q, and zeros up to the next multiple of 2 W; returns the scale.
+// The first n of 64 numbers, times `by`, as whole numbers of a byte; zeros beyond them.
+ALWAYS_INLINE __m512i whole(const float* x, int64_t n, __m512 by) {
+  auto four = [&](int64_t i) {
+    const __mmask16 some = n >= i + W ? 0xffff : n > i ? (1u << (n - i)) - 1 : 0;
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), by));
+  };
+  // Of each four, packing leaves some after those of another.
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  const __m512i low = _mm512_packs_epi32(four(0), four(W)), high = _mm512_packs_epi32(four(2 * W), four(3 * W));
+  return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+}
+
+ALWAYS_INLINE __m512i whole(const bf16* x, int64_t n, __m512 by) {
+  auto pairs = [&](int64_t i) {
+    const __mmask32 some = n >= i + 2 * W ? 0xffffffff : n > i ? (uint32_t(1) << (n - i)) - 1 : 0;
+    const __m512i both = _mm512_maskz_loadu_epi16(some, x + i);
+    auto scaled = [&](__m512i v) { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(v), by)); };
+    const __m512i even = scaled(_mm512_slli_epi32(both, 16)),
+                  odd = scaled(_mm512_andnot_si512(_mm512_set1_epi32(0xffff), both));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+  };
+  const __m512i order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+  return _mm512_permutexvar_epi64(order, _mm512_packs_epi16(pairs(0), pairs(2 * W)));
+}
+
+// n numbers to q, and zeros up to the next multiple of 64; returns the scale.
 template <class X>
 inline float quantise(const X* x, int64_t n, int8_t* q) {
   const uint32_t bits = largest_bits(x, n);
   const float most = std::max(LEAST, c10::bit_cast<float>(bits));
-  const Vec inverse(LEVELS / most);
-  for (int64_t j = 0; j < n; j += 2 * W) {
-    const Two scaled = load2(x + j, n - j) * inverse;
-    auto whole = [](Vec v) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)); };
-    __m256i both = _mm256_set_m128i(whole(scaled.b), whole(scaled.a));
+  const __m512 by = _mm512_set1_ps(LEVELS / most);
+  for (int64_t j = 0; j < n; j += 64) {
+    __m512i some = n - j >= 64 ? whole(x + j, 64, by) : whole(x + j, n - j, by);
 #ifndef __AMX_BF16__
-    both = _mm256_xor_si256(both, _mm256_set1_epi8(-128));  // q + 128
+    some = _mm512_xor_si512(some, _mm512_set1_epi8(-128));  // q + 128
 #endif
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + j), both);
+    _mm512_storeu_si512(q + j, some);
   }
   return bits < 0x7f800000 ? most / LEVELS : NAN;
 }

@@ -213,9 +213,19 @@ inline void normalise(const float* z, int64_t ld, const std::array<Statistics, R
     const Two by = load2(gain + j, n), plus = load2(shift + j, n);
     for (size_t i = 0; i < R; ++i) {
       const Vec mean(s[i].mean), rstd(s[i].rstd);
-      Two centred = map(load2(z + i * ld + j, n), [&](Vec v) { return (v - mean) * rstd; });
-      store2(y + i * ld_y + j, centred * by + plus, n);
+      const Two unit = map(load2(z + i * ld + j, n), [&](Vec v) { return (v - mean) * rstd; });
+      store2(y + i * ld_y + j, {at::vec::fmadd(unit.a, by.a, plus.a), at::vec::fmadd(unit.b, by.b, plus.b)}, n);
     }
+  });
+}
+
+// The rows z of a tile to y.
+inline void normalise_rows(const float* z, int64_t ld, Tile tile, int64_t width, double eps, const float* gain,
+                           const float* shift, float* y) {
+  by_rows(tile.count, [&](auto some, int64_t r) {
+    const auto s = statistics<some>(z + r * ld, ld, width, eps);
+    for (int i = 0; i < some; ++i)  // y is written as it lies
+      normalise<1>(z + (r + i) * ld, ld, {s[i]}, gain, shift, width, y + (tile.first + r + i) * width, width);
   });
 }
 
@@ -408,20 +418,18 @@ struct Ending {
   template <class T>
   void forward(Products<T> o, Tile tile, const float* x, float* y) const {
     by_rows(tile.count, [&](auto some, int64_t r) {
-      Scratch scratch;
-      const int64_t row = tile.first + r;
-      float* z = o.at(r);
-      for (int i = 0; i < some; ++i) {
-        const float *scale = scales(row + i, scratch), *residual = x + (row + i) * width;
+      const Tile rows{tile.first + r, some};
+      for (int64_t i = 0; i < some; ++i) {
+        Scratch scratch;
+        const float *scale = scales(rows.first + i, scratch), *residual = x + (rows.first + i) * width;
+        float* z = o.at(r + i);
         columns(width, [&](int64_t j, int64_t n) {
           Two product = o(r + i, j, load2(bias + j, n));
           if (scale) product = product * load2(scale + j, n);
-          store2(z + i * o.ld + j, product + load2(residual + j, n), n);
+          store2(z + j, product + load2(residual + j, n), n);
         });
       }
-      const auto s = statistics<some>(z, o.ld, width, eps);
-      for (int i = 0; i < some; ++i)  // y is written as it lies
-        normalise<1>(z + i * o.ld, 0, {s[i]}, gain, shift, width, y + (row + i) * width, 0);
+      normalise_rows(o.at(r), o.ld, rows, width, eps, gain, shift, y);
     });
   }
 
