@@ -138,7 +138,7 @@ def _kernel(
 # read it from shared memory. Float32 has twice the bytes and would not pay.
 #
 # By `bench.roofline` (modelled), microseconds for 256 windows of 200, of this kernel and of the two that it replaces:
-# on an H100 235 and 356 at D = 276, 196 and 224 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
+# on an H100 235 and 356 at D = 276, 196 and 229 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
 # and 80 at D = 64. There, at D = 128, 4 warps spilled, and 8 compute v and g twice: 330 and 196.
 _COLUMNS = {"sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 64
