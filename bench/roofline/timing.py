@@ -151,7 +151,8 @@ def read(launch: Launch, arch: str, on: Multiprocessor) -> Kernel:
     issue, tensor = cycles(walked, warps, on)
     traffic = round((walked.read + walked.written) * blocks)
     return Kernel(
-        kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor, launch.bytes, traffic,
+        kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor,
+        min(launch.bytes, traffic), traffic,  # a launch may be given more than it touches
         walked.guessed, round(walked.blind * blocks),
     )  # fmt: skip
 
