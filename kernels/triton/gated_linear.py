@@ -176,8 +176,8 @@ def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
     128 x 64 with 8 warps compiles without spilling on every architecture. Steps of 64 along D halve the loop's
     overhead; three buffers of them fit in 227 KB, not in 99 KB. In float32 each product is three (3xTF32), whose
     split operands need registers. `keep` needs registers for the addresses of v and g: with it 128 rows leave no
-    register free in backward. The second-level cache serves x once for each column tile, so wider tiles are better
-    where they fit, as 128 x 128 do on sm_90 in the feed-forward's forward.
+    register free in backward, and on sm_100 none in forward. The second-level cache serves x once for each column
+    tile, so wider tiles are better where they fit, as 128 x 128 do on sm_90 in the feed-forward's forward.
     """
     on = architecture(weight.device)
     if weight.element_size() == 4:
@@ -185,7 +185,7 @@ def _config(weight: Tensor, gelu: bool, backward: bool, keep: bool) -> Config:
         columns, warps = (64, 8) if on.name == "sm_100" else (32, 4)
         return Config({"BLOCK_R": 64, "BLOCK_F": columns, "BLOCK_K": 32}, warps, stages=2)
     roomy = on.shared > 200 * 1024
-    rows = 64 if gelu and backward and keep else 128
+    rows = 64 if gelu and keep and (backward or on.name == "sm_100") else 128
     wide = on.name == "sm_90" and gelu and not backward and not keep
     step = 64 if roomy and weight.shape[1] % 64 == 0 else 32
     return Config({"BLOCK_R": rows, "BLOCK_F": 128 if wide else 64, "BLOCK_K": step}, warps=8, stages=3)
