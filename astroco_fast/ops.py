@@ -270,8 +270,10 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if int8.here.on and op in int8.OPS:
-        dtype = torch.int8
-        if wants_gradient(cast(nn.Module, module), like):
+        dtype, whole = torch.int8, cast(nn.Module, module)
+        if any(part.training for part in whole.modules()):  # a dropout by itself would keep what int8 has no room for
+            raise UserError("int8 is for inference: call model.eval()")
+        if wants_gradient(whole, like):
             raise UserError("int8 is for inference: encode under torch.no_grad() or torch.inference_mode()")
     training = like.requires_grad if module is None else module.training
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None

@@ -145,7 +145,8 @@ class BalancedCrossEntropy:
         """See `astroco_fast.pretrain.objective.Objective`."""
         logits, index = output.logits, batch.index
         of_window, weights = self._on(index.device)
-        some, true = index != EMPTY, of_window[index.clamp_min(0)]
+        some = index != EMPTY
+        true = torch.where(some, of_window[index.clamp_min(0)], 0)  # window 0 may be of a star without a class
         some, true, weight = (x.to(logits.device) for x in (some, true, weights[true] * some))
         each = cross_entropy(logits, true, reduction="none")
         value = (weight * each).sum()

@@ -65,8 +65,8 @@ def planned(model: nn.Module, points: Points, layout: Layout, settings: Hashable
         if (snapshot := Snapshot.of(model)) is not None:
             _planners[model] = Planner(snapshot)
         return run(points, layout)
-    if torch.is_grad_enabled() and planner.snapshot.wants_gradient():
-        return run(points, layout)
+    if planner.snapshot.training() or (torch.is_grad_enabled() and planner.snapshot.wants_gradient()):
+        return run(points, layout)  # a part in training by itself draws at random, and keeps sums by window
     key = (compute_dtype(points[0]), torch.get_num_threads(), settings)
     return planner.run(key, points, layout, run)
 
@@ -75,12 +75,14 @@ def _fits(model: nn.Module, points: Points, layout: Layout) -> bool:
     """Whether a call is one of those that plans are made for."""
     if model.training or not MOST_ROWS or not layout.rows or not layout.batch:
         return False
-    for values in points:
+    for values, dtype in zip(points, (torch.float32, torch.float32, torch.float32, torch.bool), strict=True):
         if values is None:
             continue
         if not values.is_cpu or type(values) is not Tensor or not values.is_contiguous() or values.requires_grad:
             return False
-    return points[0].dtype is torch.float32 and not watched()
+        if values.dtype is not dtype or values.shape != (layout.rows,):  # which the ops refuse with their reasons
+            return False
+    return not watched()
 
 
 class Part(NamedTuple):
@@ -248,7 +250,7 @@ class Plan:
         if not all(form.settle() for form in self._forms):
             return None
         sizes = [layout.batch if by_window else layout.rows for by_window in self._by_window]
-        outputs = tuple(map(torch.empty, sizes, self._widths))
+        outputs = tuple(torch.empty(*shape, dtype=torch.float32) for shape in zip(sizes, self._widths, strict=True))
         for part in parts:
             places = [part.batch if by_window else part.rows for by_window in self._by_window]
             own = [y[place] for y, place in zip(outputs, places, strict=True)]

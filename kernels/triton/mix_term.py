@@ -12,8 +12,8 @@ autograd these are functions like any others: it calls their backward passes in 
 are asked for.
 
 `mix_pool` offers a state's term before the block that reads the state runs. The offer holds for that very tensor, and
-is left where a hook has replaced it, a compiler traces the block, or another backend runs attention. The mix then
-writes the state's gradient itself.
+is left where a hook has replaced it, a compiler traces the block, the block runs without gradients, or another backend
+runs attention. The mix then writes the state's gradient itself.
 """
 
 from dataclasses import dataclass
@@ -58,8 +58,8 @@ def withdraw(layout: Layout) -> None:
 
 
 def offered(layout: Layout, x: Tensor) -> Term | None:
-    """The term of the state x, if it is on offer."""
-    if torch.compiler.is_compiling():
+    """The term of the state x, if it is on offer to an attention that will have a backward pass."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     term = layout.scratch.get(_PLACE)
     return term if term is not None and term.state is x and term.output is None else None

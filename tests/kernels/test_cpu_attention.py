@@ -57,6 +57,16 @@ def test_threads_that_share_windows_give_what_one_gives(
                 torch.testing.assert_close(several, one, rtol=close, atol=close * one.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_scores_without_a_limit(isa: str, dtype: torch.dtype) -> None:
+    """Softmax of scores of 1e12 and more chooses one value, as the reference's does."""
+    torch.manual_seed(0)
+    module, layout = Attention(64, 1, 0.0).eval(), Layout.packed(torch.tensor([1] * 40 + [33]), 33)
+    module.qkv.weight.data[:128] *= 1e6
+    with torch.no_grad(), af.backend("cpu"), in_dtype(dtype):
+        assert torch.isfinite(ops.attention(module, torch.randn(layout.rows, 64), layout)).all()
+
+
 @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize(

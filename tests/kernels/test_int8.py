@@ -192,11 +192,15 @@ def test_training_and_gradients_are_refused(isa: str, model: af.AstroCo) -> None
             model(time, mag, err)
         with pytest.raises(UserError, match=r"int8 is for inference: call model.eval\(\)"), torch.no_grad():
             model.train()(time, mag, err)
+        for dropout in model.eval().modules():
+            dropout.train(isinstance(dropout, nn.Dropout))
+        with pytest.raises(UserError, match=r"int8 is for inference: call model.eval\(\)"), torch.no_grad():
+            model(time, mag, err)
 
 
 def test_modules_without_kernels_are_refused(isa: str) -> None:
     attention, x = Attention(64, 4, 0.0).eval(), torch.randn(5, 64)
-    attention.out = nn.Sequential(attention.out)  # type: ignore[assignment]
+    attention.out = nn.Sequential(attention.out).eval()  # type: ignore[assignment]
     with pytest.raises(UserError, match="attention cannot run in int8: no kernels for Attention with a Sequential in"):
         encoded("attention", attention, x, [5])
 

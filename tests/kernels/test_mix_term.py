@@ -122,7 +122,9 @@ def test_any_gradients_alone(triton: str, device: torch.device) -> None:
     assert_close(found(triton), found("reference"))
 
 
-@pytest.mark.parametrize("change", ["another tensor", "reference", "twice", "unused", "frozen", "detached"])
+@pytest.mark.parametrize(
+    "change", ["another tensor", "reference", "twice", "unused", "frozen", "detached", "no gradients"]
+)
 def test_what_leaves_the_offer(change: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mix writes a state's gradient itself where no attention adds it, and no two attentions add it."""
     model, x, layout = subject(device)
@@ -133,6 +135,9 @@ def test_what_leaves_the_offer(change: str, triton: str, device: torch.device, m
             return attention(module, state * 1, layout)
         if change == "detached":
             return attention(module, state.detach(), layout)
+        if change == "no gradients" and module is model.attention[0]:
+            with torch.no_grad():
+                return attention(module, state, layout)
         if change == "reference" and module is model.attention[1]:
             return module(state, layout)
         y = attention(module, state, layout)
@@ -144,6 +149,8 @@ def test_what_leaves_the_offer(change: str, triton: str, device: torch.device, m
     if change == "frozen":
         model.attention[0].requires_grad_(False)
         x.requires_grad_(False)
+    if change == "no gradients":  # with dropout, or attention would run as in inference; of no element
+        model.attention[0].requires_grad_(False).dropout.p = 1e-12
     wanted = [p for p in (x, *model.parameters()) if p.requires_grad]
 
     def found(backend: str) -> list[Tensor]:

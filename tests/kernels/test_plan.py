@@ -220,6 +220,46 @@ def test_a_changed_model_is_seen(change: Callable[[Any], None], used: list[bool]
 
 
 @torch.no_grad()
+def test_dropout_in_training_by_itself_draws_anew(used: list[bool]) -> None:
+    """As Monte Carlo dropout has it; its kernels also keep sums by window, of which the next batch may have more."""
+    model = tiny(dropout=0.5)
+    for part in model.modules():
+        part.train(isinstance(part, nn.Dropout))
+    batch = points(60, 60)
+    drawn = [model(*batch).sequence for _ in range(4)]
+    assert not any(torch.equal(x, y) for i, x in enumerate(drawn) for y in drawn[:i])
+    assert torch.isfinite(model(*points(*[2] * 60)).sequence).all()
+    assert not used
+
+
+@torch.no_grad()
+def test_outputs_are_float32_whatever_the_default(used: list[bool]) -> None:
+    model, batch = tiny(), points(20, 9)
+    expected = one_by_one(model, batch)
+    for _ in range(2):
+        model(*batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_same(model(*batch), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert used == [True]
+
+
+@torch.no_grad()
+def test_points_that_the_ops_refuse_are_refused_with_a_plan_too(used: list[bool]) -> None:
+    model, layout = tiny(), af.Layout.packed(torch.tensor([20, 9]), 20)
+    time, mag, err = (torch.randn(layout.rows) for _ in range(3))
+    for _ in range(3):
+        model.encode(time, mag, err, None, layout)
+    with pytest.raises(ValueError, match="mag"):
+        model.encode(time, mag.double(), err, None, layout)
+    with pytest.raises(ValueError, match="err"):
+        model.encode(time, mag, err[:-1], None, layout)
+    assert used == [True]
+
+
+@torch.no_grad()
 def test_a_class_whose_forward_is_replaced_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny(), points(20, 9)
     before = [model(*batch) for _ in range(3)][-1]

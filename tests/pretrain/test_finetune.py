@@ -105,6 +105,15 @@ def test_the_loss_weights_classes_alike_whatever_their_numbers():
     assert by_window[2] == 0
 
 
+def test_an_empty_slot_has_no_class():
+    loss = BalancedCrossEntropy(np.array([-1, 0, 1]), np.ones(2))  # window 0 is of a star without a label
+    batch = SimpleNamespace(index=torch.tensor([1, EMPTY, 2]))
+    value, sums, by_window = loss.part(SimpleNamespace(logits=torch.zeros(3, 2)), batch)
+    assert float(value) == pytest.approx(2 * np.log(2))
+    assert float(sums[1]) == 2
+    assert by_window[1] == 0
+
+
 @pytest.mark.parametrize(
     ("world", "accident"),
     [

@@ -129,14 +129,12 @@ inline void softmax(float* s, int64_t lds, int64_t n, float factor, T* p, int64_
     for (int i = 0; i < R; ++i)
       most[i] = map(most[i], load2(s + i * lds + j), [](Vec m, Vec v) { return at::vec::clamp_min(v, m); });
   const Vec by(factor);
-  Vec minus[R];
-  for (int i = 0; i < R; ++i) {
-    found[i].largest = largest(at::vec::maximum(most[i].a, most[i].b));
-    minus[i] = Vec(-found[i].largest * factor);
-  }
+  for (int i = 0; i < R; ++i) found[i].largest = largest(at::vec::maximum(most[i].a, most[i].b));
   for (int64_t j = 0; j < end; j += 2 * W)
     for (int i = 0; i < R; ++i) {
-      Two e = map(load2(s + i * lds + j), [&](Vec v) { return exp2<T>(at::vec::fmadd(v, by, minus[i])); });
+      // The difference first: a product rounded by itself would leave huge scores an exponent of their own.
+      const Vec top(found[i].largest);
+      Two e = map(load2(s + i * lds + j), [&](Vec v) { return exp2<T>((v - top) * by); });
       total[i] = total[i] + e;
       store2(p + i * ldp + j, e);
     }
