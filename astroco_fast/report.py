@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = "Print the best evaluation of a pretraining run and draw its plots."
         config = commands.parse(ReportConfig, "astroco report", description, argv, positional=("run",))
 
-        from astroco_fast.pretrain.report import evaluation_table, plot_run, read_config, read_metrics
+        from astroco_fast.pretrain.report import evaluation_table, plot_run, read_config, read_metrics, store_of
 
         run = Path(config.run)
         paths = plot_run(run, config.data)
-        views = vector_views(run, config.data or str(read_config(run)["data"]))
+        views = vector_views(run, str(store_of(run, read_config(run), config.data)))
         print("\n".join([*evaluation_table(read_metrics(run)), "", *map(str, paths), *([""] * bool(views)), *views]))
         return 0
 

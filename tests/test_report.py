@@ -107,6 +107,10 @@ def lines(axes: Any) -> dict[str, Any]:
 
 
 def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that simulated its own light curves."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "store").symlink_to(config["data"])
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": None}))
     assert report.main([str(run)]) == 0
     table, files, views = capsys.readouterr().out.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == [
@@ -121,6 +125,7 @@ def test_the_command_draws_all_and_says_where(run: Path, capsys: pytest.CaptureF
     assert [path.name for path in paths] == ["training.png", "reconstructions.png", "layer_mix.png"]
     commands = [line.split()[:2] for line in views.splitlines()[1:]]
     assert commands == [["astroco", name] for name in ("embed", "explore", "anomalies", "neighbours")]
+    assert views.splitlines()[1].split()[2] == str(run / "store")
     for path in paths:
         assert path.parent == run / "plots"
         head = path.read_bytes()[:24]

@@ -50,7 +50,7 @@ def plot_run(folder: Path, data: str | Path | None = None) -> list[Path]:
     """
     folder = Path(folder)
     config, metrics = read_config(folder), read_metrics(folder)
-    store = _open_store(folder, config, data)
+    store = Store.open(store_of(folder, config, data))
     title = f"preset {config['preset']} on {_name(store, config)}"
     train, validation = ([line for line in metrics if line["split"] == split] for split in ("train", "validation"))
     with plots.drawing():
@@ -234,12 +234,16 @@ def _candidates(lengths: NDArray[np.int32], windows: NDArray[np.int64], size: in
     return half_full[np.unique(np.linspace(0, len(half_full) - 1, CANDIDATES).astype(np.int64))]
 
 
-def _open_store(folder: Path, config: dict[str, Any], data: str | Path | None) -> Store:
-    """The store at `data`; without `data`, the store that the run made for itself, or the one of its settings."""
+def store_of(folder: Path, config: dict[str, Any], data: str | Path | None) -> Path:
+    """The store at `data`; without `data`, the store that the run made for itself, or the one of its settings.
+
+    Raises:
+        UserError: there is none.
+    """
     places = [Path(place) for place in (data, folder / "store", config.get("data")) if place is not None]
     for place in places[:1] if data is not None else places:
         if Store.is_store(place):
-            return Store.open(place)
+            return place
     raise UserError(f"{places[0] if data is not None else places[-1]}: not a store; give the run's with --data STORE")
 
 
