@@ -270,12 +270,12 @@ def _function(op: str, like: Tensor, module: nn.Module | None, width: int) -> Ca
     if dtype != torch.float64 and device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if int8.here.on and op in int8.OPS:
-        dtype, whole = torch.int8, cast(nn.Module, module)
-        if any(part.training for part in whole.modules()):  # a dropout by itself would keep what int8 has no room for
-            raise UserError("int8 is for inference: call model.eval()")
-        if wants_gradient(whole, like):
+        dtype = torch.int8
+        if wants_gradient(cast(nn.Module, module), like):
             raise UserError("int8 is for inference: encode under torch.no_grad() or torch.inference_mode()")
     training = like.requires_grad if module is None else module.training
+    if dtype is torch.int8:  # a dropout that trains by itself would keep what int8 has no room for
+        training = any(part.training for part in cast(nn.Module, module).modules())
     configuration = selfcheck.configuration(op, module, width) if selfcheck.enabled else None
     selection = select(op, device, dtype, training, module, configuration)
     if dtype is torch.int8 and (reason := _no_int8(op, selection)) is not None:
