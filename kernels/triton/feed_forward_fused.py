@@ -22,7 +22,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import apart, gate
+from astroco_fast.kernels.triton.gate import apart, biased, gate
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import dot_precision, split
@@ -90,8 +90,7 @@ def _kernel(
         if TAIL:
             both = tl.dot(left_tail, up(at, last, P, MASKED), both, input_precision=PRECISION)
         v, g = apart(both, BLOCK_R, BLOCK_F)
-        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
         gated = gate(v, g, True, compute != tl.float32).to(compute)
         z = tl.dot(gated, down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
         if HALVED:

@@ -15,7 +15,7 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.feed_forward_fused import down, parts, up
-from astroco_fast.kernels.triton.gate import apart, gate
+from astroco_fast.kernels.triton.gate import apart, biased, gate
 from astroco_fast.kernels.triton.launch import launch, named
 from astroco_fast.kernels.triton.residual_norm_product import norm_of_rows
 from astroco_fast.kernels.triton.tensors import dot_precision, split
@@ -55,8 +55,7 @@ def _kernel(
         if HALVED:
             both = tl.dot(left_second, up(at, second, P, False), both, input_precision=PRECISION)
         v, g = apart(both, BLOCK_R, BLOCK_F)
-        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
         gated = gate(v, g, True, compute != tl.float32).to(compute)
         total = tl.dot(gated, down(w_out, column, feature, P, F, False), total, input_precision=PRECISION)
         if HALVED:

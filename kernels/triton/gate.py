@@ -46,6 +46,14 @@ def apart(both, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
 
 
 @triton.jit
+def biased(v, g, b_val, b_gate, feature, WIDTH: tl.constexpr):
+    """v and g with the biases of their features, of which there are WIDTH."""
+    v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
+    g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+    return v, g
+
+
+@triton.jit
 def gate(v, g, GELU: tl.constexpr, HALF: tl.constexpr):
     """act(v) sigmoid(g); HALF: to be rounded to half precision."""
     if HALF:

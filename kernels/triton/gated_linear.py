@@ -26,7 +26,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton import gated_rows
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import gate, gate_gradient
+from astroco_fast.kernels.triton.gate import biased, gate, gate_gradient
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision
 from astroco_fast.kernels.triton.whole_rows import grid as grid_of_rows
@@ -87,8 +87,7 @@ def _projections(
         if KEEP_ROWS:
             leading = tl.where(tl.program_id(0) % tl.cdiv(F, BLOCK_F) == 0, inside, False)
             tl.store(a + row[:, None] * P + column[None, :], tile, mask=leading[:, None])
-    v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-    g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+    v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
     return v, g
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
-from astroco_fast.kernels.triton.gate import gate_gradient
+from astroco_fast.kernels.triton.gate import biased, gate_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear_backward
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.linear_onto import linear_onto
@@ -109,8 +109,7 @@ def _kernel(
         arrived = tl.load(upstream + row[:, None] * F + feature[None, :], mask=real[:, None], other=0.0).to(tl.float32)
         vg = tl.dot(rows_of_a, tl.trans(weights), input_precision=PRECISION)
         v, g = tl.split(vg.reshape([BLOCK_R, 2, BLOCK_F]).permute(0, 2, 1))
-        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
         gated, for_v, for_g = gate_gradient(v, g, GELU, compute != tl.float32)
         slopes = tl.join(arrived * for_v, arrived * for_g).permute(0, 2, 1).reshape([BLOCK_R, 2 * BLOCK_F])
         tl.store(partial + at, tl.sum(slopes, 0))

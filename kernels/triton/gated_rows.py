@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import apart, gate, gate_gradient
+from astroco_fast.kernels.triton.gate import apart, biased, gate, gate_gradient
 from astroco_fast.kernels.triton.launch import Config, named
 from astroco_fast.kernels.triton.tensors import split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, transposed
@@ -89,8 +89,7 @@ def forward_kernel(
         if TAIL:
             both = tl.dot(a_tail, _columns(at, there, last, P, MASKED), both, input_precision=PRECISION)
         v, g = apart(both, BLOCK_R, BLOCK_F)
-        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
         gated = tl.where(real[:, None], gate(v, g, GELU, compute != tl.float32), 0.0)
         stored = inside[:, None] & (feature < F)[None, :] if MASKED else inside[:, None]
         tl.store(u + row[:, None] * F + feature[None, :], gated.to(compute), mask=stored)
@@ -138,8 +137,7 @@ def backward_kernel(
         if TAIL:
             v = tl.dot(a_tail, transposed(w_val, feature, last, P, F, MASKED), v, input_precision=PRECISION)
             g = tl.dot(a_tail, transposed(w_gate, feature, last, P, F, MASKED), g, input_precision=PRECISION)
-        v += tl.load(b_val + feature, mask=feature < WIDTH, other=0.0)[None, :]
-        g += tl.load(b_gate + feature, mask=feature < WIDTH, other=0.0)[None, :]
+        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
         gated, for_v, for_g = gate_gradient(v, g, GELU, compute != tl.float32)
         dv = tl.where(here, arrived * for_v, 0.0)
         dg = tl.where(here, arrived * for_g, 0.0)
