@@ -4,7 +4,7 @@ Forward in training: the projection to q, k and v with its cast and bias in one 
 then W_out's product, bias, dropout, residual and LayerNorm, in one kernel or two (`sublayer_end`). Backward keeps x
 (the output of the sublayer before, so it is in memory anyway), on sm_90 x in half precision, too (linear.py; 7 % of
 what a block of preset L keeps, for 28 us of an H100, modelled), q, k and v, the attended values, the logarithms of
-softmax's sums, W_out's product, and the norm's mean and rstd. In inference W_out's product is never written.
+softmax's sums, and the normalised sum and its scale (residual_norm.py).
 
 Backward adds to x's gradient what comes through the layer mix, if the sublayer is asked to (mix_term.py).
 
@@ -78,10 +78,8 @@ class _Attention(torch.autograd.Function):
         with no_autocast(x):
             qkv, ones = linear(x, w.qkv, w.b_qkv, end, True)
             attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
-            y, o, mean, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(
-            x, ones, qkv, attended, *kept, o, mean, rstd, b_out, gain, w.qkv, w.out, end, offsets, seed
-        )
+            y, normal, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, ones, qkv, attended, *kept, normal, rstd, gain, w.qkv, w.out, end, offsets, seed)
         ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
         if term is None:
             return y, None
@@ -92,15 +90,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dterm: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        x, ones, qkv, attended, *kept, o, mean, rstd, b_out, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
+        x, ones, qkv, attended, *kept, normal, rstd, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
         width, heads = x.shape[1], ctx.heads
         size = width // heads
         dy = torch.zeros_like(x) if dy is None else rows_of(dy)
         of_mix = () if dterm is None else (rows_of(dterm), ctx.weights, ctx.index)
         with no_autocast(x):
-            dz, do, d_attended, of_norm = end_gradients(
-                dy, o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w_out
-            )
+            dz, do, d_attended, of_norm = end_gradients(dy, normal, rstd, gain, end, seed, ctx.salt, ctx.p, w_out)
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
             dx = linear_onto(dz, list(gradients), w_qkv, end, *of_mix)

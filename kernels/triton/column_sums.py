@@ -20,6 +20,19 @@ MOST = 4
 
 
 @triton.jit
+def over_rows(terms, COLUMNS: tl.constexpr):
+    """The sums of [rows, COLUMNS] over at most 32 rows, a power of two, by halves.
+
+    Where the rows are in different warps, `tl.sum` would have all threads of a warp write to one bank of shared memory.
+    """
+    for _ in tl.static_range(5):
+        if terms.shape[0] > 1:
+            upper, lower = tl.split(tl.trans(tl.reshape(terms, [2, terms.shape[0] // 2, COLUMNS]), [1, 2, 0]))
+            terms = upper + lower
+    return tl.reshape(terms, [COLUMNS])
+
+
+@triton.jit
 def _sum(partial, out, rows, columns, block, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     column = block * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)

@@ -3,8 +3,8 @@
 Inference takes 3 launches: LayerNorm, both projections and the gate; the convolution, with BatchNorm folded into its
 taps, and SiLU; W_out, residual and LayerNorm. Training takes 5 or 7, the preparation of weights included, because the
 convolved rows must be in memory before BatchNorm's statistics are known; `sublayer_end` is the rest. Backward keeps x
-(the output of the sublayer before, so it is in memory anyway), the gated rows u, the convolved rows c, W_out's product
-o, and vectors; it computes SiLU(BatchNorm(c)) again.
+(the output of the sublayer before, so it is in memory anyway), the gated rows u, the convolved rows c, the normalised
+sum, and vectors; it computes SiLU(BatchNorm(c)) again.
 """
 
 from typing import Any, NamedTuple
@@ -103,12 +103,12 @@ class _Convolution(torch.autograd.Function):
                 count, statistics = merged(batch_norm_merge, count, partial, norm)
             else:
                 statistics = norm.fixed
-            y, o, mean_out, rstd_out = sublayer_end(
+            y, normal, rstd_out = sublayer_end(
                 c, w.out, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out, (statistics, scale, offset)
             )
         ctx.save_for_backward(
-            x, u, c, o, mean_in, rstd_in, mean_out, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
-            b_out, gain_out, w.matrices, w.taps, first, end, seed,
+            x, u, c, normal, mean_in, rstd_in, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            gain_out, w.matrices, w.taps, first, end, seed,
         )  # fmt: skip
         ctx.group, ctx.fixed, ctx.salt, ctx.p = norm.group, norm.fixed is not None, salt, p
         return y
@@ -117,13 +117,13 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (
-            x, u, c, o, mean_in, rstd_in, mean_out, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
-            b_out, gain_out, matrices, taps, first, end, seed,
+            x, u, c, normal, mean_in, rstd_in, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            gain_out, matrices, taps, first, end, seed,
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, taps), x.shape[1]
         with no_autocast(x):
             dz, do, ds, of_norm_out = end_gradients(
-                rows_of(dy), o, b_out, x, gain_out, end, seed, ctx.salt, ctx.p, mean_out, rstd_out, w.out
+                rows_of(dy), normal, rstd_out, gain_out, end, seed, ctx.salt, ctx.p, w.out
             )
             s, sums = batch_norm_silu_sums(ds, c, statistics, scale, offset, end)
             d_w_out = weight_gradient(do, s)[:width, :width]

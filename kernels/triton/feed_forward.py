@@ -2,8 +2,9 @@
 
 Forward in training: one kernel where that fits the GPU (`feed_forward_training`), else both up-projections and the gate
 in one, W_out's product by the library, then bias, dropout, residual and LayerNorm in one. Backward keeps x (the output
-of the sublayer before, so it is in memory anyway), W_out's product, and the norm's mean and rstd. It computes both
-up-projections again, unless `KEEP`. Inference is one kernel where that fits the GPU (`feed_forward_fused`), else two.
+of the sublayer before, so it is in memory anyway), and the normalised sum and its scale (residual_norm.py). It computes
+both up-projections again, unless `KEEP`. Inference is one kernel where that fits the GPU (`feed_forward_fused`), else
+two.
 """
 
 import os
@@ -76,14 +77,14 @@ class _FeedForward(torch.autograd.Function):
         with no_autocast(x):
             kept = None
             if not KEEP and training_fits(w.up, x.shape[1]):
-                y, o, mean, rstd = feed_forward_training(
+                y, normal, rstd = feed_forward_training(
                     x, w.up, b_val, b_gate, w.out, b_out, gain, shift, end, seed, salt, p, eps
                 )
             else:
                 h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
                 kept = vg if KEEP else None
-                y, o, mean, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(x, o, mean, rstd, b_val, b_gate, b_out, gain, w.up, w.out, end, seed, kept)
+                y, normal, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, normal, rstd, b_val, b_gate, gain, w.up, w.out, end, seed, kept)
         ctx.salt, ctx.p = salt, p
         ctx.shape = w_val.shape
         return y
@@ -91,13 +92,11 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, o, mean, rstd, b_val, b_gate, b_out, gain, up, out, end, seed, kept = ctx.saved_tensors
+        x, normal, rstd, b_val, b_gate, gain, up, out, end, seed, kept = ctx.saved_tensors
         w = Weights(up, out)
         hidden, width = ctx.shape
         with no_autocast(x):
-            dz, do, dh, of_norm = end_gradients(
-                rows_of(dy), o, b_out, x, gain, end, seed, ctx.salt, ctx.p, mean, rstd, w.out
-            )
+            dz, do, dh, of_norm = end_gradients(rows_of(dy), normal, rstd, gain, end, seed, ctx.salt, ctx.p, w.out)
             none = x.new_empty(0)
             d, h, a, dx, of_gate, _ = input_gradient(
                 x, None, None, none, none, w.up, b_val, b_gate, end, dh, dz, "gelu", kept

@@ -1,11 +1,11 @@
 """The feed-forward sublayer's forward pass in training, in one kernel: feed_forward_fused.py with dropout.
 
-The kernel reads x (N, D), and writes y (N, D) and o = W_out h (N, P) in half precision, for backward: 8 D + 2 P bytes a
-row. Backward computes the hidden units h again anyway, so they are never in memory.
+The kernel reads x (N, D), and writes y (N, D) and, for backward, the normalised sum (N, P): 8 D + 2 P bytes a row.
+Backward computes the hidden units h again anyway, so they are never in memory.
 
-Tiling: that of feed_forward_fused.py, blocks of 128 rows that walk over the hidden units. o leaves the accumulators as
-they are; then the block reads it again, which the caches have, and takes it through bias, dropout, residual and
-LayerNorm 8 rows at a time, as residual_norm_product.py does.
+Tiling: that of feed_forward_fused.py, blocks of 128 rows that walk over the hidden units. o = W_out h leaves the
+accumulators for where the normalised sum will be; then the block reads it again, which the caches have, and takes it
+through bias, dropout, residual and LayerNorm 8 rows at a time, as residual_norm_product.py does.
 """
 
 import triton
@@ -17,6 +17,7 @@ from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.feed_forward_fused import down, parts, up
 from astroco_fast.kernels.triton.gate import apart, biased, gate
 from astroco_fast.kernels.triton.launch import launch, named
+from astroco_fast.kernels.triton.residual_norm import kept_sum
 from astroco_fast.kernels.triton.residual_norm_product import norm_of_rows
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
@@ -27,7 +28,7 @@ from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
     do_not_specialize=["salt", "rows", "before", "hidden"],
 )
 def _kernel(
-    x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd, rows, before, hidden,
+    x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, before, hidden,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -61,13 +62,14 @@ def _kernel(
         if HALVED:
             right = down(w_out, second, feature, P, F, False)
             total_second = tl.dot(gated, right, total_second, input_precision=PRECISION)
+    o = normal.to(tl.pointer_type(compute), bitcast=True)
     at = o + row[:, None] * P
     tl.store(at + column[None, :], total.to(compute), mask=inside[:, None])
     if HALVED:
         tl.store(at + second[None, :], total_second.to(compute), mask=inside[:, None])
     tl.debug_barrier()
     norm_of_rows(
-        o, b_out, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, first, rows, D, P, DROPOUT, BLOCK_R, 8
+        o, b_out, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows, D, P, DROPOUT, BLOCK_R, 8
     )
 
 
@@ -79,16 +81,16 @@ def fits(w_up: Tensor, width: int) -> bool:
 def _outputs(
     x: Tensor, w_up: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
     end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
-    return new(x, *x.shape), new(w_out, rows, w_out.shape[0]), new(x, rows), new(x, rows)
+    return new(x, *x.shape), kept_sum(w_out, rows, w_out.shape[0]), new(x, rows)
 
 
 @kernel_op(_outputs)
 def feed_forward_training(
     x: Tensor, w_up: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor, gain: Tensor, shift: Tensor,
     end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """LayerNorm(x + Dropout(W_out(GELU(W_val x) * sigmoid(W_gate x)))), zero at rows that are not real.
 
     Args:
@@ -96,15 +98,14 @@ def feed_forward_training(
         seed, salt, p: dropout's, as for `residual_norm`.
 
     Returns:
-        y (N, D) float32; for backward W_out's product without its bias, (N, P) half rows, and the sum's mean and
-        1/standard deviation (N,).
+        As `residual_norm`.
     """
-    y, o, mean, rstd = outputs = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps)
+    y, normal, rstd = outputs = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps)
     (rows, width), (depth, hidden) = x.shape, w_out.shape
     for part, config in parts(rows, w_up, width):
         launch(
             _kernel, (cdiv(part.stop - part.start, config.blocks["BLOCK_R"]),),
-            x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd,
+            x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, normal, rstd,
             part.stop, part.start, hidden,
             WIDTH=b_val.shape[0], D=width, P=depth, F=hidden, DROPOUT=seed is not None, PRECISION=dot_precision(x),
             config=config,

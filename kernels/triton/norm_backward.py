@@ -13,6 +13,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.column_sums import over_rows
 from astroco_fast.kernels.triton.launch import Config, launch, named, sweepers
 from astroco_fast.kernels.triton.tensors import split
 
@@ -45,8 +46,8 @@ def store_gradient(
 @triton.jit
 def store_sums(for_gain, for_shift, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
-    tl.store(partial + column, tl.sum(for_gain, 0), mask=column < D)
-    tl.store(partial + D + column, tl.sum(for_shift, 0), mask=column < D)
+    tl.store(partial + column, over_rows(for_gain, BLOCK_C), mask=column < D)
+    tl.store(partial + D + column, over_rows(for_shift, BLOCK_C), mask=column < D)
 
 
 @triton.jit(repr=named("norm_backward"), do_not_specialize=["rows"])

@@ -1,8 +1,12 @@
 """The end of every sublayer: y = LayerNorm(x + Dropout(o + b)).
 
-Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D): 2 P + 8 D bytes a row; the sum and its
-dropout mask are never in memory. Backward reads dy, o and x, computes the sum again, and writes the gradients of x and
-of o: 4 P + 12 D.
+Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D) and, for backward, the normalised sum (N, P):
+4 P + 8 D bytes a row; the sum and its dropout mask are never in memory. Backward reads dy and the normalised sum, and
+writes the gradients of x and of o: 4 P + 8 D.
+
+The normalised sum is kept in float16, whose rounding is an eighth of bfloat16's and whose range holds it: no value of a
+row of D exceeds sqrt(D). To compute the sum again, backward would read o, x and b, 4 D bytes a row more. Rounded, a
+row's mean is no longer exactly 0, so backward takes the mean out of dy * gain before it multiplies the two.
 
 Tiling: a block owns whole rows and keeps them in registers, so that everything is read once and dropout is drawn once.
 A row is one tile whose width is a power of two, with a narrower tile beside it where the pitch is no power of two
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
+from astroco_fast.kernels.triton.column_sums import over_rows
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named, sweepers
@@ -31,17 +36,15 @@ def summed(
     o, b, x, row, inside, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Channels start .. start + BLOCK_C - 1 of x + Dropout(o + b), [BLOCK_R, BLOCK_C], and the dropout's scale."""
+    """Channels start .. start + BLOCK_C - 1 of x + Dropout(o + b), [BLOCK_R, BLOCK_C]."""
     column = start + tl.arange(0, BLOCK_C)
     here = inside[:, None] & (column < D)[None, :]
     pitched = inside[:, None] & (column < P)[None, :]
     value = tl.load(o + row[:, None] * P + column[None, :], mask=pitched, other=0.0).to(tl.float32)
     value += tl.load(b + column, mask=column < D, other=0.0)[None, :]
-    scale = tl.full([BLOCK_R, BLOCK_C], 1.0, tl.float32)
     if DROPOUT:
-        scale = dropout_scale(seed, salt, row, start, p, BLOCK_R, BLOCK_C)
-    total = tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0) + value * scale
-    return tl.where(here, total, 0.0), scale
+        value *= dropout_scale(seed, salt, row, start, p, BLOCK_R, BLOCK_C)
+    return tl.where(here, tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0) + value, 0.0)
 
 
 @triton.jit
@@ -60,55 +63,70 @@ def store_normalised(z, means, rstds, gain, shift, y, row, inside, real, start, 
     tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
 
 
+@triton.jit
+def store_unit(
+    z, means, rstds, normal, row, inside, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Stores the normalised sum, zero at rows that are not real and in the pad columns."""
+    column = start + tl.arange(0, BLOCK_C)
+    unit = tl.where(real[:, None] & (column < D)[None, :], (z - means[:, None]) * rstds[:, None], 0.0)
+    at = normal + row[:, None] * P + column[None, :]
+    tl.store(at, unit.to(normal.dtype.element_ty), mask=inside[:, None] & (column < P)[None, :])
+
+
 @triton.jit(repr=named("residual_norm_forward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _forward_kernel(
-    o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, rows,
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
-    z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN)
+    z = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN)
     means = tl.sum(z, 1)
     if TAIL:
-        z_tail, _ = summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
+        z_tail = summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
         means += tl.sum(z_tail, 1)
     means = means / D
     squares = squares_about(z, means, 0, D, MAIN)
     if TAIL:
         squares += squares_about(z_tail, means, MAIN, D, TAIL)
     rstds = reciprocal_deviations(squares, D, eps)
-    tl.store(mean + row, means, mask=inside)
     tl.store(rstd + row, rstds, mask=inside)
+    store_unit(z, means, rstds, normal, row, inside, real, 0, D, P, MAIN)
     store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
     if TAIL:
+        store_unit(z_tail, means, rstds, normal, row, inside, real, MAIN, D, P, TAIL)
         store_normalised(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
 
 
 @triton.jit
 def upstream_of(
-    dy, o, b, x, gain, means, rstds, row, real, start, seed, salt, p,
+    dy, normal, gain, row, real, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dy, dy * gain, the normalised sum and the dropout's scale."""
     column = start + tl.arange(0, BLOCK_C)
+    pitched = real[:, None] & (column < P)[None, :]
+    unit = tl.load(normal + row[:, None] * P + column[None, :], mask=pitched, other=0.0).to(tl.float32)
     here = real[:, None] & (column < D)[None, :]
-    z, scale = summed(o, b, x, row, real, start, seed, salt, p, D, P, DROPOUT, BLOCK_R, BLOCK_C)
-    normal = tl.where(here, (z - means[:, None]) * rstds[:, None], 0.0)
     upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
     gains = tl.load(gain + column, mask=column < D, other=0.0)
-    return upstream, upstream * gains[None, :], normal, scale
+    scale = tl.full([BLOCK_R, BLOCK_C], 1.0, tl.float32)
+    if DROPOUT:
+        scale = dropout_scale(seed, salt, row, start, p, BLOCK_R, BLOCK_C)
+    return upstream, upstream * gains[None, :], unit, scale
 
 
 @triton.jit
 def store_gradients(
-    pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, start,
+    centred, unit, scale, tilt, rstds, dz, do, row, inside, real, start,
     D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients of the sum and of o; returns the latter."""
     column = start + tl.arange(0, BLOCK_C)
-    gradient = rstds[:, None] * (pulled - slope[:, None] - normal * tilt[:, None])
+    gradient = rstds[:, None] * (centred - unit * tilt[:, None])
     gradient = tl.where(real[:, None] & (column < D)[None, :], gradient, 0.0)
     tl.store(dz + row[:, None] * D + column[None, :], gradient, mask=inside[:, None] & (column < D)[None, :])
     inward = gradient * scale
@@ -120,14 +138,14 @@ def store_gradients(
 @triton.jit
 def store_sums(for_gain, for_shift, for_b, partial, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
     column = start + tl.arange(0, BLOCK_C)
-    tl.store(partial + column, tl.sum(for_gain, 0), mask=column < D)
-    tl.store(partial + D + column, tl.sum(for_shift, 0), mask=column < D)
-    tl.store(partial + 2 * D + column, tl.sum(for_b, 0), mask=column < D)
+    tl.store(partial + column, over_rows(for_gain, BLOCK_C), mask=column < D)
+    tl.store(partial + D + column, over_rows(for_shift, BLOCK_C), mask=column < D)
+    tl.store(partial + 2 * D + column, over_rows(for_b, BLOCK_C), mask=column < D)
 
 
 @triton.jit(repr=named("residual_norm_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _backward_kernel(
-    dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
+    dy, normal, rstd, gain, end, seed, salt, p, dz, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -143,29 +161,31 @@ def _backward_kernel(
         row = (tile * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
         inside = row < rows
         real = tl.load(end + row, mask=inside, other=0) > 0
-        means = tl.load(mean + row, mask=inside, other=0.0)
         rstds = tl.load(rstd + row, mask=inside, other=0.0)
-        upstream, pulled, normal, scale = upstream_of(
-            dy, o, b, x, gain, means, rstds, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
+        upstream, pulled, unit, scale = upstream_of(
+            dy, normal, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
         )
-        for_gain += upstream * normal
+        for_gain += upstream * unit
         for_shift += upstream
         slope = tl.sum(pulled, 1)
-        tilt = tl.sum(pulled * normal, 1)
         if TAIL:
-            upstream_tail, pulled_tail, normal_tail, scale_tail = upstream_of(
-                dy, o, b, x, gain, means, rstds, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
+            upstream_tail, pulled_tail, unit_tail, scale_tail = upstream_of(
+                dy, normal, gain, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
             )
-            for_gain_tail += upstream_tail * normal_tail
+            for_gain_tail += upstream_tail * unit_tail
             for_shift_tail += upstream_tail
             slope += tl.sum(pulled_tail, 1)
-            tilt += tl.sum(pulled_tail * normal_tail, 1)
         slope = slope / D
+        pulled -= slope[:, None]
+        tilt = tl.sum(pulled * unit, 1)
+        if TAIL:
+            pulled_tail -= slope[:, None]
+            tilt += tl.sum(pulled_tail * unit_tail, 1)
         tilt = tilt / D
-        for_b += store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, 0, D, P, MAIN)
+        for_b += store_gradients(pulled, unit, scale, tilt, rstds, dz, do, row, inside, real, 0, D, P, MAIN)
         if TAIL:
             for_b_tail += store_gradients(
-                pulled_tail, normal_tail, scale_tail, slope, tilt, rstds, dz, do, row, inside, real, MAIN, D, P, TAIL
+                pulled_tail, unit_tail, scale_tail, tilt, rstds, dz, do, row, inside, real, MAIN, D, P, TAIL
             )
     partial += tl.program_id(0) * 3 * D
     store_sums(for_gain, for_shift, for_b, partial, 0, D, MAIN)
@@ -195,12 +215,16 @@ def _blocks(rows: int, width: int, device: torch.device) -> int:
     return sweepers(cdiv(rows, config.blocks["BLOCK_R"]), 6 if config.warps == 4 else 4, device)
 
 
+def kept_sum(like: Tensor, *shape: int) -> Tensor:
+    """Memory for a normalised sum, for a product in the compute dtype."""
+    return new(like, *shape, dtype=torch.float32 if like.dtype == torch.float32 else torch.float16)
+
+
 def _forward_outputs(
     o: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int,
     p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows = x.shape[0]
-    return new(x, *x.shape), new(x, rows), new(x, rows)
+    return new(x, *x.shape), kept_sum(o, *o.shape), new(x, x.shape[0])
 
 
 @kernel_op(_forward_outputs)
@@ -222,43 +246,45 @@ def residual_norm(
         eps: LayerNorm's.
 
     Returns:
-        y (N, D) float32, and the sum's mean and 1/standard deviation (N,), for backward.
+        y (N, D) float32; for backward the sum with mean 0 and variance 1, (N, P), in float16 if o is in half precision,
+        and its 1/standard deviation before that, (N,) float32.
     """
-    y, mean, rstd = outputs = _forward_outputs(o, b, x, gain, shift, end, seed, salt, p, eps)
+    y, normal, rstd = outputs = _forward_outputs(o, b, x, gain, shift, end, seed, salt, p, eps)
     rows, width = x.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _forward_kernel, grid, o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, rows,
+        _forward_kernel, grid, o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows,
         D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
     )  # fmt: skip
     return outputs
 
 
 def _backward_outputs(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    mean: Tensor, rstd: Tensor,
+    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, width = x.shape
-    return new(x, *x.shape), new(o, *o.shape), new(x, _blocks(rows, width, x.device), 3, width)
+    rows, width = dy.shape
+    partial = new(dy, _blocks(rows, width, dy.device), 3, width)
+    return new(dy, *dy.shape), new(normal, *normal.shape, dtype=dtype), partial
 
 
 @kernel_op(_backward_outputs)
 def residual_norm_backward(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    mean: Tensor, rstd: Tensor,
+    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Backward of `residual_norm`.
+    """Backward of `residual_norm`, from the normalised sum and its 1/standard deviation before that.
 
     Returns:
-        The gradient of the sum, which is also that of x, (N, D) float32; the gradient of o, (N, P) half rows; partial
+        The gradient of the sum, which is also that of x, (N, D) float32; the gradient of o, (N, P) in `dtype`; partial
         sums (blocks, 3, D) float32, whose sum over blocks is the gradients of gain, shift and b.
     """
-    dz, do, partial = outputs = _backward_outputs(dy, o, b, x, gain, end, seed, salt, p, mean, rstd)
-    rows, width = x.shape
+    dz, do, partial = outputs = _backward_outputs(dy, normal, rstd, gain, end, seed, salt, p, dtype)
+    rows, width = dy.shape
     launch(
-        _backward_kernel, (_blocks(rows, width, x.device),),
-        dy, o, b, x, gain, end, seed, salt, p, mean, rstd, dz, do, partial, rows,
-        D=width, P=pitch(width), DROPOUT=seed is not None, config=_backward_config(width, x.device),
+        _backward_kernel, (_blocks(rows, width, dy.device),),
+        dy, normal, rstd, gain, end, seed, salt, p, dz, do, partial, rows,
+        D=width, P=pitch(width), DROPOUT=seed is not None, config=_backward_config(width, dy.device),
     )  # fmt: skip
     return outputs

@@ -2,16 +2,17 @@
 
 In the convolution sublayer s = SiLU(BatchNorm(c)), which forward computes as it reads c and never writes.
 
-Bytes: forward reads s or c (2 K a row) and x (4 D), and writes o (2 P, for backward) and y (4 D). Backward reads dy and
-x (4 D each) and o (2 P), and writes the gradients of the sum (4 D), of o (2 P, for W's gradient) and of s (2 K).
-Products of the library would read o, or its gradient, once more, and be launches of their own; so would BatchNorm and
-SiLU, which write s and read it.
+Bytes: forward reads s or c (2 K a row) and x (4 D), and writes the normalised sum (2 P, for backward) and y (4 D).
+Backward reads dy (4 D) and the normalised sum (2 P), and writes the gradients of the sum (4 D), of o (2 P, for W's
+gradient) and of s (2 K). Products of the library would write or read o, or its gradient, once more, and be launches of
+their own; so would BatchNorm and SiLU, which write s and read it.
 
-Tiling: a block owns 64 rows. Forward holds those of s and walks over the columns of W, 32 at a time; then it reads o
-again, which the caches have, and takes it through LayerNorm 4 rows at a time, as residual_norm.py does. Backward begins
-with LayerNorm and ends with the product. Three blocks of 4 warps share a multiprocessor, so that one reads rows while
-another's products run. Each block reads all of W, 128 KB at D = 256, from the second-level cache, a third of what the
-rows take; the W_out of the feed-forward is four times as large, and two launches are expected to be as fast there.
+Tiling: a block owns 64 rows. Forward holds those of s and walks over the columns of W, 32 at a time, and puts o where
+the normalised sum will be; then it reads o again, which the caches have, and takes it through LayerNorm 4 rows at a
+time, as residual_norm.py does. Backward begins with LayerNorm and ends with the product. Three blocks of 4 warps share
+a multiprocessor, so that one reads rows while another's products run. Each block reads all of W, 128 KB at D = 256,
+from the second-level cache, a third of what the rows take; the W_out of the feed-forward is four times as large, and
+two launches are expected to be as fast there.
 """
 
 import torch
@@ -25,12 +26,14 @@ from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.residual_norm import (
+    kept_sum,
     residual_norm,
     residual_norm_backward,
     squares_about,
     store_gradients,
     store_normalised,
     store_sums,
+    store_unit,
     summed,
     upstream_of,
 )
@@ -39,31 +42,35 @@ from astroco_fast.kernels.triton.whole_rows import holds, transposed
 
 
 @triton.jit
-def _batch_norm_silu(c, statistics, scale, offset, real, k, D: tl.constexpr, K: tl.constexpr):
-    """SiLU(BatchNorm(c)) as batch_norm.py computes it, zero at rows that are not real."""
-    mean = tl.load(statistics + k)
-    rstd = tl.load(statistics + 3 * K + k)
-    scales = tl.load(scale + k, mask=k < D, other=0.0)
-    offsets = tl.load(offset + k, mask=k < D, other=0.0)
-    n = (c.to(tl.float32) - mean[None, :]) * rstd[None, :] * scales[None, :] + offsets[None, :]
-    return tl.where(real[:, None], n * tl.sigmoid(n), 0.0)
+def _rows_of_s(s, statistics, scale, offset, row, real, here, k, D: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr):
+    """Columns k of a block's rows of s, or of SiLU(BatchNorm(c)) as batch_norm.py computes it."""
+    rows_of_s = tl.load(s + row[:, None] * K + k[None, :], mask=here[:, None], other=0.0)
+    if SILU:
+        mean = tl.load(statistics + k)
+        rstd = tl.load(statistics + 3 * K + k)
+        scales = tl.load(scale + k, mask=k < D, other=0.0)
+        offsets = tl.load(offset + k, mask=k < D, other=0.0)
+        n = (rows_of_s.to(tl.float32) - mean[None, :]) * rstd[None, :] * scales[None, :] + offsets[None, :]
+        rows_of_s = tl.where(real[:, None], n * tl.sigmoid(n), 0.0)
+    return rows_of_s
 
 
 @triton.jit
 def norm_of_rows(
-    o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, first, rows,
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(x + Dropout(o + b)) for a block's rows, which begin with `first`."""
+    """LayerNorm(x + Dropout(o + b)) for a block's rows, which begin with `first`; o and `normal` are one memory."""
     for start in range(0, BLOCK_R, STEP):
         row = first + start + tl.arange(0, STEP)
         inside = row < rows
         real = tl.load(end + row, mask=inside, other=0) > 0
-        z, _ = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
+        z = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
         means = tl.sum(z, 1) / D
         rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
-        tl.store(mean + row, means, mask=inside)
         tl.store(rstd + row, rstds, mask=inside)
+        tl.debug_barrier()  # o may be read by other threads than those that now overwrite it
+        store_unit(z, means, rstds, normal, row, inside, real, 0, D, P, P)
         store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
 
 
@@ -72,28 +79,29 @@ def norm_of_rows(
     do_not_specialize=["salt", "rows", "columns"],
 )
 def _forward_kernel(
-    s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd, rows, columns,
+    s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, columns,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     held = tl.arange(0, BLOCK_R)
     here = held < rows - tl.program_id(0) * BLOCK_R
-    k = tl.arange(0, K)
-    if SILU:
-        filled = tl.load(end + first + held, mask=here, other=0) > 0
-        c = tl.load(s + first * K + held[:, None] * K + k[None, :], mask=filled[:, None], other=0.0)
-        rows_of_s = _batch_norm_silu(c, statistics, scale, offset, filled, k, D, K).to(w.dtype.element_ty)
-    else:
-        rows_of_s = tl.load(s + first * K + held[:, None] * K + k[None, :], mask=here[:, None], other=0.0)
+    filled = tl.load(end + first + held, mask=here, other=0) > 0
+    s += first * K
+    k = tl.arange(0, K // 2)
+    left = _rows_of_s(s, statistics, scale, offset, held, filled, here, k, D, K, SILU).to(w.dtype.element_ty)
+    second = K // 2 + k
+    right = _rows_of_s(s, statistics, scale, offset, held, filled, here, second, D, K, SILU).to(w.dtype.element_ty)
+    o = normal.to(tl.pointer_type(w.dtype.element_ty), bitcast=True)
     for start in range(0, columns, BLOCK_F):  # columns is P, lest the loop be unrolled
         column = start + tl.arange(0, BLOCK_F)
-        product = tl.dot(rows_of_s, transposed(w, column, k, K, P, False), input_precision=PRECISION)
+        product = tl.dot(left, transposed(w, column, k, K, P, False), input_precision=PRECISION)
+        product = tl.dot(right, transposed(w, column, second, K, P, False), product, input_precision=PRECISION)
         at = o + first * P + held[:, None] * P + column[None, :]
         tl.store(at, product.to(o.dtype.element_ty), mask=here[:, None])
     tl.debug_barrier()
     norm_of_rows(
-        o, b, x, gain, shift, end, seed, salt, p, eps, y, mean, rstd, first, rows, D, P, DROPOUT, BLOCK_R, STEP
+        o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows, D, P, DROPOUT, BLOCK_R, STEP
     )
 
 
@@ -101,7 +109,7 @@ def _forward_kernel(
     repr=named("residual_norm_product_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows", "columns"]
 )
 def _kernel(
-    dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w, dz, do, ds, partial, rows, columns,
+    dy, normal, rstd, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -113,16 +121,15 @@ def _kernel(
         row = first + start + tl.arange(0, STEP)
         inside = row < rows
         real = tl.load(end + row, mask=inside, other=0) > 0
-        means = tl.load(mean + row, mask=inside, other=0.0)
         rstds = tl.load(rstd + row, mask=inside, other=0.0)
-        upstream, pulled, normal, scale = upstream_of(
-            dy, o, b, x, gain, means, rstds, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P
+        upstream, pulled, unit, scale = upstream_of(
+            dy, normal, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P
         )
-        for_gain += upstream * normal
+        for_gain += upstream * unit
         for_shift += upstream
-        slope = tl.sum(pulled, 1) / D
-        tilt = tl.sum(pulled * normal, 1) / D
-        for_b += store_gradients(pulled, normal, scale, slope, tilt, rstds, dz, do, row, inside, real, 0, D, P, P)
+        pulled -= (tl.sum(pulled, 1) / D)[:, None]
+        tilt = tl.sum(pulled * unit, 1) / D
+        for_b += store_gradients(pulled, unit, scale, tilt, rstds, dz, do, row, inside, real, 0, D, P, P)
     store_sums(for_gain, for_shift, for_b, partial + tl.program_id(0).to(tl.int64) * 3 * D, 0, D, P)
     tl.debug_barrier()
     do += first * P
@@ -138,57 +145,58 @@ def _kernel(
 
 
 # 4 rows at a time are 8 values of a tile a thread.
-_CONFIG = Config({"BLOCK_R": 64, "BLOCK_F": 32, "STEP": 4}, warps=4, stages=2)
+_FORWARD = Config({"BLOCK_R": 128, "BLOCK_F": 32, "STEP": 8}, warps=8, stages=2)
+_BACKWARD = Config({"BLOCK_R": 64, "BLOCK_F": 32, "STEP": 4}, warps=4, stages=2)
 
 
 def _forward_outputs(
     s: Tensor, statistics: Tensor | None, scale: Tensor | None, offset: Tensor | None, w: Tensor, b: Tensor, x: Tensor,
     gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
-    return new(x, *x.shape), new(s, rows, w.shape[0]), new(x, rows), new(x, rows)
+    return new(x, *x.shape), kept_sum(s, rows, w.shape[0]), new(x, rows)
 
 
 @kernel_op(_forward_outputs)
 def product_residual_norm(
     s: Tensor, statistics: Tensor | None, scale: Tensor | None, offset: Tensor | None, w: Tensor, b: Tensor, x: Tensor,
     gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`sublayer_end` in one kernel, for weights and widths that `fits`."""
-    y, o, mean, rstd = outputs = _forward_outputs(
+    y, normal, rstd = outputs = _forward_outputs(
         s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps
     )
     (rows, width), (columns, depth) = x.shape, w.shape
     launch(
-        _forward_kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
-        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, o, mean, rstd, rows, columns,
+        _forward_kernel, (cdiv(rows, _FORWARD.blocks["BLOCK_R"]),),
+        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, columns,
         D=width, P=columns, K=depth, SILU=statistics is not None, DROPOUT=seed is not None,
-        PRECISION=dot_precision(x), config=_CONFIG,
+        PRECISION=dot_precision(x), config=_FORWARD,
     )  # fmt: skip
     return outputs
 
 
 def _outputs(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    mean: Tensor, rstd: Tensor, w: Tensor,
+    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, width = x.shape
-    partial = new(x, cdiv(rows, _CONFIG.blocks["BLOCK_R"]), 3, width)
-    return new(x, rows, width), new(o, *o.shape), new(o, rows, w.shape[1]), partial
+    rows, width = dy.shape
+    partial = new(dy, cdiv(rows, _BACKWARD.blocks["BLOCK_R"]), 3, width)
+    return new(dy, rows, width), new(w, *normal.shape), new(w, rows, w.shape[1]), partial
 
 
 @kernel_op(_outputs)
 def residual_norm_product_backward(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    mean: Tensor, rstd: Tensor, w: Tensor,
+    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`end_gradients` in one kernel, for weights and widths that `fits`."""
-    dz, do, ds, partial = outputs = _outputs(dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w)
-    (rows, width), (depth, columns) = x.shape, w.shape
+    dz, do, ds, partial = outputs = _outputs(dy, normal, rstd, gain, end, seed, salt, p, w)
+    (rows, width), (depth, columns) = dy.shape, w.shape
     launch(
-        _kernel, (cdiv(rows, _CONFIG.blocks["BLOCK_R"]),),
-        dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w, dz, do, ds, partial, rows, columns,
-        D=width, P=depth, K=columns, DROPOUT=seed is not None, PRECISION=dot_precision(x), config=_CONFIG,
+        _kernel, (cdiv(rows, _BACKWARD.blocks["BLOCK_R"]),),
+        dy, normal, rstd, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
+        D=width, P=depth, K=columns, DROPOUT=seed is not None, PRECISION=dot_precision(dy), config=_BACKWARD,
     )  # fmt: skip
     return outputs
 
@@ -201,7 +209,7 @@ def fits(weight: Tensor, width: int) -> bool:
 def sublayer_end(
     s: Tensor, w: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None,
     salt: int, p: float, eps: float, batch_norm: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """LayerNorm(x + Dropout(s W^T + b)), zero at rows that are not real.
 
     Args:
@@ -211,21 +219,19 @@ def sublayer_end(
         others: as for `residual_norm`.
 
     Returns:
-        y (N, D) float32; and for `end_gradients` o, (N, P) half rows, and the sum's mean and 1/standard deviation (N,).
+        As `residual_norm`.
     """
     if fits(w, x.shape[1]):
         norm = (None, None, None) if batch_norm is None else batch_norm
         return product_residual_norm(s, *norm, w, b, x, gain, shift, end, seed, salt, p, eps)
     if batch_norm is not None:
         s = batch_norm_silu(s, *batch_norm, end)
-    o = torch.mm(s, w.t())
-    y, mean, rstd = residual_norm(o, b, x, gain, shift, end, seed, salt, p, eps)
-    return y, o, mean, rstd
+    return residual_norm(torch.mm(s, w.t()), b, x, gain, shift, end, seed, salt, p, eps)
 
 
 def end_gradients(
-    dy: Tensor, o: Tensor, b: Tensor, x: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
-    mean: Tensor, rstd: Tensor, w: Tensor,
+    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `sublayer_end` up to s.
 
@@ -237,7 +243,7 @@ def end_gradients(
         The gradients of the sum (N, D), float32, of o (N, P) and of s (N, K), half rows; partial sums (blocks, 3, D)
         float32, whose sum over blocks is the gradients of gain, shift and b.
     """
-    if fits(w, x.shape[1]):
-        return residual_norm_product_backward(dy, o, b, x, gain, end, seed, salt, p, mean, rstd, w)
-    dz, do, partial = residual_norm_backward(dy, o, b, x, gain, end, seed, salt, p, mean, rstd)
+    if fits(w, dy.shape[1]):
+        return residual_norm_product_backward(dy, normal, rstd, gain, end, seed, salt, p, w)
+    dz, do, partial = residual_norm_backward(dy, normal, rstd, gain, end, seed, salt, p, w.dtype)
     return dz, do, torch.mm(do, w), partial

@@ -37,7 +37,7 @@ def test_form_that_keeps(case: Case, triton: str, device: torch.device, monkeypa
 def test_tensors_saved_for_backward(
     keep: bool, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Backward keeps rows of x and of W_out's product, two numbers a row, and with `KEEP` both up-projections."""
+    """Backward keeps rows of x and of the normalised sum, a number a row, and with `KEEP` both up-projections."""
     monkeypatch.setattr(sublayer, "KEEP", keep)
     rows, width = 7, 64
     module = FeedForward(width, 4, 0.1).to(device)

@@ -29,17 +29,17 @@ def test_one_kernel_is_several(
     norm = (torch.rand(4, width + pad, device=device), *torch.randn(2, width, device=device)) if silu else (None,) * 3
 
     forward = (s, *norm, w, b, x, gain, shift, end, seed, 3, p, 1e-5)
-    y, o, mean, rstd = found = product_residual_norm(*forward)
-    o_alone = (batch_norm_silu(s, *norm, end) if silu else s) @ w.t()
-    torch.testing.assert_close(o[real], o_alone[real])
-    for got, alone in zip(
-        found[:1] + found[2:], residual_norm(o, b, x, gain, shift, end, seed, 3, p, 1e-5), strict=True
-    ):
-        assert torch.equal(got[real], alone[real])
-    assert not y[~real].any()
+    y, normal, rstd = found = product_residual_norm(*forward)
+    o = (batch_norm_silu(s, *norm, end) if silu else s) @ w.t()
+    for got, alone in zip(found, residual_norm(o, b, x, gain, shift, end, seed, 3, p, 1e-5), strict=True):
+        torch.testing.assert_close(got[real], alone[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normal[real, :width] * gain + shift, y[real], atol=1e-5, rtol=1e-5)
+    for rows_without in (y, normal):
+        assert not rows_without[~real].any()
+    assert not normal[:, width:].any()
 
-    given = (dy, o, b, x, gain, end, seed, 3, p, mean, rstd)
-    dz, do, partial = residual_norm_backward(*given)
+    given = (dy, normal, rstd, gain, end, seed, 3, p)
+    dz, do, partial = residual_norm_backward(*given, torch.float32)
     got_dz, got_do, ds, sums = residual_norm_product_backward(*given, w)
     assert torch.equal(got_dz, dz)
     assert torch.equal(got_do, do)

@@ -139,6 +139,7 @@ def test_tilings_of_sm_90(
     assert gated_onto.fits(weight, width) == (width == 64)
     assert residual_norm_product.fits(weight.new_empty(width, width), width) == (width == 64)
     check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
+    check(op, Case(32, width, "packed", torch.float16, "evaluation", "expanded"), triton, device)
     check(op, Case(5, width, "padded", torch.float16, "inference", "sliced"), triton, device)
 
 
