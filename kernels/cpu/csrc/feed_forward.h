@@ -8,7 +8,8 @@ namespace astroco {
 
 // Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products. Those of
 // int8 are half as large.
-constexpr int64_t FEED_FORWARD_TILE = 16 * ROWS, INT8_FEED_FORWARD_TILE = round_up(10 * ROWS, BLOCK_ROWS);
+constexpr int64_t FEED_FORWARD_TILE = round_up(20 * ROWS, BLOCK_ROWS),
+                  INT8_FEED_FORWARD_TILE = round_up(10 * ROWS, BLOCK_ROWS);
 
 // GELU(v + b_val) * sigmoid(g + b_gate) for R rows of a panel's products from r on, to rows of h. v and g with their
 // biases are kept where wanted, 2 `columns` from row to row, g after v.

@@ -110,13 +110,19 @@ struct Products {
   float* at(int64_t r) const { return values + r * ld; }
 };
 
-// M rows by N vectors of C. Where `add`, they are added to what C holds.
+// What lies after a panel, as a rule the next one, is read into the second-level cache while the panel is multiplied: a
+// line every so many steps, so that some 100 rows read all of it.
+constexpr int64_t LINE = 64, STEPS_A_LINE = 4;
+constexpr int64_t ahead_by(int64_t steps) { return steps / STEPS_A_LINE * LINE; }
+
+// M rows by N vectors of C. Where `add`, they are added to what C holds. `ahead` is what to read in advance.
 template <int M, int N, class T>
-inline void micro_kernel(Left<T> a, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
+inline void micro_kernel(Left<T> a, int64_t steps, const T* b, const char* ahead, float* c, int64_t ldc, bool add) {
   Vec sums[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) sums[m][n] = Vec(0.0f);
   for (int64_t k = 0; k < steps; ++k, a.values += a.step, b += N * W * STEP<T>) {
+    if (k % STEPS_A_LINE == 0) __builtin_prefetch(ahead + ahead_by(k), 0, 2);
     decltype(load_step(b)) right[N];
     for (int n = 0; n < N; ++n) right[n] = load_step(b + n * W * STEP<T>);
     for (int m = 0; m < M; ++m) {
@@ -131,23 +137,35 @@ inline void micro_kernel(Left<T> a, int64_t steps, const T* b, float* c, int64_t
     }
 }
 
+// `count` blocks of M rows.
+template <int M, int N, class T>
+void blocks_of(int64_t count, Left<T> a, int64_t steps, const T* b, const char* ahead, float* c, int64_t ldc,
+               bool add) {
+  for (; count > 0; --count, a = a + M, ahead += ahead_by(steps), c += M * ldc)
+    micro_kernel<M, N>(a, steps, b, ahead, c, ldc, add);
+}
+
 template <int N, class T>
-void some_rows(int64_t m, Left<T> a, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
+void blocks(int64_t m, int64_t count, Left<T> a, int64_t steps, const T* b, const char* ahead, float* c, int64_t ldc,
+            bool add) {
   switch (m) {
-    case 1: return micro_kernel<1, N>(a, steps, b, c, ldc, add);
-    case 2: return micro_kernel<2, N>(a, steps, b, c, ldc, add);
-    case 3: return micro_kernel<3, N>(a, steps, b, c, ldc, add);
-    case 4: return micro_kernel<4, N>(a, steps, b, c, ldc, add);
-    case 5: return micro_kernel<5, N>(a, steps, b, c, ldc, add);
-    default: return micro_kernel<6, N>(a, steps, b, c, ldc, add);
+    case 1: return blocks_of<1, N>(count, a, steps, b, ahead, c, ldc, add);
+    case 2: return blocks_of<2, N>(count, a, steps, b, ahead, c, ldc, add);
+    case 3: return blocks_of<3, N>(count, a, steps, b, ahead, c, ldc, add);
+    case 4: return blocks_of<4, N>(count, a, steps, b, ahead, c, ldc, add);
+    case 5: return blocks_of<5, N>(count, a, steps, b, ahead, c, ldc, add);
+    case 6: return blocks_of<6, N>(count, a, steps, b, ahead, c, ldc, add);
   }
 }
 
-// A with one panel of N vectors.
+// A with one panel of N vectors, in blocks of rows that are as even as can be: two rows take longer than a third of
+// six.
 template <int N, class T>
 void panel_of(Left<T> a, int64_t m, int64_t steps, const T* b, float* c, int64_t ldc, bool add) {
-  for (; m > ROWS; m -= ROWS, a = a + ROWS, c += ROWS * ldc) micro_kernel<ROWS, N>(a, steps, b, c, ldc, add);
-  some_rows<N>(m, a, steps, b, c, ldc, add);
+  const int64_t count = (m + ROWS - 1) / ROWS, some = m / count, larger = m % count, rest = larger * (some + 1);
+  const char* ahead = reinterpret_cast<const char*>(b + N * W * STEP<T> * steps);
+  blocks<N>(some + 1, larger, a, steps, b, ahead, c, ldc, add);
+  blocks<N>(some, count - larger, a + rest, steps, b, ahead + larger * ahead_by(steps), c + rest * ldc, ldc, add);
 }
 
 template <class T>
@@ -162,8 +180,9 @@ void some_steps(Left<T> a, int64_t m, int64_t steps, const T* b, int64_t columns
   }
 }
 
-// Float products are added up in parts of this many, and then the parts: one long sum would lose twice the digits.
-constexpr int64_t DEPTH = 128;
+// Float products are added up in even parts of at most this many, and then the parts: one long sum would lose twice the
+// digits.
+constexpr int64_t DEPTH = 144;
 
 // The products of A with a panel.
 template <class T>
@@ -184,7 +203,7 @@ Products<T> gemm_panel(Left<T> a, int64_t m, int64_t k, const T* b, int64_t colu
   } else
 #endif
   {
-    const int64_t most = STEP<T> == 1 ? DEPTH : steps;
+    const int64_t parts = (steps + DEPTH - 1) / DEPTH, most = STEP<T> == 1 ? (steps + parts - 1) / parts : steps;
     for (int64_t k0 = 0; k0 < steps; k0 += most, a.values += most * a.step, add = true)
       some_steps(a, m, std::min(most, steps - k0), b + k0 * columns * STEP<T>, columns, c, ldc, add);
   }

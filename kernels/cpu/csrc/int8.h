@@ -170,7 +170,7 @@ inline Products<int8_t> products(Left<int8_t> a, int64_t m, int64_t k, const int
 
 // M rows by N vectors of C, as gemm.h's for other types. Nothing is ever added to C.
 template <int M, int N>
-inline void micro_kernel(Left<int8_t> a, int64_t steps, const int8_t* b, float* c, int64_t ldc, bool) {
+inline void micro_kernel(Left<int8_t> a, int64_t steps, const int8_t* b, const char*, float* c, int64_t ldc, bool) {
   const Columns of{b, N * W, steps};
   __m512i sums[M][N];
   for (int m = 0; m < M; ++m)
