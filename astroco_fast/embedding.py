@@ -47,6 +47,8 @@ __all__ = [
 # A batch of a source is embedded in pieces of at most this many light curves, and about this many points.
 PIECE_CURVES = 4096
 PIECE_POINTS = 100_000
+# A batch of fewer leaves little memory to give back, which would take as long as the rest of Python's work on one star.
+FEW_POINTS = 10_000
 
 
 def embed(
@@ -176,7 +178,8 @@ def embed_tables(
                 dropped.update(reasons)
                 advance(piece)
                 yield table
-            give_back_memory()
+            if batch.n_points >= FEW_POINTS:
+                give_back_memory()
 
 
 @contextmanager

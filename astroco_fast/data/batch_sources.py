@@ -58,24 +58,23 @@ class BatchSource:
             if not isinstance(batch, CurveBatch):
                 raise UserError(f"light curves cannot be read from an iterable of {type(batch).__name__}")
             if index >= skip:
-                tidy = _tidy(batch)
+                tidy = self._tidy(batch)
                 mask = None if wanted is None else wanted.mask(pa.array(tidy.band, type=pa.string()))
                 yield tidy if mask is None else tidy.select(mask)
             self.extent.done += len(batch)
         if wanted is not None and not skip:
             wanted.check(self.name)
 
-
-def _tidy(batch: CurveBatch) -> CurveBatch:
-    """A batch with its ids, bands and labels in the form that those of tables get (`words`)."""
-    source = batch.source or "light curves"
-    ids, band, label = (pa.array(words, pa.string()) for words in (batch.ids, batch.band, batch.label))
-    return replace(
-        batch,
-        ids=to_objects(to_text(ids, Place(source, "ids"), required=True)),
-        band=to_objects(to_text(band, Place(source, "band"), any_word=True)),
-        label=to_objects(to_text(label, Place(source, "label"))),
-    )
+    def _tidy(self, batch: CurveBatch) -> CurveBatch:
+        """A batch with its ids, bands and labels in the form that those of tables get (`words`)."""
+        source = batch.source or "light curves"
+        ids, band, label = (pa.array(words, pa.string()) for words in (batch.ids, batch.band, batch.label))
+        return replace(
+            batch,
+            ids=to_objects(to_text(ids, Place(source, "ids"), required=True)),
+            band=to_objects(to_text(band, Place(source, "band"), any_word=True)),
+            label=to_objects(to_text(label, Place(source, "label"))),
+        )
 
 
 class NamedArrays(BatchSource):
@@ -128,6 +127,9 @@ class ArraySource(NamedArrays):
         for place, array in enumerate(self._arrays()):
             self._read += 1
             yield str(place), array
+
+    def _tidy(self, batch: CurveBatch) -> CurveBatch:
+        return batch  # which has its positions for ids, and neither bands nor labels
 
 
 def _is_single(array: Any) -> bool:
