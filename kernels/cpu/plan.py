@@ -290,7 +290,10 @@ def _share_memory(calls: Sequence[Recorded], outputs: set[int]) -> list[Tensor]:
     buffers: dict[int, Tensor] = {}
     free: list[Tensor] = []
     everything = []
-    for slots, ending in zip(uses, ends, strict=True):
+    for call, slots, ending in zip(calls, uses, ends, strict=True):
+        # A sublayer may write over its input: what it reads of some rows last is their residual, before it writes them.
+        own = [slot.get() for name, slot in _slots(call) if name == "x" and slot.get() in ending]
+        free[:0] = [buffers[address] for address in own]
         for slot in slots:
             address = slot.get()
             if address not in buffers:
@@ -302,5 +305,5 @@ def _share_memory(calls: Sequence[Recorded], outputs: set[int]) -> list[Tensor]:
                     everything.append(fitting[0])
                 buffers[address] = fitting[0]
             slot.set(buffers[address].data_ptr())
-        free += [buffers[address] for address in ending]
+        free += [buffers[address] for address in ending.difference(own)]
     return everything

@@ -21,10 +21,11 @@ constexpr int64_t TILE = 16;  // rows, columns of C, and groups of K
 // long as a dozen products of tiles, so a thread keeps them until other ones are needed or its part of an op ends.
 class TileShapes {
  public:
-  // For m rows, at most TILE, and `rest` groups of K left over.
-  static void load(int64_t m, int64_t rest) {
+  // For m rows, at most TILE, and `rest` groups of K left over. Returns whether all registers have one shape; where
+  // nothing is left over, they need not unless that is `wanted`.
+  static bool load(int64_t m, int64_t rest, bool wanted) {
     TileShapes& now = of_thread();
-    if (rest == 0) rest = TILE;
+    if (rest == 0) rest = wanted || now.rows_[0] != m ? TILE : now.rows_[7];
     if (now.rows_[0] != m || now.rows_[7] != rest) {
       for (int64_t i = 0; i < 4; ++i) now.set(i, m, TILE);
       now.set(4, m, TILE);
@@ -34,6 +35,7 @@ class TileShapes {
       asm volatile("" : : "r"(&now) : "memory");  // GCC's intrinsic does not say that it reads all of it
       _tile_loadconfig(&now);
     }
+    return rest == TILE;
   }
 
   static void release() {
@@ -99,7 +101,7 @@ using Sum = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
 // M by N tiles of C, 2 by 2 at most or 1 by 4. B has `ldb` columns.
 template <int M, int N, class T>
 inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int64_t ldb, Sum<T>* c, int64_t ldc,
-                       bool add) {
+                       bool add, bool one_shape) {
   constexpr int64_t G = 4 / sizeof(T);
   const int64_t a_bytes = sizeof(T) * lda, b_bytes = 4 * ldb, c_bytes = 4 * ldc;
   Sum<T>*third = M == 2 ? c + TILE * ldc : c + 2 * TILE, *fourth = third + TILE;
@@ -115,7 +117,7 @@ inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int6
     if constexpr (M * N == 4) _tile_zero(3);
   }
   if constexpr (M == 2 && N == 2) {
-    if (groups % TILE == 0)  // all registers have one shape, so that each tile is loaded once
+    if (groups % TILE == 0 && one_shape)  // each tile is loaded once
       for (; groups > 0; groups -= TILE, a += G * TILE, b += G * TILE * ldb) {
         _tile_loadd(6, b, b_bytes);
         _tile_loadd(4, a, a_bytes);
@@ -144,19 +146,20 @@ inline void tile_block(const T* a, int64_t lda, int64_t groups, const T* b, int6
 template <int N, class T>
 void tile_panel(const T* a, int64_t lda, int64_t m, int64_t groups, const T* b, Sum<T>* c, int64_t ldc, bool add) {
   constexpr int64_t columns = N * TILE, half = 2 * TILE, G = 4 / sizeof(T);
+  constexpr int64_t MANY = 8 * TILE;  // groups of K that are worth one shape
   int64_t r = 0;
-  TileShapes::load(std::min(m, TILE), groups % TILE);
+  const bool one_shape = TileShapes::load(std::min(m, TILE), groups % TILE, groups >= MANY || sizeof(T) == 1);
   for (; r + 2 * TILE <= m; r += 2 * TILE) {
-    tile_block<2, std::min(N, 2)>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
+    tile_block<2, std::min(N, 2)>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add, one_shape);
     if constexpr (N > 2) {
-      tile_block<2, N - 2>(a + r * lda, lda, groups, b + G * half, columns, c + r * ldc + half, ldc, add);
+      tile_block<2, N - 2>(a + r * lda, lda, groups, b + G * half, columns, c + r * ldc + half, ldc, add, one_shape);
     }
   }
   for (; r < m; r += TILE) {
     // Other shapes take long to load: the last rows are computed with some before them, which get the same bits again.
     if (!add && m >= TILE) r = std::min(r, m - TILE);
-    TileShapes::load(std::min(m - r, TILE), groups % TILE);
-    tile_block<1, N>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add);
+    TileShapes::load(std::min(m - r, TILE), groups % TILE, false);
+    tile_block<1, N>(a + r * lda, lda, groups, b, columns, c + r * ldc, ldc, add, false);
   }
 }
 

@@ -69,11 +69,19 @@ struct Attention {
 
   int64_t features() const { return a.heads * size; }
   int64_t stride() const { return pitch(3 * features()); }
+  // How many numbers of a row of probabilities are multiplied with values: with AMX whole tiles, whose last are zeros,
+  // so that the registers keep their shapes.
+  static int64_t keys(int64_t n) {
+#ifdef __AMX_BF16__
+    if constexpr (!std::is_same_v<H, float>) return round_up(n, TILE * STEP<H>);
+#endif
+    return n;
+  }
 
   // The numbers that a window's space takes, and the parts of it.
   int64_t space(int64_t rows) const {
     return rows * stride() + round_up(rows * features(), PITCH) +
-           a.heads * (head_size<H>(size, rows) + head_size<H>(rows, size));
+           a.heads * (head_size<H>(size, rows) + head_size<H>(keys(rows), size));
   }
   WindowSpace<H> space(int64_t rows, H* memory) const {
     H *attended = memory + rows * stride(), *keys = attended + round_up(rows * features(), PITCH);
@@ -82,7 +90,7 @@ struct Attention {
 
   // One window, by all members of a team, each of which calls this.
   void window(Team& team, Tile w, WindowSpace<H> at) const {
-    const int64_t n = w.count, tiles = (n + QUERY_TILE - 1) / QUERY_TILE;
+    const int64_t n = w.count, tiles = std::max<int64_t>((n + QUERY_TILE / 2) / QUERY_TILE, 1);
     if (a.keep) {
       at.qkv = a.qkv + w.first * stride();
       at.attended = a.attended + w.first * features();
@@ -93,8 +101,8 @@ struct Attention {
     share(team, 2 * a.heads, [&](int64_t i) { pack_head(i / 2, i % 2, n, at); });
     team.wait();
     share(team, a.heads * tiles, [&](int64_t i) {
-      const int64_t first = i % tiles * QUERY_TILE;
-      attend(i / tiles, {first, std::min(QUERY_TILE, n - first)}, w, at);
+      const int64_t tile = i % tiles, first = tile * QUERY_TILE;  // the last may have half a tile more
+      attend(i / tiles, {first, tile + 1 < tiles ? QUERY_TILE : n - first}, w, at);
     });
     team.wait();
     for_tiles(team, n, ATTENTION_TILE, [&](int64_t first, int64_t m) { finish({first, m}, w.first, at); });
@@ -123,7 +131,7 @@ struct Attention {
   void pack_head(int64_t head, bool value, int64_t n, const WindowSpace<H>& at) const {
     const H* rows = at.qkv + (value ? 2 : 1) * features() + head * size;
     if (value)
-      pack_upright(at.values + head * head_size<H>(n, size), rows, stride(), n, size);
+      pack_upright(at.values + head * head_size<H>(keys(n), size), rows, stride(), n, size, keys(n));
     else
       pack_transposed(at.keys + head * head_size<H>(size, n), rows, stride(), n, size);
   }
@@ -144,7 +152,7 @@ struct Attention {
     for (int64_t r = 0; r < (a.keep ? m : 0); ++r)
       a.logsumexp[(window.first + rows.first + r) * a.heads + head] =
           found[r].largest * (scale * LOG2_E) + std::log2(found[r].sum);
-    head_product(Left<H>{p, ldp}, m, n, at.values + head * head_size<H>(n, size), size, o, ldo);
+    head_product(Left<H>{p, ldp}, m, keys(n), at.values + head * head_size<H>(keys(n), size), size, o, ldo);
     for (int64_t r = 0; r < m; ++r) {
       H* to = at.attended + (rows.first + r) * features() + head * size;
       const Vec inverse(1.0f / found[r].sum);

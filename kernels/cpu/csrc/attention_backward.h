@@ -52,9 +52,9 @@ struct AttentionHead {
     for (int64_t first = 0; first < n; first += QUERIES) {
       const int64_t m = std::min(QUERIES, n - first);
       for (int64_t j = 0; j < m; j += GROUP) group(first + j, std::min(GROUP, m - j), of, p + j, ds + j, row);
-      pack_upright(packed, d_attended + first * features, features, m, size);
+      pack_upright(packed, d_attended + first * features, features, m, size, m);
       head_product(Left<T>{p, row}, n, m, packed, size, v_sums, width, first > 0);
-      pack_upright(packed, q + first * ld, ld, m, size);
+      pack_upright(packed, q + first * ld, ld, m, size, m);
       head_product(Left<T>{ds, row}, n, m, packed, size, k_sums, width, first > 0);
     }
     store(v_sums, width, n, size, dv, ld);

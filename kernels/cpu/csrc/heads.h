@@ -49,10 +49,10 @@ inline void pack_transposed(T* packed, const T* source, int64_t ld, int64_t rows
   });
 }
 
-// B (rows, columns) = `rows` rows of `columns` columns.
+// B (depth, columns) = `rows` rows of `columns` columns, and zeros below them.
 template <class T>
-inline void pack_upright(T* packed, const T* source, int64_t ld, int64_t rows, int64_t columns) {
-  const int64_t depth = round_up(rows, STEP<T>);
+inline void pack_upright(T* packed, const T* source, int64_t ld, int64_t rows, int64_t columns, int64_t depth) {
+  depth = round_up(depth, STEP<T>);
   panels(columns, [&](int64_t j, int64_t n) {
     const int64_t real = std::min(n, columns - j);
     T* to = packed + j * depth;
@@ -64,6 +64,7 @@ inline void pack_upright(T* packed, const T* source, int64_t ld, int64_t rows, i
         interleave(row, r + 1 < rows ? row + ld : nullptr, real, to);
       std::fill(to + real * STEP<T>, to + n * STEP<T>, T(0.0f));
     }
+    std::fill(to, packed + (j + n) * depth, T(0.0f));
   });
 }
 

@@ -93,14 +93,18 @@ class Shares {
 };
 
 // f(first, count) for the tiles of n rows, at most `most` each (a multiple of BLOCK_ROWS), that are this thread's; they
-// start at multiples of 8.
+// start at multiples of 8. Fewer than BLOCK_ROWS rows are no tile of their own, for which all weights would be read
+// once more: the tile before takes them, too.
 template <class F>
 void for_tiles(const Team& team, int64_t n, int64_t most, F&& f) {
   const int64_t share = round_up((n + team.size - 1) / team.size, 8);
   const int64_t end = std::min(n, share * (team.rank + 1));
   const int64_t size =
       round_up((share + (share + most - 1) / most - 1) / ((share + most - 1) / most), std::max<int64_t>(BLOCK_ROWS, 8));
-  for (int64_t first = share * team.rank; first < end; first += size) f(first, std::min(size, end - first));
+  for (int64_t first = share * team.rank, count; first < end; first += count) {
+    count = end - first < size + BLOCK_ROWS ? end - first : size;
+    f(first, count);
+  }
 }
 
 }  // namespace astroco
