@@ -23,7 +23,7 @@ from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from astroco_fast.text import rows as aligned
 from bench import audit
 from bench.audit.binary import Result, examine, failed
-from bench.audit.launches import DTYPES, PRESETS, Kernel, kernels
+from bench.audit.launches import DTYPES, PRESETS, WAVES, Kernel, kernels
 
 
 def gather(
@@ -35,7 +35,7 @@ def gather(
     for arch, preset, dtype, op in ((a, p, d, o) for a in archs for p in names for d in dtypes for o in chosen):
         result = Result(op, "", preset, dtype, "", arch)
         try:
-            launched = kernels(arch, preset, dtype, op)
+            launched = kernels(arch, preset, dtype, op) + kernels(arch, preset, dtype, op, WAVES, multiprocessors=1)
         except Exception as error:  # an op that cannot run must not hide the others
             impossible.append(failed(result, error))
             continue

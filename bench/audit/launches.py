@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class Batch(NamedTuple):
 
 
 BATCH = Batch()
+# More rows than a wave of blocks on a GPU of one multiprocessor: with one, ops take their tilings for whole waves.
+WAVES = Batch((64, 64, 40), 64)
 
 
 @dataclass
@@ -91,8 +93,16 @@ def specialise(function: Any, args: Sequence[Any], constants: dict[str, Any], co
     return Kernel(function, arch, key, tuple(arguments), options.__dict__, constants, config.options)
 
 
-def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -> list[Kernel]:
-    """The kernels that `op` launches for `batch` in all modes, each specialisation once."""
+def kernels(
+    arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH, multiprocessors: int | None = None
+) -> list[Kernel]:
+    """The kernels that `op` launches for `batch` in all modes, each specialisation once.
+
+    Args:
+        multiprocessors: of the GPU; None: as many as the architecture's largest common one has.
+    """
+    on = ARCHITECTURES[arch]
+    on = replace(on, multiprocessors=multiprocessors or on.multiprocessors)
     found: dict[str, Kernel] = {}
 
     def record(function: Any, grid: Any, args: Sequence[Any], constants: dict[str, Any], config: Config) -> None:
@@ -104,7 +114,7 @@ def kernels(arch: str, preset: str, dtype: str, op: str, batch: Batch = BATCH) -
     half = DTYPES[dtype] != torch.float32
     for mode in MODES:
         model = model_of(preset).train(mode == "training")
-        with _on_cpu(), recording(record, ARCHITECTURES[arch]), torch.set_grad_enabled(mode != "inference"):
+        with _on_cpu(), recording(record, on), torch.set_grad_enabled(mode != "inference"):
             with torch.autocast("cpu", dtype=DTYPES[dtype]) if half else contextlib.nullcontext():
                 outputs = _run(op, model, batch)
             if mode != "inference":

@@ -15,6 +15,8 @@ import numpy as np
 from bench.audit import bits
 from bench.audit.bits import LONG, WORD
 
+# Where kernels for sm_80 to sm_90 find the number of blocks on the grid's first axis.
+BLOCKS = 0xC
 _COMPARE = {
     "EQ": lambda a, b: a == b, "NE": lambda a, b: a != b, "LT": lambda a, b: a < b, "LE": lambda a, b: a <= b,
     "GT": lambda a, b: a > b, "GE": lambda a, b: a >= b,
@@ -45,7 +47,7 @@ class Machine:
 
     Args:
         words: constant memory, as from `sass.constants`.
-        block: index of the block on the grid's first axis.
+        block: index of the block, counted along the grid's first axis, whose length is a word, and then its second.
         threads: of the block.
 
     Attributes:
@@ -54,7 +56,8 @@ class Machine:
 
     def __init__(self, words: Mapping[int, int], block: int, threads: int) -> None:
         self._words, self._threads = words, np.arange(threads, dtype=np.uint64)
-        self._special: dict[str, Any] = {"SR_CTAID.X": block, "SR_TID.X": self._threads}
+        second, first = divmod(block, words.get(BLOCKS, block + 1))
+        self._special: dict[str, Any] = {"SR_CTAID.X": first, "SR_CTAID.Y": second, "SR_TID.X": self._threads}
         self._values: dict[str, Any] = {}
         self._flags: dict[str, Any] = {}
         self.active: np.ndarray | None = None

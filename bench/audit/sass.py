@@ -23,8 +23,6 @@ from bench.audit.traffic import APART, COPIES, GLOBAL, SHARED, Memory
 
 # Where an architecture's kernels find their first argument in constant memory.
 _ARGUMENTS = {"sm_80": 0x160, "sm_86": 0x160, "sm_89": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
-# Where kernels for sm_80 to sm_90 find the number of blocks on the grid's first axis.
-BLOCKS = 0xC
 _SIZES = {"i1": 1, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "bf16": 2, "fp16": 2, "i64": 8, "u64": 8, "fp64": 8}
 # A kernel of this project executes far fewer; a walk that is longer has misread a loop.
 MOST = 200_000
@@ -104,7 +102,7 @@ def walk(
     Args:
         code: the kernel's.
         words: constant memory, as from `constants`.
-        block: index of the block on the grid's first axis.
+        block: index of the block, as for `Machine`.
         threads: of the block.
         data: the content of memory that is known, (n,) uint32 each, by address as from `places`.
         capacity: bytes of the first-level cache that the block has.

@@ -20,8 +20,8 @@ from typing import Any
 
 from bench.audit.binary import compiled, disassembled
 from bench.audit.launches import specialise
-from bench.audit.machine import Instruction
-from bench.audit.sass import BLOCKS, Walk, constants, mean, parse, places, walk
+from bench.audit.machine import BLOCKS, Instruction
+from bench.audit.sass import Walk, constants, mean, parse, places, walk
 from bench.roofline.counting import Counts, Launch, Op
 from bench.roofline.flops import PAIRWISE
 

@@ -22,30 +22,12 @@ from torch import Tensor
 from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new, pitch
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
-from astroco_fast.kernels.triton.gate import apart, biased, gate
+from astroco_fast.kernels.triton.feed_forward_shares import Rows, divided, launch_shares
+from astroco_fast.kernels.triton.hidden_units import hidden_units
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import dot_precision, split
-
-
-@triton.jit
-def _rows(x, row, real, column, D: tl.constexpr):
-    here = real[:, None] & (column < D)[None, :]
-    return tl.load(x + row[:, None] * D + column[None, :], mask=here, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def up(at, column, P: tl.constexpr, MASKED: tl.constexpr):
-    """[column, row] of W_up^T; `at` are the addresses of its rows."""
-    at = at[None, :] + column[:, None]
-    return tl.load(at, mask=(column < P)[:, None], other=0.0) if MASKED else tl.load(at)
-
-
-@triton.jit
-def down(w, column, feature, P: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr, BEYOND: tl.constexpr = 0):
-    """[feature, column + BEYOND] of W_out^T. A constant BEYOND needs no registers for more addresses."""
-    at = w + column[None, :] * F + feature[:, None] + BEYOND * F
-    return tl.load(at, mask=(column + BEYOND < P)[None, :], other=0.0) if MASKED else tl.load(at)
+from astroco_fast.kernels.triton.whole_rows import part_of_rows
 
 
 @triton.jit(repr=named("feed_forward_inference"), do_not_specialize=["rows", "hidden"])
@@ -54,7 +36,6 @@ def _kernel(
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
     MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    MASKED: tl.constexpr = P != MAIN + TAIL
     HALVED: tl.constexpr = MAIN >= 256
     PART: tl.constexpr = MAIN // 2 if HALVED else MAIN
     compute = w_up.dtype.element_ty
@@ -63,45 +44,30 @@ def _kernel(
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, PART)
     # The accumulators begin as residual and bias, because reading x a second time, at the end, would spill.
-    z = _rows(x, row, real, column, D)
+    z = part_of_rows(x, row, real, column, D)
     left = z.to(compute)
     z += tl.load(b_out + column, mask=column < D, other=0.0)[None, :]
     if HALVED:
         second = PART + tl.arange(0, PART)
-        z_second = _rows(x, row, real, second, D)
+        z_second = part_of_rows(x, row, real, second, D)
         left_second = z_second.to(compute)
         z_second += tl.load(b_out + second, mask=second < D, other=0.0)[None, :]
     if TAIL:
         last = MAIN + tl.arange(0, TAIL)
-        z_tail = _rows(x, row, real, last, D)
+        z_tail = part_of_rows(x, row, real, last, D)
         left_tail = z_tail.to(compute)
         z_tail += tl.load(b_out + last, mask=last < D, other=0.0)[None, :]
-    # One product computes v and g, and `apart` leaves the gated units as the next product takes them.
-    pair = tl.arange(0, 2 * BLOCK_F)
-    unit = pair // 16 * 8 + pair % 8 + pair // 8 % 2 * F
-    past = 0
-    for start in range(0, hidden, BLOCK_F):
-        past = start + BLOCK_F - hidden
-        feature = start + tl.arange(0, BLOCK_F)
-        at = w_up + (start + unit) * P
-        both = tl.dot(left, up(at, column, P, False), input_precision=PRECISION)
-        if HALVED:
-            both = tl.dot(left_second, up(at, second, P, False), both, input_precision=PRECISION)
-        if TAIL:
-            both = tl.dot(left_tail, up(at, last, P, MASKED), both, input_precision=PRECISION)
-        v, g = apart(both, BLOCK_R, BLOCK_F)
-        v, g = biased(v, g, b_val, b_gate, feature, WIDTH)
-        gated = gate(v, g, True, compute != tl.float32).to(compute)
-        z = tl.dot(gated, down(w_out, column, feature, P, F, False), z, input_precision=PRECISION)
-        if HALVED:
-            right = down(w_out, column, feature, P, F, False, PART)
-            z_second = tl.dot(gated, right, z_second, input_precision=PRECISION)
-        if TAIL:
-            z_tail = tl.dot(gated, down(w_out, last, feature, P, F, MASKED), z_tail, input_precision=PRECISION)
+    if not HALVED:
+        second, left_second, z_second = column, left, z
+    if not TAIL:
+        last, left_tail, z_tail = column, left, z
+    z, z_second, z_tail, zero = hidden_units(
+        left, left_second, left_tail, z, z_second, z_tail, w_up, b_val, b_gate, w_out, column, second, last, 0, hidden,
+        WIDTH, P, F, PRECISION, MAIN, TAIL, BLOCK_R, BLOCK_F,
+    )  # fmt: skip
 
-    # The rows' numbers and masks, anew: kept through the loop, they would take registers that D = 276 has not. `past`
-    # is zero, which the compiler does not know, or it would keep them.
-    row = (tl.program_id(0) + past).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    # The rows' numbers and masks, anew: kept through the loop, they would take registers that D = 276 has not.
+    row = (tl.program_id(0) + zero).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     means = tl.sum(z, 1)
@@ -137,7 +103,7 @@ def _kernel(
 # read it from shared memory. Float32 has twice the bytes and would not pay.
 #
 # By `bench.roofline` (modelled), microseconds for 256 windows of 200, of this kernel and of the two that it replaces:
-# on an H100 235 and 356 at D = 276, 196 and 229 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
+# on an H100 208 and 356 at D = 276, 175 and 229 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
 # and 80 at D = 64. There, at D = 128, 4 warps spilled, and 8 compute v and g twice: 330 and 196.
 _COLUMNS = {"sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 64
@@ -163,17 +129,9 @@ def _config(w_up: Tensor, width: int, few: bool) -> Config:
     return Config({"BLOCK_R": rows, "BLOCK_F": 32, **columns}, warps, stages=2)
 
 
-def parts(rows: int, w_up: Tensor, width: int) -> list[tuple[slice, Config]]:
-    """Row ranges, each of one launch, and their tilings.
-
-    Where the last wave of blocks would be half empty, its rows are left to blocks of half the rows, which take half the
-    time: 51,200 rows are three waves of 132 blocks of 128, and 512 rows.
-    """
-    many, few = (_config(w_up, width, few) for few in (False, True))
-    wave = many.blocks["BLOCK_R"] * architecture(w_up.device).multiprocessors
-    whole = rows // wave * wave if many != few and 0 < rows % wave <= wave // 2 else rows
-    parts = (slice(0, whole), many), (slice(whole, rows), few)
-    return [(part, tiling) for part, tiling in parts if part.stop > part.start]
+def tilings(rows: int, w_up: Tensor, w_out: Tensor, width: int) -> list[Rows]:
+    """The launches for so many rows."""
+    return divided(rows, w_out, *(_config(w_up, width, few) for few in (False, True)))
 
 
 def _outputs(
@@ -207,11 +165,14 @@ def feed_forward_fused(
     y = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, eps)
     rows, width = x.shape
     hidden = w_out.shape[1]
-    for part, config in parts(rows, w_up, width):
-        count = part.stop - part.start
+    for some in tilings(rows, w_up, w_out, width):
+        part, count = slice(some.start, some.stop), some.stop - some.start
+        if some.shares > 1:
+            launch_shares(some, x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, eps, y)
+            continue
         launch(
-            _kernel, (cdiv(count, config.blocks["BLOCK_R"]),),
+            _kernel, (cdiv(count, some.config.blocks["BLOCK_R"]),),
             x[part], w_up, b_val, b_gate, w_out, b_out, gain, shift, end[part], eps, y[part], count, hidden,
-            WIDTH=b_val.shape[0], D=width, P=pitch(width), F=hidden, PRECISION=dot_precision(x), config=config,
+            WIDTH=b_val.shape[0], D=width, P=pitch(width), F=hidden, PRECISION=dot_precision(x), config=some.config,
         )  # fmt: skip
     return y

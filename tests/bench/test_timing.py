@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from astroco_fast import presets
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
-from bench.audit.sass import BLOCKS, Walk, constants, inner_loops, mean, multiply_adds, parse, places, walk
+from bench.audit.machine import BLOCKS
+from bench.audit.sass import Walk, constants, inner_loops, mean, multiply_adds, parse, places, walk
 from bench.audit.traffic import APART
 from bench.roofline import timing
 from bench.roofline.block import RIVALS
@@ -90,6 +91,22 @@ def test_a_block_s_place_among_three():
  /*0070*/  EXIT ;
 """)
     assert [walk(code, {}, block).total("FFMA") for block in range(6)] == [1, 1, 0, 1, 1, 0]
+
+
+def test_blocks_of_a_grid_of_two_axes():
+    """Only the first block of both axes leaves early."""
+    code = parse("""
+ /*0000*/  S2UR UR4, SR_CTAID.Y ;
+ /*0010*/  S2UR UR5, SR_CTAID.X ;
+ /*0020*/  UIADD3 UR4, UR4, UR5, URZ ;
+ /*0030*/  ISETP.LT.AND P0, PT, RZ, UR4, PT ;
+ /*0040*/  @P0 FFMA R1, R1, R1, R1 ;
+ /*0050*/  @!P0 EXIT ;
+ /*0060*/  FADD R1, R1, R1 ;
+ /*0070*/  EXIT ;
+""")
+    assert [walk(code, {BLOCKS: 4}, block).total("FADD") for block in (0, 1, 3, 4, 5)] == [0, 1, 1, 1, 1]
+    assert [walk(code, {BLOCKS: 1}, block).total("FADD") for block in (0, 1)] == [0, 1]
 
 
 # Lanes load one of four numbers each at c[0x0][0x210], twice, then 16 bytes at c[0x0][0x218] in two halves of a

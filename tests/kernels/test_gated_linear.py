@@ -190,42 +190,68 @@ def test_feed_forward_fused_as_tiled_for_other_architectures(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
-def test_rows_beyond_whole_waves_are_a_launch_of_their_own(
-    triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On sm_90 blocks of 64 rows take what would leave the last wave of blocks of 128 half empty."""
+def test_rows_beyond_whole_waves_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would leave the last wave half empty has smaller blocks, up to as many as there are multiprocessors."""
+    assert launches(monkeypatch, 132, 51200) == [(50688, 128, 1), (512, 64, 8)]
+    assert launches(monkeypatch, 132, 132 * 128) == [(132 * 128, 128, 1)]
+    assert launches(monkeypatch, 132, 132 * 128 + 1) == [(132 * 128, 128, 1), (1, 64, 8)]
+    assert launches(monkeypatch, 132, 66 * 128 + 1) == [(66 * 128 + 1, 128, 1)]
+    assert launches(monkeypatch, 132, 6400) == [(6400, 64, 1)]
+    assert launches(monkeypatch, 132, 40 * 64) == [(2560, 64, 3)]
+    assert launches(monkeypatch, 132, 200) == [(200, 64, 8)]
+    assert launches(monkeypatch, 132, 0) == []
+    assert launches(monkeypatch, 0, 200) == [(200, 128, 1)]  # a GPU of unknown size
+    assert launches(monkeypatch, 148, 51200, "sm_100") == [(47360, 64, 1), (3840, 64, 2)]
+    assert launches(monkeypatch, 148, 148 * 64 + 6400, "sm_100") == [(148 * 64 + 6400, 64, 1)]
+    assert launches(monkeypatch, 148, 148 * 64 + 200, "sm_100") == [(148 * 64, 64, 1), (200, 64, 8)]
+    assert launches(monkeypatch, 108, 512, "sm_80", 64) == [(512, 64, 1)]
+
+
+def launches(
+    monkeypatch: pytest.MonkeyPatch, multiprocessors: int, rows: int, arch: str = "sm_90", width: int = 256,
+    hidden: int | None = None, dtype: torch.dtype = torch.bfloat16,
+) -> list[tuple[int, int, int]]:  # fmt: skip
+    """Of each launch the rows, those of a block, and the shares of the hidden units, on a GPU that then stands in."""
     from astroco_fast.kernels.triton import launch
-    from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
+    from astroco_fast.kernels.triton.feed_forward_fused import tilings
 
-    def launches(multiprocessors: int, rows: int, arch: str = "sm_90") -> list[tuple[int, int]]:
-        """Rows of each launch, and of its blocks."""
-        x, end = torch.empty(rows, 32), torch.empty(rows, dtype=torch.int32)
-        w_up, w_out = torch.empty(64, 32, dtype=torch.bfloat16), torch.empty(32, 32, dtype=torch.bfloat16)
-        vector, found = torch.empty(32), []
+    units = hidden or 4 * width
+    w_up, w_out = pitched(torch.empty(2 * units, width)).to(dtype), pitched(torch.empty(width, units)).to(dtype)
+    on = replace(launch.ARCHITECTURES[arch], multiprocessors=multiprocessors)
+    monkeypatch.setattr(launch, "_architecture", on)
+    found = tilings(rows, w_up, w_out, width)
+    assert [0, *(some.stop for some in found)] == [*(some.start for some in found), rows]
+    return [(some.stop - some.start, some.config.blocks["BLOCK_R"], some.shares) for some in found]
 
-        def record(kernel, grid, args, constants, config):  # type: ignore[no-untyped-def]
-            assert args[0].shape[0] == args[8].shape[0] == args[10].shape[0] == args[11]
-            assert args[0].data_ptr() - x.data_ptr() == 128 * sum(rows for rows, _ in found)
-            block = config.blocks["BLOCK_R"]
-            assert grid == (-(-args[11] // block),)
-            found.append((args[11], block))
 
-        on = replace(launch.ARCHITECTURES[arch], multiprocessors=multiprocessors)
-        with launch.recording(record, on):
-            feed_forward_fused(x, w_up, vector, vector, w_out, *[vector] * 3, end, 1e-5)
-        return found
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize(
+    ("width", "rest", "shares"),
+    [
+        (64, 1, 4), (64, 63, 4), (64, 64, 4), (64, 65, 4), (64, 257, 3), (64, 511, 2), (64, 512, 2), (64, 513, 1),
+        (256, 65, 4), (276, 63, 4),
+    ],
+)  # fmt: skip
+def test_shares_of_the_hidden_units(
+    width: int, rest: int, shares: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows after whole waves. Three shares of 4 steps leave one empty, four of 18 one short."""
+    from astroco_fast.kernels.triton import feed_forward_shares
 
-    assert launches(132, 51200) == [(50688, 128), (512, 64)]
-    assert launches(2, 2 * 128) == [(256, 128)]
-    assert launches(2, 3 * 128) == [(256, 128), (128, 64)]
-    assert launches(2, 3 * 128 + 1) == [(385, 128)]
-    assert launches(132, 100) == [(100, 64)]
-    assert launches(132, 0) == []
-    assert launches(2, 3 * 128, "sm_100") == [(384, 64)]
+    monkeypatch.setattr(feed_forward_shares, "_LEAST", width * width // 2)
+    rows = 17 * 128 + rest if width == 64 else rest
+    assert launches(monkeypatch, 17, rows, width=width, hidden=2 * width)[-1] == (rest, 64, shares)
+    check_feed_forward_fused(width, torch.bfloat16, device, rows)
 
-    few = replace(launch.ARCHITECTURES["sm_90"], multiprocessors=1)
-    monkeypatch.setattr(launch, "_architecture", few)
-    check_feed_forward_fused(64, torch.bfloat16, device, rows=150)
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+def test_shares_are_exact_in_float32(triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three row tiles on ten multiprocessors have three shares, the last of which has 4 of 14 steps."""
+    from astroco_fast.kernels.triton import feed_forward_shares
+
+    monkeypatch.setattr(feed_forward_shares, "_LEAST", 5000)
+    assert launches(monkeypatch, 10, ROWS, width=100, hidden=200, dtype=torch.float32)[0][2] == 3
+    check_feed_forward_fused(100, torch.float32, device)
 
 
 def check_feed_forward_fused(width: int, dtype: torch.dtype, device: torch.device, rows: int = ROWS) -> None:
@@ -250,7 +276,9 @@ def test_feed_forward_training(
     width: int, p: float, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32, against the kernels that it replaces, which other tests compare with float64."""
+    from astroco_fast.kernels.triton import feed_forward_shares
     from astroco_fast.kernels.triton import feed_forward_training as one
+    from astroco_fast.kernels.triton.feed_forward_shares import Rows
     from astroco_fast.kernels.triton.gated_linear import gated_linear
     from astroco_fast.kernels.triton.residual_norm import residual_norm
 
@@ -263,9 +291,11 @@ def test_feed_forward_training(
     apart = residual_norm(h @ w_out.t(), *rest)
     up = torch.cat([pitched(w_val), pitched(w_gate)])
     given = (x, up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, 3, p, 1e-5)
-    # In two parts, the second of which knows its place among all rows.
-    config = one.parts(ROWS, up, width)[0][1]
-    monkeypatch.setattr(one, "parts", lambda *_: [(slice(0, 32), config), (slice(32, ROWS), config)])
+    # In three launches, of which two know their place among all rows, and one shares out the hidden units.
+    config = one.tilings(ROWS, up, w_out, width)[0].config
+    some = Rows(0, 16, config), Rows(16, 32, config), Rows(32, ROWS, config, 2)
+    monkeypatch.setattr(feed_forward_shares, "_LEAST", w_out.numel() // 3)
+    monkeypatch.setattr(one, "tilings", lambda *_: some)
     got = one.feed_forward_training(*given)
     assert_rows(got[0], apart[0][:REAL].double())
     for found, alone in zip(got[1:], apart[1:], strict=True):
