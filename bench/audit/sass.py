@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ MOST = 200_000
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*([^;]*);")
 
 
+Counted = tuple[tuple[str, float], ...]
+Flight = tuple[Counted, Counted]
+
+
 @dataclass
 class Walk:
     """What a block executed and moved.
@@ -38,11 +42,14 @@ class Walk:
         counts: instructions of a warp, on average over the block's, by name with suffixes and, for matrix instructions,
             by the kind of their first operand ("HGMMA.64x128x16.F32.BF16 memory" where it is in shared memory).
         guessed: loops that depend on unknown data, and were taken to run once.
+        flights: for each wait for asynchronous products (HGMMA), how often it was met, by those waited for and by
+            the other instructions since the first of them, both as in `counts` (sorted pairs).
         read, written, blind, cycles: the block's traffic, as in `traffic.Memory`.
     """
 
     counts: Mapping[str, float]
     guessed: int = 0
+    flights: Mapping[Flight, float] = field(default_factory=dict)
     read: float = 0
     written: float = 0
     blind: float = 0
@@ -115,7 +122,7 @@ def walk(
     at = {instruction.at: i for i, instruction in enumerate(code)}
     returns: list[int] = []
     left: set[int] = set()
-    paths = _Paths(machine, threads)
+    paths, flights = _Paths(machine, threads), _Flights()
     i: int | None = 0
     while i is not None and i < len(code):
         i = paths.meet(i)
@@ -125,6 +132,7 @@ def walk(
             continue
         kind = f" {'memory' if 'gdesc' in one.operands[1] else 'registers'}" if one.op == "HGMMA" else ""
         counts[one.name + kind] += paths.share
+        flights.meet(one, one.name + kind, paths.share)
         steps += 1
         if steps > MOST:
             raise ValueError(f"the walk through a kernel does not end: at {one}")
@@ -150,7 +158,40 @@ def walk(
             raise ValueError(f"the walk through a kernel does not know what the copy engine moves: at {one}")
         else:
             machine.run(one, taken)
-    return Walk(counts, guesses, memory.read, memory.written, memory.blind, memory.cycles)
+    return Walk(counts, guesses, flights.found, memory.read, memory.written, memory.blind, memory.cycles)
+
+
+class _Flights:
+    """The asynchronous products that no instruction has waited for yet, in groups, and what has run since.
+
+    Attributes:
+        found: as `Walk.flights`.
+    """
+
+    def __init__(self) -> None:
+        self.found = Counter[Flight]()
+        self._groups: list[Counter[str]] = []
+        self._open, self._others = Counter[str](), Counter[str]()
+
+    def meet(self, one: Instruction, name: str, share: float) -> None:
+        """Note an instruction; `name` and `share` are what `Walk.counts` has of it."""
+        if one.op == "HGMMA":
+            self._open[name] += share
+            if "gsb0" in one.operands:
+                self._groups.append(self._open)
+                self._open = Counter()
+        elif one.name == "WARPGROUP.DEPBAR.LE":
+            done = len(self._groups) - int(one.operands[1], 0)  # the latest ones may go on
+            if done > 0:
+                products = sum(self._groups[:done], Counter[str]())
+                self.found[_sorted(products), _sorted(self._others)] += 1
+                self._groups, self._others = self._groups[done:], Counter()
+        elif self._groups or self._open:
+            self._others[name] += share
+
+
+def _sorted(counts: Mapping[str, float]) -> Counted:
+    return tuple(sorted(counts.items()))
 
 
 class _Paths:
@@ -210,7 +251,11 @@ def mean(walks: list[Walk]) -> Walk:
     moved = (
         sum(getattr(walked, name) for walked in walks) / len(walks) for name in ("read", "written", "blind", "cycles")
     )
-    return Walk(counts, max(walked.guessed for walked in walks), *moved)
+    flights = Counter[Flight]()
+    for walked in walks:
+        for flight, times in walked.flights.items():
+            flights[flight] += times / len(walks)
+    return Walk(counts, max(walked.guessed for walked in walks), flights, *moved)
 
 
 def _guess(code: list[Instruction], i: int, places: dict[int, int], left: set[int]) -> tuple[bool, bool]:

@@ -3,7 +3,8 @@
 A multiprocessor holds as many blocks as registers, shared memory and threads allow. The blocks in it compete for four
 schedulers, which issue an instruction a cycle each, for the units behind them, for the tensor cores and for shared
 memory; a single block waits for its products before it uses them, so its products and its other instructions take
-turns. Blocks run in waves, the last of which may be short. All of this overlaps with the traffic to the second-level
+turns, but for those instructions that its machine code has between asynchronous products and the wait for them. Blocks
+run in waves, the last of which may be short. All of this overlaps with the traffic to the second-level
 cache and to memory, and the longest of them is the kernel's time. Bank conflicts count; latencies and stalls do not.
 
 PyTorch's own kernels, of which there is no machine code here, are taken to reach a share of the data sheet, or what
@@ -86,6 +87,7 @@ class Kernel:
         tensor: cycles of the tensor cores, or of the shared memory that feeds them.
         memory, cache: bytes to and from memory, and between multiprocessors and the second-level cache.
         guessed: loops that depend on unknown data, taken to run once.
+        hidden: of a block's cycles of instructions, those that overlap with its own products.
         blind: of `cache`, bytes whose addresses are unknown, taken to be distinct.
     """
 
@@ -101,6 +103,7 @@ class Kernel:
     cache: int
     guessed: int
     blind: int = 0
+    hidden: float = 0.0
 
     def resident(self, on: Multiprocessor) -> int:
         """Blocks that a multiprocessor holds at once."""
@@ -114,7 +117,9 @@ class Kernel:
         """Cycles of the busiest multiprocessor."""
 
         def wave(blocks: int) -> float:
-            return self.issue + self.tensor if blocks == 1 else blocks * max(self.issue, self.tensor)
+            if blocks == 1:
+                return self.issue + self.tensor - self.hidden
+            return blocks * max(self.issue, self.tensor)
 
         resident = self.resident(on)
         whole, rest = divmod(self.blocks, on.count * resident)
@@ -153,7 +158,7 @@ def read(launch: Launch, arch: str, on: Multiprocessor) -> Kernel:
     return Kernel(
         kernel.name, blocks, warps, registers, shared, round(walked.total()), issue, tensor,
         min(launch.bytes, traffic), traffic,  # a launch may be given more than it touches
-        walked.guessed, round(walked.blind * blocks),
+        walked.guessed, round(walked.blind * blocks), min(hidden(walked, warps, on), issue, tensor),
     )  # fmt: skip
 
 
@@ -210,6 +215,17 @@ def cycles(walked: Walk, warps: int, on: Multiprocessor) -> tuple[float, float]:
     tensor = max(products, shared) if products else 0.0
     issue = max(max(units.values()) * warps / 4, 0.0 if products else shared)
     return issue, tensor
+
+
+def hidden(walked: Walk, warps: int, on: Multiprocessor) -> float:
+    """Cycles of a block's instructions that overlap with its own products, by the order of its machine code.
+
+    Between asynchronous products and the wait for them, the shorter of both is hidden behind the longer one.
+    """
+    total = 0.0
+    for (products, others), times in walked.flights.items():
+        total += times * min(cycles(Walk(dict(products)), warps, on)[1], cycles(Walk(dict(others)), warps, on)[0])
+    return total
 
 
 @dataclass

@@ -27,7 +27,7 @@ from bench.roofline.counting import Counts, Launch, Op, Traffic
 from bench.roofline.flops import Product, counter
 from bench.roofline.model import DEVICES
 from bench.roofline.subject import count, window_lengths
-from bench.roofline.timing import MULTIPROCESSORS, Kernel, a_block, cycles, fused, library, lines, together
+from bench.roofline.timing import MULTIPROCESSORS, Kernel, a_block, cycles, fused, hidden, library, lines, together
 
 ROOT = Path(__file__).resolve().parents[2]
 # Adds 3 to a register until it reaches an argument, 12 at c[0x0][0x210]; then waits for data once.
@@ -76,6 +76,40 @@ def test_cycles_of_a_block():
     assert cycles(walked, 8, MULTIPROCESSORS["H100"]) == (220.0, 10 * 64 * 2)
     walked = Walk(Counter({"HMMA.16816.F32.BF16": 10}))
     assert cycles(walked, 4, MULTIPROCESSORS["A100"]) == (10.0, 80.0)
+
+
+# Two groups of products, the first of two; the first wait lets the second group go on.
+PRODUCTS = """
+ /*0000*/  FADD R1, R1, R1 ;
+ /*0010*/  HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR8], R24 ;
+ /*0020*/  FFMA R2, R2, R2, R2 ;
+ /*0030*/  HGMMA.64x128x16.F32.BF16 R24, R8, gdesc[UR8], R24, gsb0 ;
+ /*0040*/  FFMA R2, R2, R2, R2 ;
+ /*0050*/  HGMMA.64x64x16.F32.BF16 R88, gdesc[UR4], R88, gsb0 ;
+ /*0060*/  FFMA R2, R2, R2, R2 ;
+ /*0070*/  WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+ /*0080*/  FFMA R2, R2, R2, R2 ;
+ /*0090*/  WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+ /*00a0*/  FADD R1, R1, R1 ;
+ /*00b0*/  WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+ /*00c0*/  EXIT ;
+"""
+
+
+def test_products_hide_what_stands_before_their_wait():
+    """By hand, as in `test_cycles_of_a_block`; no more than all of a block's instructions or products."""
+    found = walk(parse(PRODUCTS), {}, 0, 256)
+    wide, narrow = "HGMMA.64x128x16.F32.BF16 registers", "HGMMA.64x64x16.F32.BF16 memory"
+    first, second = (((wide, 2),), (("FFMA", 3),)), (((narrow, 1),), (("FFMA", 1),))
+    assert found.flights == {first: 1, second: 1}
+    assert mean([found, Walk({})]).flights == {first: 0.5, second: 0.5}
+    on = MULTIPROCESSORS["H100"]
+    assert hidden(found, 8, on) == 3 * 2 + 1 * 2  # instructions
+    many = Walk({}, flights={(((wide, 2),), (("FFMA", 300),)): 5})
+    assert hidden(many, 8, on) == 5 * 2 * 64 * 2  # products
+    kernel = Kernel("", 132, 8, 255, 0, 0, issue=100.0, tensor=80.0, memory=0, cache=0, guessed=0, hidden=30.0)
+    assert kernel.cycles(on) == 150
+    assert replace(kernel, blocks=264, registers=64).cycles(on) == 200  # two blocks of a multiprocessor overlap anyway
 
 
 def test_a_block_s_place_among_three():
