@@ -120,10 +120,8 @@ struct Gated {
       const float* from = x + (tile.first + r) * width;
       const auto s = statistics<some>(from, width, width, eps);
       normalise(from, width, s, gain, shift, width, z, p);
-      for (int i = 0; i < some; ++i) {
-        a.set(r + i, z + i * p);
-        if (stats) s[i].keep(stats, tile.first + r + i);
-      }
+      a.template set<some>(r, z, p);
+      for (int i = 0; i < (stats ? some : 0); ++i) s[i].keep(stats, tile.first + r + i);
     });
     const Left<T> left = a;
     for (int64_t j = 0; j < p; j += PANEL) {

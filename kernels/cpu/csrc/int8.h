@@ -66,27 +66,41 @@ inline void pack(const PackArguments<int8_t>& a) {
 
 #ifdef __AVX512VNNI__
 
-// The largest size of n numbers as its bits, which order as sizes do; those of NaN are above infinity's.
-inline uint32_t largest_bits(const float* x, int64_t n) {
-  __m512i most = _mm512_setzero_si512();
-  const __m512i size = _mm512_set1_epi32(0x7fffffff);
-  for (int64_t j = 0; j < n; j += W) {
-    const __mmask16 some = n - j >= W ? 0xffff : (1u << (n - j)) - 1;
-    most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_maskz_loadu_epi32(some, x + j), size));
-  }
-  return _mm512_reduce_max_epu32(most);
-}
+// The largest sizes of rows of numbers as their bits, which order as sizes do; those of NaN are above infinity's.
+template <class X>
+class Largest;
 
-inline uint32_t largest_bits(const bf16* x, int64_t n) {
-  __m512i most = _mm512_setzero_si512();
-  const __m512i size = _mm512_set1_epi16(0x7fff);
-  for (int64_t j = 0; j < n; j += 2 * W) {
-    const __mmask32 some = n - j >= 2 * W ? 0xffffffff : (uint32_t(1) << (n - j)) - 1;
-    most = _mm512_max_epu16(most, _mm512_and_si512(_mm512_maskz_loadu_epi16(some, x + j), size));
+template <>
+class Largest<float> {
+ public:
+  static constexpr int64_t STEP = W;
+  // The first n of STEP numbers.
+  ALWAYS_INLINE void take(const float* x, int64_t n) {
+    const __mmask16 some = n >= STEP ? 0xffff : (1u << n) - 1;
+    most_ = _mm512_max_epu32(most_, _mm512_and_si512(_mm512_maskz_loadu_epi32(some, x), _mm512_set1_epi32(0x7fffffff)));
   }
-  const __m512i low = _mm512_slli_epi32(most, 16), high = _mm512_andnot_si512(_mm512_set1_epi32(0xffff), most);
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
-}
+  uint32_t bits() const { return _mm512_reduce_max_epu32(most_); }
+
+ private:
+  __m512i most_ = _mm512_setzero_si512();
+};
+
+template <>
+class Largest<bf16> {
+ public:
+  static constexpr int64_t STEP = 2 * W;
+  ALWAYS_INLINE void take(const bf16* x, int64_t n) {
+    const __mmask32 some = n >= STEP ? 0xffffffff : (uint32_t(1) << n) - 1;
+    most_ = _mm512_max_epu16(most_, _mm512_and_si512(_mm512_maskz_loadu_epi16(some, x), _mm512_set1_epi16(0x7fff)));
+  }
+  uint32_t bits() const {
+    const __m512i low = _mm512_slli_epi32(most_, 16), high = _mm512_andnot_si512(_mm512_set1_epi32(0xffff), most_);
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(low, high));
+  }
+
+ private:
+  __m512i most_ = _mm512_setzero_si512();
+};
 
 // The first n of 64 numbers, times `by`, as whole numbers of a byte; zeros beyond them.
 ALWAYS_INLINE __m512i whole(const float* x, int64_t n, __m512 by) {
@@ -113,20 +127,27 @@ ALWAYS_INLINE __m512i whole(const bf16* x, int64_t n, __m512 by) {
   return _mm512_permutexvar_epi64(order, _mm512_packs_epi16(pairs(0), pairs(2 * W)));
 }
 
-// n numbers to q, and zeros up to the next multiple of 64; returns the scale.
-template <class X>
-inline float quantise(const X* x, int64_t n, int8_t* q) {
-  const uint32_t bits = largest_bits(x, n);
-  const float most = std::max(LEAST, c10::bit_cast<float>(bits));
-  const __m512 by = _mm512_set1_ps(LEVELS / most);
-  for (int64_t j = 0; j < n; j += 64) {
-    __m512i some = n - j >= 64 ? whole(x + j, 64, by) : whole(x + j, n - j, by);
-#ifndef __AMX_BF16__
-    some = _mm512_xor_si512(some, _mm512_set1_epi8(-128));  // q + 128
-#endif
-    _mm512_storeu_si512(q + j, some);
+// R rows of n numbers to q, and zeros up to the next multiple of 64; their scales. `ld` and `ldq` lead from row to row.
+template <int R, class X>
+inline void quantise(const X* x, int64_t ld, int64_t n, int8_t* q, int64_t ldq, float* scales) {
+  Largest<X> largest[R];
+  __m512 by[R];
+  for (int64_t j = 0; j < n; j += Largest<X>::STEP)
+    for (int i = 0; i < R; ++i) largest[i].take(x + i * ld + j, n - j);
+  for (int i = 0; i < R; ++i) {
+    const uint32_t bits = largest[i].bits();
+    const float most = std::max(LEAST, c10::bit_cast<float>(bits));
+    by[i] = _mm512_set1_ps(LEVELS / most);
+    scales[i] = bits < 0x7f800000 ? most / LEVELS : NAN;
   }
-  return bits < 0x7f800000 ? most / LEVELS : NAN;
+  for (int64_t j = 0; j < n; j += 64)
+    for (int i = 0; i < R; ++i) {
+      __m512i some = n - j >= 64 ? whole(x + i * ld + j, 64, by[i]) : whole(x + i * ld + j, n - j, by[i]);
+#ifndef __AMX_BF16__
+      some = _mm512_xor_si512(some, _mm512_set1_epi8(-128));  // q + 128
+#endif
+      _mm512_storeu_si512(q + i * ldq + j, some);
+    }
 }
 
 // Sums of int32 in place of C, and what they are to be multiplied by.

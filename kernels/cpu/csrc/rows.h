@@ -119,7 +119,11 @@ struct Factor {
 
   Factor(int64_t rows, int64_t width, Scratch& scratch)
       : width(width), row(pitch(width)), values(scratch.take<T>(rows * row)) {}
-  void set(int64_t r, const float* x) { to_half(x, width, values + r * row); }
+  // R rows from r on.
+  template <int R>
+  void set(int64_t r, const float* x, int64_t ld) {
+    for (int i = 0; i < R; ++i) to_half(x + i * ld, width, values + (r + i) * row);
+  }
   operator Left<T>() const { return {values, row}; }
 };
 
@@ -136,9 +140,9 @@ struct Factor<int8_t> {
         row(round_up(width, LINE)),
         values(scratch.take<int8_t>(rows * row)),
         scales(scratch.take<float>(rows)) {}
-  template <class X>
-  void set(int64_t r, const X* x) {
-    scales[r] = quantise(x, width, values + r * row);
+  template <int R, class X>
+  void set(int64_t r, const X* x, int64_t ld) {
+    quantise<R>(x, ld, width, values + r * row, row, scales + r);
   }
   operator Left<int8_t>() const { return {values, row, scales}; }
 };
@@ -151,7 +155,7 @@ inline Left<T> as_left(const X* x, int64_t ld, int64_t width, int64_t rows, Scra
     return {x, ld};
   } else {
     Factor<T> left(rows, width, scratch);
-    for (int64_t r = 0; r < rows; ++r) left.set(r, x + r * ld);
+    by_rows(rows, [&](auto some, int64_t r) { left.template set<some>(r, x + r * ld, ld); });
     return left;
   }
 }
