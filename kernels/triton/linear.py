@@ -7,8 +7,8 @@
 
 Tiling: tiles of rows by columns that walk along the product's depth in chunks. The column tile is the fastest index of
 the grid: the blocks that run together share a row tile, which memory serves once and the second-level cache the rest.
-The last column tile is narrower where fewer columns are left: at D = 276 these are 128, 128 and 32. Where a block can
-hold whole rows of x (whole_rows.py), `linear` has blocks that do.
+The last column tile is narrower where fewer columns are left: at D = 276 these are 128, 128 and 32. Where a program can
+hold whole rows of x (whole_rows.py), `linear` has one a multiprocessor, with an equal share of all tiles.
 """
 
 import torch
@@ -20,7 +20,7 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.tensors import dot_precision, split
-from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, transposed
+from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, shares, transposed, turns, unit
 
 
 @triton.jit
@@ -89,65 +89,88 @@ def _store_with_ones(values, ones, row, column, inside, real, D: tl.constexpr, C
     tl.store(at, values.to(ones.dtype.element_ty), mask=inside[:, None] & (column < COLUMNS)[None, :])
 
 
-@triton.jit(repr=named("linear_rows_forward"), do_not_specialize=["rows", "columns", "pairs"])
+@triton.jit
+def _rows_of(
+    x, ones, row, column, inside, real, leads, D: tl.constexpr, END: tl.constexpr, ONES: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """Columns below END of rows of x in the compute dtype. A program that leads writes the rows of ones, if ONES."""
+    COLUMNS: tl.constexpr = (D + 16) // 16 * 16
+    part = part_of_rows(x, row, real, column, D).to(compute)
+    if ONES:  # noqa: SIM102 (known to the compiler, unlike the next condition)
+        if leads:
+            if END > D:
+                _store_with_ones(part, ones, row, column, inside, real, D, COLUMNS)
+            else:
+                tl.store(ones + row[:, None] * COLUMNS + column[None, :], part, mask=inside[:, None])
+    return part
+
+
+@triton.jit(repr=named("linear_rows_forward"), do_not_specialize=["rows", "own", "left_over", "each"])
 def _rows_kernel(
-    x, w, b, end, y, ones, rows, columns, pairs,
+    x, w, b, end, y, ones, rows, own, left_over, each,
     D: tl.constexpr, P: tl.constexpr, N: tl.constexpr, B: tl.constexpr, ONES: tl.constexpr,
     PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, N) = x W^T + b by blocks that hold their rows of x (rows, D); W is (N, P).
+    """y (rows, N) = x W^T + b by programs that hold rows of x (rows, D) and have `shares`; W is (N, P).
 
-    Where `pairs` is 1, not 0, two blocks share a row tile and take turns in its column tiles.
+    The rows change inside the one loop over units, not in a loop around it: so the weights of a unit are on their way
+    during the unit before, and rows that the loop carries stay in registers. Those from outside of a loop the compiler
+    would load from shared memory anew for each unit.
     """
     MASKED: tl.constexpr = (P != MAIN + TAIL) or (N % BLOCK_N != 0)
+    COLUMNS: tl.constexpr = (D + 16) // 16 * 16
     compute: tl.constexpr = w.dtype.element_ty
-    part = tl.program_id(0) & pairs
-    row = (tl.program_id(0) >> pairs).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = row < rows
-    real = tl.load(end + row, mask=inside, other=0) > 0
+    row = tl.arange(0, BLOCK_R)
     k = tl.arange(0, MAIN)
-    left = part_of_rows(x, row, real, k, D).to(compute)
+    left = tl.zeros([BLOCK_R, MAIN], compute)
     if TAIL:
         last = MAIN + tl.arange(0, TAIL)
-        left_tail = part_of_rows(x, row, real, last, D).to(compute)
-    if ONES:
-        COLUMNS: tl.constexpr = (D + 16) // 16 * 16
-        leading = tl.where(part == 0, inside, False)  # Triton 3.9 makes whole numbers of a block & a scalar
-        _store_with_ones(left, ones, row, k, leading, real, D, COLUMNS)
-        if TAIL:
-            _store_with_ones(left_tail, ones, row, last, leading, real, D, COLUMNS)
-        if D == MAIN + TAIL:
-            behind = tl.zeros([BLOCK_R, 16], tl.float32)
-            _store_with_ones(behind, ones, row, D + tl.arange(0, 16), leading, real, D, COLUMNS)
-    for start in range(part * BLOCK_N, columns, (1 + pairs) * BLOCK_N):  # columns is N, lest the loop be unrolled
-        column = start + tl.arange(0, BLOCK_N)
+        left_tail = tl.zeros([BLOCK_R, TAIL], compute)
+    for turn in range(turns(own, left_over, each)):
+        tile, place, fresh = unit(turn, own, left_over, each, (N + BLOCK_N - 1) // BLOCK_N)
+        first = tile.to(tl.int64) * BLOCK_R
+        inside = row < rows - first
+        if fresh:
+            real = tl.load(end + first + row, mask=inside, other=0) > 0
+            at, copy, leads = x + first * D, ones + first * COLUMNS, place == 0
+            left = _rows_of(at, copy, row, k, inside, real, leads, D, MAIN, ONES, compute)
+            if TAIL:
+                left_tail = _rows_of(at, copy, row, last, inside, real, leads, D, MAIN + TAIL, ONES, compute)
+            if ONES and D == MAIN + TAIL:  # noqa: SIM102 (known to the compiler, unlike the next condition)
+                if leads:
+                    behind = tl.zeros([BLOCK_R, 16], tl.float32)
+                    _store_with_ones(behind, copy, row, D + tl.arange(0, 16), inside, real, D, COLUMNS)
+        column = place * BLOCK_N + tl.arange(0, BLOCK_N)
         total = tl.dot(left, transposed(w, column, k, P, N, MASKED), input_precision=PRECISION)
         if TAIL:
             total = tl.dot(left_tail, transposed(w, column, last, P, N, MASKED), total, input_precision=PRECISION)
-        total += tl.load(b + column, mask=column < B, other=0.0)[None, :]
-        total = tl.where(real[:, None], total, 0.0)
+        # Rows that are not real are zero, and so are their products: only the bias needs a mask.
+        biases = tl.load(b + column, mask=column < B, other=0.0)
+        real = tl.load(end + first + row, mask=inside, other=0) > 0
+        total += real.to(tl.float32)[:, None] * biases[None, :]
         there = inside[:, None] & (column < N)[None, :] if MASKED else inside[:, None]
-        tl.store(y + row[:, None] * N + column[None, :], total.to(compute), mask=there)
+        tl.store(y + first * N + row[:, None] * N + column[None, :], total.to(compute), mask=there)
 
 
-def _rows_config(width: int) -> Config:
-    # Two column tiles of 128 beside 128 rows of 256 are 192 KB of shared memory; beside a tail there is room for 64.
-    main, tail = split(width)
-    blocks = {"BLOCK_R": 128, "BLOCK_N": 64 if tail else 128, "MAIN": main, "TAIL": tail}
-    return Config(blocks, warps=8, stages=2)
+def _rows_config(rows: int, w: Tensor, width: int) -> Config:
+    """The tiling of blocks that hold rows: as many rows as registers hold, so that few read the weights.
 
+    By `bench.roofline` (modelled, H100, 51,200 rows), microseconds in inference and in training, and the registers and
+    shared memory of these:
 
-def _in_pairs(tiles: int, config: Config, device: torch.device) -> bool:
-    """Whether two blocks share a row tile. They read its rows twice, but keep more multiprocessors at work on few rows.
-
-    By `bench.roofline` (modelled, H100, 51,200 rows), microseconds in inference and in training:
-
-    | blocks a row tile | D = 256 | D = 276 |
+    | | D = 256 | D = 276 |
     |---|---|---|
-    | 1 | 63, 63 | 89 in inference |
-    | 2 | 64, 71 | 86, 86 |
+    | waves of blocks of 128 rows | 63, 63 | 86, 86 |
+    | shares of 256 rows at D = 256, of 128 at D = 276 | 51, 55 | 64, 70 |
+    | | 128, 160 KB | 180, 144 KB |
+
+    Column tiles of 64 at D = 256 spill, and so do 256 rows at D = 276. Rows of less than a wave have blocks of 128.
     """
-    return config.blocks["TAIL"] > 0 or tiles < 2 * architecture(device).multiprocessors
+    main, tail = split(width)
+    few = rows <= 256 * architecture(w.device).multiprocessors
+    block, columns = (128, 64) if tail or few else (256, 32)
+    return Config({"BLOCK_R": block, "BLOCK_N": columns, "MAIN": main, "TAIL": tail}, warps=block // 16, stages=2)
 
 
 def _linear_outputs(x: Tensor, w: Tensor, ones: bool) -> tuple[Tensor, Tensor]:
@@ -173,13 +196,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor, end: Tensor, ones: bool) -> tuple[Te
     rows, width = x.shape
     sizes = {"D": width, "P": w.shape[1], "N": w.shape[0], "B": b.shape[0], "PRECISION": dot_precision(w)}
     if holds(w, width):
-        config = _rows_config(width)
+        config = _rows_config(rows, w, width)
         tiles = cdiv(rows, config.blocks["BLOCK_R"])
-        pairs = int(_in_pairs(tiles, config, x.device))
-        launch(
-            _rows_kernel, (tiles << pairs,), x, w, b, end, y, kept, rows, w.shape[0], pairs,
-            **sizes, ONES=ones, config=config,
-        )  # fmt: skip
+        programs, *share = shares(tiles, cdiv(w.shape[0], config.blocks["BLOCK_N"]), x.device)
+        launch(_rows_kernel, (programs,), x, w, b, end, y, kept, rows, *share, **sizes, ONES=ones, config=config)
     else:
         config = product_config(w, w.shape[0])
         blocks = cdiv(rows, config.blocks["BLOCK_R"]) * cdiv(w.shape[0], config.blocks["BLOCK_N"])

@@ -4,6 +4,7 @@ Such a block reads its rows of x once. A block of one column tile reads them aga
 from the second-level cache, which feeds most products of float32 rows more slowly than they could run.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,6 +36,43 @@ def holds(weight: Tensor, width: int) -> bool:
     would read them from registers.
     """
     return architecture(weight.device).name == "sm_90" and weight.element_size() == 2 and sum(split(width)) <= 288
+
+
+@triton.jit
+def turns(own, left_over, each):
+    """The number of units that a program computes; the arguments are those of `shares`."""
+    return own + tl.minimum(each, tl.maximum(left_over - tl.program_id(0) * each, 0))
+
+
+@triton.jit
+def unit(turn, own, left_over, each, UNITS: tl.constexpr):
+    """A program's unit: its row tile, its place among the tile's, and whether the tile is another than before."""
+    program = tl.program_id(0)
+    beyond = tl.num_programs(0) * own + program * each - own
+    number = tl.where(turn < own, program * own, beyond) + turn
+    place = number % UNITS
+    return number // UNITS, place, (place == 0) | (turn == 0) | (turn == own)
+
+
+def shares(tiles: int, units: int, device: torch.device) -> tuple[int, int, int, int]:
+    """How programs, one a multiprocessor, share row tiles of so many units (column tiles) each.
+
+    All have equally many whole row tiles, and equal shares of the units that are left over. As blocks of their own, a
+    few tiles behind whole waves would take as long as a wave. A share that is nearly half a tile, a third and so on
+    becomes just that, so that fewer programs read rows of two tiles.
+
+    Returns:
+        Programs; units of a program's whole tiles; units left over, of all programs; of them a program's.
+    """
+    programs = max(1, min(tiles * units, architecture(device).multiprocessors))
+    whole, left_over = divmod(tiles, programs)
+    each = cdiv(left_over * units, programs)
+    if each:
+        part = next(n for n in range(each, each + units) if units % n == 0 or n % units == 0)
+        each = part if 2 * part <= 3 * each else each
+    if not whole:
+        programs = cdiv(left_over * units, max(each, 1))
+    return programs, whole * units, left_over * units, each
 
 
 def grid(rows: int, tiling: Config) -> tuple[int]:

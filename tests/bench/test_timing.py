@@ -354,6 +354,16 @@ def test_expected_times_of_kernels(tmp_path):
         assert all(float(row[4]) <= float(row[5].rstrip(" |")) > 0 for row in rows), name
 
 
+def walked_shares(tiles: int, sizes: dict[str, int]) -> tuple[int, tuple[int, int, int, int]]:
+    """Units of a row tile of `linear`, and the programs' shares on an H100."""
+    from astroco_fast.kernels.triton.launch import recording
+    from astroco_fast.kernels.triton.whole_rows import shares
+
+    units = -(-sizes["N"] // sizes["BLOCK_N"])
+    with recording(print, ARCHITECTURES["sm_90"]):
+        return units, shares(tiles, units, torch.device("cpu"))
+
+
 @pytest.mark.slow
 def test_bytes_of_kernels_that_are_known_by_hand(tmp_path):
     """51,200 rows of 256 columns, by each kernel's tiles: a block reads its rows and the weights."""
@@ -374,7 +384,12 @@ def test_bytes_of_kernels_that_are_known_by_hand(tmp_path):
             weights = 2 * 256 * sizes["F"] * 2
             expected = rows * split + weights * tiles + half * sizes["F"] / 256
         elif name == "linear._rows_kernel":
-            expected = rows * split + 256 * sizes["N"] * 2 * tiles + half * sizes["N"] / 256
+            units, (count, own, left_over, each) = walked_shares(int(tiles), sizes)
+            assert (blocks, left_over > 0) == (count, True)
+            middle = [(count // 2 + i) * each for i in range(3)]  # where the walked programs begin behind whole tiles
+            read = sum(own // units + (at + each - 1) // units - at // units + 1 for at in middle) / 3
+            expected = count * sizes["BLOCK_R"] * 256 * 4 * read
+            expected += count * (own + each) * sizes["BLOCK_N"] * 2 * (256 + sizes["BLOCK_R"])
         elif name == "linear_residual_norm._kernel":
             expected = half * sizes["K"] / 256 + 256 * sizes["K"] * 2 * tiles + 2 * rows
         else:

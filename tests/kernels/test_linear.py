@@ -14,7 +14,7 @@ from astroco_fast.kernels.triton import launch
 from astroco_fast.kernels.triton.linear import linear, rows_with_ones
 from astroco_fast.kernels.triton.linear_onto import linear_onto
 from astroco_fast.kernels.triton.linear_residual_norm import linear_residual_norm
-from astroco_fast.kernels.triton.whole_rows import holds
+from astroco_fast.kernels.triton.whole_rows import holds, shares
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 139  # more than one row tile of each kernel, and no multiple of any
@@ -75,11 +75,58 @@ def test_blocks_that_hold_rows(
 ) -> None:
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
     assert holds(torch.empty(0, dtype=dtype), width)
-    test_linear(width, columns, dtype, triton, device)  # two blocks share a row tile
+    test_linear(width, columns, dtype, triton, device)  # each program has one column tile
     monkeypatch.setattr(launch, "_architecture", replace(launch.ARCHITECTURES["sm_90"], multiprocessors=1))
     test_linear(width, columns, dtype, triton, device)
     for parts in (1, 3):
         test_linear_onto(width, columns, parts, dtype, triton, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize(
+    ("width", "columns", "behind"),
+    [
+        *((64, 72, rows) for rows in (0, 1, 31, 63, 64, 65, 127, 128, 129, 256, 257, 513, -1, -255, -600)),
+        *((256, 40, rows) for rows in (1, 300)),
+        *((276, 136, rows) for rows in (1, 127, 129)),
+    ],
+)
+def test_rows_behind_whole_waves(
+    width: int, columns: int, behind: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three programs share so many rows behind three row tiles of 256, column tile by column tile."""
+    monkeypatch.setattr(launch, "_architecture", replace(launch.ARCHITECTURES["sm_90"], multiprocessors=3))
+    torch.manual_seed(width + behind)
+    rows = 3 * 256 + behind
+    end, x = torch.randint(0, 3, (rows,), dtype=torch.int32), torch.randn(rows, width)
+    w, b = half(columns, pitch(width), torch.bfloat16, device, (columns, width)), torch.randn(columns)
+    exact = x.bfloat16().double() @ w[:, :width].double().t() + b.double()
+    for ends in (end, torch.zeros_like(end)):
+        y, ones = linear(poisoned(x, ends), w, b, ends, True)
+        assert_exact(y, exact, ends)
+        assert torch.equal(ones, rows_with_ones(poisoned(x, ends), ends, torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "units", "multiprocessors", "shared"),
+    [
+        (0, 3, 4, (0, 0, 0, 0)),
+        (1, 1, 4, (1, 1, 0, 0)),
+        (1, 24, 132, (24, 0, 24, 1)),
+        (25, 24, 132, (100, 0, 600, 6)),  # not 120 programs of 5 units, some of them of two tiles
+        (25, 14, 132, (117, 0, 350, 3)),
+        (4, 2, 3, (3, 2, 2, 1)),
+        (132, 24, 132, (132, 24, 0, 0)),
+        (200, 24, 132, (132, 24, 1632, 13)),
+        (400, 14, 132, (132, 42, 56, 1)),
+    ],
+)
+def test_shares(tiles: int, units: int, multiprocessors: int, shared: tuple[int, ...]) -> None:
+    with launch.recording(print, replace(launch.ARCHITECTURES["sm_90"], multiprocessors=multiprocessors)):
+        programs, own, left_over, each = found = shares(tiles, units, torch.device("cpu"))
+    assert found == shared
+    assert programs * own + left_over == tiles * units
+    assert programs * each >= left_over
 
 
 def onto(dtype: torch.dtype, width: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
