@@ -12,6 +12,7 @@ from typing import Any
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
+from bench.audit.machine import Instruction
 from bench.audit.sass import inner_loops, multiply_adds, parse
 from bench.audit.traffic import LOADS, lane_bytes
 
@@ -36,7 +37,8 @@ class Result:
         dot: the operand types of `tl.dot`; empty in a kernel without matrix products.
         tiles: whether it loads tiles of rows, not only a few numbers a row or point.
         matrix: the kind of tensor-core instruction; empty if there is none.
-        taps: in the loop with the convolution's products, the instructions for each multiply-add; 0 in other kernels.
+        taps: in the loop with the convolution's products, the instructions of a thread for each multiply-add of an
+            output and a tap; 0 in other kernels.
         barriers: the block's barriers in that loop.
         size: bytes of code.
         seconds: processor time of the compilation.
@@ -72,13 +74,14 @@ class Result:
         return self.loads.get(WIDE, 0) * WIDE / max(sum(size * count for size, count in self.loads.items()), 1)
 
 
-# The kernels whose time is that of the loop with the convolution's products, and the most instructions that the loop
-# may take for a multiply-add. The taps' gradient loads, and in half precision converts, two operands instead of one.
+# The kernels with the convolution's products: the most instructions that their loop may take for a multiply-add in half
+# precision and in float32, which tensor cores take for three products of TF32; and the most barriers, since rows come
+# to the tensor cores through shared memory.
 CONVOLUTIONS = {
-    "depthwise._silu_kernel": 1.5,
-    "depthwise._statistics_kernel": 1.5,
-    "depthwise._input_gradient_kernel": 1.5,
-    "depthwise_taps._kernel": 1.65,
+    "depthwise._silu_kernel": (1.0, 2.7, 20),
+    "depthwise._statistics_kernel": (1.0, 2.7, 20),
+    "depthwise._input_gradient_kernel": (1.0, 2.7, 20),
+    "depthwise_taps._kernel": (1.65, 1.65, 0),
 }
 
 # For each bar: its name, the results it applies to, and the reason why a result breaks it (None: it does not).
@@ -108,7 +111,7 @@ BARS: tuple[tuple[str, Callable[[Result], bool], Callable[[Result], str | None]]
         lambda r: r.kernel in CONVOLUTIONS and r.arch.startswith("sm_"),
         lambda r: (
             f"{r.taps:.2f} instructions a multiply-add, {r.barriers} barriers in the loop of products"
-            if not 0 < r.taps <= CONVOLUTIONS[r.kernel] or r.barriers
+            if not 0 < r.taps <= CONVOLUTIONS[r.kernel][r.dtype == "fp32"] or r.barriers > CONVOLUTIONS[r.kernel][2]
             else None
         ),
     ),
@@ -133,7 +136,7 @@ def examine(kernel: Kernel) -> Result:
     result.dot = sorted(set(re.findall(r"tt\.dot\b.*?: tensor<[\dx]*x(\w+)>", found.asm["ttir"])))
     result.tiles = bool(re.search(r"tt\.(?:descriptor_)?load\b.*tensor<\d+x\d+x", found.asm["ttir"]))
     if "cubin" in found.asm:
-        _read_nvidia(result, found.asm["ptx"], found.asm["cubin"])
+        _read_nvidia(result, kernel, found.asm["ptx"], found.asm["cubin"])
     else:
         _read_amd(result, found.asm["amdgcn"])
     for name, applies, wrong in BARS:
@@ -166,7 +169,7 @@ def disassembled(cubin: bytes) -> tuple[dict[str, int], str]:
     return {name: int(n) for name, n in re.findall(r"\b(REG|STACK):(\d+)", sass)}, sass
 
 
-def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
+def _read_nvidia(result: Result, kernel: Kernel, ptx: str, cubin: bytes) -> None:
     usage, sass = disassembled(cubin)
     result.registers, result.stack = usage["REG"], usage["STACK"]
     code = parse(sass)
@@ -174,8 +177,14 @@ def _read_nvidia(result: Result, ptx: str, cubin: bytes) -> None:
     result.local = sum(one.op in ("LDL", "STL") for one in code)
     result.loads = dict(Counter(min(lane_bytes(one.name), WIDE) for one in code if one.op in LOADS))
     if result.kernel in CONVOLUTIONS:
-        loops = [(loop, multiply_adds(loop)) for loop in inner_loops(code)]
-        loop, work = max(loops, key=lambda found: found[1], default=([], 0))
+        loop: list[Instruction]
+        if "TILES" in kernel.constants:  # by tensor cores, which multiply zeros, too
+            loop = max(inner_loops(code), key=len, default=[])
+            outputs = 16 * kernel.constants["TILES"] * kernel.constants["BLOCK_C"] / (32 * kernel.config["num_warps"])
+            work = outputs * kernel.constants["K"]
+        else:
+            loops = [(loop, multiply_adds(loop)) for loop in inner_loops(code)]
+            loop, work = max(loops, key=lambda found: found[1], default=([], 0))
         result.taps = round(len(loop) / work, 2) if work else 0.0
         result.barriers = sum(one.op == "BAR" for one in loop)
     kinds = {"wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05", "mma.sync": "mma.sync"}

@@ -132,5 +132,7 @@ def _of_rows(func: Any, name: str, args: tuple, kwargs: dict) -> float:
     matrices = [given[product] for product in PRODUCTS[name] if given[product] is not None]
     if not matrices:
         return 0.0
-    rows = next(value for value in given.values() if isinstance(value, Tensor)).shape[0]
-    return forward_flops(sum(matrix.numel() for matrix in matrices), rows)
+    source = next(value for value in given.values() if isinstance(value, Tensor))
+    # The depthwise convolution's kernels take the number of taps that each channel has.
+    sizes = [matrix.numel() if isinstance(matrix, Tensor) else matrix * source.shape[1] for matrix in matrices]
+    return forward_flops(sum(sizes), source.shape[0])

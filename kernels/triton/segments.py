@@ -24,6 +24,8 @@ class Segments(NamedTuple):
         lengths: (B,) int32, the real points of each window. Where only the device knows how many filler rows there are,
             `start` and `lengths` have empty windows after the batch's, one for each run of filler, so that kernels with
             a block for each window share the filler among many.
+        tiles: (M,) int32, the first rows of tiles of at most 16 rows: those into which windows are cut, each from its
+            beginning, then those into which the rows between windows are cut, then -1.
     """
 
     first: Tensor
@@ -32,6 +34,7 @@ class Segments(NamedTuple):
     longest: int
     start: Tensor
     lengths: Tensor
+    tiles: Tensor
 
 
 def segments(layout: Layout) -> Segments:
@@ -51,10 +54,12 @@ def _padded(layout: Layout) -> Segments:
     end = torch.where(real, (start + lengths)[:, None], 0).flatten()
     if layout.full:
         offsets = torch.arange(batch + 1, dtype=torch.int32, device=lengths.device) * length
+        runs, sizes = start, lengths
     else:
-        runs = torch.stack([start, start + lengths], dim=1).flatten()
-        offsets = torch.cat([runs, runs.new_full((1,), layout.rows)])
-    return Segments(first, end, offsets, length, start, lengths)
+        offsets = torch.stack([start, start + lengths], dim=1).flatten()
+        offsets = torch.cat([offsets, offsets.new_full((1,), layout.rows)])
+        runs, sizes = torch.cat([start, start + lengths]), torch.cat([lengths, length - lengths])
+    return Segments(first, end, offsets, length, start, lengths, _tiles(runs, sizes, layout.rows))
 
 
 def _packed(layout: Layout) -> Segments:
@@ -67,7 +72,9 @@ def _packed(layout: Layout) -> Segments:
     first = torch.cat([start[window], start.new_full((filler,), layout.rows)])
     end = torch.cat([ends[window], start.new_zeros(filler)])
     offsets = torch.cat([start.new_zeros(1), ends, start.new_full((1,), layout.rows)])
-    return Segments(first, end, offsets, max(layout.length, filler), start, lengths)
+    runs = torch.cat([start, start.new_full((1,), layout.rows - filler)])
+    tiles = _tiles(runs, torch.cat([lengths, lengths.new_full((1,), filler)]), layout.rows)
+    return Segments(first, end, offsets, max(layout.length, filler), start, lengths, tiles)
 
 
 def _on_device(layout: Layout) -> Segments:
@@ -83,6 +90,19 @@ def _on_device(layout: Layout) -> Segments:
     filler = ends[-1] + length * torch.arange(runs, dtype=torch.int32, device=ends.device)
     filler = filler.clamp_max(layout.rows)
     offsets = torch.cat([none, ends, filler[1:], ends.new_full((1,), layout.rows)])
-    return Segments(
-        first, end, offsets, length, torch.cat([start, filler]), torch.cat([lengths, lengths.new_zeros(runs)])
-    )
+    start, lengths = torch.cat([start, filler]), torch.cat([lengths, lengths.new_zeros(runs)])
+    after = start + lengths
+    gaps = torch.cat([start[1:], start.new_full((1,), layout.rows)]) - after
+    tiles = _tiles(torch.cat([start, after]), torch.cat([lengths, gaps]), layout.rows)
+    return Segments(first, end, offsets, length, start, lengths, tiles)
+
+
+def _tiles(start: Tensor, lengths: Tensor, rows: int) -> Tensor:
+    """The first rows of the tiles of runs of rows, run by run; how many there are, only the device knows."""
+    count = (lengths + 15) // 16
+    ends = count.cumsum(0, dtype=torch.int32)
+    number = torch.arange(rows // 16 + lengths.shape[0], dtype=torch.int32, device=lengths.device)
+    run = torch.searchsorted(ends, number, right=True, out_int32=True)
+    none = start.new_zeros(1)  # the run of the tiles beyond the last one
+    before = torch.cat([start - 16 * (ends - count), none])[run]
+    return torch.where(run < lengths.shape[0], before + 16 * number, -1).to(torch.int32)

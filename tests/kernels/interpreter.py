@@ -113,7 +113,7 @@ def prepare_tall_tiles() -> None:
     def launch_tall(kernel, grid, *args, config, **constants):  # type: ignore[no-untyped-def]
         if (wide := constants["P"]) > 64:
             config = replace(config, blocks={**config.blocks, "BLOCK_R": 1024})
-            grid = (cdiv(3 * wide + constants["K"], 1024) * (wide // config.blocks["BLOCK_C"]),)
+            grid = (cdiv(3 * wide + 512 * constants["CHUNKS"], 1024) * (wide // config.blocks["BLOCK_C"]),)
         launch(kernel, grid, *args, config=config, **constants)
 
     convolution_weights.launch = launch_tall

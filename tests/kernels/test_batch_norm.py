@@ -15,6 +15,7 @@ from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.reference.batchnorm import MaskedBatchNorm1d
 from astroco_fast.reference.sublayers import Convolution
 from tests.kernels import harness
+from tests.kernels.test_depthwise import bands_of
 from tests.pretrain.processes import on_ranks
 
 pytest.importorskip("triton")
@@ -100,8 +101,8 @@ def test_a_large_mean_costs_no_digits_of_the_variance(triton: str, device: torch
     layout = Layout.padded(torch.tensor([300, 120], device=device), 300)
     spans = segments(layout)
     u = 1000 + 0.1 * torch.randn(layout.rows, PITCH, device=device)
-    tap = torch.ones(1, PITCH, device=device)  # the convolution is the identity
-    c, count, partial = depthwise_statistics(u, tap, spans.first, spans.end)
+    bands = bands_of(torch.ones(PITCH, 1, device=device), torch.float32)  # the convolution is the identity
+    c, count, partial = depthwise_statistics(u, bands[0], spans.tiles, spans.first, spans.end, 1)
     from astroco_fast.kernels.triton.batch_norm import batch_norm_merge
 
     _, statistics = batch_norm_merge(count, partial, None, None, None, 0.1, 0.0)

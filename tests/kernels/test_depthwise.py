@@ -15,16 +15,22 @@ TILE = 64  # rows of a tile at this pitch
 
 def ready(taps: int, lengths: list[int], length: int, packed: bool, device: torch.device) -> tuple:
     """(layout, segments, half rows u, taps (D, K), its prepared copy (K, P)); u is NaN at rows that are not real."""
-    from astroco_fast.kernels.tensors import pitch
     from astroco_fast.kernels.triton.segments import segments
 
     torch.manual_seed(taps + length)
     counts = torch.tensor(lengths)
     layout = Layout.packed(counts, length, device) if packed else Layout.padded(counts.to(device), length)
     weight = torch.randn(WIDTH, taps, device=device)
-    prepared = torch.zeros(taps, pitch(WIDTH), device=device)
-    prepared[:, :WIDTH] = weight.t()
-    return layout, segments(layout), half_rows(layout), weight, prepared
+    return layout, segments(layout), half_rows(layout), weight, bands_of(weight, torch.float32)
+
+
+def bands_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The taps (D, K) as kernels read them."""
+    from astroco_fast.kernels.triton.convolution_weights import convolution_weights
+
+    width = weight.shape[0]
+    none = weight.new_zeros(2 * width, width)
+    return convolution_weights(none, none[:width], weight, dtype)[1]
 
 
 def half_rows(layout: Layout) -> Tensor:
@@ -54,42 +60,37 @@ def assert_rows(got: Tensor, expected: Tensor) -> None:
 SHAPES = [(2, 31, True), (5, 33, False), (32, 1, True), (32, 33, False), (32, 70, True), (128, 33, True)]
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 81])
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
-def test_forward(taps: int, length: int, packed: bool, triton: str, device: torch.device) -> None:
-    from astroco_fast.kernels.triton.depthwise import depthwise_silu, depthwise_statistics
+def test_forward(
+    taps: int, length: int, packed: bool, blocks: int, triton: str, device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from astroco_fast.kernels.tensors import cdiv
+    from astroco_fast.kernels.triton import depthwise
 
-    layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
+    monkeypatch.setattr(depthwise, "blocks_of", lambda _, tiles: min(blocks, cdiv(tiles.shape[0], 16)))
+    layout, rows, u, weight, bands = ready(taps, 5 * [length, 0, 1, (length + 1) // 2], length, packed, device)
     exact = convolved(u[:, :WIDTH].double(), weight.double(), layout)
-    c, count, partial = depthwise_statistics(u, prepared, rows.first, rows.end)
+    c, count, partial = depthwise.depthwise_statistics(u, bands[0], rows.tiles, rows.first, rows.end, taps)
     assert_rows(c, exact)
     real = harness.real_rows(layout)
-    for i, n in enumerate(count.tolist()):
-        tile = slice(i * TILE, (i + 1) * TILE)
-        here = c[tile][real[tile]].double()
+    share = cdiv(cdiv(rows.tiles.shape[0], 16), count.shape[0]) * 16
+    for i, (n, tiles) in enumerate(zip(count.tolist(), rows.tiles.split(share), strict=False)):
+        tiles = tiles[(tiles >= 0) & (rows.end[tiles] > 0)]
+        here = (tiles[:, None] + torch.arange(16, device=device)).flatten()
+        here = c[here[here < rows.end[tiles].repeat_interleave(16)]].double()
         assert n == here.shape[0]
         mean = here.mean(0) if n else torch.zeros(c.shape[1], device=device, dtype=torch.float64)
         torch.testing.assert_close(partial[i, :2].double().sum(0), mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(partial[i, 2].double(), (here - mean).square().sum(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(partial[i, 2].double(), (here - mean).square().sum(0), rtol=1e-4, atol=1e-4)
+    assert count.sum() == real.sum()
 
-    shift = torch.zeros(prepared.shape[1], device=device)
+    scale, shift = torch.zeros(2, u.shape[1], device=device)
+    scale[:WIDTH].normal_()
     shift[:WIDTH].normal_()
-    s = depthwise_silu(u, prepared, shift, rows.first, rows.end)
-    assert_rows(s, torch.nn.functional.silu(exact + shift[:WIDTH]) * real[:, None])
-
-
-@pytest.mark.parametrize(("lengths", "length"), [([0, 3], 3), ([0, 2, 2], 2)])
-def test_a_short_tile_that_begins_with_an_empty_window(
-    lengths: list[int], length: int, triton: str, device: torch.device
-) -> None:
-    """The last row of a run of eight may be missing, which must not pass for a row of the empty window."""
-    from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient
-
-    layout, rows, u, weight, prepared = ready(2, lengths, length, False, device)
-    upstream = u[:, :WIDTH].double().nan_to_num(0).requires_grad_()
-    convolved(upstream, weight.double(), layout).backward(half := half_rows(layout)[:, :WIDTH].double().nan_to_num(0))
-    given = torch.zeros_like(u)
-    given[:, :WIDTH] = half
-    assert_rows(depthwise_input_gradient(given, prepared, rows.first, rows.end), upstream.grad)
+    s = depthwise.depthwise_silu(u, bands[0], scale, shift, rows.tiles, rows.first, rows.end, taps)
+    assert_rows(s, torch.nn.functional.silu(exact * scale[:WIDTH] + shift[:WIDTH]) * real[:, None])
 
 
 @pytest.mark.parametrize(("taps", "length", "packed"), SHAPES)
@@ -97,14 +98,14 @@ def test_gradients(taps: int, length: int, packed: bool, triton: str, device: to
     from astroco_fast.kernels.triton.depthwise import depthwise_input_gradient
     from astroco_fast.kernels.triton.depthwise_taps import depthwise_tap_gradient
 
-    layout, rows, u, weight, prepared = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
+    layout, rows, u, weight, bands = ready(taps, [length, 0, 1, (length + 1) // 2], length, packed, device)
     upstream = half_rows(layout)
     source = u[:, :WIDTH].double().nan_to_num(0).requires_grad_()
     exact = weight.double().requires_grad_()
     convolved(source, exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
-    du = depthwise_input_gradient(upstream, prepared, rows.first, rows.end)
+    du = depthwise_input_gradient(upstream, bands[1], rows.tiles, rows.first, rows.end, taps)
     assert_rows(du, source.grad)
-    partial = depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
+    partial = depthwise_tap_gradient(upstream, u, rows.first, rows.end, WIDTH, taps)
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
@@ -126,25 +127,46 @@ def test_taps_gradient_follows_windows(
     from astroco_fast.kernels.triton import depthwise_taps
 
     monkeypatch.setattr(depthwise_taps, "SWEEPS", sweeps)
-    layout, rows, u, weight, prepared = ready(32, lengths, length, packed, device)
+    layout, rows, u, weight, _ = ready(32, lengths, length, packed, device)
     upstream = half_rows(layout)
     exact = weight.double().requires_grad_()
     convolved(u[:, :WIDTH].double(), exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
-    partial = depthwise_taps.depthwise_tap_gradient(upstream, u, prepared, rows.first, rows.end, WIDTH)
+    partial = depthwise_taps.depthwise_tap_gradient(upstream, u, rows.first, rows.end, WIDTH, 32)
     assert partial.shape[0] == min(sweeps, -(-layout.rows // 32))
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded", "on_device"])
+KINDS = {
+    "packed": lambda counts, length: Layout.packed(counts, length, capacity=int(counts.sum()) + 3),
+    "padded": Layout.padded,
+    "on_device": lambda counts, length: Layout.on_device(counts, length, rows=int(counts.sum()) + 3, filler=3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("counts", [[0, 31, 0, 0, 33, 1, 16, 0, 32], [0, 0], [200]])
+def test_tiles_have_each_row_once_and_those_of_windows_first(counts: list[int], kind: str) -> None:
+    from astroco_fast.kernels.triton.segments import segments
+
+    layout = KINDS[kind](torch.tensor(counts), 200)
+    rows = segments(layout)
+    tiles = rows.tiles[: int((rows.tiles >= 0).sum())].tolist()
+    assert (rows.tiles[len(tiles) :] == -1).all()
+    covered: list[int] = []
+    for at in tiles:
+        first, end = int(rows.first[at]), int(rows.end[at])
+        assert end == 0 or (at - first) % 16 == 0
+        covered += range(at, min(at + 16, end or first))
+    real = harness.real_rows(layout).nonzero().flatten().tolist()
+    assert covered[: len(real)] == real
+    assert sorted(covered) == list(range(layout.rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_windows_can_be_followed_row_by_row(kind: str) -> None:
     from astroco_fast.kernels.triton.segments import segments
 
-    counts = torch.tensor([0, 3, 0, 0, 5, 1, 0])
-    layout = {
-        "packed": lambda: Layout.packed(counts, 5, capacity=12),
-        "padded": lambda: Layout.padded(counts, 5),
-        "on_device": lambda: Layout.on_device(counts, 5, rows=12, filler=3),
-    }[kind]()
+    layout = KINDS[kind](torch.tensor([0, 3, 0, 0, 5, 1, 0]), 5)
     rows, real, at = segments(layout), [], 0
     while at < layout.rows:
         first, end = int(rows.first[at]), int(rows.end[at])
@@ -156,11 +178,17 @@ def test_windows_can_be_followed_row_by_row(kind: str) -> None:
     assert real == harness.real_rows(layout).nonzero().flatten().tolist()
 
 
-def test_half_precision_statistics_are_of_what_is_stored(triton: str, device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype, triton: str, device: torch.device) -> None:
+    """As PyTorch's convolution under autocast: taps in half precision, and statistics of what is stored."""
     from astroco_fast.kernels.triton.depthwise import depthwise_statistics
 
-    _, rows, u, _, prepared = ready(5, [40], 40, False, device)
-    c, count, partial = depthwise_statistics(u.bfloat16(), prepared, rows.first, rows.end)
-    assert c.dtype == torch.bfloat16
-    assert count.tolist() == [40.0]
-    torch.testing.assert_close(partial[0, 0].double(), c.double().mean(0), rtol=1e-5, atol=1e-6)
+    layout, rows, u, weight, _ = ready(32, [40, 199], 200, False, device)
+    u, bands = u.to(dtype), bands_of(weight, dtype)
+    c, count, partial = depthwise_statistics(u, bands[0], rows.tiles, rows.first, rows.end, 32)
+    assert c.dtype == dtype
+    assert count.sum() == 239
+    exact = convolved(u[:, :WIDTH].double(), weight.to(dtype).double(), layout)
+    torch.testing.assert_close(c[:, :WIDTH].double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    mean = (partial[:, :2].double().sum(1) * count[:, None]).sum(0) / 239
+    torch.testing.assert_close(mean, c[harness.real_rows(layout)].double().mean(0), rtol=1e-5, atol=1e-6)

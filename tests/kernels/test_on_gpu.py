@@ -11,6 +11,7 @@ from torch import Tensor
 
 from astroco_fast import AstroCo, ops
 from tests.kernels.conftest import DEVICE
+from tests.kernels.test_depthwise import bands_of
 from tests.kernels.test_model import shortened
 
 pytestmark = [
@@ -159,7 +160,10 @@ def test_rows_beyond_32_bits() -> None:
 
     first = torch.zeros_like(end)
     first[-last:] = rows - last  # the last window
-    taps = torch.randn(32, width, device=DEVICE)
+    bands = bands_of(torch.randn(width, 32, device=DEVICE), torch.bfloat16)[0]
     alone = torch.zeros(last, dtype=torch.int32, device=DEVICE)
-    found = depthwise_silu(half, taps, bias, first, end)[-last:]
-    assert torch.equal(found, depthwise_silu(half[-last:].contiguous(), taps, bias, alone, alone + last))
+    tiles = torch.arange(0, rows, 16, dtype=torch.int32, device=DEVICE)
+    found = depthwise_silu(half, bands, bias, bias, tiles, first, end, 32)[-last:]
+    tiles = tiles[: last // 16]
+    expected = depthwise_silu(half[-last:].contiguous(), bands, bias, bias, tiles, alone, alone + last, 32)
+    assert torch.equal(found, expected)
