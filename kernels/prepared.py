@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
+from astroco_fast.kernels.checksum import checksum
+
 T = TypeVar("T")
 
 # About as many numbers of each source are compared in every call: all of them would take a third of a small batch's
@@ -234,7 +236,7 @@ class _Form:
         return [sample.tobytes() for sample in self._samples]
 
     def _summed(self) -> list[int]:
-        return [int((words if words.nbytes % 8 else words.view(np.uint64)).sum()) for words in self._words]
+        return list(map(checksum, self._words))
 
 
 def _places(state: list[Any]) -> list[int]:
