@@ -1,5 +1,7 @@
 """Products of BFloat16 on the CPU, by each instruction set that has them: AMX's tiles, and AVX-512's vectors."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,19 @@ def test_a_row_has_the_same_bits_wherever_it_lies(isa: str, width: int, precisio
         for n in range(1, 70):
             assert torch.equal(of(x[:n]), whole[:n])
             assert torch.equal(of(x[n:]), whole[n:])
+
+
+@pytest.mark.parametrize("size", [30.0, 3e3, 3e37])
+def test_gates_far_from_zero(isa: str, size: float) -> None:
+    """Exponentials of float32 that overflow or vanish leave gates that are open or shut, as PyTorch's."""
+    torch.manual_seed(0)
+    module, x = FeedForward(36, 4, 0.0).eval(), torch.randn(70, 36)
+    with torch.no_grad(), af.backend("cpu"):
+        module.w_gate.weight *= size
+        module.w_val.weight *= min(size, 1e4)
+        layout = Layout.packed(torch.tensor([70]), 70)
+        found, exact = ops.feed_forward(module, x, layout), copy.deepcopy(module).double()(x.double(), layout)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -7,9 +7,10 @@
 namespace astroco {
 
 // Rows of a tile: many enough that the weights, which every tile reads again, cost little beside the products. Those of
-// int8 are half as large.
+// int8 are half as large as BFloat16's, and those of float32 twice: there, a window of 200 points is one tile.
 constexpr int64_t FEED_FORWARD_TILE = round_up(20 * ROWS, BLOCK_ROWS),
-                  INT8_FEED_FORWARD_TILE = round_up(10 * ROWS, BLOCK_ROWS);
+                  INT8_FEED_FORWARD_TILE = round_up(10 * ROWS, BLOCK_ROWS),
+                  FLOAT_FEED_FORWARD_TILE = round_up(36 * ROWS, BLOCK_ROWS);
 
 // GELU(v + b_val) * sigmoid(g + b_gate) for R rows of a panel's products from r on, to rows of h. v and g with their
 // biases are kept where wanted, 2 `columns` from row to row, g after v.
@@ -104,7 +105,9 @@ template <class T>
 void feed_forward(const FeedForwardArguments<T>& a) {
   const Windows all(a);
   const FeedForward<T> op{a, {a.b_out, a.gain, a.shift, a.eps, a.width, Dropout(a.seed, a.salt, a.p)}};
-  const int64_t most = std::is_same_v<T, int8_t> ? INT8_FEED_FORWARD_TILE : FEED_FORWARD_TILE;
+  const int64_t most = std::is_same_v<T, int8_t>  ? INT8_FEED_FORWARD_TILE
+                       : std::is_same_v<T, float> ? FLOAT_FEED_FORWARD_TILE
+                                                  : FEED_FORWARD_TILE;
   auto work = tiles(all, a.threads, most);
   parallel_for(a.threads, work.size(), [&](int64_t i) { op.tile(work[i]); });
   clear_others(all, a.y, a.width);

@@ -94,8 +94,26 @@ ALWAYS_INLINE float largest(Vec v) {
 
 // e^x to the last bit or, where BFloat16 will round it anyway, to 20 units in the last place and quicker.
 template <class T>
-inline Vec exponential(Vec x) {
-  return std::is_same_v<T, float> ? x.exp() : x.exp_u20();
+ALWAYS_INLINE Vec exponential(Vec x) {
+  if constexpr (!std::is_same_v<T, float>) return x.exp_u20();
+#ifdef CPU_CAPABILITY_AVX512
+  // 2^whole e^rest, the latter by a polynomial (Cephes' expf): ATen calls a function, before which all registers go to
+  // memory. Of two numbers, max and min take the second where one is NaN.
+  const __m512 at = _mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-104.0f), x));
+  const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(at, _mm512_set1_ps(1.442695041f)),
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec rest(_mm512_fnmadd_ps(whole, _mm512_set1_ps(-1.904654323e-9f),
+                                  _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.6931471825f), at)));
+  Vec power = at::vec::fmadd(rest, Vec(1.9875691500e-4f), Vec(1.3981999507e-3f));
+  power = at::vec::fmadd(power, rest, Vec(8.3334519073e-3f));
+  power = at::vec::fmadd(power, rest, Vec(4.1665795894e-2f));
+  power = at::vec::fmadd(power, rest, Vec(1.6666665459e-1f));
+  power = at::vec::fmadd(power, rest, Vec(5.0000001201e-1f));
+  power = at::vec::fmadd(power, rest * rest, rest) + Vec(1.0f);
+  return Vec(_mm512_scalef_ps(power, whole));
+#else
+  return x.exp();
+#endif
 }
 
 #ifdef CPU_CAPABILITY_AVX512
