@@ -5,9 +5,11 @@ once in half precision, never leave the multiprocessor.
 
 Tiling: a block owns whole rows, since LayerNorm needs them whole, and walks over the hidden units 32 at a time: a
 product with the rows of x that it holds gives v and g, the gate follows, and a second product goes into accumulators
-that begin as residual and bias. Rows and accumulators are in parts: two of 128 columns at D = 256, so that one half at
-a time changes hands between threads, and a tail of 32 at D = 276, because one part of 512 would leave half of the
-tensor cores' work unused. A warp has whole rows; a warp group of wgmma has 64.
+that begin as residual and bias. On sm_90 that one follows two steps later, so that it runs during a gate: 143 us for
+150 of preset L's whole waves on an H100 (modelled); narrow rows and shares of the hidden units gain nothing from it.
+Rows and accumulators are in parts: two of 128 columns at D = 256, so that one half at a time changes hands between
+threads, and a tail of 32 at D = 276, because one part of 512 would leave half of the tensor cores' work unused. A warp
+has whole rows; a warp group of wgmma has 64.
 
 Every block reads all three matrices from the second-level cache, 1.57 MB for preset L. Blocks of 128 rows on sm_90 read
 629 MB for a batch of 51,200 rows, and 105 MB of rows; the two kernels `gated_linear` and `linear_residual_norm` move
@@ -63,7 +65,7 @@ def _kernel(
         last, left_tail, z_tail = column, left, z
     z, z_second, z_tail, zero = hidden_units(
         left, left_second, left_tail, z, z_second, z_tail, w_up, b_val, b_gate, w_out, column, second, last, 0, hidden,
-        WIDTH, P, F, PRECISION, MAIN, TAIL, BLOCK_R, BLOCK_F,
+        WIDTH, P, F, PRECISION, MAIN, TAIL, BLOCK_R, BLOCK_F, BLOCK_R == 128 and MAIN >= 256,
     )  # fmt: skip
 
     # The rows' numbers and masks, anew: kept through the loop, they would take registers that D = 276 has not.
@@ -94,7 +96,7 @@ def _kernel(
 # | registers, shared memory | D = 64 | D = 256 | D = 276 |
 # |---|---|---|---|
 # | sm_80, sm_86, sm_89, sm_120 (64 rows, 4 warps) | 167, 22 KB | | |
-# | sm_90 (128 rows, 8 warps) | 126, 48 KB | 255, 160 KB | 255, 180 KB |
+# | sm_90 (128 rows, 8 warps) | 126, 48 KB | 252, 160 KB | 255, 180 KB |
 # | sm_90 (64 rows, 4 warps) | 122, 32 KB | 244, 128 KB | 255, 144 KB |
 # | sm_100 (64 rows, 8 warps) | 52, 32 KB | 128, 128 KB | 170, 144 KB |
 #
@@ -103,7 +105,7 @@ def _kernel(
 # read it from shared memory. Float32 has twice the bytes and would not pay.
 #
 # By `bench.roofline` (modelled), microseconds for 256 windows of 200, of this kernel and of the two that it replaces:
-# on an H100 208 and 356 at D = 276, 175 and 229 at D = 256, 70 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
+# on an H100 178 and 353 at D = 276, 154 and 223 at D = 256, 64 and 81 at D = 128, 23 and 37 at D = 64; on an A100 48
 # and 80 at D = 64. There, at D = 128, 4 warps spilled, and 8 compute v and g twice: 330 and 196.
 _COLUMNS = {"sm_90": 288, "sm_100": 288}
 _COLUMNS_ELSEWHERE = 64

@@ -58,7 +58,7 @@ def _kernel(
     begin = mine * steps * BLOCK_F  # a multiple of BLOCK_F, which the compiler has to know
     z, z_second, z_tail, zero = hidden_units(
         left, left_second, left_tail, z, z_second, z_tail, w_up, b_val, b_gate, w_out, column, second, last,
-        begin, min(begin + steps * BLOCK_F, hidden), WIDTH, P, F, PRECISION, MAIN, TAIL, BLOCK_R, BLOCK_F,
+        begin, min(begin + steps * BLOCK_F, hidden), WIDTH, P, F, PRECISION, MAIN, TAIL, BLOCK_R, BLOCK_F, False,
     )  # fmt: skip
     row = (tl.program_id(0) + zero) * BLOCK_R + tl.arange(0, BLOCK_R)  # anew: kept, they would spill at D = 276
     inside = row < rows
