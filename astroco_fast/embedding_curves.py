@@ -58,7 +58,7 @@ def embed_curves(model: nn.Module, raw: CurveBatch, choice: Choice) -> tuple[pa.
     """
     kept, reasons = clean(raw, choice.cleaning, keep_short=True)
     long_enough = kept.lengths >= choice.min_points
-    curves, few = kept.select(long_enough), kept.select(~long_enough)
+    curves = kept.select(long_enough)
     periods = search_periods(curves, choice.needs_periods)
     with _arithmetic(model, choice.precision):
         result = _compute(model, curves, periods, choice)
@@ -70,8 +70,9 @@ def embed_curves(model: nn.Module, raw: CurveBatch, choice: Choice) -> tuple[pa.
     table = _table(model, curves, periods, result, choice)
     if choice.short == "drop":
         return (table.filter(pa.array(~np.isin(result.rows.curve, odd))) if len(odd) else table), reasons
-    if not len(few):
+    if long_enough.all():
         return table, reasons
+    few = kept.select(~long_enough)
     none = Periods.empty(len(few)) if choice.needs_periods else None
     nothing = _table(model, few, none, _nothing(model, few, choice), choice)
     order = np.argsort(

@@ -46,7 +46,10 @@ def progress_bar(extent: Extent, desc: str, shown: bool) -> Iterator[Callable[[D
     Yields:
         A function to call with each batch, or piece of one, that is done.
     """
-    with tqdm(desc=desc, unit=extent.unit, unit_scale=True, disable=None if shown else True) as bar:
+    if not shown:
+        yield lambda done: None
+        return
+    with tqdm(desc=desc, unit=extent.unit, unit_scale=True, disable=None) as bar:
 
         def show(n: int) -> None:
             bar.total = extent.total

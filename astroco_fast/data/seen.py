@@ -41,6 +41,8 @@ class Seen:
                 "--columns.band, or remove or merge one of them"
             )
         labelled = np.flatnonzero(batch.label != "")
+        if not len(labelled):
+            return hashes
         other = self._labels.add(hashes[labelled], self._numbers(batch.label[labelled]))
         if other is not None:
             i, number = int(labelled[other[0]]), other[1]
