@@ -15,8 +15,8 @@ every block reads all weights from the second-level cache, 1 MB for 64 rows of p
 the longest of what the kernel waits for. 128 rows would halve that, but leave room for one block, whose products and
 gate take turns.
 
-LayerNorm's backward pass begins when the accumulators are complete. With x beside them it would spill, so they go
-through dx's memory, and the pass takes 8 rows at a time.
+LayerNorm's backward pass begins when the accumulators are complete, and takes 8 rows at a time. With x beside all of
+them it would spill, so every second eight rows wait in dx's memory, and the others in registers.
 """
 
 import torch
@@ -30,32 +30,57 @@ from astroco_fast.kernels.triton.gate import biased, gate_gradient
 from astroco_fast.kernels.triton.gated_linear import gated_linear_backward
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.linear_onto import linear_onto
-from astroco_fast.kernels.triton.norm_backward import loaded, norm_backward, store_gradient, store_sums
+from astroco_fast.kernels.triton.norm_backward import norm_backward, store_gradient, store_sums
 from astroco_fast.kernels.triton.tensors import dot_precision, split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
 
 
 @triton.jit
+def _of_eight_rows(
+    total, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, start, rows, D: tl.constexpr, P: tl.constexpr
+):
+    """dx = base + LayerNorm'(total) for eight rows, and with theirs the sums for gain and shift, still row by row."""
+    row = start + tl.arange(0, 8)
+    inside = row < rows
+    real = tl.load(end + row, mask=inside, other=0) > 0
+    means = tl.load(mean + row, mask=real, other=0.0)
+    rstds = tl.load(rstd + row, mask=real, other=0.0)
+    column = tl.arange(0, P)
+    unit = (part_of_rows(x, row, real, column, D) - means[:, None]) * rstds[:, None]
+    scaled = total * tl.load(gain + column, mask=column < D, other=0.0)[None, :]
+    slope = tl.sum(scaled, 1) / D
+    tilt = tl.sum(scaled * unit, 1) / D
+    store_gradient(base, dx, scaled, unit, slope, tilt, rstds, row, inside, real, 0, D, P)
+    return for_gain + total * unit, for_shift + total
+
+
+@triton.jit
 def _norm_gradient(
-    x, gain, mean, rstd, end, base, dx, of_norm, rows, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr,
-    STEP: tl.constexpr,
-):  # fmt: skip
-    """dx = base + LayerNorm'(dx) for the block's rows, and the sums for gain and shift."""
-    for_gain = tl.zeros([STEP, P], tl.float32)
-    for_shift = tl.zeros([STEP, P], tl.float32)
-    for start in tl.range(0, BLOCK_R, STEP):
-        row = start + tl.arange(0, STEP)
-        inside = row < rows
-        real = tl.load(end + row, mask=inside, other=0) > 0
-        means = tl.load(mean + row, mask=real, other=0.0)
-        rstds = tl.load(rstd + row, mask=real, other=0.0)
-        upstream, scaled, unit = loaded(dx, x, gain, means, rstds, row, real, 0, D, D, P)
-        for_gain += upstream * unit
-        for_shift += upstream
-        slope = tl.sum(scaled, 1) / D
-        tilt = tl.sum(scaled * unit, 1) / D
+    total, x, gain, mean, rstd, end, base, dx, of_norm, rows, D: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr
+):
+    """dx = base + LayerNorm'(total) for the block's rows, and the sums for gain and shift."""
+    row = tl.arange(0, BLOCK_R)
+    column = tl.arange(0, P)
+    waits = (row < rows) & (row % 16 >= 8)
+    tl.store(dx + row[:, None] * D + column[None, :], total, mask=waits[:, None] & (column < D)[None, :])
+    kept, _ = tl.split(tl.permute(tl.reshape(total, [4, 2, 8, P]), [0, 2, 3, 1]))
+    even, odd = tl.split(tl.reshape(tl.permute(kept, [1, 2, 0]), [8, P, 2, 2]))
+    for_gain = tl.zeros([8, P], tl.float32)
+    for_shift = tl.zeros([8, P], tl.float32)
+    t, u = tl.split(even)
+    for_gain, for_shift = _of_eight_rows(t, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, 0, rows, D, P)
+    for_gain, for_shift = _of_eight_rows(u, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, 32, rows, D, P)
+    t, u = tl.split(odd)
+    for_gain, for_shift = _of_eight_rows(t, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, 16, rows, D, P)
+    for_gain, for_shift = _of_eight_rows(u, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, 48, rows, D, P)
+    tl.debug_barrier()
+    for start in tl.range(8, BLOCK_R, 16):
+        eight = start + tl.arange(0, 8)
+        waiting = part_of_rows(dx, eight, eight < rows, column, D)
         tl.debug_barrier()  # in narrow rows several threads read a number that one of them now overwrites
-        store_gradient(base, dx, scaled, unit, slope, tilt, rstds, row, inside, real, 0, D, P)
+        for_gain, for_shift = _of_eight_rows(
+            waiting, for_gain, for_shift, x, gain, mean, rstd, end, base, dx, start, rows, D, P
+        )
     store_sums(for_gain, for_shift, of_norm, 0, D, P)
 
 
@@ -63,7 +88,7 @@ def _norm_gradient(
 def _kernel(
     x, gain, shift, mean, rstd, w, b_val, b_gate, end, upstream, base, d, u, a, dx, partial, of_norm, rows, features,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = w.dtype.element_ty
     # Rows are counted from the block's first one, in 32 bits: 64-bit offsets take registers, and there are none left.
@@ -119,15 +144,15 @@ def _kernel(
             gated = tl.where(real[:, None], gated, 0.0)
             tl.store(u + row[:, None] * F + feature[None, :], gated.to(compute), mask=inside[:, None])
         total = tl.dot(slopes, weights, total, input_precision=PRECISION)
-    tl.store(dx + row[:, None] * D + column[None, :], total, mask=inside[:, None] & (column < D)[None, :])
     if NORM:
-        tl.debug_barrier()
         of_norm += tl.program_id(0) * (2 * D)
-        _norm_gradient(x, gain, mean, rstd, end, base, dx, of_norm, left, D, P, BLOCK_R, STEP)
+        _norm_gradient(total, x, gain, mean, rstd, end, base, dx, of_norm, left, D, P, BLOCK_R)
+    else:
+        tl.store(dx + row[:, None] * D + column[None, :], total, mask=inside[:, None] & (column < D)[None, :])
 
 
 def _config() -> Config:
-    return Config({"BLOCK_R": 64, "BLOCK_F": 32, "STEP": 8}, warps=4, stages=2)
+    return Config({"BLOCK_R": 64, "BLOCK_F": 32}, warps=4, stages=2)
 
 
 def fits(weight: Tensor, width: int) -> bool:
