@@ -423,7 +423,7 @@ def test_memory_of_plans_is_bounded() -> None:
     prepared = {tensor.data_ptr() for p in plans.values() for form in p._forms for tensor in tensors_of(form.made)}
     for kept in plans.values():
         scratch = [x for x in tensors_of(list(vars(kept).values())) if x.data_ptr() not in own | prepared]
-        assert sum(x.nbytes for x in scratch) <= 3 * kept.rows * 32 * 4
+        assert sum(x.nbytes for x in scratch) <= kept.rows * 32 * 4  # a sublayer writes over its input
     gone, parts = weakref.ref(model), weakref.ref(model.blocks[0])
     del model, plans, kept, scratch, prepared
     gc.collect()

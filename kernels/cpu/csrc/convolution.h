@@ -129,6 +129,7 @@ struct Gated {
       by_blocks<T>(m, [&](int64_t first, int64_t some) {
         const auto values = gemm_panel(left + first, some, width, w_val + j * size, n, v, PANEL);
         const auto gates = gemm_panel(left + first, some, width, w_gate + j * size, n, g, PANEL);
+        const Sigmoid<T> sigmoid;
         for (int64_t r = 0; r < some; ++r)
           for (int64_t i = 0; i < n; i += 2 * W) {
             Two value = values(r, i, load2(b_val + j + i)), gate = gates(r, i, load2(b_gate + j + i));
@@ -137,7 +138,7 @@ struct Gated {
               store2(to, value);
               store2(to + p, gate);
             }
-            store2(u.at(row + first + r, j + i), map(value, gate, [](Vec v, Vec g) { return v * sigmoid<T>(g); }));
+            store2(u.at(row + first + r, j + i), map(value, gate, [&](Vec v, Vec g) { return v * sigmoid(g); }));
           }
       });
     }

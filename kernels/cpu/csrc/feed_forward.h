@@ -17,18 +17,18 @@ constexpr int64_t FEED_FORWARD_TILE = round_up(20 * ROWS, BLOCK_ROWS),
 template <int R, class T, class H = Half<T>>
 inline void gate_rows(Products<T> v, Products<T> g, int64_t r, const float* b_val, const float* b_gate, int64_t columns,
                       H* h, int64_t ldh, H* keep) {
+  const Gelu<T> gelu;
+  const Sigmoid<T> sigmoid;
   for (int64_t j = 0; j < columns; j += 2 * W) {
     const Two by_val = load2(b_val + j), by_gate = load2(b_gate + j);
-    Two gated[R];
     for (int i = 0; i < R; ++i) {
       Two value = v(r + i, j, by_val), gate = g(r + i, j, by_gate);
       if (keep) {
         store2(keep + 2 * i * columns + j, value);
         store2(keep + (2 * i + 1) * columns + j, gate);
       }
-      gated[i] = map(value, gate, [](Vec v, Vec g) { return gelu<T>(v) * sigmoid<T>(g); });
+      store2(h + i * ldh + j, map(value, gate, [&](Vec v, Vec g) { return gelu(v) * sigmoid(g); }));
     }
-    for (int i = 0; i < R; ++i) store2(h + i * ldh + j, gated[i]);
   }
 }
 

@@ -141,17 +141,30 @@ class Pieces {
     }
   }
 
-  ALWAYS_INLINE Vec operator()(Vec x) const {
-    // Of two numbers these take the second where one is NaN.
-    const __m512 at = _mm512_min_ps(_mm512_set1_ps(last_), _mm512_max_ps(_mm512_set1_ps(first_), x));
-    constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it becomes a whole number in its low bits
-    const __m512i i = _mm512_castps_si512(_mm512_fmadd_ps(at, _mm512_set1_ps(k_), _mm512_set1_ps(WHOLE + 16.0f)));
-    auto coefficient = [&](int power) {
-      const float* of = coefficients_[power];
-      return _mm512_permutex2var_ps(_mm512_load_ps(of), i, _mm512_load_ps(of + 16));
-    };
-    return Vec(_mm512_fmadd_ps(_mm512_fmadd_ps(coefficient(2), at, coefficient(1)), at, coefficient(0)));
-  }
+  // The same with all coefficients in registers. Else, a loop would load them again after everything that it stores.
+  class Loaded {
+   public:
+    ALWAYS_INLINE explicit Loaded(const Pieces& of)
+        : k_(_mm512_set1_ps(of.k_)), first_(_mm512_set1_ps(of.first_)), last_(_mm512_set1_ps(of.last_)) {
+      for (int power = 0; power < 3; ++power)
+        for (int half = 0; half < 2; ++half)
+          coefficients_[power][half] = _mm512_load_ps(of.coefficients_[power] + 16 * half);
+    }
+
+    ALWAYS_INLINE Vec operator()(Vec x) const {
+      // Of two numbers these take the second where one is NaN.
+      const __m512 at = _mm512_min_ps(last_, _mm512_max_ps(first_, x));
+      constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: what is added to it becomes a whole number in its low bits
+      const __m512i i = _mm512_castps_si512(_mm512_fmadd_ps(at, k_, _mm512_set1_ps(WHOLE + 16.0f)));
+      auto coefficient = [&](int power) {
+        return _mm512_permutex2var_ps(coefficients_[power][0], i, coefficients_[power][1]);
+      };
+      return Vec(_mm512_fmadd_ps(_mm512_fmadd_ps(coefficient(2), at, coefficient(1)), at, coefficient(0)));
+    }
+
+   private:
+    __m512 coefficients_[3][2], k_, first_, last_;
+  };
 
  private:
   alignas(64) float coefficients_[3][32];
@@ -163,13 +176,11 @@ inline const Pieces SIGMOID(1.7, [](double x) { return 1 / (1 + std::exp(-x)); }
 inline const Pieces NORMAL(3.5, [](double x) { return 0.5 * std::erfc(-0.7071067811865476 * x); });
 #endif
 
+// For loops over vectors: made before one, called in it.
 template <class T>
-ALWAYS_INLINE Vec sigmoid(Vec x) {
-#ifdef CPU_CAPABILITY_AVX512
-  if constexpr (!std::is_same_v<T, float>) return SIGMOID(x);
-#endif
-  return Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg()));
-}
+struct Sigmoid {
+  ALWAYS_INLINE Vec operator()(Vec x) const { return Vec(1.0f) / (Vec(1.0f) + exponential<T>(x.neg())); }
+};
 
 // The normal distribution's cumulative function and density, which GELU(x) = x cdf(x) and its derivative cdf + x pdf
 // are made of. Abramowitz & Stegun 7.1.26, to 1.5e-7, which has both in one exponential.
@@ -192,11 +203,34 @@ inline Normal normal(Vec x) {
 }
 
 template <class T>
-ALWAYS_INLINE Vec gelu(Vec x) {
+struct Gelu {
+  ALWAYS_INLINE Vec operator()(Vec x) const { return x * normal<T>(x).cdf; }
+};
+
 #ifdef CPU_CAPABILITY_AVX512
-  if constexpr (!std::is_same_v<T, float>) return x * NORMAL(x);
+template <class T>
+  requires(!std::is_same_v<T, float>)
+struct Sigmoid<T> {
+  Pieces::Loaded of{SIGMOID};
+  ALWAYS_INLINE Vec operator()(Vec x) const { return of(x); }
+};
+
+template <class T>
+  requires(!std::is_same_v<T, float>)
+struct Gelu<T> {
+  Pieces::Loaded cdf{NORMAL};
+  ALWAYS_INLINE Vec operator()(Vec x) const { return x * cdf(x); }
+};
 #endif
-  return x * normal<T>(x).cdf;
+
+template <class T>
+ALWAYS_INLINE Vec sigmoid(Vec x) {
+  return Sigmoid<T>()(x);
+}
+
+template <class T>
+ALWAYS_INLINE Vec gelu(Vec x) {
+  return Gelu<T>()(x);
 }
 
 }  // namespace astroco
