@@ -234,7 +234,7 @@ def gated_linear(
         "WIDTH": b_val.shape[0], "D": width, "P": pitch(width), "F": features, "NORM": gain is not None,
         "GELU": activation == "gelu", "PRECISION": dot_precision(x),
     }  # fmt: skip
-    if not keep and (config := gated_rows.config(w_val, width, activation == "gelu", backward=False)):
+    if not keep and (config := gated_rows.config(w_val, width, activation == "gelu", rows)):
         grid = grid_of_rows(rows, config)
         launch(gated_rows.forward_kernel, grid, *given, rows, features, config=config, **constants)
     else:
@@ -244,7 +244,7 @@ def gated_linear(
 
 
 def _backward_config(weight: Tensor, width: int, activation: str, kept: Tensor | None) -> Config:
-    held = gated_rows.config(weight, width, activation == "gelu", backward=True) if kept is None else None
+    held = gated_rows.config(weight, width, activation == "gelu", None) if kept is None else None
     return held or _config(weight, activation == "gelu", backward=True, keep=kept is not None)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.gate import apart, biased, gate, gate_gradient
-from astroco_fast.kernels.triton.launch import Config, named
+from astroco_fast.kernels.triton.launch import Config, architecture, named
 from astroco_fast.kernels.triton.tensors import split
 from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows, transposed
 
@@ -151,8 +151,10 @@ def backward_kernel(
         tl.store(partial + F + feature, tl.sum(dg, 0), mask=feature < F)
 
 
-def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | None:
+def config(weight: Tensor, width: int, gelu: bool, rows: int | None) -> Config | None:
     """The tiling for a weight (F, P) in the compute dtype; None where a block cannot hold its rows, or should not.
+
+    `rows` is their number in the forward pass; None stands for the backward pass.
 
     By `bench.roofline` (modelled, H100, 256 windows of 200), microseconds, of blocks that hold no rows and of these:
 
@@ -164,15 +166,17 @@ def config(weight: Tensor, width: int, gelu: bool, backward: bool) -> Config | N
 
     At D = 276 column tiles of 64 would need 232 KB of shared memory. Narrow rows have tiles of 32, with which two
     blocks share a multiprocessor. So they do in the GLU, in blocks of 64 rows: in one of 128 LayerNorm and products
-    take turns, 63 us at D = 256. At D = 276 64 rows spill.
+    take turns, 63 us at D = 256. At D = 276 64 rows spill. For a window of 200, four blocks a row tile of the GLU take
+    7 us at D = 256 and 12 at D = 276, one block 11 and 20.
     """
     if not holds(weight, width):
         return None
     main, tail = split(width)
-    rows, features, parts = 128, 32 if tail else 64, 2
-    if not backward and gelu:
+    block, features, parts = 128, 32 if tail else 64, 2
+    if rows is not None and gelu:
         features = 64 if (main, tail) == (256, 0) else 32
-    elif not backward:  # the GLU's few column tiles are not worth reading the rows twice
-        rows, features, parts = 128 if tail else 64, 32, 1
-    blocks = {"BLOCK_R": rows, "BLOCK_F": features, "SPLIT": parts, "MAIN": main, "TAIL": tail}
-    return Config(blocks, warps=rows // 16, stages=2)
+    elif rows is not None:  # the GLU's few column tiles are worth reading the rows again where most blocks are idle
+        block, features = 128 if tail else 64, 32
+        parts = 4 if rows <= block * architecture(weight.device).multiprocessors // 4 else 1
+    blocks = {"BLOCK_R": block, "BLOCK_F": features, "SPLIT": parts, "MAIN": main, "TAIL": tail}
+    return Config(blocks, warps=block // 16, stages=2)

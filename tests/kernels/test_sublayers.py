@@ -135,7 +135,7 @@ def test_tilings_of_sm_90(
 
     monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
     weight = torch.empty(0, dtype=torch.bfloat16)
-    assert gated_rows.config(weight, width, op == "feed_forward", backward=True)
+    assert gated_rows.config(weight, width, op == "feed_forward", None)
     assert gated_onto.fits(weight, width) == (width == 64)
     assert residual_norm_product.fits(weight.new_empty(width, width), width) == (width == 64)
     check(op, Case(33, width, "packed", torch.bfloat16, "training", "contiguous"), triton, device)
@@ -144,12 +144,14 @@ def test_tilings_of_sm_90(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
+@pytest.mark.parametrize("multiprocessors", [1, 132])
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_tilings_of_sm_90_at_width_256(
-    op: str, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    op: str, multiprocessors: int, triton: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In inference, blocks then have 128 rows in `linear_residual_norm`."""
+    """In inference; on one multiprocessor 67 rows are more than a wave of blocks of 64, and have other tiles."""
     from astroco_fast.kernels.triton import launch
 
-    monkeypatch.setattr(launch, "_architecture", launch.ARCHITECTURES["sm_90"])
+    on = replace(launch.ARCHITECTURES["sm_90"], multiprocessors=multiprocessors)
+    monkeypatch.setattr(launch, "_architecture", on)
     check(op, Case(67, 256, "packed", torch.bfloat16, "inference", "contiguous"), triton, device)
