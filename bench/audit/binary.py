@@ -12,8 +12,7 @@ from typing import Any
 
 from astroco_fast.kernels.triton.launch import ARCHITECTURES
 from bench.audit.launches import Kernel, target
-from bench.audit.machine import Instruction
-from bench.audit.sass import inner_loops, multiply_adds, parse
+from bench.audit.sass import inner_loops, parse
 from bench.audit.traffic import LOADS, lane_bytes
 
 # Processor time that a compilation may take; time by the clock would depend on what else runs.
@@ -81,7 +80,7 @@ CONVOLUTIONS = {
     "depthwise._silu_kernel": (1.0, 2.7, 20),
     "depthwise._statistics_kernel": (1.0, 2.7, 20),
     "depthwise._input_gradient_kernel": (1.0, 2.7, 20),
-    "depthwise_taps._kernel": (1.65, 1.65, 0),
+    "depthwise_taps._kernel": (1.0, 2.7, 20),
 }
 
 # For each bar: its name, the results it applies to, and the reason why a result breaks it (None: it does not).
@@ -177,15 +176,10 @@ def _read_nvidia(result: Result, kernel: Kernel, ptx: str, cubin: bytes) -> None
     result.local = sum(one.op in ("LDL", "STL") for one in code)
     result.loads = dict(Counter(min(lane_bytes(one.name), WIDE) for one in code if one.op in LOADS))
     if result.kernel in CONVOLUTIONS:
-        loop: list[Instruction]
-        if "TILES" in kernel.constants:  # by tensor cores, which multiply zeros, too
-            loop = max(inner_loops(code), key=len, default=[])
-            outputs = 16 * kernel.constants["TILES"] * kernel.constants["BLOCK_C"] / (32 * kernel.config["num_warps"])
-            work = outputs * kernel.constants["K"]
-        else:
-            loops = [(loop, multiply_adds(loop)) for loop in inner_loops(code)]
-            loop, work = max(loops, key=lambda found: found[1], default=([], 0))
-        result.taps = round(len(loop) / work, 2) if work else 0.0
+        loop = max(inner_loops(code), key=len, default=[])
+        outputs = 16 * kernel.constants["TILES"] * kernel.constants["BLOCK_C"] / (32 * kernel.config["num_warps"])
+        work = outputs * kernel.constants["K"]  # tensor cores multiply zeros, too, which are no work
+        result.taps = round(len(loop) / work, 2)
         result.barriers = sum(one.op == "BAR" for one in loop)
     kinds = {"wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05", "mma.sync": "mma.sync"}
     result.matrix = "+".join(short for long, short in kinds.items() if long in ptx)

@@ -135,7 +135,7 @@ class _Convolution(torch.autograd.Function):
                 everywhere = local.clone()
                 dist.all_reduce(everywhere, group=ctx.group)
             dc = batch_norm_silu_gradient(ds, c, statistics, scale, offset, end, count, everywhere, ctx.fixed)
-            of_taps = depthwise_tap_gradient(dc, u, first, end, width, ctx.taps)
+            of_taps = depthwise_tap_gradient(dc, u, tiles, first, end, width, ctx.taps)
             du = depthwise_input_gradient(dc, bands[1], tiles, first, end, ctx.taps)
             b_val, b_gate = b_in.chunk(2)
             d, _, a, dx, of_gate, of_norm_in = input_gradient(

@@ -87,7 +87,7 @@ def _store(result, total, start, length, column, P: tl.constexpr):
 
 
 @triton.jit
-def _place(P: tl.constexpr, BLOCK_C: tl.constexpr, each, number, TILES: tl.constexpr):
+def place(P: tl.constexpr, BLOCK_C: tl.constexpr, each, number, TILES: tl.constexpr):
     """The block's first step and the one after its last, and its channels."""
     begin = tl.program_id(0) // (P // BLOCK_C) * each
     column = tl.program_id(0) % (P // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -99,7 +99,7 @@ def _silu_kernel(
     u, bands, scale, offset, tiles, first, end, s, number, each,
     P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    begin, stop, column = _place(P, BLOCK_C, each, number, TILES)
+    begin, stop, column = place(P, BLOCK_C, each, number, TILES)
     scales = tl.load(scale + column)[:, None, None]
     offsets = tl.load(offset + column)[:, None, None]
     for step in tl.range(begin, stop):
@@ -121,7 +121,7 @@ def _statistics_kernel(
     u, bands, tiles, first, end, c, count, partial, number, each,
     P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    begin, stop, column = _place(P, BLOCK_C, each, number, TILES)
+    begin, stop, column = place(P, BLOCK_C, each, number, TILES)
     pivot = tl.zeros([BLOCK_C], tl.float32)
     moves = tl.zeros([BLOCK_C, 8, 4], tl.float32)
     squares = tl.zeros([BLOCK_C, 8, 4], tl.float32)
@@ -159,7 +159,7 @@ def _input_gradient_kernel(
     dc, bands, tiles, first, end, du, number, each,
     P: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    begin, stop, column = _place(P, BLOCK_C, each, number, TILES)
+    begin, stop, column = place(P, BLOCK_C, each, number, TILES)
     for step in tl.range(begin, stop):
         start, low, high, length = tile_rows(tiles, first, end, step, number, TILES)
         total = _sums(dc, bands, start, low, high, column, P, K, -1, PRECISION, TILES, BLOCK_C)
@@ -176,10 +176,10 @@ def config_of(rows: Tensor) -> Config:
     return Config({"TILES": 16, "BLOCK_C": 16}, warps=4 if rows.dtype.itemsize == 2 else 8, stages=1)
 
 
-def blocks_of(rows: Tensor, tiles: Tensor) -> int:
-    """The number of blocks that share the rows of 16 channels: all run at once, three a multiprocessor."""
+def blocks_of(rows: Tensor, tiles: Tensor, resident: int = 3) -> int:
+    """The number of blocks that share the rows of 16 channels: all run at once, `resident` a multiprocessor."""
     blocks = config_of(rows).blocks
-    most = 3 * architecture(rows.device).multiprocessors // (rows.shape[1] // blocks["BLOCK_C"])
+    most = resident * architecture(rows.device).multiprocessors // (rows.shape[1] // blocks["BLOCK_C"])
     return torch.sym_min(cdiv(tiles.shape[0], blocks["TILES"]), max(most, 1))  # without a guard under torch.compile
 
 

@@ -58,13 +58,11 @@ def test_kernels_keep_to_the_bars(examined: dict[str, Any]) -> None:
 def test_a_kernel_for_each_bar(examined: dict[str, Any]) -> None:
     """The slow test has the other kernels and architectures."""
     ours = examined["ours"]
-    for name, least, most in (("depthwise._silu_kernel", 0.3, 0.75), ("depthwise_taps._kernel", 1, 1.6)):
+    for name, most in (("depthwise._silu_kernel", 0.75), ("depthwise_taps._kernel", 0.75)):
         loop = ours[name]
-        assert "taps" in loop["bars"]
-        assert least < loop["taps"] <= most
-        assert (loop["local"], loop["broken"]) == (0, {})
-    assert ours["depthwise._silu_kernel"]["matrix"] == "mma.sync"
-    assert ours["depthwise_taps._kernel"]["barriers"] == 0
+        assert {"taps", "matrix"} <= set(loop["bars"])
+        assert 0.3 < loop["taps"] <= most
+        assert (loop["matrix"], loop["local"], loop["broken"]) == ("mma.sync", 0, {})
     product, rows = ours["linear_onto._kernel"], ours["mix._forward_kernel"]
     assert "matrix" in product["bars"]
     assert (product["matrix"], product["broken"]) == ("wgmma", {})

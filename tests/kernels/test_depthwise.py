@@ -69,7 +69,7 @@ def test_forward(
     from astroco_fast.kernels.tensors import cdiv
     from astroco_fast.kernels.triton import depthwise
 
-    monkeypatch.setattr(depthwise, "blocks_of", lambda _, tiles: min(blocks, cdiv(tiles.shape[0], 16)))
+    monkeypatch.setattr(depthwise, "blocks_of", lambda *given: min(blocks, cdiv(given[1].shape[0], 16)))
     layout, rows, u, weight, bands = ready(taps, 5 * [length, 0, 1, (length + 1) // 2], length, packed, device)
     exact = convolved(u[:, :WIDTH].double(), weight.double(), layout)
     c, count, partial = depthwise.depthwise_statistics(u, bands[0], rows.tiles, rows.first, rows.end, taps)
@@ -105,34 +105,33 @@ def test_gradients(taps: int, length: int, packed: bool, triton: str, device: to
     convolved(source, exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
     du = depthwise_input_gradient(upstream, bands[1], rows.tiles, rows.first, rows.end, taps)
     assert_rows(du, source.grad)
-    partial = depthwise_tap_gradient(upstream, u, rows.first, rows.end, WIDTH, taps)
+    partial = depthwise_tap_gradient(upstream, u, rows.tiles, rows.first, rows.end, WIDTH, taps)
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "length", "packed", "sweeps"),
+    ("lengths", "length", "packed", "blocks"),
     [
-        ([199, 0, 201, 200], 201, True, 3),  # cut within windows
+        ([199, 0, 201, 200], 201, True, 3),
         ([60, 7, 70], 70, True, 1),
         ([0, 0, 3, 0, 9, 1, 0], 9, False, 2),
-        ([31, 32, 33, 1], 33, False, 128),  # a sweep for every 32 rows
+        (5 * [31, 32, 33, 1], 33, False, 128),
         ([0, 0], 31, False, 2),
         ([1], 1, True, 128),
     ],
 )
 def test_taps_gradient_follows_windows(
-    lengths: list[int], length: int, packed: bool, sweeps: int, triton: str, device: torch.device,
+    lengths: list[int], length: int, packed: bool, blocks: int, triton: str, device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from astroco_fast.kernels.triton import depthwise_taps
 
-    monkeypatch.setattr(depthwise_taps, "SWEEPS", sweeps)
+    monkeypatch.setattr(depthwise_taps, "blocks_of", lambda *given: min(blocks, -(-given[1].shape[0] // 16)))
     layout, rows, u, weight, _ = ready(32, lengths, length, packed, device)
     upstream = half_rows(layout)
     exact = weight.double().requires_grad_()
     convolved(u[:, :WIDTH].double(), exact, layout).backward(upstream[:, :WIDTH].double().nan_to_num(0))
-    partial = depthwise_taps.depthwise_tap_gradient(upstream, u, rows.first, rows.end, WIDTH, 32)
-    assert partial.shape[0] == min(sweeps, -(-layout.rows // 32))
+    partial = depthwise_taps.depthwise_tap_gradient(upstream, u, rows.tiles, rows.first, rows.end, WIDTH, 32)
     torch.testing.assert_close(partial.sum(0).double(), exact.grad, rtol=1e-5, atol=1e-4)
 
 
