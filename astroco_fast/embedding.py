@@ -185,10 +185,11 @@ def embed_tables(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, for as long as the context lasts; then each part has its own mode again."""
-    training = [part for part in model.modules() if part.training]
+    parts = list(model.modules())
+    training = [part for part in parts if part.training]
     if training:
         model.eval()
-    recheck(model)
+    recheck(parts)
     try:
         yield
     finally:

@@ -108,7 +108,7 @@ class AstroCo(PretrainedEncoder, ReferenceAstroCo):
 
     def train(self, mode: bool = True) -> "AstroCo":
         """Set the mode; the next call looks for changes of the weights that PyTorch does not count."""
-        recheck(self)
+        recheck(self.modules())
         super().train(mode)
         return self
 

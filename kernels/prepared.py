@@ -5,7 +5,7 @@ In inference they are prepared once and cached until a parameter changes.
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -270,9 +270,9 @@ def forget(model: nn.Module | None = None) -> None:
             form.dropped = True
 
 
-def recheck(model: nn.Module) -> None:
-    """Have the model's next call compare all numbers with those that were prepared (on a GPU, prepare them anew)."""
-    for module in model.modules():
+def recheck(modules: Iterable[nn.Module]) -> None:
+    """Have the modules' next call compare all numbers with those that were prepared (on a GPU, prepare them anew)."""
+    for module in modules:
         for form in _cache.get(module, {}).values():
             form.doubted = True
 
