@@ -185,7 +185,9 @@ def embed_tables(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, for as long as the context lasts; then each part has its own mode again."""
-    parts = list(model.modules())
+    parts = [model]
+    for part in parts:  # which grows; `modules()` takes as long as all that is done to read a star
+        parts += filter(None, part._modules.values())
     training = [part for part in parts if part.training]
     if training:
         model.eval()
