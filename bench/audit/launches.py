@@ -35,8 +35,9 @@ class Batch(NamedTuple):
 
 
 BATCH = Batch()
-# More rows than a wave of blocks on a GPU of one multiprocessor: with one, ops take their tilings for whole waves.
-WAVES = Batch((64, 64, 40), 64)
+# More rows than a wave of blocks, which have 256 at most, on a GPU of one multiprocessor: with one, ops take their
+# tilings for whole waves.
+WAVES = Batch((64, 64, 64, 64, 40), 64)
 
 
 @dataclass

@@ -161,8 +161,8 @@ def _rows_config(rows: int, w: Tensor, width: int) -> Config:
 
     | | D = 256 | D = 276 |
     |---|---|---|
-    | waves of blocks of 128 rows | 63, 63 | 86, 86 |
-    | shares of 256 rows at D = 256, of 128 at D = 276 | 51, 55 | 64, 70 |
+    | waves of blocks of 128 rows | 63, 62 | 84, 85 |
+    | shares of 256 rows at D = 256, of 128 at D = 276 | 49, 55 | 64, 70 |
     | | 128, 160 KB | 180, 144 KB |
 
     Column tiles of 64 at D = 256 spill, and so do 256 rows at D = 276. Rows of less than a wave have blocks of 128.
