@@ -54,12 +54,10 @@ def _padded(layout: Layout) -> Segments:
     end = torch.where(real, (start + lengths)[:, None], 0).flatten()
     if layout.full:
         offsets = torch.arange(batch + 1, dtype=torch.int32, device=lengths.device) * length
-        runs, sizes = start, lengths
     else:
-        offsets = torch.stack([start, start + lengths], dim=1).flatten()
-        offsets = torch.cat([offsets, offsets.new_full((1,), layout.rows)])
-        runs, sizes = torch.cat([start, start + lengths]), torch.cat([lengths, length - lengths])
-    return Segments(first, end, offsets, length, start, lengths, _tiles(runs, sizes, layout.rows))
+        runs = torch.stack([start, start + lengths], dim=1).flatten()
+        offsets = torch.cat([runs, runs.new_full((1,), layout.rows)])
+    return Segments(first, end, offsets, length, start, lengths, _tiles(offsets, layout.rows, 1 if layout.full else 2))
 
 
 def _packed(layout: Layout) -> Segments:
@@ -72,8 +70,7 @@ def _packed(layout: Layout) -> Segments:
     first = torch.cat([start[window], start.new_full((filler,), layout.rows)])
     end = torch.cat([ends[window], start.new_zeros(filler)])
     offsets = torch.cat([start.new_zeros(1), ends, start.new_full((1,), layout.rows)])
-    runs = torch.cat([start, start.new_full((1,), layout.rows - filler)])
-    tiles = _tiles(runs, torch.cat([lengths, lengths.new_full((1,), filler)]), layout.rows)
+    tiles = _tiles(offsets, layout.rows)
     return Segments(first, end, offsets, max(layout.length, filler), start, lengths, tiles)
 
 
@@ -91,18 +88,17 @@ def _on_device(layout: Layout) -> Segments:
     filler = filler.clamp_max(layout.rows)
     offsets = torch.cat([none, ends, filler[1:], ends.new_full((1,), layout.rows)])
     start, lengths = torch.cat([start, filler]), torch.cat([lengths, lengths.new_zeros(runs)])
-    after = start + lengths
-    gaps = torch.cat([start[1:], start.new_full((1,), layout.rows)]) - after
-    tiles = _tiles(torch.cat([start, after]), torch.cat([lengths, gaps]), layout.rows)
-    return Segments(first, end, offsets, length, start, lengths, tiles)
+    return Segments(first, end, offsets, length, start, lengths, _tiles(offsets, layout.rows))
 
 
-def _tiles(start: Tensor, lengths: Tensor, rows: int) -> Tensor:
-    """The first rows of the tiles of runs of rows, run by run; how many there are, only the device knows."""
-    count = (lengths + 15) // 16
-    ends = count.cumsum(0, dtype=torch.int32)
-    number = torch.arange(rows // 16 + lengths.shape[0], dtype=torch.int32, device=lengths.device)
-    run = torch.searchsorted(ends, number, right=True, out_int32=True)
-    none = start.new_zeros(1)  # the run of the tiles beyond the last one
-    before = torch.cat([start - 16 * (ends - count), none])[run]
-    return torch.where(run < lengths.shape[0], before + 16 * number, -1).to(torch.int32)
+def _tiles(offsets: Tensor, rows: int, kinds: int = 1) -> Tensor:
+    """`Segments.tiles`; with two kinds of runs, each window's is followed by one of the rows after it."""
+    begin, sizes = offsets[:-1], offsets[1:] - offsets[:-1]
+    if kinds > 1:  # windows first
+        begin, sizes = (part.view(-1, kinds).t().reshape(-1) for part in (begin, sizes))
+    sizes = (sizes + 15).bitwise_and_(-16)
+    ends = sizes.cumsum(0, dtype=torch.int32)
+    at = torch.arange(0, rows // 16 * 16 + 16 * sizes.shape[0], 16, dtype=torch.int32, device=offsets.device)
+    run = torch.searchsorted(ends, at, right=True, out_int32=True).clamp_(max=sizes.shape[0] - 1)
+    tiles = (begin + sizes - ends)[run] + at
+    return tiles.masked_fill_(at >= ends[-1:], -1)  # how many tiles there are, only the device knows
