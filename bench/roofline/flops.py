@@ -46,6 +46,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "residual_norm": (),
     "residual_norm_backward": (),
     "residual_norm_product_backward": ("w",),
+    "rows_and_tiles": (),
     "rows_with_ones": (),
     "squared_error": (),
     "squared_error_backward": (),

@@ -25,7 +25,7 @@ import astroco_fast as af
 from astroco_fast import ops, selfcheck
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.triton import tensors
-from astroco_fast.kernels.triton.launch import Architecture, recording
+from astroco_fast.kernels.triton.launch import ARCHITECTURES, Architecture, recording
 from astroco_fast.kernels.triton.segments import segments
 from astroco_fast.reference.astroco import ReferenceAstroCo
 from astroco_fast.reference.layout import Layout
@@ -66,11 +66,7 @@ def window_lengths(batch: int, length: int, padded: bool) -> Tensor:
 def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
     """A batch of windows of these lengths; its layout is computed on real numbers before it loses its data."""
     layout = Layout.packed(lengths, length)
-    known = {
-        name: value.numpy().view(np.uint32)
-        for name, value in segments(layout)._asdict().items()
-        if isinstance(value, Tensor)
-    }
+    known = segments_of(layout)
     fields = {name: value for name, value in vars(layout).items() if isinstance(value, Tensor)}
     layout = replace(layout, **{name: mode.from_tensor(value) for name, value in fields.items()}, scratch={})
     shape, pairs = (len(lengths), length), int((lengths**2).sum())
@@ -78,6 +74,19 @@ def make_batch(lengths: Tensor, length: int, mode: FakeTensorMode) -> Batch:
         points = (torch.empty(shape), torch.empty(shape), torch.empty(shape))
         hidden, role = torch.empty(shape, dtype=torch.bool), torch.empty(shape, dtype=torch.int8)
         return Batch(points, hidden, torch.empty(shape), role, layout, pairs, known)
+
+
+def segments_of(layout: Layout) -> dict[str, np.ndarray]:
+    """The content of a packed layout's `Segments`, (n,) uint32 by name; NumPy does here what a kernel does there."""
+    with recording(lambda *_: None, ARCHITECTURES["sm_90"]):
+        found = {name: value.numpy() for name, value in segments(layout)._asdict().items() if isinstance(value, Tensor)}
+    begin, stop = found["offsets"][:-1], found["offsets"][1:]
+    real, sizes = np.arange(len(begin)) < layout.batch, stop - begin
+    found["first"] = np.repeat(np.where(real, begin, layout.rows), sizes)
+    found["end"] = np.repeat(np.where(real, stop, 0), sizes)
+    tiles = np.concatenate([np.arange(*run, 16) for run in zip(begin, stop, strict=True)])
+    found["tiles"] = np.pad(tiles, (0, len(found["tiles"]) - len(tiles)), constant_values=-1)
+    return {name: content.astype(np.int32).view(np.uint32) for name, content in found.items()}
 
 
 class _GpuRules(TorchFunctionMode):

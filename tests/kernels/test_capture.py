@@ -473,23 +473,23 @@ def test_buckets() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[5, 0, 8], [0, 0, 0], [8, 8, 8], [0, 1, 0]])
-def test_layout_on_the_device(lengths: list[int]) -> None:
-    given, size = torch.tensor(lengths), SIZE
+def test_layout_on_the_device(lengths: list[int], triton: str, device: torch.device) -> None:
+    given, size = torch.tensor(lengths, device=device), SIZE
     rows, real = 24, sum(lengths)
-    packed = Layout.packed(given, size, capacity=rows)
+    packed = Layout.packed(given, size, device, rows)
     layout = Layout.on_device(given, size, rows, filler=rows)
-    x, y = torch.randn(3, size, 2), torch.randn(rows, 2)
+    x, y = torch.randn(3, size, 2, device=device), torch.randn(rows, 2, device=device)
     for name in ("enter", "unpad"):
         assert torch.equal(getattr(layout, name)(x), getattr(packed, name)(x)), name
     for name in ("leave", "pad"):
         assert torch.equal(getattr(layout, name)(y), getattr(packed, name)(y)), name
     assert torch.equal(layout.positions, packed.positions)
-    assert torch.equal(layout.valid, torch.arange(rows) < real)
+    assert torch.equal(layout.valid, torch.arange(rows, device=device) < real)
     got, expected = segments(layout), segments(packed)
     assert torch.equal(got.first, expected.first)
     assert torch.equal(got.end, expected.end)
     # Runs cover all rows, a window's first, and none is longer than a window.
-    assert torch.equal(got.offsets[: len(lengths) + 1], torch.tensor([0, *lengths]).cumsum(0))
+    assert torch.equal(got.offsets[: len(lengths) + 1], torch.tensor([0, *lengths], device=device).cumsum(0))
     assert got.offsets[-1] == rows
     assert 0 <= got.offsets.diff().min() <= got.offsets.diff().max() <= got.longest == size
     assert torch.equal(got.start[: len(lengths)], expected.start)

@@ -136,7 +136,7 @@ def test_taps_gradient_follows_windows(
 
 
 KINDS = {
-    "packed": lambda counts, length: Layout.packed(counts, length, capacity=int(counts.sum()) + 3),
+    "packed": lambda counts, length: Layout.packed(counts, length, counts.device, int(counts.sum()) + 3),
     "padded": Layout.padded,
     "on_device": lambda counts, length: Layout.on_device(counts, length, rows=int(counts.sum()) + 3, filler=3),
 }
@@ -144,10 +144,12 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("counts", [[0, 31, 0, 0, 33, 1, 16, 0, 32], [0, 0], [200]])
-def test_tiles_have_each_row_once_and_those_of_windows_first(counts: list[int], kind: str) -> None:
+def test_tiles_have_each_row_once_and_those_of_windows_first(
+    counts: list[int], kind: str, triton: str, device: torch.device
+) -> None:
     from astroco_fast.kernels.triton.segments import segments
 
-    layout = KINDS[kind](torch.tensor(counts), 200)
+    layout = KINDS[kind](torch.tensor(counts, device=device), 200)
     rows = segments(layout)
     tiles = rows.tiles[: int((rows.tiles >= 0).sum())].tolist()
     assert (rows.tiles[len(tiles) :] == -1).all()
@@ -162,10 +164,10 @@ def test_tiles_have_each_row_once_and_those_of_windows_first(counts: list[int], 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_windows_can_be_followed_row_by_row(kind: str) -> None:
+def test_windows_can_be_followed_row_by_row(kind: str, triton: str, device: torch.device) -> None:
     from astroco_fast.kernels.triton.segments import segments
 
-    layout = KINDS[kind](torch.tensor([0, 3, 0, 0, 5, 1, 0]), 5)
+    layout = KINDS[kind](torch.tensor([0, 3, 0, 0, 5, 1, 0], device=device), 5)
     rows, real, at = segments(layout), [], 0
     while at < layout.rows:
         first, end = int(rows.first[at]), int(rows.end[at])
