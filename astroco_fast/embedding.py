@@ -187,7 +187,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, for as long as the context lasts; then each part has its own mode again."""
     parts = [model]
     for part in parts:  # which grows; `modules()` takes as long as all that is done to read a star
-        parts += filter(None, part._modules.values())
+        parts += (child for child in part._modules.values() if child is not None)
     training = [part for part in parts if part.training]
     if training:
         model.eval()

@@ -12,10 +12,10 @@ _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64)  
 
 
 def checksum(words: np.ndarray) -> int:
-    """A number that changes with the numbers of a contiguous array and with their order, but for one chance in 2^32.
+    """A number that changes with the numbers of a contiguous array and with their order.
 
-    It holds for this process alone: with the CPU kernels' library it is read at the speed of memory, without it by
-    zlib, some ten times slower.
+    A change goes unseen by one chance in 2^32, if it was not made for that. The number holds for this process alone:
+    with the CPU kernels' library the array is read at the speed of memory, without it by zlib, several times slower.
     """
     native = _native()
     return zlib.crc32(words.data) if native is None else native(words.ctypes.data, words.nbytes)

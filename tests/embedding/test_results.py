@@ -1,5 +1,6 @@
 """What `embed` returns: one row for each light curve, from every kind of input."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "wish", CPU_ISA)
     if native.missing() is not None:
         pytest.skip("no C++ compiler, or a CPU without kernels")
+
+
+def test_a_change_of_weights_that_no_call_counts_is_seen(compiled: None, curves: list[Curve]) -> None:
+    """A write through `.data` to a number that is not in the sample which every call of the model compares."""
+    model = af.AstroCo.from_preset("tiny").eval()
+    before = [model.embed(curves) for _ in range(3)][-1]
+    model.blocks[0].feed_forward.w_val.weight.data[0, 1] += 5
+    found = model.embed(curves)
+    assert not np.array_equal(found, before)
+    assert np.array_equal(found, copy.deepcopy(model).embed(curves))
+
+
+def test_each_part_has_its_own_mode_again(model: af.AstroCo, curves: list[Curve]) -> None:
+    model = copy.deepcopy(model).train()
+    model.blocks[0].eval()
+    model.empty = torch.nn.ModuleList()  # false as a condition
+    modes = [part.training for part in model.modules()]
+    model.embed(curves)
+    assert [part.training for part in model.modules()] == modes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

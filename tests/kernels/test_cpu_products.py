@@ -10,7 +10,7 @@ import astroco_fast as af
 from astroco_fast import Layout, ops
 from astroco_fast.kernels.cpu import build
 from astroco_fast.kernels.tensors import pitch
-from astroco_fast.reference.sublayers import FeedForward
+from astroco_fast.reference.sublayers import Attention, Convolution, FeedForward
 from tests.kernels import harness
 from tests.kernels.harness import Case
 from tests.kernels.test_sublayers import SUBLAYERS, check
@@ -54,6 +54,25 @@ def test_a_row_has_the_same_bits_wherever_it_lies(isa: str, width: int, precisio
         for n in range(1, 70):
             assert torch.equal(of(x[:n]), whole[:n])
             assert torch.equal(of(x[n:]), whole[n:])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp32"])
+@pytest.mark.parametrize("width", [36, 100])
+def test_a_window_has_the_same_bits_whatever_lies_beside_it(isa: str, width: int, precision: str) -> None:
+    """Above all the scale of a row in int8, beside rows of a hundred times its size."""
+    torch.manual_seed(0)
+    lengths = [1, 3, 33, 1, 50, 17]
+    x = torch.randn(sum(lengths), width) * torch.logspace(-1, 1, sum(lengths))[:, None]
+    cast = torch.autocast("cpu", HALF, enabled=precision != "fp32")
+
+    def layout(*lengths: int) -> Layout:
+        return Layout.packed(torch.tensor(lengths), max(lengths), capacity=sum(lengths))
+
+    for op, module in (ops.attention, Attention(width, 4, 0.0)), (ops.convolution, Convolution(width, 5, 0.0)):
+        with torch.no_grad(), af.backend("cpu"), cast, af.int8(precision == "int8"):
+            whole = op(module.eval(), x, layout(*lengths)).split(lengths)
+            for part, found in zip(x.split(lengths), whole, strict=True):
+                assert torch.equal(op(module, part, layout(len(part))), found)
 
 
 @pytest.mark.parametrize("size", [30.0, 3e3, 3e37])

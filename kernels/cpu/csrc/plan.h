@@ -25,8 +25,8 @@ inline int64_t run_plan(const PlannedCall* calls, int64_t count, const uint32_t*
   return 1;
 }
 
-// A number that changes with the content of some bytes and with their order, but for one chance in 2^32. Four places
-// are read at a time, which memory serves sooner than one.
+// A number that changes with the content of some bytes and with their order; a change that was not made for it goes
+// unseen by one chance in 2^32. Four places are read at a time, which memory serves sooner than one.
 inline uint64_t checksum(const char* memory, int64_t size) {
   using Words = uint32_t __attribute__((vector_size(64)));  // computed with in as many vectors as the CPU needs
   constexpr int64_t LINE = sizeof(Words);
