@@ -78,8 +78,8 @@ class _Attention(torch.autograd.Function):
         with no_autocast(x):
             qkv, ones = linear(x, w.qkv, w.b_qkv, end, True)
             attended, *kept = attend(qkv, Runs(offsets, longest), heads, scale)
-            y, normal, rstd = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(x, ones, qkv, attended, *kept, normal, rstd, gain, w.qkv, w.out, end, offsets, seed)
+            y, normal, spread = sublayer_end(attended, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, ones, qkv, attended, *kept, normal, spread, gain, w.qkv, w.out, end, offsets, seed)
         ctx.longest, ctx.heads, ctx.scale, ctx.salt, ctx.p = longest, heads, scale, salt, p
         if term is None:
             return y, None
@@ -90,13 +90,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dterm: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        x, ones, qkv, attended, *kept, normal, rstd, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
+        x, ones, qkv, attended, *kept, normal, spread, gain, w_qkv, w_out, end, offsets, seed = ctx.saved_tensors
         width, heads = x.shape[1], ctx.heads
         size = width // heads
         dy = torch.zeros_like(x) if dy is None else rows_of(dy)
         of_mix = () if dterm is None else (rows_of(dterm), ctx.weights, ctx.index)
         with no_autocast(x):
-            dz, do, d_attended, of_norm = end_gradients(dy, normal, rstd, gain, end, seed, ctx.salt, ctx.p, w_out)
+            dz, do, d_attended, of_norm = end_gradients(dy, normal, spread, gain, end, seed, ctx.salt, ctx.p, w_out)
             d_out = weight_gradient(do, attended)[:width].view(width, heads, -1)[..., :size]
             gradients = attend_backward(d_attended, qkv, attended, kept, Runs(offsets, ctx.longest), heads, ctx.scale)
             dx = linear_onto(dz, list(gradients), w_qkv, end, *of_mix)

@@ -104,11 +104,11 @@ class _Convolution(torch.autograd.Function):
                 count, statistics = merged(batch_norm_merge, count, partial, norm)
             else:
                 statistics = norm.fixed
-            y, normal, rstd_out = sublayer_end(
+            y, normal, spread = sublayer_end(
                 c, w.out, b_out, x, gain_out, shift_out, end, seed, salt, p, eps_out, (statistics, scale, offset)
             )
         ctx.save_for_backward(
-            x, u, c, normal, mean_in, rstd_in, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            x, u, c, normal, mean_in, rstd_in, spread, count, statistics, gain_in, shift_in, b_in, scale, offset,
             gain_out, w.matrices, w.bands, tiles, first, end, seed,
         )  # fmt: skip
         ctx.group, ctx.fixed, ctx.salt, ctx.p = norm.group, norm.fixed is not None, salt, p
@@ -119,13 +119,13 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (
-            x, u, c, normal, mean_in, rstd_in, rstd_out, count, statistics, gain_in, shift_in, b_in, scale, offset,
+            x, u, c, normal, mean_in, rstd_in, spread, count, statistics, gain_in, shift_in, b_in, scale, offset,
             gain_out, matrices, bands, tiles, first, end, seed,
         ) = ctx.saved_tensors  # fmt: skip
         w, width = Weights(matrices, bands), x.shape[1]
         with no_autocast(x):
             dz, do, ds, of_norm_out = end_gradients(
-                rows_of(dy), normal, rstd_out, gain_out, end, seed, ctx.salt, ctx.p, w.out
+                rows_of(dy), normal, spread, gain_out, end, seed, ctx.salt, ctx.p, w.out
             )
             s, sums = batch_norm_silu_sums(ds, c, statistics, scale, offset, end)
             d_w_out = weight_gradient(do, s)[:width, :width]

@@ -77,14 +77,14 @@ class _FeedForward(torch.autograd.Function):
         with no_autocast(x):
             kept = None
             if not KEEP and training_fits(w.up, x.shape[1]):
-                y, normal, rstd = feed_forward_training(
+                y, normal, spread = feed_forward_training(
                     x, w.up, b_val, b_gate, w.out, b_out, gain, shift, end, seed, salt, p, eps
                 )
             else:
                 h, _, _, vg = gated_linear(x, None, None, 0.0, w.val, w.gate, b_val, b_gate, end, "gelu", KEEP)
                 kept = vg if KEEP else None
-                y, normal, rstd = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
-        ctx.save_for_backward(x, normal, rstd, b_val, b_gate, gain, w.up, w.out, end, seed, kept)
+                y, normal, spread = sublayer_end(h, w.out, b_out, x, gain, shift, end, seed, salt, p, eps)
+        ctx.save_for_backward(x, normal, spread, b_val, b_gate, gain, w.up, w.out, end, seed, kept)
         ctx.salt, ctx.p = salt, p
         ctx.shape = w_val.shape
         return y
@@ -92,11 +92,11 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, normal, rstd, b_val, b_gate, gain, up, out, end, seed, kept = ctx.saved_tensors
+        x, normal, spread, b_val, b_gate, gain, up, out, end, seed, kept = ctx.saved_tensors
         w = Weights(up, out)
         hidden, width = ctx.shape
         with no_autocast(x):
-            dz, do, dh, of_norm = end_gradients(rows_of(dy), normal, rstd, gain, end, seed, ctx.salt, ctx.p, w.out)
+            dz, do, dh, of_norm = end_gradients(rows_of(dy), normal, spread, gain, end, seed, ctx.salt, ctx.p, w.out)
             none = x.new_empty(0)
             d, h, a, dx, of_gate, _ = input_gradient(
                 x, None, None, none, none, w.up, b_val, b_gate, end, dh, dz, "gelu", kept

@@ -20,7 +20,13 @@ from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.hidden_units import hidden_units
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
-from astroco_fast.kernels.triton.residual_norm import squares_about, store_normalised, store_unit
+from astroco_fast.kernels.triton.residual_norm import (
+    furthest,
+    squares_about,
+    store_normalised,
+    store_spread,
+    store_unit,
+)
 from astroco_fast.kernels.triton.tensors import dot_precision
 from astroco_fast.kernels.triton.whole_rows import part_of_rows
 
@@ -75,7 +81,7 @@ def _kernel(
     do_not_specialize=["salt", "rows", "before", "shares"],
 )
 def _sum_kernel(
-    parts, b_out, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, before, shares,
+    parts, b_out, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows, before, shares,
     D: tl.constexpr, P: tl.constexpr, MOST: tl.constexpr, TRAINING: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -95,8 +101,8 @@ def _sum_kernel(
     means = tl.sum(z, 1) / D
     rstds = reciprocal_deviations(squares_about(z, means, 0, D, COLUMNS), D, eps)
     if TRAINING:
-        tl.store(rstd + row, rstds, mask=inside)
-        store_unit(z, means, rstds, normal, row, inside, real, 0, D, P, COLUMNS)
+        factors = store_spread(furthest(z, means, 0, D, COLUMNS), rstds, spread, row, inside, normal.dtype.element_ty)
+        store_unit(z, means, factors, normal, row, inside, real, 0, D, P, COLUMNS)
     store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, COLUMNS)
 
 
@@ -144,9 +150,9 @@ def divided(rows: int, w_out: Tensor, many: Config, few: Config) -> list[Rows]:
 def launch_shares(
     some: Rows, x: Tensor, w_up: Tensor, b_val: Tensor, b_gate: Tensor, w_out: Tensor, b_out: Tensor,
     gain: Tensor, shift: Tensor, end: Tensor, eps: float, y: Tensor, normal: Tensor | None = None,
-    rstd: Tensor | None = None, seed: Tensor | None = None, salt: int = 0, p: float = 0.0,
+    spread: Tensor | None = None, seed: Tensor | None = None, salt: int = 0, p: float = 0.0,
 ) -> None:  # fmt: skip
-    """Compute some rows of y, and in training of `normal` and `rstd`; all tensors are given whole."""
+    """Compute some rows of y, and in training of `normal` and `spread`; all tensors are given whole."""
     width, (depth, hidden) = x.shape[1], w_out.shape
     part, count, unit = slice(some.start, some.stop), some.stop - some.start, some.config.blocks["BLOCK_F"]
     parts = new(x, some.shares, count, width)
@@ -158,7 +164,8 @@ def launch_shares(
     launch(
         _sum_kernel, (cdiv(count, _SUM_ROWS),),
         parts, b_out, x[part], gain, shift, end[part], seed, salt, p, eps, y[part],
-        None if normal is None else normal[part], None if rstd is None else rstd[part], count, some.start, some.shares,
+        None if normal is None else normal[part], None if spread is None else spread[part],
+        count, some.start, some.shares,
         D=width, P=depth, MOST=_most(w_out), TRAINING=normal is not None, DROPOUT=seed is not None,
         config=Config({"BLOCK_R": _SUM_ROWS, "COLUMNS": triton.next_power_of_2(depth)}, warps=4),
     )  # fmt: skip

@@ -31,7 +31,7 @@ from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
     do_not_specialize=["salt", "rows", "before", "hidden"],
 )
 def _kernel(
-    x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, before, hidden,
+    x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows, before, hidden,
     WIDTH: tl.constexpr, D: tl.constexpr, P: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +63,7 @@ def _kernel(
         tl.store(at + second[None, :], total_second.to(compute), mask=inside[:, None])
     tl.debug_barrier()
     norm_of_rows(
-        o, b_out, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows, D, P, DROPOUT, BLOCK_R, 8
+        o, b_out, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, first, rows, D, P, DROPOUT, BLOCK_R, 8
     )
 
 
@@ -77,7 +77,7 @@ def _outputs(
     end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
-    return new(x, *x.shape), kept_sum(w_out, rows, w_out.shape[0]), new(x, rows)
+    return new(x, *x.shape), kept_sum(w_out, rows, w_out.shape[0]), new(x, rows, 2)
 
 
 @kernel_op(_outputs)
@@ -94,16 +94,16 @@ def feed_forward_training(
     Returns:
         As `residual_norm`.
     """
-    y, normal, rstd = outputs = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps)
+    y, normal, spread = outputs = _outputs(x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end, seed, salt, p, eps)
     (rows, width), (depth, hidden) = x.shape, w_out.shape
     for some in tilings(rows, w_up, w_out, width):
         given = (x, w_up, b_val, b_gate, w_out, b_out, gain, shift, end)
         if some.shares > 1:
-            launch_shares(some, *given, eps, y, normal, rstd, seed, salt, p)
+            launch_shares(some, *given, eps, y, normal, spread, seed, salt, p)
             continue
         launch(
             _kernel, (cdiv(some.stop - some.start, some.config.blocks["BLOCK_R"]),),
-            *given, seed, salt, p, eps, y, normal, rstd, some.stop, some.start, hidden,
+            *given, seed, salt, p, eps, y, normal, spread, some.stop, some.start, hidden,
             WIDTH=b_val.shape[0], D=width, P=depth, F=hidden, DROPOUT=seed is not None, PRECISION=dot_precision(x),
             config=some.config,
         )  # fmt: skip

@@ -4,9 +4,10 @@ Forward reads o (N, P) in half precision and x (N, D), and writes y (N, D) and, 
 4 P + 8 D bytes a row; the sum and its dropout mask are never in memory. Backward reads dy and the normalised sum, and
 writes the gradients of x and of o: 4 P + 8 D.
 
-The normalised sum is kept in float16, whose rounding is an eighth of bfloat16's and whose range holds it: no value of a
-row of D exceeds sqrt(D). To compute the sum again, backward would read o, x and b, 4 D bytes a row more. Rounded, a
-row's mean is no longer exactly 0, so backward takes the mean out of dy * gain before it multiplies the two.
+The normalised sum is kept in 16 bits, in whole steps, of which a row's largest value has 32767. That loses less than
+float16 (an eighth, for normal numbers), whose last bits depend on each value. To compute the sum again, backward would
+read o, x and b, 4 D bytes a row more. Rounded, a row's mean is no longer exactly 0, so backward takes the mean out of
+dy * gain before it multiplies the two.
 
 Tiling: a block owns whole rows and keeps them in registers, so that everything is read once and dropout is drawn once.
 A row is one tile whose width is a power of two, with a narrower tile beside it where the pitch is no power of two
@@ -64,19 +65,36 @@ def store_normalised(z, means, rstds, gain, shift, y, row, inside, real, start, 
 
 
 @triton.jit
+def furthest(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+    """How far a row's values are from its mean at most."""
+    return tl.max(tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], tl.abs(z - means[:, None]), 0.0), 1)
+
+
+@triton.jit
+def store_spread(far, rstds, spread, row, inside, KEPT: tl.constexpr):
+    """Stores 1/deviation and the step of the kept sum; returns the factors that make steps of z - mean."""
+    factors = rstds if KEPT == tl.float32 else 32767 / tl.maximum(far, 1e-30)  # noqa: SIM300
+    tl.store(spread + 2 * row, rstds, mask=inside)
+    tl.store(spread + 2 * row + 1, rstds / factors, mask=inside)  # NaN where the row has a NaN or an infinity
+    return factors
+
+
+@triton.jit
 def store_unit(
-    z, means, rstds, normal, row, inside, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr
+    z, means, factors, normal, row, inside, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Stores the normalised sum, zero at rows that are not real and in the pad columns."""
+    """Stores the normalised sum in steps, zero at rows that are not real and in the pad columns."""
     column = start + tl.arange(0, BLOCK_C)
-    unit = tl.where(real[:, None] & (column < D)[None, :], (z - means[:, None]) * rstds[:, None], 0.0)
+    unit = tl.where(real[:, None] & (column < D)[None, :], (z - means[:, None]) * factors[:, None], 0.0)
+    if normal.dtype.element_ty == tl.int16:
+        unit = tl.floor(unit + 0.5)
     at = normal + row[:, None] * P + column[None, :]
     tl.store(at, unit.to(normal.dtype.element_ty), mask=inside[:, None] & (column < P)[None, :])
 
 
 @triton.jit(repr=named("residual_norm_forward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _forward_kernel(
-    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows,
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -93,23 +111,26 @@ def _forward_kernel(
     if TAIL:
         squares += squares_about(z_tail, means, MAIN, D, TAIL)
     rstds = reciprocal_deviations(squares, D, eps)
-    tl.store(rstd + row, rstds, mask=inside)
-    store_unit(z, means, rstds, normal, row, inside, real, 0, D, P, MAIN)
+    far = furthest(z, means, 0, D, MAIN)
+    if TAIL:
+        far = tl.maximum(far, furthest(z_tail, means, MAIN, D, TAIL))
+    factors = store_spread(far, rstds, spread, row, inside, normal.dtype.element_ty)
+    store_unit(z, means, factors, normal, row, inside, real, 0, D, P, MAIN)
     store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
     if TAIL:
-        store_unit(z_tail, means, rstds, normal, row, inside, real, MAIN, D, P, TAIL)
+        store_unit(z_tail, means, factors, normal, row, inside, real, MAIN, D, P, TAIL)
         store_normalised(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
 
 
 @triton.jit
 def upstream_of(
-    dy, normal, gain, row, real, start, seed, salt, p,
+    dy, normal, steps, gain, row, real, start, seed, salt, p,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dy, dy * gain, the normalised sum and the dropout's scale."""
     column = start + tl.arange(0, BLOCK_C)
     pitched = real[:, None] & (column < P)[None, :]
-    unit = tl.load(normal + row[:, None] * P + column[None, :], mask=pitched, other=0.0).to(tl.float32)
+    unit = tl.load(normal + row[:, None] * P + column[None, :], mask=pitched, other=0).to(tl.float32) * steps[:, None]
     here = real[:, None] & (column < D)[None, :]
     upstream = tl.load(dy + row[:, None] * D + column[None, :], mask=here, other=0.0)
     gains = tl.load(gain + column, mask=column < D, other=0.0)
@@ -145,7 +166,7 @@ def store_sums(for_gain, for_shift, for_b, partial, start, D: tl.constexpr, BLOC
 
 @triton.jit(repr=named("residual_norm_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows"])
 def _backward_kernel(
-    dy, normal, rstd, gain, end, seed, salt, p, dz, do, partial, rows,
+    dy, normal, spread, gain, end, seed, salt, p, dz, do, partial, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -161,16 +182,17 @@ def _backward_kernel(
         row = (tile * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
         inside = row < rows
         real = tl.load(end + row, mask=inside, other=0) > 0
-        rstds = tl.load(rstd + row, mask=inside, other=0.0)
+        rstds = tl.load(spread + 2 * row, mask=inside, other=0.0)
+        steps = tl.load(spread + 2 * row + 1, mask=inside, other=0.0)
         upstream, pulled, unit, scale = upstream_of(
-            dy, normal, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
+            dy, normal, steps, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, BLOCK_R, MAIN
         )
         for_gain += upstream * unit
         for_shift += upstream
         slope = tl.sum(pulled, 1)
         if TAIL:
             upstream_tail, pulled_tail, unit_tail, scale_tail = upstream_of(
-                dy, normal, gain, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
+                dy, normal, steps, gain, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL
             )
             for_gain_tail += upstream_tail * unit_tail
             for_shift_tail += upstream_tail
@@ -216,15 +238,15 @@ def _blocks(rows: int, width: int, device: torch.device) -> int:
 
 
 def kept_sum(like: Tensor, *shape: int) -> Tensor:
-    """Memory for a normalised sum, for a product in the compute dtype."""
-    return new(like, *shape, dtype=torch.float32 if like.dtype == torch.float32 else torch.float16)
+    """Memory for a normalised sum, for a product in the compute dtype: steps of 16 bits, or float32."""
+    return new(like, *shape, dtype=torch.float32 if like.dtype == torch.float32 else torch.int16)
 
 
 def _forward_outputs(
     o: Tensor, b: Tensor, x: Tensor, gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int,
     p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return new(x, *x.shape), kept_sum(o, *o.shape), new(x, x.shape[0])
+    return new(x, *x.shape), kept_sum(o, *o.shape), new(x, x.shape[0], 2)
 
 
 @kernel_op(_forward_outputs)
@@ -246,22 +268,23 @@ def residual_norm(
         eps: LayerNorm's.
 
     Returns:
-        y (N, D) float32; for backward the sum with mean 0 and variance 1, (N, P), in float16 if o is in half precision,
-        and its 1/standard deviation before that, (N,) float32.
+        y (N, D) float32; for backward the sum with mean 0 and variance 1, (N, P), as int16 steps if o is in half
+        precision, else float32; its 1/standard deviation before that, and the size of a step (float32: 1), (N, 2)
+        float32.
     """
-    y, normal, rstd = outputs = _forward_outputs(o, b, x, gain, shift, end, seed, salt, p, eps)
+    y, normal, spread = outputs = _forward_outputs(o, b, x, gain, shift, end, seed, salt, p, eps)
     rows, width = x.shape
     config = _config(width)
     grid = (cdiv(rows, config.blocks["BLOCK_R"]),)
     launch(
-        _forward_kernel, grid, o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows,
+        _forward_kernel, grid, o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows,
         D=width, P=pitch(width), DROPOUT=seed is not None, config=config,
     )  # fmt: skip
     return outputs
 
 
 def _backward_outputs(
-    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, normal: Tensor, spread: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, width = dy.shape
@@ -271,20 +294,20 @@ def _backward_outputs(
 
 @kernel_op(_backward_outputs)
 def residual_norm_backward(
-    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, normal: Tensor, spread: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Backward of `residual_norm`, from the normalised sum and its 1/standard deviation before that.
+    """Backward of `residual_norm`, from what it kept.
 
     Returns:
         The gradient of the sum, which is also that of x, (N, D) float32; the gradient of o, (N, P) in `dtype`; partial
         sums (blocks, 3, D) float32, whose sum over blocks is the gradients of gain, shift and b.
     """
-    dz, do, partial = outputs = _backward_outputs(dy, normal, rstd, gain, end, seed, salt, p, dtype)
+    dz, do, partial = outputs = _backward_outputs(dy, normal, spread, gain, end, seed, salt, p, dtype)
     rows, width = dy.shape
     launch(
         _backward_kernel, (_blocks(rows, width, dy.device),),
-        dy, normal, rstd, gain, end, seed, salt, p, dz, do, partial, rows,
+        dy, normal, spread, gain, end, seed, salt, p, dz, do, partial, rows,
         D=width, P=pitch(width), DROPOUT=seed is not None, config=_backward_config(width, dy.device),
     )  # fmt: skip
     return outputs

@@ -26,12 +26,14 @@ from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, launch, named
 from astroco_fast.kernels.triton.residual_norm import (
+    furthest,
     kept_sum,
     residual_norm,
     residual_norm_backward,
     squares_about,
     store_gradients,
     store_normalised,
+    store_spread,
     store_sums,
     store_unit,
     summed,
@@ -57,7 +59,7 @@ def _rows_of_s(s, statistics, scale, offset, row, real, here, k, D: tl.constexpr
 
 @triton.jit
 def norm_of_rows(
-    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows,
+    o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, first, rows,
     D: tl.constexpr, P: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_R: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """LayerNorm(x + Dropout(o + b)) for a block's rows, which begin with `first`; o and `normal` are one memory."""
@@ -68,9 +70,9 @@ def norm_of_rows(
         z = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
         means = tl.sum(z, 1) / D
         rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
-        tl.store(rstd + row, rstds, mask=inside)
+        factors = store_spread(furthest(z, means, 0, D, P), rstds, spread, row, inside, normal.dtype.element_ty)
         tl.debug_barrier()  # o may be read by other threads than those that now overwrite it
-        store_unit(z, means, rstds, normal, row, inside, real, 0, D, P, P)
+        store_unit(z, means, factors, normal, row, inside, real, 0, D, P, P)
         store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
 
 
@@ -79,7 +81,7 @@ def norm_of_rows(
     do_not_specialize=["salt", "rows", "columns"],
 )
 def _forward_kernel(
-    s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, columns,
+    s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows, columns,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +103,7 @@ def _forward_kernel(
         tl.store(at, product.to(o.dtype.element_ty), mask=here[:, None])
     tl.debug_barrier()
     norm_of_rows(
-        o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, first, rows, D, P, DROPOUT, BLOCK_R, STEP
+        o, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, first, rows, D, P, DROPOUT, BLOCK_R, STEP
     )
 
 
@@ -109,7 +111,7 @@ def _forward_kernel(
     repr=named("residual_norm_product_backward", DROPOUT=("", "dropout")), do_not_specialize=["salt", "rows", "columns"]
 )
 def _kernel(
-    dy, normal, rstd, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
+    dy, normal, spread, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -121,9 +123,10 @@ def _kernel(
         row = first + start + tl.arange(0, STEP)
         inside = row < rows
         real = tl.load(end + row, mask=inside, other=0) > 0
-        rstds = tl.load(rstd + row, mask=inside, other=0.0)
+        rstds = tl.load(spread + 2 * row, mask=inside, other=0.0)
+        steps = tl.load(spread + 2 * row + 1, mask=inside, other=0.0)
         upstream, pulled, unit, scale = upstream_of(
-            dy, normal, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P
+            dy, normal, steps, gain, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P
         )
         for_gain += upstream * unit
         for_shift += upstream
@@ -154,7 +157,7 @@ def _forward_outputs(
     gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = x.shape[0]
-    return new(x, *x.shape), kept_sum(s, rows, w.shape[0]), new(x, rows)
+    return new(x, *x.shape), kept_sum(s, rows, w.shape[0]), new(x, rows, 2)
 
 
 @kernel_op(_forward_outputs)
@@ -163,13 +166,13 @@ def product_residual_norm(
     gain: Tensor, shift: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`sublayer_end` in one kernel, for weights and widths that `fits`."""
-    y, normal, rstd = outputs = _forward_outputs(
+    y, normal, spread = outputs = _forward_outputs(
         s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps
     )
     (rows, width), (columns, depth) = x.shape, w.shape
     launch(
         _forward_kernel, (cdiv(rows, _FORWARD.blocks["BLOCK_R"]),),
-        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, rstd, rows, columns,
+        s, statistics, scale, offset, w, b, x, gain, shift, end, seed, salt, p, eps, y, normal, spread, rows, columns,
         D=width, P=columns, K=depth, SILU=statistics is not None, DROPOUT=seed is not None,
         PRECISION=dot_precision(x), config=_FORWARD,
     )  # fmt: skip
@@ -177,7 +180,7 @@ def product_residual_norm(
 
 
 def _outputs(
-    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, normal: Tensor, spread: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows, width = dy.shape
@@ -187,15 +190,15 @@ def _outputs(
 
 @kernel_op(_outputs)
 def residual_norm_product_backward(
-    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, normal: Tensor, spread: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`end_gradients` in one kernel, for weights and widths that `fits`."""
-    dz, do, ds, partial = outputs = _outputs(dy, normal, rstd, gain, end, seed, salt, p, w)
+    dz, do, ds, partial = outputs = _outputs(dy, normal, spread, gain, end, seed, salt, p, w)
     (rows, width), (depth, columns) = dy.shape, w.shape
     launch(
         _kernel, (cdiv(rows, _BACKWARD.blocks["BLOCK_R"]),),
-        dy, normal, rstd, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
+        dy, normal, spread, gain, end, seed, salt, p, w, dz, do, ds, partial, rows, columns,
         D=width, P=depth, K=columns, DROPOUT=seed is not None, PRECISION=dot_precision(dy), config=_BACKWARD,
     )  # fmt: skip
     return outputs
@@ -230,7 +233,7 @@ def sublayer_end(
 
 
 def end_gradients(
-    dy: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
+    dy: Tensor, normal: Tensor, spread: Tensor, gain: Tensor, end: Tensor, seed: Tensor | None, salt: int, p: float,
     w: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Backward of `sublayer_end` up to s.
@@ -244,6 +247,6 @@ def end_gradients(
         float32, whose sum over blocks is the gradients of gain, shift and b.
     """
     if fits(w, dy.shape[1]):
-        return residual_norm_product_backward(dy, normal, rstd, gain, end, seed, salt, p, w)
-    dz, do, partial = residual_norm_backward(dy, normal, rstd, gain, end, seed, salt, p, w.dtype)
+        return residual_norm_product_backward(dy, normal, spread, gain, end, seed, salt, p, w)
+    dz, do, partial = residual_norm_backward(dy, normal, spread, gain, end, seed, salt, p, w.dtype)
     return dz, do, torch.mm(do, w), partial

@@ -244,7 +244,10 @@ def test_shares_of_the_hidden_units(
     monkeypatch.setattr(feed_forward_shares, "_LEAST", width * width // 2)
     rows = 17 * 128 + rest if width == 64 else rest
     assert launches(monkeypatch, 17, rows, width=width, hidden=2 * width)[-1] == (rest, 64, shares)
-    check_feed_forward_fused(width, torch.bfloat16, device, rows)
+    y = check_feed_forward_fused(width, torch.bfloat16, device, rows)
+    assert launches(monkeypatch, 0, rows, width=width, hidden=2 * width)[-1][2] == 1
+    # The parts of the product are float32: half precision would lose 1e-3.
+    torch.testing.assert_close(check_feed_forward_fused(width, torch.bfloat16, device, rows), y, atol=1e-4, rtol=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tilings of its own")
@@ -274,8 +277,8 @@ def test_products_two_steps_behind_the_projections(
 
 def check_feed_forward_fused(
     width: int, dtype: torch.dtype, device: torch.device, rows: int = ROWS, hidden: int | None = None
-) -> None:
-    """The kernel against PyTorch in float64."""
+) -> torch.Tensor:
+    """The kernel's result, compared with PyTorch's in float64."""
     from astroco_fast.kernels.triton.feed_forward_fused import feed_forward_fused
 
     hidden = hidden or 2 * width
@@ -290,6 +293,7 @@ def check_feed_forward_fused(
     w_up = torch.cat(weights[:2])
     y = feed_forward_fused(x, w_up, b_val, b_gate, weights[2], b_out, gain, shift, end, 1e-5)
     assert_rows(y, exact, 1e-5 if dtype == torch.float32 else 5e-2)
+    return y
 
 
 @pytest.mark.parametrize(("width", "p"), [(64, 0.0), (100, 0.3), (256, 0.1)])

@@ -50,3 +50,24 @@ def test_one_kernel_is_several(
     monkeypatch.setattr("astroco_fast.kernels.triton.interpreting", True)
     torch.library.opcheck(product_residual_norm, forward, test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(residual_norm_product_backward, (*given, w), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 276])
+def test_the_kept_sum_is_within_half_a_step(width: int, dtype: torch.dtype, triton: str, device: torch.device) -> None:
+    """A step is the 32767th part of a row's largest value: rows are constant, of one large value, and random."""
+    from astroco_fast.kernels.triton.residual_norm import residual_norm
+
+    torch.manual_seed(0)
+    rows = 40
+    x, gain, shift = (torch.randn(shape, device=device) for shape in ((rows, width), (width,), (width,)))
+    x[0] = 3.0
+    x[1, 5] = 1e4
+    o, b = torch.zeros(rows, width + -width % 32, dtype=dtype, device=device), torch.zeros(width, device=device)
+    end = torch.ones(rows, dtype=torch.int32, device=device)
+    _, normal, spread = residual_norm(o, b, x, gain, shift, end, None, 0, 0.0, 1e-5)
+    assert normal.dtype == torch.int16
+    z = x.double()
+    exact = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    off = (normal[:, :width] * spread[:, 1:].double() - exact).abs().amax(1)
+    assert (off <= exact.abs().amax(1) / 65534 + 1e-5).all()

@@ -25,15 +25,17 @@ P = 0.3
 SALT = 5
 
 
-def drawn(op: str, case: Case, fused: str, device: torch.device, number: int) -> tuple[harness.Draw, Tensor]:
-    """The results of one draw, and the rows that are real points, (N,) bool."""
+def drawn(
+    op: str, case: Case, fused: str, device: torch.device, number: int, noise: float = 0.1
+) -> tuple[harness.Draw, Tensor]:
+    """The results of one draw, and the rows that are real points, (N,) bool; `noise` is added to parameters."""
     case = harness.fitting(case, fused)
     torch.manual_seed(crc32(repr(case).encode()) + number)
     call, make = SUBLAYERS[op]
     module = make(case.width, P).to(device).train(case.mode == "training")
     with torch.no_grad():  # random parameters, where initialisation has ones and zeros
         for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(noise * torch.randn_like(parameter))
         for key, buffer in module.named_buffers():
             if key.endswith("running_var"):
                 buffer.uniform_(0.5, 2.0)
@@ -85,6 +87,14 @@ def check(op: str, case: Case, fused: str, device: torch.device) -> None:
 @pytest.mark.parametrize("op", SUBLAYERS)
 def test_sublayer(op: str, case: Case, fused: str, device: torch.device) -> None:
     check(op, case, fused, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", SUBLAYERS)
+def test_parameters_as_initialised(op: str, dtype: torch.dtype, triton: str, device: torch.device) -> None:
+    """A sublayer's product is then small beside its residual, and so is what plain PyTorch loses by rounding it."""
+    case = Case(33, 64, "packed", dtype, "training", "contiguous")
+    harness.check(lambda number: drawn(op, case, triton, device, number, noise=0.0))
 
 
 @pytest.mark.slow
