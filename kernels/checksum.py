@@ -10,23 +10,28 @@ import numpy as np
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64)  # checksum in cpu/csrc/plan.h
 
+_library: ctypes.CDLL | None = None
+
+
+def use(library: ctypes.CDLL) -> None:
+    """Compute checksums by the CPU kernels' library from now on, as it is loaded.
+
+    Checksums from before differ, so that what was prepared until then is prepared once more.
+    """
+    global _library
+    _library = library
+
 
 def checksum(words: np.ndarray) -> int:
     """A number that changes with the numbers of a contiguous array and with their order.
 
     A change goes unseen by one chance in 2^32, if it was not made for that. The number holds for this process alone:
-    with the CPU kernels' library the array is read at the speed of memory, without it by zlib, several times slower.
+    by the CPU kernels' library the array is read at the speed of memory, without it by zlib, several times slower.
     """
-    native = _native()
-    return zlib.crc32(words.data) if native is None else native(words.ctypes.data, words.nbytes)
+    return zlib.crc32(words.data) if _library is None else _function(_library)(words.ctypes.data, words.nbytes)
 
 
 @functools.cache
-def _native() -> Callable[[int, int], int] | None:
-    """The library's function; None: there is no library."""
-    from astroco_fast.kernels.cpu import native  # which prepares weights by this module
-
-    if native.missing() is not None:
-        return None
-    address: Any = ctypes.c_void_p.in_dll(native.library().handle, "checksum").value
+def _function(library: ctypes.CDLL) -> Callable[[int, int], int]:
+    address: Any = ctypes.c_void_p.in_dll(library, "checksum").value
     return _FUNCTION(address)

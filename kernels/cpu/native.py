@@ -6,6 +6,7 @@ It is the package's own where it has one that serves here (`prebuilt`), or else 
 import threading
 import warnings
 
+from astroco_fast.kernels import checksum
 from astroco_fast.kernels.cpu import build, prebuilt
 
 _library: build.Library | str | None = None  # or the reason why there is no library; None: not tried yet
@@ -41,6 +42,7 @@ def _load() -> build.Library | str:
         if _library is None:
             try:
                 _library = _find()
+                checksum.use(_library.handle)
             except build.BuildFailed as error:
                 _library = str(error)
                 warnings.warn(f"ops run in plain PyTorch on the CPU: {error}", RuntimeWarning, stacklevel=3)

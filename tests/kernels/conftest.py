@@ -10,6 +10,7 @@ import torch._dynamo  # on import it lists torch's functions, some of which `poi
 
 import astroco_fast as af
 from astroco_fast import selfcheck
+from astroco_fast.kernels import checksum
 from astroco_fast.kernels import triton as triton_backend
 from astroco_fast.kernels.cpu import arguments, build, native
 from tests.conftest import CPU_ISA
@@ -64,6 +65,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "SOURCES", folder)
     monkeypatch.setattr(build, "wish", CPU_ISA)
     monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(checksum, "_library", None)  # the small library, which is loaded in its place, has none
     monkeypatch.setenv("ASTROCO_CACHE", str(tmp_path / "cache"))
     return folder
 
