@@ -18,7 +18,7 @@ from torch import Tensor
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
-from astroco_fast.kernels.triton.hidden_units import hidden_units
+from astroco_fast.kernels.triton.hidden_units import held_rows, hidden_units
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
 from astroco_fast.kernels.triton.residual_norm import (
     furthest,
@@ -42,24 +42,20 @@ def _kernel(
 ):  # fmt: skip
     HALVED: tl.constexpr = MAIN >= 256
     PART: tl.constexpr = MAIN // 2 if HALVED else MAIN
-    compute = w_up.dtype.element_ty
+    compute: tl.constexpr = w_up.dtype.element_ty
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, PART)
-    left = part_of_rows(x, row, real, column, D).to(compute)
-    # If the compiler knew that these are zeros, it would wait after every instruction of a product.
-    z = left.to(tl.float32) * 0.0
+    left, z = held_rows(x, row, real, column, D, compute)
     second, left_second, z_second = column, left, z
     if HALVED:
         second = PART + column
-        left_second = part_of_rows(x, row, real, second, D).to(compute)
-        z_second = left_second.to(tl.float32) * 0.0
+        left_second, z_second = held_rows(x, row, real, second, D, compute)
     last, left_tail, z_tail = column, left, z
     if TAIL:
         last = MAIN + tl.arange(0, TAIL)
-        left_tail = part_of_rows(x, row, real, last, D).to(compute)
-        z_tail = left_tail.to(tl.float32) * 0.0
+        left_tail, z_tail = held_rows(x, row, real, last, D, compute)
     mine = tl.program_id(1)
     begin = mine * steps * BLOCK_F  # a multiple of BLOCK_F, which the compiler has to know
     z, z_second, z_tail, zero = hidden_units(

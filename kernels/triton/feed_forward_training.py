@@ -18,12 +18,12 @@ from astroco_fast.kernels.library import kernel_op
 from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.feed_forward_fused import tilings
 from astroco_fast.kernels.triton.feed_forward_shares import launch_shares
-from astroco_fast.kernels.triton.hidden_units import hidden_units
+from astroco_fast.kernels.triton.hidden_units import held_rows, hidden_units
 from astroco_fast.kernels.triton.launch import launch, named
 from astroco_fast.kernels.triton.residual_norm import kept_sum
 from astroco_fast.kernels.triton.residual_norm_product import norm_of_rows
 from astroco_fast.kernels.triton.tensors import dot_precision, split
-from astroco_fast.kernels.triton.whole_rows import holds, part_of_rows
+from astroco_fast.kernels.triton.whole_rows import holds
 
 
 @triton.jit(
@@ -37,20 +37,17 @@ def _kernel(
 ):  # fmt: skip
     HALVED: tl.constexpr = MAIN >= 256
     PART: tl.constexpr = MAIN // 2 if HALVED else MAIN
-    compute = w_up.dtype.element_ty
+    compute: tl.constexpr = w_up.dtype.element_ty
     first = before + tl.program_id(0).to(tl.int64) * BLOCK_R
     row = first + tl.arange(0, BLOCK_R)
     inside = row < rows
     real = tl.load(end + row, mask=inside, other=0) > 0
     column = tl.arange(0, PART)
-    left = part_of_rows(x, row, real, column, D).to(compute)
-    # If the compiler knew that these are zeros, it would wait after every instruction of a product.
-    total = left.to(tl.float32) * 0.0
+    left, total = held_rows(x, row, real, column, D, compute)
     if HALVED:
         second = PART + tl.arange(0, PART)
-        left_second = part_of_rows(x, row, real, second, D).to(compute)
-        total_second = left_second.to(tl.float32) * 0.0
-    if not HALVED:
+        left_second, total_second = held_rows(x, row, real, second, D, compute)
+    else:
         second, left_second, total_second = column, left, total
     total, total_second, _, _ = hidden_units(
         left, left_second, left, total, total_second, total, w_up, b_val, b_gate, w_out, column, second, column,

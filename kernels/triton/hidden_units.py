@@ -4,6 +4,17 @@ import triton
 import triton.language as tl
 
 from astroco_fast.kernels.triton.gate import apart, biased, gate
+from astroco_fast.kernels.triton.whole_rows import part_of_rows
+
+
+@triton.jit
+def held_rows(x, row, real, column, D: tl.constexpr, compute: tl.constexpr):
+    """Columns of a block's rows in the compute dtype, and accumulators of zeros.
+
+    If the compiler knew that these are zeros, it would wait after every instruction of a product.
+    """
+    left = part_of_rows(x, row, real, column, D).to(compute)
+    return left, left.to(tl.float32) * 0.0
 
 
 @triton.jit
