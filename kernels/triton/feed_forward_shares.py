@@ -20,10 +20,9 @@ from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.hidden_units import held_rows, hidden_units
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named
+from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.residual_norm import (
     furthest,
-    squares_about,
-    store_normalised,
     store_spread,
     store_unit,
 )
@@ -95,11 +94,11 @@ def _sum_kernel(
         z *= dropout_scale(seed, salt, before + row, 0, p, BLOCK_R, COLUMNS)
     z = tl.where(here, z + part_of_rows(x, row, real, column, D), 0.0)
     means = tl.sum(z, 1) / D
-    rstds = reciprocal_deviations(squares_about(z, means, 0, D, COLUMNS), D, eps)
+    rstds = reciprocal_deviations(squares_about(z, means, column, D), D, eps)
     if TRAINING:
-        factors = store_spread(furthest(z, means, 0, D, COLUMNS), rstds, spread, row, inside, normal.dtype.element_ty)
-        store_unit(z, means, factors, normal, row, inside, real, 0, D, P, COLUMNS)
-    store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, COLUMNS)
+        factors = store_spread(furthest(z, means, column, D), rstds, spread, row, inside, normal.dtype.element_ty)
+        store_unit(z, means, factors, normal, row, column, inside, real, D, P)
+    store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
 
 
 class Rows(NamedTuple):

@@ -29,6 +29,7 @@ from astroco_fast.kernels.triton.column_sums import over_rows
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.dropout import dropout_scale
 from astroco_fast.kernels.triton.launch import Config, architecture, launch, named, sweepers
+from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.tensors import split
 
 
@@ -49,25 +50,9 @@ def summed(
 
 
 @triton.jit
-def squares_about(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
-    deviation = tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], z - means[:, None], 0.0)
-    return tl.sum(deviation * deviation, 1)
-
-
-@triton.jit
-def store_normalised(z, means, rstds, gain, shift, y, row, inside, real, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
-    column = start + tl.arange(0, BLOCK_C)
-    gains = tl.load(gain + column, mask=column < D, other=0.0)
-    shifts = tl.load(shift + column, mask=column < D, other=0.0)
-    normal = (z - means[:, None]) * rstds[:, None] * gains[None, :] + shifts[None, :]
-    here = inside[:, None] & (column < D)[None, :]
-    tl.store(y + row[:, None] * D + column[None, :], tl.where(real[:, None], normal, 0.0), mask=here)
-
-
-@triton.jit
-def furthest(z, means, start, D: tl.constexpr, BLOCK_C: tl.constexpr):
+def furthest(z, means, column, D: tl.constexpr):
     """How far a row's values are from its mean at most."""
-    return tl.max(tl.where((start + tl.arange(0, BLOCK_C) < D)[None, :], tl.abs(z - means[:, None]), 0.0), 1)
+    return tl.max(tl.where((column < D)[None, :], tl.abs(z - means[:, None]), 0.0), 1)
 
 
 @triton.jit
@@ -80,11 +65,8 @@ def store_spread(far, rstds, spread, row, inside, KEPT: tl.constexpr):
 
 
 @triton.jit
-def store_unit(
-    z, means, factors, normal, row, inside, real, start, D: tl.constexpr, P: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def store_unit(z, means, factors, normal, row, column, inside, real, D: tl.constexpr, P: tl.constexpr):
     """Stores the normalised sum in steps, zero at rows that are not real and in the pad columns."""
-    column = start + tl.arange(0, BLOCK_C)
     unit = tl.where(real[:, None] & (column < D)[None, :], (z - means[:, None]) * factors[:, None], 0.0)
     if normal.dtype.element_ty == tl.int16:
         unit = tl.floor(unit + 0.5)
@@ -107,19 +89,21 @@ def _forward_kernel(
         z_tail = summed(o, b, x, row, real, MAIN, seed, salt, p, D, P, DROPOUT, BLOCK_R, TAIL)
         means += tl.sum(z_tail, 1)
     means = means / D
-    squares = squares_about(z, means, 0, D, MAIN)
+    column = tl.arange(0, MAIN)
+    squares = squares_about(z, means, column, D)
     if TAIL:
-        squares += squares_about(z_tail, means, MAIN, D, TAIL)
+        last = MAIN + tl.arange(0, TAIL)
+        squares += squares_about(z_tail, means, last, D)
     rstds = reciprocal_deviations(squares, D, eps)
-    far = furthest(z, means, 0, D, MAIN)
+    far = furthest(z, means, column, D)
     if TAIL:
-        far = tl.maximum(far, furthest(z_tail, means, MAIN, D, TAIL))
+        far = tl.maximum(far, furthest(z_tail, means, last, D))
     factors = store_spread(far, rstds, spread, row, inside, normal.dtype.element_ty)
-    store_unit(z, means, factors, normal, row, inside, real, 0, D, P, MAIN)
-    store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, MAIN)
+    store_unit(z, means, factors, normal, row, column, inside, real, D, P)
+    store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
     if TAIL:
-        store_unit(z_tail, means, factors, normal, row, inside, real, MAIN, D, P, TAIL)
-        store_normalised(z_tail, means, rstds, gain, shift, y, row, inside, real, MAIN, D, TAIL)
+        store_unit(z_tail, means, factors, normal, row, last, inside, real, D, P)
+        store_normalised(z_tail, means, rstds, gain, shift, y, row, last, inside, real, D)
 
 
 @triton.jit

@@ -25,14 +25,13 @@ from astroco_fast.kernels.tensors import cdiv, new
 from astroco_fast.kernels.triton.batch_norm import batch_norm_silu
 from astroco_fast.kernels.triton.deviation import reciprocal_deviations
 from astroco_fast.kernels.triton.launch import Config, launch, named
+from astroco_fast.kernels.triton.linear_residual_norm import squares_about, store_normalised
 from astroco_fast.kernels.triton.residual_norm import (
     furthest,
     kept_sum,
     residual_norm,
     residual_norm_backward,
-    squares_about,
     store_gradients,
-    store_normalised,
     store_spread,
     store_sums,
     store_unit,
@@ -69,11 +68,12 @@ def norm_of_rows(
         real = tl.load(end + row, mask=inside, other=0) > 0
         z = summed(o, b, x, row, real, 0, seed, salt, p, D, P, DROPOUT, STEP, P)
         means = tl.sum(z, 1) / D
-        rstds = reciprocal_deviations(squares_about(z, means, 0, D, P), D, eps)
-        factors = store_spread(furthest(z, means, 0, D, P), rstds, spread, row, inside, normal.dtype.element_ty)
+        column = tl.arange(0, P)
+        rstds = reciprocal_deviations(squares_about(z, means, column, D), D, eps)
+        factors = store_spread(furthest(z, means, column, D), rstds, spread, row, inside, normal.dtype.element_ty)
         tl.debug_barrier()  # o may be read by other threads than those that now overwrite it
-        store_unit(z, means, factors, normal, row, inside, real, 0, D, P, P)
-        store_normalised(z, means, rstds, gain, shift, y, row, inside, real, 0, D, P)
+        store_unit(z, means, factors, normal, row, column, inside, real, D, P)
+        store_normalised(z, means, rstds, gain, shift, y, row, column, inside, real, D)
 
 
 @triton.jit(
